@@ -1,0 +1,61 @@
+"""Every word a model is asked, in one file. Pure text: no images, no models.
+
+The tiny models are trained on exactly these sentences (scripts/train_tiny.py imports them), so a change here needs a new training
+or an ADR; the knowledge base records `fingerprint()` so that an old base is never silently used with new words.
+Fixed instructions stand before the image (system turn), the image next, what varies last: prefixes can then be shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Sequence
+
+SYSTEM = "You look closely at pictures and say exactly what is visible."
+
+_DESCRIBE_CLASS = (
+    "All pictures show the same kind of {superclass}, called {name}. "
+    "Describe its visible features: shape, colours, markings and what tells it from similar kinds."
+)
+_DESCRIBE_IMAGE = "Describe the visible features of this {superclass}: shape, colours, markings and what tells it from similar kinds."
+_CHOOSE = "Which {superclass} is this? The candidates are:\n{candidates}\n{rules}"
+_NAME = "Answer with its name."
+_LETTER = "Answer with its letter."
+_REASON = "First say what you see, then answer with its letter."
+
+# CLIP's two general templates and the one of fine-grained benchmarks (Radford et al. 2021, section 3.1.4).
+NAME_TEMPLATES = ("a photo of a {name}, a type of {superclass}.", "a photo of the {name}, a kind of {superclass}.", "a photo of a {name}.")
+
+
+def describe_class(name: str, superclass: str) -> str:
+    """What the MLLM is asked when it writes a class's description from its support images."""
+    return _DESCRIBE_CLASS.format(name=name, superclass=superclass)
+
+
+def describe_image(superclass: str) -> str:
+    """The shared question under which every candidate's description is scored (`slow.target=description`)."""
+    return _DESCRIBE_IMAGE.format(superclass=superclass)
+
+
+def candidate_lines(names: Sequence[str], descriptions: Sequence[str]) -> str:
+    """`A. name: description`, one line per candidate."""
+    pairs = zip(string.ascii_uppercase, names, descriptions, strict=False)
+    return "\n".join(f"{letter}. {name}: {text}" if text else f"{letter}. {name}" for letter, name, text in pairs)
+
+
+def choose(superclass: str, names: Sequence[str], descriptions: Sequence[str], rules: Sequence[str], *, ending: str) -> str:
+    """The multiple-choice question; `ending` is `name`, `letter` or `reason`. The true label is never an argument here."""
+    listed = "".join(f"Rule: {rule}\n" for rule in rules)
+    asked = {"name": _NAME, "letter": _LETTER, "reason": _REASON}[ending]
+    return _CHOOSE.format(superclass=superclass, candidates=candidate_lines(names, descriptions), rules=listed) + asked
+
+
+def name_prompts(name: str, superclass: str) -> tuple[str, ...]:
+    """Class-name prompts for the text encoder."""
+    return tuple(t.format(name=name, superclass=superclass) for t in NAME_TEMPLATES)
+
+
+def fingerprint() -> str:
+    """12 hex digits over every prompt of this file; part of a knowledge base's key."""
+    words = "\x00".join((SYSTEM, _DESCRIBE_CLASS, _DESCRIBE_IMAGE, _CHOOSE, _NAME, _LETTER, _REASON, *NAME_TEMPLATES))
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
