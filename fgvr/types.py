@@ -1,0 +1,346 @@
+"""Every noun of the project, as frozen records. No behaviour beyond derived properties and how a record prints itself.
+
+Arrays are numpy float32. Class identity is always the class *id*, a string; names are for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    ImageSource = Path | str | Image | np.ndarray
+
+# --- what is looked at -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image to recognise: where it is and, when known, what it shows."""
+
+    image: ImageSource
+    key: str  # how files and reports call it: path relative to the dataset's root, or a name given by the user
+    label: str | None = None  # class id
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded image: RGB, upright, with the hash of its content (file bytes, or pixels when there is no file)."""
+
+    image: Image
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of a dataset."""
+
+    id: str
+    name: str
+    superclass: str = "object"
+    aliases: tuple[str, ...] = ()
+
+
+# --- System 1 ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One class on System 1's shortlist; scores are cosines, ranks start at 1, `None` = not scored or not in that top-k."""
+
+    category: str
+    probability: float
+    image_score: float
+    text_score: float
+    name_score: float | None = None
+    joint_score: float | None = None
+    image_rank: int | None = None
+    text_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How the class System 1 names has done in leave-one-out retrieval on the support set."""
+
+    seen: int  # times it was predicted
+    correct: int  # times that was right
+    total: int  # predictions over all classes
+
+
+@dataclass(frozen=True, slots=True)
+class FastResult:
+    """What System 1 saw: ranked candidates and the evidence the trigger decides on."""
+
+    sha256: str
+    candidates: tuple[Candidate, ...]
+    confidence: float  # P(top) + 0.1 * RRF(top)
+    margin: float  # P(top) - P(second)
+    entropy: float  # nats, over the candidates
+    agreement: bool  # both modalities rank the same class first
+    history: History
+
+    @property
+    def top(self) -> Candidate:
+        return self.candidates[0]
+
+    @property
+    def ambiguity(self) -> float:
+        """Entropy as a share of its maximum ln|U|, in [0, 1]."""
+        return self.entropy / float(np.log(len(self.candidates))) if len(self.candidates) > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to think slowly, and why: escalate iff score < threshold."""
+
+    escalate: bool
+    score: float
+    threshold: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+
+# --- System 2 ----------------------------------------------------------------------------------------------------------------
+
+
+class Reply(str):
+    """An MLLM's answer; a string that knows what it cost."""
+
+    prompt_tokens: int
+    new_tokens: int
+
+    def __new__(cls, text: str, prompt_tokens: int = 0, new_tokens: int = 0) -> Reply:
+        self = super().__new__(cls, text)
+        self.prompt_tokens, self.new_tokens = prompt_tokens, new_tokens
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-likelihood of each continuation given one image and prompt, in nats, summed over its tokens."""
+
+    log_likelihoods: tuple[float, ...]
+    tokens: tuple[int, ...]  # length of each continuation
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlowResult:
+    """System 2's answer among the candidates it was shown."""
+
+    category: str | None  # None iff unreadable
+    probabilities: Mapping[str, float]
+    rationale: str = ""
+    rules: tuple[str, ...] = ()
+    status: Literal["answered", "unreadable"] = "answered"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Work actually done (answers from the cache cost nothing); seconds are wall time."""
+
+    mllm_calls: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    encoder_forwards: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.mllm_calls + other.mllm_calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.new_tokens + other.new_tokens,
+            self.encoder_forwards + other.encoder_forwards,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The final answer for one image with everything that led to it."""
+
+    image: str
+    sha256: str
+    label: str | None
+    category: str
+    name: str
+    confidence: float
+    by: Literal["fast", "slow"]
+    fast: FastResult
+    decision: Decision
+    slow: SlowResult | None = None
+    cost: Cost = Cost()
+
+    @property
+    def correct(self) -> bool | None:
+        return None if self.label is None else self.category == self.label
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.name} ({self.confidence:.2f}, {self.by})"
+
+    def _repr_html_(self) -> str:
+        from fgvr.utils.text import prediction_html
+
+        return prediction_html(self)
+
+
+# --- knowledge ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One rule learned from failures, with its evidence."""
+
+    id: str
+    rule: str
+    applies: str
+    root_cause: str
+    pair: tuple[str, ...]  # the confused class ids, or () for a rule about the superclass
+    priority: Literal["high", "medium", "low"]
+    sources: tuple[str, ...]  # sha256 of the support images it came from
+    status: Literal["accepted", "undecided", "rejected"]
+    p: float | None = None
+    n: int = 0
+    fixed: int = 0
+    broken: int = 0
+    hits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a knowledge base is made of; written last, so its presence means the base is whole."""
+
+    schema: int
+    key: str
+    dataset: str
+    split_hash: str
+    shots: int
+    split_seed: int
+    models: Mapping[str, str]  # role -> fingerprint
+    prompts: str
+    counts: Mapping[str, int]
+    libraries: Mapping[str, str]
+    files: Mapping[str, str]  # file name -> sha256
+    content_hash: str  # over everything above; time fields below stay outside it
+    created: str = ""
+    seconds: float = 0.0
+
+
+# --- runtime -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, in which form. Two specs with one `key` share one copy."""
+
+    role: Literal["mllm", "encoder", "joint"]
+    loader: str  # module name below fgvr.runtime.loaders: clip, qwen, blip, fake
+    source: str  # folder, hub repository or "tiny" (shipped)
+    revision: str | None = None
+    dtype: str = "auto"  # auto, float32, bfloat16, float16
+    quantization: str | None = None
+    max_pixels: int | None = None  # the processor's cap; changes memory, hence part of the key
+    batch_size: int = 8  # how many images or prompts go through at once; not part of the key
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        return (self.loader, self.source, self.revision, self.dtype, self.quantization, self.role, self.max_pixels)
+
+    @property
+    def key(self) -> str:
+        """`role-hash8`, as shown in status tables and REST paths."""
+        import hashlib
+
+        return f"{self.role}-{hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model as the pool sees it; bytes are measured once resident, estimated before."""
+
+    key: str
+    role: str
+    source: str
+    state: Literal["absent", "loading", "resident", "parked", "evicting", "failed"]
+    bytes: int
+    leases: int
+    hits: int
+    loads: int
+    pinned: bool
+    idle_seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPart:
+    """One line of a memory plan."""
+
+    name: str
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What would be resident at once and whether it fits."""
+
+    budget: int
+    parts: tuple[PlanPart, ...]
+    advice: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.budget
+
+    def __str__(self) -> str:
+        from fgvr.utils.text import format_bytes
+
+        width = max((len(p.name) for p in self.parts), default=6)
+        lines = [f"{p.name:<{width}}  {format_bytes(p.bytes):>12}  {p.note}".rstrip() for p in self.parts]
+        verdict = "fits" if self.fits else f"does not fit: {format_bytes(self.needed - self.budget)} too much"
+        lines.append(f"{'needed':<{width}}  {format_bytes(self.needed):>12}  of {format_bytes(self.budget)}: {verdict}")
+        return "\n".join([*lines, *(f"- {line}" for line in self.advice)])
+
+
+# --- results -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An evaluation's numbers; `path` holds report.json, report.html and predictions.jsonl."""
+
+    n: int
+    top1: float
+    top1_interval: tuple[float, float]
+    macro: float
+    slow_rate: float
+    fixed: int
+    broken: int
+    protocols: Mapping[str, float]
+    cost: Mapping[str, float]
+    peak_device_bytes: int
+    model_loads: Mapping[str, int]
+    notes: tuple[str, ...]
+    classes: Mapping[str, str]  # id -> name
+    dataset: str
+    trigger: str
+    path: Path
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        low, high = self.top1_interval
+        return f"{self.dataset}, {self.trigger}: top-1 {self.top1:.3f} [{low:.3f}, {high:.3f}], slow {self.slow_rate:.2f}, n {self.n}"
+
+    def _repr_html_(self) -> str:
+        from fgvr.utils.text import report_html
+
+        return report_html(self)
