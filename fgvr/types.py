@@ -56,8 +56,8 @@ class Candidate:
 
     category: str
     probability: float
-    image_score: float
-    text_score: float
+    image_score: float | None
+    text_score: float | None
     name_score: float | None = None
     joint_score: float | None = None
     image_rank: int | None = None

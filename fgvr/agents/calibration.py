@@ -1,0 +1,170 @@
+"""The calibrated trigger: how likely is System 1 right, learned from leave-one-out retrieval on the support images.
+
+The published rule's three ingredients (confidence, class history, ambiguity) enter a logistic model; its threshold is chosen for a
+target. What it expects on new images is an estimate from out-of-fold support images, and is reported as an estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fgvr.errors import ConfigError
+from fgvr.types import Decision, FastResult, History
+
+FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
+_PRIOR_STRENGTH = 2.0  # a class's history counts as if two more predictions of average precision had been seen
+_RIDGE = 1.0  # on standardised features; keeps separable support sets finite
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the threshold is chosen for: `slow_rate:0.45` or `precision:0.9`."""
+
+    kind: Literal["slow_rate", "precision"]
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        kind, _, value = str(text).partition(":")
+        if kind not in ("slow_rate", "precision"):
+            raise ConfigError(f"trigger.target={text!r}: write slow_rate:0.45 or precision:0.9 (risk targets come with issue 5)")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise ConfigError(f"trigger.target={text!r}: {value!r} is no share between 0 and 1, e.g. {kind}:0.45")
+        return cls(kind, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the threshold does to out-of-fold support images: an estimate, not a promise."""
+
+    slow_rate: float
+    precision: float  # share right among those answered fast
+    n: int
+
+    def __str__(self) -> str:
+        return f"expects slow rate {self.slow_rate:.2f}, fast precision {self.precision:.2f} (leave-one-out estimate, n={self.n})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Logistic:
+    """P(right | features) = sigmoid(intercept + weights . standardised features)."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    intercept: float
+
+    def terms(self, features: np.ndarray) -> np.ndarray:
+        """(n, F) contributions in log-odds."""
+        return (features - self.mean) / self.scale * self.weights
+
+    def probability(self, features: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-(self.intercept + self.terms(features).sum(axis=1))))
+
+
+class Calibrated:
+    """A fitted trigger: escalate iff P(System 1 is right) is below the threshold."""
+
+    name = "calibrated"
+
+    def __init__(self, model: Logistic, threshold: float, expectation: Expectation) -> None:
+        self.model, self.threshold, self.expectation = model, threshold, expectation
+
+    def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
+        table = features(results)
+        scores, terms = self.model.probability(table), self.model.terms(table)
+        return [
+            Decision(bool(score < self.threshold), float(score), self.threshold, _named(row, self.model.intercept))
+            for score, row in zip(scores, terms, strict=True)
+        ]
+
+
+class Calibrator:
+    """The policy `trigger=calibrated` before it has met a knowledge base."""
+
+    name = "calibrated"
+
+    def __init__(self, *, target: str) -> None:
+        self._target = Target.parse(target)
+
+    def fit(self, results: Sequence[FastResult], right: Sequence[bool], groups: Sequence[int]) -> Calibrated:
+        """Learn from leave-one-out results.
+
+        Args:
+            results: one per support image; their histories must not count the image itself.
+            right: whether System 1 was right on it.
+            groups: images of one group are left out together when scores for the threshold are made.
+        """
+        table, outcome, group = features(results), np.asarray(right, float), np.asarray(groups)
+        scores = np.empty(len(table))
+        for held_out in np.unique(group):
+            out = group == held_out
+            scores[out] = fit_logistic(table[~out], outcome[~out]).probability(table[out])
+        threshold = choose_threshold(scores, outcome, self._target)
+        fast = scores >= threshold
+        precision = float(outcome[fast].mean()) if fast.any() else 1.0
+        return Calibrated(fit_logistic(table, outcome), threshold, Expectation(float(1 - fast.mean()), precision, len(table)))
+
+
+def features(results: Sequence[FastResult]) -> np.ndarray:
+    """(n, F) float64, columns as in FEATURES."""
+    return np.array(
+        [[_log_odds(r.top.probability), r.margin, float(r.agreement), precision(r.history), r.ambiguity] for r in results], float
+    ).reshape(-1, len(FEATURES))
+
+
+def precision(history: History) -> float:
+    """Smoothed share of right predictions of this class; a class never predicted gets one half."""
+    return (history.correct + _PRIOR_STRENGTH / 2) / (history.seen + _PRIOR_STRENGTH)
+
+
+def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> Logistic:
+    """Ridge logistic regression by Newton's method (iteratively reweighted least squares); the intercept is not shrunk."""
+    mean, scale = table.mean(axis=0), table.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    design = np.column_stack([np.ones(len(table)), (table - mean) / scale])
+    # One imagined success and failure keep the intercept finite when every outcome is the same.
+    design = np.vstack([design, np.eye(1, design.shape[1]), np.eye(1, design.shape[1])])
+    outcome = np.concatenate([outcome, [0.0, 1.0]])
+    penalty = np.diag([0.0] + [_RIDGE] * table.shape[1])
+    weights = np.zeros(design.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (outcome - p) - penalty @ weights
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty
+        step = np.linalg.solve(hessian, gradient)
+        weights += step
+        if np.abs(step).max() < 1e-10:
+            break
+    return Logistic(mean, scale, weights[1:], float(weights[0]))
+
+
+def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> float:
+    """The lowest threshold that reaches a fast precision, or the one that sends the wanted share to System 2."""
+    ordered = np.sort(scores)
+    if target.kind == "slow_rate":
+        slow = round(target.value * len(ordered))
+        if slow >= len(ordered):
+            return float(np.nextafter(1.0, 2.0))
+        return float((ordered[slow - 1] + ordered[slow]) / 2) if slow else 0.0
+    for threshold in ordered:
+        if right[scores >= threshold].mean() >= target.value:
+            return float(threshold)
+    return float(np.nextafter(1.0, 2.0))
+
+
+def _log_odds(p: float) -> float:
+    p = min(max(p, 1e-6), 1 - 1e-6)
+    return float(np.log(p / (1 - p)))
+
+
+def _named(row: np.ndarray, intercept: float) -> dict[str, float]:
+    return {"base_rate": intercept, **{name: float(value) for name, value in zip(FEATURES, row, strict=True)}}

@@ -1,0 +1,37 @@
+"""The describer: words for a class from a few of its images (algorithm.md 1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fgvr.agents import prompts
+from fgvr.knowledge.classes import Description, Portrait
+from fgvr.protocols import MLLM
+
+log = logging.getLogger(__name__)
+
+
+class Describer:
+    """Asks the MLLM for one description per class. An empty answer is `failed`: no placeholder ever enters the library."""
+
+    def __init__(self, mllm: MLLM, *, max_new_tokens: int) -> None:
+        self._mllm = mllm
+        self._max_new_tokens = max_new_tokens
+
+    def __call__(self, portraits: Sequence[Portrait]) -> list[Description]:
+        replies = self._mllm.generate(
+            [portrait.pictures for portrait in portraits],
+            [prompts.describe_class(portrait.name, portrait.superclass) for portrait in portraits],
+            system=prompts.SYSTEM,
+            max_new_tokens=self._max_new_tokens,
+        )
+        described = [_read(reply) for reply in replies]
+        for portrait, description in zip(portraits, described, strict=True):
+            log.debug("%s: %s", portrait.name, description.text or "no description")
+        return described
+
+
+def _read(reply: str) -> Description:
+    text = " ".join(reply.split())
+    return Description(text) if text else Description("", "failed")

@@ -1,0 +1,41 @@
+"""What is known of one class, as words. Descriptions come from the MLLM and images only, never from a dataset's attribute tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fgvr.types import Picture
+
+Status = Literal["described", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A description, or the fact that there is none; a failed one is written again by the next build."""
+
+    text: str
+    status: Status = "described"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Portrait:
+    """What the MLLM is shown when it describes a class."""
+
+    name: str
+    superclass: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRecord:
+    """One row of classes.parquet."""
+
+    id: str
+    name: str
+    superclass: str
+    aliases: tuple[str, ...]
+    description: Description
+    # Written without the images of fold 0, of fold 1: what leave-one-out uses for a class's own images.
+    fold_descriptions: tuple[Description, Description]
+    shots: int

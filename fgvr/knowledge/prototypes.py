@@ -1,0 +1,87 @@
+"""The multimodal prototype library: what each class looks like, as vectors. Only matrix products; no models, no files.
+
+Shapes: C classes, N support images, B queries, d the encoder's width. Rows are unit vectors; a class without a usable text has a
+zero row and `False` in its mask, so that a failed description never scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; zero rows stay zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Similarities:
+    """Cosines of B images with C classes by modality; NaN where a class has no prototype of that kind."""
+
+    image: np.ndarray  # (B, C)
+    text: np.ndarray  # (B, C) against the descriptions
+    name: np.ndarray | None = None  # (B, C) against the class-name prompts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prototypes:
+    """Three prototypes per class and the support vectors they come from."""
+
+    ids: tuple[str, ...]  # (C,) class ids, the order of every class axis
+    shots: np.ndarray  # (N, d) support image vectors
+    owners: np.ndarray  # (N,) int64 class index of each support image
+    folds: np.ndarray  # (N,) int64, 0 or 1: which half of its class's shots an image belongs to
+    text: np.ndarray  # (C, d) descriptions
+    fold_text: np.ndarray  # (2, C, d) descriptions written without the images of fold 0, of fold 1
+    name: np.ndarray | None = None  # (C, d) class-name prompts
+
+    @property
+    def image(self) -> np.ndarray:
+        """(C, d) re-normalised means of the support vectors (algorithm.md 1)."""
+        return unit(self._sums())
+
+    def _sums(self) -> np.ndarray:
+        sums = np.zeros((len(self.ids), self.shots.shape[1]), np.float32)
+        np.add.at(sums, self.owners, self.shots)
+        return sums
+
+    def compare(self, queries: np.ndarray) -> Similarities:
+        """Cosines of unit queries (B, d) with every class."""
+        name = None if self.name is None else _cosines(queries, self.name)
+        return Similarities(_cosines(queries, self.image), _cosines(queries, self.text), name)
+
+    def leave_one_out(self) -> Similarities:
+        """Each support image against prototypes that have never met it, (N, C), in closed form from the sum of shots.
+
+        Its own class's mean is taken without it, and its own class's description is the one written without its half of the shots.
+        """
+        met = self.compare(self.shots)
+        rows = np.arange(len(self.shots))
+        image, text = met.image.copy(), met.text.copy()
+        image[rows, self.owners] = np.sum(self.shots * _or_nan(unit(self._sums()[self.owners] - self.shots)), axis=1)
+        text[rows, self.owners] = np.sum(self.shots * _or_nan(self.fold_text[self.folds, self.owners]), axis=1)
+        return Similarities(image, text, met.name)
+
+
+def halves(owners: Sequence[int]) -> np.ndarray:
+    """Fold of each support image: within a class, images alternate between the two halves."""
+    seen: dict[int, int] = {}
+    folds = np.zeros(len(owners), np.int64)
+    for i, owner in enumerate(owners):
+        folds[i] = seen.get(owner, 0) % 2
+        seen[owner] = seen.get(owner, 0) + 1
+    return folds
+
+
+def _or_nan(prototypes: np.ndarray) -> np.ndarray:
+    return np.where(np.any(prototypes != 0, axis=-1, keepdims=True), prototypes, np.nan)
+
+
+def _cosines(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    scores = queries @ prototypes.T
+    scores[:, ~np.any(prototypes != 0, axis=1)] = np.nan
+    return scores
