@@ -1,0 +1,97 @@
+"""Files that are whole or absent, and the hashes they are known by."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fgvr.errors import StoreError
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> Path:
+    """Write a file so that readers see the old content or the new, never a half; folders are made. Text is UTF-8."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no blanks. Paths, tuples and other leaves are written as JSON would or by `str`."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def short_hash(value: Any) -> str:
+    """12 hex digits that name a configuration."""
+    return sha256_bytes(canonical_json(value).encode())[:12]
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Sorted, indented, atomic: equal values give equal bytes."""
+    return atomic_write(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file; a missing or damaged file is a StoreError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); delete it, it will be written again") from error
+
+
+@contextmanager
+def file_lock(path: str | Path, *, timeout: float = 600.0) -> Iterator[None]:
+    """Hold `path` for this thread alone; the kernel frees it when the holder dies. The (empty) file stays behind.
+
+    After `timeout` seconds of waiting: StoreError. Not reentrant, and not for network file systems without locks.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout
+    with open(path, "ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise StoreError(f"another process has held {path} for {timeout:g} s; wait for it or end it, then try again") from None
+                time.sleep(0.02)
+        yield

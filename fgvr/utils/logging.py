@@ -1,0 +1,40 @@
+"""One place where log lines are given a look: the `fgvr` logger, on stderr."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+_MARK = "fgvr"  # name of the handlers set here, so that a second call replaces them
+
+
+@cache
+def stderr_console() -> Console:
+    """The one console progress bars and log lines share, so that they do not write over each other. Not for results: those go to stdout."""
+    return Console(stderr=True)
+
+
+def setup_logging(*, level: str = "info", quiet: bool = False, file: Path | None = None) -> logging.Logger:
+    """Show `fgvr` log lines of `level` and above on stderr (`quiet`: warnings only), and write all of them to `file` as well.
+
+    May be called again: it replaces what an earlier call set up. Other libraries' loggers are left alone.
+    """
+    logger = logging.getLogger("fgvr")
+    for handler in [h for h in logger.handlers if h.get_name() == _MARK]:
+        logger.removeHandler(handler)
+        handler.close()
+    chosen = logging.getLevelNamesMapping()[level.upper()]
+    shown: list[logging.Handler] = [RichHandler(max(chosen, logging.WARNING) if quiet else chosen, stderr_console(), show_path=False)]
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shown.append(logging.FileHandler(file, encoding="utf-8"))
+        shown[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for handler in shown:
+        handler.set_name(_MARK)
+        logger.addHandler(handler)
+    logger.setLevel(min(chosen, logging.INFO) if file is not None else chosen)
+    return logger

@@ -1,0 +1,39 @@
+"""A progress bar on stderr, where a person is watching."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fgvr.utils.logging import stderr_console
+
+T = TypeVar("T")
+
+
+def track(iterable: Iterable[T], description: str, total: int | None = None, *, show: bool | None = None) -> Iterator[T]:
+    """The same items, with a bar that shows count, rate and remaining time.
+
+    Shown when stderr is a terminal, unless FGVR_PROGRESS=0 (FGVR_PROGRESS=1 or `show` forces it). Nested bars stay silent.
+    """
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)  # pyright: ignore[reportArgumentType]
+    console = stderr_console()
+    if not (_wanted(console.is_terminal) if show is None else show):
+        yield from iterable
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield from progress.track(iterable, total=total, description=description)
+
+
+def _wanted(terminal: bool) -> bool:
+    return {"0": False, "1": True}.get(os.environ.get("FGVR_PROGRESS", ""), terminal)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
