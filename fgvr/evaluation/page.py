@@ -1,0 +1,203 @@
+"""`report.html`: one self-contained page. No network, no script; light and dark, desktop and phone, plain tables with captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fgvr.evaluation import figures, metrics, protocols, routers
+from fgvr.evaluation.records import Outcomes, outcomes
+from fgvr.types import Prediction, Report
+
+if TYPE_CHECKING:
+    from fgvr.types import ImageSource
+
+PAIRS = 12
+"""Confusion pairs listed."""
+FLIPS = 12
+"""Pictures shown of what System 2 fixed, and again of what it broke."""
+
+
+def render(report: Report, body: Mapping[str, Any], predictions: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> str:
+    """The page for a report, its JSON body and the predictions it was made from."""
+    seen = outcomes(predictions)
+    style = resources.files("fgvr.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    sections = (
+        _notes(report),
+        _headline(report, body),
+        _figures(seen),
+        _numbers(report, body),
+        _changed(report, seen, predictions, pictures),
+        _confused(report, seen),
+        _classes(report, seen),
+        _config(body),
+    )
+    title = escape(f"{report.dataset}, {report.trigger}: top-1 {report.top1:.1%}")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<style>{style}</style></head><body><main>{''.join(sections)}</main>"
+        f"<footer>fgvr {escape(str(body['fgvr']))} · scored with {escape(_ids(report))}</footer></body></html>\n"
+    )
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _notes(report: Report) -> str:
+    return "".join(f'<p class="note" role="note">{escape(note)}</p>' for note in report.notes)
+
+
+def _headline(report: Report, body: Mapping[str, Any]) -> str:
+    low, high = report.top1_interval
+    tiles = (
+        ("System 1 alone", f"{body['fast']['top1']:.1%}", "top-1 had nothing been asked twice"),
+        ("Sent to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
+        ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
+        ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
+    )
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{why}</small></dd></div>" for name, value, why in tiles)
+    return (
+        f"<header><h1>{escape(report.dataset)} <span>trigger {escape(report.trigger)}</span></h1>"
+        f'<p class="headline"><strong>{report.top1:.1%}</strong> <span>top-1, exact class id<br>'
+        f"95 % interval {low:.1%} to {high:.1%} over images of these classes</span></p></header>"
+        f'<dl class="tiles">{cells}</dl>'
+    )
+
+
+def _figures(seen: Outcomes) -> str:
+    return f'<section class="figures">{_trade_off(seen)}{_selective(seen)}</section>'
+
+
+def _trade_off(seen: Outcomes) -> str:
+    """Accuracy against slow rate: the whole curve when every image was thought over, else as far as slow answers were recorded."""
+    score = seen.score if len(np.unique(seen.score)) > 1 else seen.fast_confidence
+    slow_right = np.where(seen.escalated, seen.right, seen.fast_right)
+    rate, fast, final = float(seen.escalated.mean()), float(seen.fast_right.mean()), float(seen.right.mean())
+    ours = routers.curve(seen.fast_right, slow_right, score)
+    points = [figures.Point("System 1 alone", 0.0, fast, "floor"), figures.Point("this run", rate, final, "ours")]
+    if seen.escalated.all():
+        name = "least certain first" if score is seen.fast_confidence else "by the trigger's score"
+        ceiling, floor = routers.oracle(seen.fast_right, slow_right), routers.chance(seen.fast_right, slow_right)
+        lines = [
+            figures.Line("oracle, knows both outcomes", ceiling.rate, ceiling.accuracy, "ceiling"),
+            figures.Line(name, ours.rate, ours.accuracy, "ours"),
+            figures.Line("random", floor.rate, floor.accuracy, "floor"),
+        ]
+    else:
+        known = ours.rate <= rate + 1e-9
+        lines = [figures.Line("by the trigger's score, as far as recorded", ours.rate[known], ours.accuracy[known], "ours")]
+    return figures.chart("Accuracy against slow rate", "share of images sent to System 2", "top-1", lines, points)
+
+
+def _selective(seen: Outcomes) -> str:
+    """Risk against coverage of the final answers."""
+    coverage, risk = metrics.risk_coverage(seen.confidence, seen.right)
+    lines = [figures.Line("answering the most confident first", coverage, risk, "ours")]
+    points = [figures.Point("answering all", 1.0, float(risk[-1]), "floor")]
+    return figures.chart("Risk against coverage", "share of images answered", "wrong among the answered", lines, points)
+
+
+def _numbers(report: Report, body: Mapping[str, Any]) -> str:
+    fast, spread = body["fast"], body["intervals"]["exact"]
+    rows = [(f"{known.title} ({known})", f"{value:.1%}") for name, value in report.protocols.items() for known in [protocols.get(name)]]
+    rows += [
+        ("95 % interval, these classes (image bootstrap)", "{:.1%} to {:.1%}".format(*spread["image_bootstrap"])),
+        ("95 % interval, new classes of this kind (class bootstrap)", "{:.1%} to {:.1%}".format(*spread["class_bootstrap"])),
+        ("System 1, truth among its first five", f"{fast['recall5']:.1%}"),
+        ("Trigger score tells right from wrong (AUROC)", "–" if fast["score_auroc"] is None else f"{fast['score_auroc']:.3f}"),
+        ("Unreadable answers of System 2", f"{body['unreadable']:,}"),
+        ("Images skipped", f"{report.skipped:,}"),
+        ("Encoder forwards", f"{report.cost['encoder_forwards']:,.0f}"),
+        ("MLLM calls", f"{report.cost['mllm_calls']:,.0f}"),
+        ("Prompt tokens / new tokens", f"{report.cost['prompt_tokens']:,.0f} / {report.cost['new_tokens']:,.0f}"),
+        ("Seconds in all, per image", f"{report.cost['seconds']:,.1f}, {report.cost['seconds'] / report.n:.3f}"),
+        ("Peak device memory", f"{report.peak_device_bytes / 2**20:,.0f} MiB" if report.peak_device_bytes else "not measured"),
+        ("Models loaded in this process so far", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"),
+    ]
+    return _section("Numbers", _table("All figures of this run", ("Quantity", "Value"), rows, numeric=(1,)))
+
+
+def _changed(report: Report, seen: Outcomes, predictions: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> str:
+    known = [p for p in predictions if p.label is not None]
+    parts = []
+    for title, which in (("Fixed", seen.fixed), ("Broken", seen.broken)):
+        chosen = [p for p, changed in zip(known, which, strict=True) if changed]
+        cards = "".join(_card(p, report.classes, pictures) for p in chosen[:FLIPS])
+        more = f", {FLIPS} shown" if len(chosen) > FLIPS else ""
+        shown = f'<ul class="cards">{cards}</ul>' if chosen else "<p>None.</p>"
+        parts.append(f"<h3>{title} <span>{len(chosen):,}{more}</span></h3>{shown}")
+    return _section("What System 2 changed", "".join(parts))
+
+
+def _card(p: Prediction, classes: Mapping[str, str], pictures: Mapping[str, ImageSource]) -> str:
+    url = figures.thumbnail(pictures.get(p.image))
+    picture = f'<img src="{url}" alt="" loading="lazy">' if url else '<div class="no-picture" aria-hidden="true">no picture</div>'
+    reason = f"<details><summary>Reasons</summary>{escape(p.slow.rationale)}</details>" if p.slow is not None and p.slow.rationale else ""
+    rows = (("truth", p.label or ""), ("fast", p.fast.top.category), ("final", p.category))
+    said = "".join(
+        f'<div class="{"right" if id_ == p.label else "wrong"}"><dt>{role}</dt><dd>{escape(classes.get(id_, id_))}</dd></div>'
+        for role, id_ in rows
+    )
+    return f"<li>{picture}<dl>{said}</dl><p>{escape(p.image)}</p>{reason}</li>"
+
+
+def _confused(report: Report, seen: Outcomes) -> str:
+    pairs = metrics.confusions(seen.labels, seen.answers)
+    rows = [
+        (_name(pair.truth, report), _name(pair.answer, report), f"{pair.count:,} of {pair.of:,}", f"{pair.count / pair.of:.0%}")
+        for pair in pairs[:PAIRS]
+    ]
+    caption = f"The {len(rows)} most frequent of {len(pairs):,} ordered pairs"
+    table = _table(caption, ("Truth", "Taken for", "Images", "Share of the class"), rows, numeric=(2, 3))
+    return _section("Most confused", table if rows else "<p>No image was taken for another class.</p>")
+
+
+def _classes(report: Report, seen: Outcomes) -> str:
+    fast = {score.category: score for score in metrics.per_class(seen.labels, seen.fast_right)}
+    final = sorted(metrics.per_class(seen.labels, seen.right), key=lambda score: (score.accuracy, score.category))
+    rows = [(_name(s.category, report), f"{s.n:,}", f"{fast[s.category].accuracy:.0%}", f"{s.accuracy:.0%}") for s in final]
+    table = _table("Hardest first", ("Class", "Images", "System 1", "Final"), rows, numeric=(1, 2, 3))
+    return f"<section><details><summary><h2>Classes <span>{len(rows):,}</span></h2></summary>{table}</details></section>"
+
+
+def _config(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body["config"], indent=2, ensure_ascii=False, default=str)
+    return f"<section><details><summary><h2>Configuration</h2></summary><pre>{escape(text)}</pre></details></section>"
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()) -> str:
+    def kind(column: int) -> str:
+        return ' class="number"' if column in numeric else ""
+
+    head = "".join(f'<th scope="col"{kind(i)}>{escape(h)}</th>' for i, h in enumerate(heads))
+
+    def line(first: str, *rest: str) -> str:
+        cells = "".join(f"<td{kind(i)}>{escape(cell)}</td>" for i, cell in enumerate(rest, 1))
+        return f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+
+    # A table wider than a phone scrolls on its own, reachable by keyboard.
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(line(*row) for row in rows)}</tbody></table></div>"
+    )
+
+
+def _name(category: str, report: Report) -> str:
+    return report.classes.get(category, category)
+
+
+def _ids(report: Report) -> str:
+    return ", ".join(str(protocols.get(name)) for name in report.protocols)

@@ -1,0 +1,175 @@
+"""An evaluation's report: the numbers, their file, and a table for the terminal. The page for people is `page.py`.
+
+Nothing here runs a model or decides anything; everything is computed from predictions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+import fgvr
+from fgvr.errors import StoreError
+from fgvr.evaluation import metrics, page, protocols, uncertainty
+from fgvr.evaluation.records import outcomes
+from fgvr.types import Cost, Prediction, Report
+from fgvr.utils.files import atomic_write, read_json
+
+if TYPE_CHECKING:
+    from fgvr.types import ImageSource
+
+FILE, PAGE = "report.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport(Report):
+    """A report that still holds what it was made from, so that it can be written."""
+
+    predictions: tuple[Prediction, ...] = field(default=(), repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    pictures: Mapping[str, ImageSource] = field(default_factory=dict, repr=False)
+
+
+def make_report(
+    predictions: Sequence[Prediction],
+    *,
+    classes: Mapping[str, str],
+    dataset: str,
+    trigger: str,
+    notes: Sequence[str] = (),
+    model_loads: Mapping[str, int],
+    peak_device_bytes: int = 0,
+    path: Path,
+    skipped: int = 0,
+    config: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+) -> RunReport:
+    """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) are looked at for thumbnails only."""
+    seen = outcomes(predictions)
+    scores = protocols.score(seen)
+    return RunReport(
+        n=len(seen),
+        top1=scores["exact"],
+        top1_interval=uncertainty.image_bootstrap(seen.right),
+        macro=scores["macro"],
+        slow_rate=float(np.mean(seen.escalated)),
+        fixed=int(seen.fixed.sum()),
+        broken=int(seen.broken.sum()),
+        protocols=scores,
+        cost=total_cost(predictions),
+        peak_device_bytes=peak_device_bytes,
+        model_loads=dict(model_loads),
+        notes=tuple(notes),
+        classes=dict(classes),
+        dataset=dataset,
+        trigger=trigger,
+        path=Path(path),
+        skipped=skipped,
+        predictions=tuple(predictions),
+        config=config or {},
+        pictures=pictures or {},
+    )
+
+
+def total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Work of all images together, in the order of the file format."""
+    total = sum((p.cost for p in predictions), Cost())
+    return {
+        "encoder_forwards": total.encoder_forwards,
+        "mllm_calls": total.mllm_calls,
+        "prompt_tokens": total.prompt_tokens,
+        "new_tokens": total.new_tokens,
+        "seconds": round(total.seconds, 3),
+    }
+
+
+def to_json(report: RunReport) -> dict[str, Any]:
+    """What `report.json` holds: the report's own fields, then what explains them."""
+    seen = outcomes(report.predictions)
+    slow = [p.slow for p in report.predictions if p.decision.escalate and p.slow is not None]
+    return {
+        "n": report.n,
+        "top1": report.top1,
+        "top1_interval": list(report.top1_interval),
+        "macro": report.macro,
+        "slow_rate": report.slow_rate,
+        "fixed": report.fixed,
+        "broken": report.broken,
+        "protocols": dict(report.protocols),
+        "protocol_versions": {name: protocols.get(name).version for name in report.protocols},
+        "intervals": {
+            "exact": {
+                "image_bootstrap": list(report.top1_interval),
+                "class_bootstrap": list(uncertainty.class_bootstrap(seen.right, seen.labels)),
+            }
+        },
+        "fast": {
+            "top1": metrics.accuracy(seen.fast_right),
+            "recall5": metrics.top_k(seen.fast_place, 5),
+            "score_auroc": _finite(metrics.auroc(seen.score, seen.fast_right)),
+        },
+        "unreadable": sum(answer.status == "unreadable" for answer in slow),
+        "cost": dict(report.cost),
+        "peak_device_bytes": report.peak_device_bytes,
+        "model_loads": dict(report.model_loads),
+        "skipped": report.skipped,
+        "dataset": report.dataset,
+        "trigger": report.trigger,
+        "notes": list(report.notes),
+        "classes": dict(report.classes),
+        "fgvr": fgvr.__version__,
+        "config": dict(report.config),
+    }
+
+
+def write(report: RunReport, folder: Path) -> None:
+    """`report.json` and `report.html`, each whole or not at all; the JSON last, so that its presence means both are there."""
+    body = to_json(report)
+    atomic_write(Path(folder) / PAGE, page.render(report, body, report.predictions, report.pictures))
+    atomic_write(Path(folder) / FILE, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def load(folder: Path) -> Report:
+    """The report of a finished run."""
+    file = Path(folder) / FILE
+    if not file.exists():
+        raise StoreError(f"no report in {folder}: the evaluation there has not finished; the same command again goes on")
+    body = read_json(file)
+    try:
+        known = {f.name: body[f.name] for f in fields(Report) if f.name != "path"}
+        low, high = known["top1_interval"]
+        return Report(**{**known, "top1_interval": (low, high), "notes": tuple(known["notes"]), "path": Path(folder)})
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
+
+
+def terminal(report: Report) -> RenderableType:
+    """Notes, then one table, then where the files lie."""
+    low, high = report.top1_interval
+    table = Table(title=f"{report.dataset}, trigger {report.trigger}", title_justify="left", show_header=False)
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for name, value in report.protocols.items():
+        known = protocols.get(name)
+        bounds = f"  [{low:.3f}, {high:.3f}]" if name == "exact" else ""
+        table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
+    table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
+    table.add_row("sent to System 2", f"{report.slow_rate:.1%}")
+    table.add_row("fixed / broken by System 2", f"{report.fixed} / {report.broken}")
+    for name, value in report.cost.items():
+        table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
+    table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
+    return Group(*(Text(note, style="yellow") for note in report.notes), table, Text(f"{report.path}/{PAGE}", overflow="fold"))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,68 @@
+"""Who should think slowly? Accuracy against slow rate for any router, between the random floor and the oracle.
+
+A router orders images by a score and sends the lowest to System 2. With f, s in {0, 1} for System 1 and 2 being right, sending the set E
+gives accuracy (sum f + sum over E of (s - f)) / n; a router is better the earlier it meets the images with s - f = 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Accuracy when a share `rate` of the images goes to System 2; rate runs from 0 up."""
+
+    rate: np.ndarray
+    accuracy: np.ndarray
+
+    def at(self, rate: float) -> float:
+        """Accuracy at a matched slow rate, linear between the points (= a coin decides about the last image)."""
+        return float(np.interp(rate, self.rate, self.accuracy))
+
+    @property
+    def area(self) -> float:
+        """Area under the curve by the trapezoidal rule."""
+        return float(np.trapezoid(self.accuracy, self.rate))
+
+
+def curve(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray) -> Curve:
+    """The router that escalates the lowest score first; images of equal score in random order (their mean gain each)."""
+    gain = _gain(fast_right, slow_right)
+    _, group, size = np.unique(score, return_inverse=True, return_counts=True)
+    expected = (np.bincount(group, weights=gain) / size)[group]
+    return _curve(fast_right, expected[np.argsort(group, kind="stable")])
+
+
+def oracle(fast_right: np.ndarray, slow_right: np.ndarray) -> Curve:
+    """The ceiling: knows both outcomes, escalates first where System 2 fixes, last where it breaks."""
+    return _curve(fast_right, np.sort(_gain(fast_right, slow_right))[::-1])
+
+
+def chance(fast_right: np.ndarray, slow_right: np.ndarray) -> Curve:
+    """The floor: a random router, in expectation the straight line from fast only to slow only."""
+    return Curve(np.array([0.0, 1.0]), np.array([np.mean(fast_right), np.mean(slow_right)]))
+
+
+def gap_share(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray) -> float:
+    """Where the router's area lies between random (0) and the oracle (1); nan when System 2 changes nothing."""
+    floor = chance(fast_right, slow_right).area
+    gap = oracle(fast_right, slow_right).area - floor
+    return (curve(fast_right, slow_right, score).area - floor) / gap if gap > 0 else float("nan")
+
+
+def recovered(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray, rate: float) -> float:
+    """Share of (slow - fast) accuracy already there at a slow rate; random recovers `rate`. nan when they are equally good."""
+    fast, slow = float(np.mean(fast_right)), float(np.mean(slow_right))
+    return (curve(fast_right, slow_right, score).at(rate) - fast) / (slow - fast) if slow != fast else float("nan")
+
+
+def _gain(fast_right: np.ndarray, slow_right: np.ndarray) -> np.ndarray:
+    return np.asarray(slow_right, float) - np.asarray(fast_right, float)
+
+
+def _curve(fast_right: np.ndarray, gains: np.ndarray) -> Curve:
+    n = len(gains)
+    return Curve(np.arange(n + 1) / n, float(np.mean(fast_right)) + np.concatenate([[0.0], np.cumsum(gains)]) / n)
