@@ -1,0 +1,45 @@
+"""Fine-grained visual recognition without training: look fast, and think slowly only when unsure.
+
+Names are fetched when first used, so `import fgvr` costs nothing: no numpy, torch or hydra until a name needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # functions
+    "load_config", "build_knowledge_base", "build_recognizer", "evaluate", "fit", "shared_pool",
+    # records
+    "Sample", "Candidate", "FastResult", "Decision", "SlowResult", "Prediction",
+    "Experience", "Manifest", "ModelSpec", "ModelStatus", "MemoryPlan", "Report",
+    # errors
+    "FgvrError", "ConfigError", "DatasetError", "ImageError", "LeakError", "KnowledgeError", "StoreError", "ModelLoadError",
+    "OutOfBudget", "WouldDeadlock", "LeaseTimeout", "RuntimeConflict", "UnreadableReply", "RemoteError",
+    "__version__",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from fgvr.assembly import *
+    from fgvr.errors import *
+    from fgvr.modes import *
+    from fgvr.types import *
+
+_HOMES = ("errors", "types", "assembly", "modes")  # cheapest first
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"fgvr.{home}")
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module 'fgvr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

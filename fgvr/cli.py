@@ -1,0 +1,171 @@
+"""The command line: a thin wrapper around Hydra that answers --help at once, mends overrides and gives errors their exit codes.
+
+0 done, 1 a bug of ours, 2 a wrong configuration, 3 any other FgvrError, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgvr import __version__
+from fgvr.errors import ConfigError, FgvrError
+from fgvr.overrides import explain, groups, tidy
+from fgvr.utils.paths import config_dir
+
+SHORT = {"-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info", "-sc": "--shell-completion"}
+SWITCHES = {"--hydra-help", "--resolve", "--run", "--multirun", "--shell-completion"}
+VALUED = {"--cfg", "--package", "--info"}
+
+HELP = """\
+fgvr {version}: fine-grained visual recognition without training. It looks fast, and thinks slowly only when unsure.
+
+usage: python discovering.py [mode=MODE] [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Modes
+{modes}
+
+Groups (* default)
+{groups}
+
+Often used
+  dataset.root=FOLDER  dataset.shots=4    which images, how many per class
+  trigger.target=slow_rate:0.45           how often to think slowly
+  runtime.budget=18GiB                    memory the models may use
+  knowledge.path=FOLDER  run.fresh=true   another knowledge base; do not show the former result
+
+Examples
+  python discovering.py mode=build_knowledge_base
+  python discovering.py mode=classify image='my bird.jpg'
+  python discovering.py -m mode=evaluate trigger=never,always,calibrated
+
+--cfg job shows the whole configuration of a command, -m runs every combination of values separated by commas,
+--hydra-help tells the rest. Exit codes: 0 done, 2 wrong configuration, 3 another error, 130 interrupted.
+"""
+
+
+def console() -> int:
+    """The `fgvr` command: `fgvr run ...` is `python discovering.py ...`."""
+    words = sys.argv[1:]
+    if words[:1] == ["run"] or not words or words[0].startswith("-"):
+        return main(words[words[:1] == ["run"] :] or ["--help"])
+    return tell(f"write: fgvr run {' '.join(words)}", 2)
+
+
+def main(words: Sequence[str]) -> int:
+    """Answer one command line; the return value is the exit code."""
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(help_text())
+        return 0
+    if "--version" in words:
+        sys.stdout.write(f"fgvr {__version__}\n")
+        return 0
+    overrides: list[str] = []
+    try:
+        flags, overrides = split(words)
+        run(flags, tidy(overrides))
+    except KeyboardInterrupt:
+        return tell("Interrupted. What is done is saved; the same command resumes.", 130)
+    except Exception as error:
+        return answer(error, overrides)
+    return 0
+
+
+def run(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Hand over to Hydra, which composes the configuration and calls the mode once, or once per job of a sweep."""
+    import hydra
+
+    @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
+    def job(cfg: Any) -> None:
+        from fgvr import modes
+
+        modes.run(cfg)
+
+    sys.argv[1:] = [*flags, *overrides]  # where Hydra looks
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `answer` speaks
+    job()
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags (in long form) and the overrides, which may stand in any order."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        flag, equals, value = word.partition("=")
+        flag = SHORT.get(flag, flag)
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif flag in SWITCHES:
+            flags.append(flag)
+        elif flag in VALUED:
+            if not equals and waiting and "=" not in waiting[0]:
+                value = waiting.pop(0)
+            flags.append(f"{flag}={value}" if value else flag)
+        else:
+            value = value or (waiting[0] if waiting and "=" not in waiting[0] else "VALUE")
+            raise ConfigError(f"{word}: options have no dashes here; write {flag.lstrip('-').replace('-', '_')}={value}")
+    return flags, overrides
+
+
+# --- answers -----------------------------------------------------------------------------------------------------------------
+
+
+def answer(error: Exception, overrides: Sequence[str]) -> int:
+    """Say what went wrong in the user's words, and choose the exit code. A traceback means a bug of ours."""
+    for cause in causes(error):
+        if isinstance(cause, FgvrError):
+            return tell(f"error: {cause}", 2 if isinstance(cause, ConfigError) else 3)
+    if is_configuration(error):
+        return tell(f"error: {explain(error, overrides)}", 2)
+    traceback.print_exception(error)
+    return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
+
+
+def is_configuration(error: Exception) -> bool:
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, InstantiationException):  # a key the target does not take is the user's; what the target raises is ours
+        return isinstance(error.__cause__, TypeError)
+    return isinstance(error, HydraException | OmegaConfBaseException)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def tell(message: str, code: int) -> int:
+    sys.stderr.write(f"{message}\n")
+    return code
+
+
+# --- help --------------------------------------------------------------------------------------------------------------------
+
+
+def help_text() -> str:
+    tree = config_dir()
+    known = groups(tree)
+    modes = [f"  {name:<24} {summary(tree / 'mode' / f'{name}.yaml')}".rstrip() for name in known.pop("mode", [])]
+    chosen = defaults(tree / "config.yaml")
+    lines = [f"  {group:<16} {'  '.join(f'{o}*' if chosen.get(group) == o else o for o in names)}" for group, names in known.items()]
+    return HELP.format(version=__version__, modes="\n".join(modes), groups="\n".join(lines))
+
+
+def summary(file: Path) -> str:
+    """The first comment of a configuration file that is a sentence."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), "")
+
+
+def defaults(file: Path) -> dict[str, str]:
+    """`group: option` of a defaults list, read without a YAML library: --help shall be quick."""
+    pairs = (line.strip().removeprefix("- ").split("#")[0].split(": ") for line in file.read_text(encoding="utf-8").splitlines())
+    return {pair[0].removeprefix("override ").strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
