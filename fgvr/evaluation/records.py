@@ -98,11 +98,12 @@ def to_line(prediction: Prediction) -> str:
 def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Prediction]:
     """All predictions of a `predictions.jsonl`."""
     predictions = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-        try:
-            predictions.append(from_row(json.loads(line), classes))
-        except (ValueError, KeyError, TypeError) as exc:
-            raise StoreError(f"{file}, line {number} is not a prediction: {exc!r}") from exc
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                predictions.append(from_row(json.loads(line), classes))
+            except (ValueError, KeyError, TypeError) as exc:
+                raise StoreError(f"{file}, line {number} is not a prediction: {exc!r}") from exc
     return predictions
 
 

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fgvr.errors import StoreError
+from fgvr.evaluation import figures, report
+from fgvr.types import Report
+
+NOTE = "These models know only birds: the figures say nothing about other pictures."
+
+
+@pytest.fixture
+def made(run, classes, tmp_path: Path) -> report.RunReport:
+    predictions = run()
+    colours = np.random.default_rng(0).integers(0, 255, (len(predictions), 3), np.uint8)
+    pictures = {p.image: Image.new("RGB", (150, 120), tuple(c)) for p, c in zip(predictions, colours.tolist(), strict=True)}
+    return report.make_report(
+        predictions,
+        classes=classes,
+        dataset="birds",
+        trigger="calibrated",
+        notes=[NOTE, "Second."],
+        model_loads={"mllm": 1, "encoder": 1, "joint": 0},
+        peak_device_bytes=3 << 20,
+        path=tmp_path,
+        skipped=2,
+        config={"mode": "evaluate", "trigger": {"target": "slow_rate:0.45"}, "home": tmp_path},
+        pictures=pictures,
+    )
+
+
+class Page(HTMLParser):
+    """Tags in order, and what any of them would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    # `<line/>` is reported as a start and an end, which is what it is.
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_numbers_are_those_of_a_loop_over_the_predictions(made):
+    p = made.predictions
+    assert made.n == 200
+    assert made.top1 == made.protocols["exact"] == pytest.approx(np.mean([x.correct for x in p]))
+    assert made.top1_interval[0] < made.top1 < made.top1_interval[1]
+    assert made.slow_rate == pytest.approx(np.mean([x.by == "slow" for x in p]))
+    assert made.cost["mllm_calls"] == sum(x.by == "slow" for x in p)
+    assert made.cost["encoder_forwards"] == 200
+    assert made.cost["seconds"] == pytest.approx(2.0)
+
+
+def test_a_written_report_is_read_back_equal(made, tmp_path: Path):
+    report.write(made, tmp_path)
+    loaded = report.load(tmp_path)
+    assert type(loaded) is Report
+    assert all(getattr(loaded, f.name) == getattr(made, f.name) for f in fields(Report))
+
+
+def test_report_json_has_the_keys_others_rely_on(made, tmp_path: Path):
+    report.write(made, tmp_path)
+    body = json.loads((tmp_path / "report.json").read_text())
+    assert set("n top1 top1_interval macro slow_rate fixed broken protocols cost peak_device_bytes model_loads".split()) <= set(body)
+    assert set("classes dataset trigger notes skipped fgvr config".split()) <= set(body)
+    assert {"encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens", "seconds"} == set(body["cost"])
+    assert body["notes"][0] == NOTE and len(body["top1_interval"]) == 2
+    assert body["protocol_versions"].keys() == body["protocols"].keys()
+
+
+def test_writing_leaves_only_the_two_files_and_the_same_bytes_each_time(made, tmp_path: Path):
+    report.write(made, tmp_path / "run")
+    first = {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir()}
+    report.write(made, tmp_path / "run")
+    assert first.keys() == {"report.json", "report.html"}
+    assert first == {f.name: f.read_bytes() for f in (tmp_path / "run").iterdir()}
+
+
+def test_a_report_that_is_not_there_says_how_to_get_it(tmp_path: Path):
+    with pytest.raises(StoreError, match="has not finished"):
+        report.load(tmp_path)
+    (tmp_path / "report.json").write_text('{"n": 3}')
+    with pytest.raises(StoreError, match="not a report"):
+        report.load(tmp_path)
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(made, tmp_path: Path):
+    report.write(made, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.open == []
+    assert page.addresses and all(a.startswith("data:image/jpeg;base64,") for a in page.addresses)
+    assert page.tags.count("img") <= 24 and page.tags.count("svg") == 2
+    assert "script" not in page.tags and "link" not in page.tags
+    assert page.tags.count("caption") == page.tags.count("table")
+
+
+def test_the_note_is_the_first_thing_on_the_page_and_on_the_terminal(made, tmp_path: Path):
+    report.write(made, tmp_path)
+    body = (tmp_path / "report.html").read_text().split("<main>")[1]
+    assert body.startswith(f'<p class="note" role="note">{NOTE}</p>')
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(report.terminal(made))
+    lines = console.export_text().splitlines()
+    assert lines[0] == NOTE
+    assert any("exact v1" in line and f"{made.top1:.3f}" in line for line in lines)
+
+
+def test_what_a_model_or_a_file_says_is_escaped(made, tmp_path: Path):
+    hostile = replace(made, notes=("<script>alert(1)</script>",), classes={c: f"<b>{c}" for c in made.classes})
+    report.write(hostile, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script" not in text and "<b>" not in text and "&lt;and not another&gt;" in text
+
+
+@pytest.mark.parametrize("slow_rate", [0.0, 0.4, 1.0])
+def test_the_page_can_be_drawn_for_fast_only_mixed_and_slow_only_runs(run, classes, tmp_path: Path, slow_rate: float):
+    made = report.make_report(run(slow_rate=slow_rate), classes=classes, dataset="birds", trigger="x", model_loads={}, path=tmp_path)
+    report.write(made, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert ("oracle, knows both outcomes" in text) == (slow_rate == 1.0)
+    assert "nan" not in text.split("</style>")[1].split("<section><details>")[0]
+
+
+def test_a_run_with_one_image_all_right_is_drawn_too(run, classes, tmp_path: Path):
+    only = next(p for p in run() if p.correct)
+    made = report.make_report([only], classes=classes, dataset="d", trigger="never", model_loads={}, path=tmp_path)
+    report.write(made, tmp_path)
+    assert report.load(tmp_path).top1 == 1.0
+    assert "No image was taken for another class" in (tmp_path / "report.html").read_text()
+
+
+def test_a_thumbnail_is_small_whatever_comes_in(tmp_path: Path):
+    picture = tmp_path / "big.png"
+    Image.new("RGBA", (2000, 1000), "red").save(picture)
+    for source in (picture, str(picture), Image.open(picture), np.zeros((400, 300, 3), np.uint8)):
+        url = figures.thumbnail(source)
+        assert url and len(url) < 4000
+    assert figures.thumbnail(tmp_path / "absent.png") is None
+    assert figures.thumbnail(None) is None
