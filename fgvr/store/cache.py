@@ -1,0 +1,262 @@
+"""Content-addressed memory for embeddings and replies: what was computed once is never computed again.
+
+Keys are hashes of everything the value depends on, so entries never go stale; losing them costs time, not results.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from fgvr.errors import StoreError
+from fgvr.protocols import Cache
+from fgvr.utils.files import file_lock
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    key TEXT PRIMARY KEY, value BLOB NOT NULL, sha256 BLOB NOT NULL, size INTEGER NOT NULL, used INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_use ON entries (used, size);
+"""
+_PRUNE = """
+DELETE FROM entries WHERE key IN (
+    SELECT key FROM (SELECT key, SUM(size) OVER (ORDER BY used DESC, key) AS kept FROM entries) WHERE kept > ?
+)
+"""
+_KEYS_PER_QUERY = 500
+_WAIT_SECONDS = 60
+_inherited: list[sqlite3.Connection | None] = []  # a forked child must not close its parent's connections
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What lies in a cache, and how this process has fared with it."""
+
+    entries: int
+    bytes: int
+    hits: int
+    misses: int
+
+
+class NoCache:
+    """Remembers nothing."""
+
+    def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
+        return {}
+
+    def put(self, entries: Mapping[str, bytes]) -> None: ...
+
+
+class MemoryCache:
+    """A dictionary of this process, of at most `max_bytes` (least recently used entries go first). Thread-safe."""
+
+    def __init__(self, *, max_bytes: int | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        self._bytes = self._hits = self._misses = 0
+
+    def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
+        with self._lock:
+            wanted = list(dict.fromkeys(keys))
+            found = {key: self._entries[key] for key in wanted if key in self._entries}
+            for key in found:
+                self._entries.move_to_end(key)
+            self._hits += len(found)
+            self._misses += len(wanted) - len(found)
+            return found
+
+    def put(self, entries: Mapping[str, bytes]) -> None:
+        with self._lock:
+            for key, value in entries.items():
+                self._bytes += len(value) - len(self._entries.pop(key, b""))
+                self._entries[key] = bytes(value)
+            while self._max_bytes is not None and self._bytes > self._max_bytes:
+                self._bytes -= len(self._entries.popitem(last=False)[1])
+
+    def stats(self) -> CacheStats:
+        with self._lock:
+            return CacheStats(len(self._entries), self._bytes, self._hits, self._misses)
+
+
+class LayeredCache:
+    """A quick `front` before a lasting `back`: what only the back knows is brought to the front."""
+
+    def __init__(self, front: Cache, back: Cache) -> None:
+        self.front, self.back = front, back
+
+    def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
+        wanted = list(dict.fromkeys(keys))
+        near = self.front.get(wanted)
+        far = self.back.get(missing) if (missing := [key for key in wanted if key not in near]) else {}
+        if far:
+            self.front.put(far)
+        return {**near, **far}
+
+    def put(self, entries: Mapping[str, bytes]) -> None:
+        self.back.put(entries)
+        self.front.put(entries)
+
+
+class SqliteCache:
+    """One SQLite file, shared by threads and processes; a killed writer leaves all of a `put` or none of it.
+
+    Each value is stored with its sha256; one that no longer matches counts as absent and is computed anew. With `max_bytes` (of values)
+    the least recently used entries make room now and then, so the total may pass it for a while. Not for network file systems.
+    Every failure of the file is a StoreError that says what to do.
+    """
+
+    def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
+        self.path = Path(path)
+        self._max_bytes = max_bytes
+        self._unchecked = max_bytes or 0  # bytes written since the total was last compared with max_bytes
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        self._touched: dict[str, int] = {}
+        self._hits = self._misses = 0
+
+    def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
+        found: dict[str, bytes] = {}
+        wanted = dict.fromkeys(keys)
+        with self._database() as database:
+            for some in _chunks(wanted, _KEYS_PER_QUERY):
+                marks = ",".join("?" * len(some))
+                rows = database.execute(f"SELECT key, value, sha256 FROM entries WHERE key IN ({marks})", some)
+                found.update((key, value) for key, value, digest in rows if sha256(value).digest() == digest)
+            self._touched.update(dict.fromkeys(found, time.time_ns()))
+            self._hits += len(found)
+            self._misses += len(wanted) - len(found)
+        return found
+
+    def put(self, entries: Mapping[str, bytes]) -> None:
+        if not entries:
+            return
+        now = time.time_ns()
+        rows = [(key, value, sha256(value).digest(), len(value), now) for key, value in entries.items()]
+        with self._transaction() as database:
+            database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+        self._unchecked += sum(map(len, entries.values()))
+        if self._max_bytes is not None and self._unchecked * 16 >= self._max_bytes:
+            self._unchecked = 0
+            if self.stats().bytes > self._max_bytes:
+                self.prune(self._max_bytes * 9 // 10)
+
+    def stats(self) -> CacheStats:
+        with self._database() as database:
+            entries, size = database.execute("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM entries").fetchone()
+            return CacheStats(entries, size, self._hits, self._misses)
+
+    def prune(self, max_bytes: int) -> int:
+        """Drop the least recently used entries until at most `max_bytes` of values remain, and give the space back; -> entries dropped."""
+        with self._transaction() as database:
+            dropped = database.execute(_PRUNE, (max_bytes,)).rowcount
+        with self._database() as database:
+            database.execute("PRAGMA incremental_vacuum").fetchall()
+        return dropped
+
+    def verify(self) -> tuple[str, ...]:
+        """Keys whose value no longer matches its hash, after dropping them. A file that is damaged as a whole is a StoreError."""
+        with self._database() as database:
+            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            rows = database.execute("SELECT key, value, sha256 FROM entries")
+            bad = tuple(key for key, value, digest in rows if sha256(value).digest() != digest)
+        with self._transaction() as database:
+            database.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in bad])
+        return bad
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                if self._touched:
+                    with self._transaction():
+                        pass  # when entries were last used is written with the next transaction, and this is the last one
+                self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> SqliteCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SqliteCache({str(self.path)!r})"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; also writes down when entries were last read."""
+        with self._database() as database:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                touched = [(used, key) for key, used in self._touched.items()]
+                database.executemany("UPDATE entries SET used = ? WHERE key = ?", touched)
+                yield database
+                database.execute("COMMIT")
+                self._touched.clear()
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; a forked child opens its own."""
+        with self._lock:
+            try:
+                if self._connection is None or self._process != os.getpid():
+                    _inherited.append(self._connection)
+                    self._connection, self._process = self._open(), os.getpid()
+                yield self._connection
+            except sqlite3.Error as error:
+                raise self._explained(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            with file_lock(self.path.with_name(self.path.name + ".lock"), timeout=_WAIT_SECONDS):  # the switch to WAL does not wait
+                database = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+                try:
+                    database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                    database.execute("PRAGMA journal_mode = WAL")
+                    database.execute("PRAGMA synchronous = NORMAL")
+                    database.executescript(_SCHEMA)
+                except BaseException:
+                    database.close()
+                    raise
+            return database
+        except OSError as error:
+            raise StoreError(f"cannot open the cache {self.path}: {error}; choose another paths.home") from error
+
+    def _explained(self, error: sqlite3.Error) -> StoreError:
+        words = str(error)
+        if "locked" in words or "busy" in words:
+            cure = f"another process has been writing for over {_WAIT_SECONDS} s; wait for it, then run the same command again"
+        elif "full" in words:
+            cure = "make room on the disk (mode=cache action=prune), then run the same command again"
+        elif "readonly" in words or "unable to open" in words:
+            cure = "make the folder writable or choose another paths.home"
+        else:
+            cure = f"delete {self.path}* and run the same command again; it only holds what can be computed anew"
+        return StoreError(f"the cache {self.path} failed ({words}): {cure}")
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
+        yield some

@@ -1,0 +1,192 @@
+"""Models that never answer the same question twice.
+
+What a call misses is asked of the wrapped model in one call, without repeats, and remembered in one transaction; results keep the order
+of the input. Only work really done is tallied. Wrappers hold no model of their own: when all is remembered, none is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fgvr.protocols import MLLM, Cache, Encoder, JointEncoder
+from fgvr.store import tally
+from fgvr.types import Picture, Reply, Scores
+from fgvr.utils.files import canonical_json, sha256_bytes
+from fgvr.utils.images import pixels_sha256
+
+if TYPE_CHECKING:
+    from fgvr.protocols import ImageLike
+
+
+class RememberingEncoder:
+    """An `Encoder` whose vectors are remembered by picture or text."""
+
+    def __init__(self, encoder: Encoder, cache: Cache) -> None:
+        self._encoder, self._cache = encoder, cache
+
+    @property
+    def fingerprint(self) -> str:
+        return self._encoder.fingerprint
+
+    @property
+    def logit_scale(self) -> float:
+        """Remembered too, since asking the encoder may mean loading it."""
+        key = _key("logit_scale", self.fingerprint)
+        (value,) = _remembered(self._cache, [key], lambda _: [_to_json(float(self._encoder.logit_scale))])
+        return json.loads(value)
+
+    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
+        names = [content_hash(image) for image in images]
+
+        def compute(indices: list[int]) -> list[bytes]:
+            rows = self._encoder.encode([images[i] for i in indices])
+            for i in indices:
+                tally.add(names[i], encoder_forwards=1)
+            return _rows_to_bytes(rows)
+
+        return self._vectors("image", names, compute)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        def compute(indices: list[int]) -> list[bytes]:
+            rows = self._encoder.encode_text([texts[i] for i in indices])
+            tally.add(encoder_forwards=len(indices))
+            return _rows_to_bytes(rows)
+
+        return self._vectors("text", texts, compute)
+
+    def _vectors(self, kind: str, names: Sequence[str], compute: Callable[[list[int]], list[bytes]]) -> np.ndarray:
+        """(B, d) float32."""
+        if not names:
+            return np.zeros((0, 0), np.float32)
+        fingerprint = self.fingerprint
+        values = _remembered(self._cache, [_key(kind, fingerprint, name) for name in names], compute)
+        return np.stack([np.frombuffer(value, "<f4") for value in values]).astype(np.float32)
+
+
+class RememberingMLLM:
+    """An `MLLM` whose replies and scores are remembered by pictures, words and decoding parameters.
+
+    Work on a prompt with several pictures is tallied to the first. Tokens of scored continuations count as new tokens.
+    """
+
+    def __init__(self, mllm: MLLM, cache: Cache) -> None:
+        self._mllm, self._cache = mllm, cache
+
+    @property
+    def fingerprint(self) -> str:
+        return self._mllm.fingerprint
+
+    def generate(
+        self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
+    ) -> list[Reply]:
+        shown = [_hashes(item) for item in images]
+        fingerprint = self.fingerprint
+        keys = [
+            _key("generate", fingerprint, pictures, prompt, system, max_new_tokens) for pictures, prompt in zip(shown, prompts, strict=True)
+        ]
+
+        def compute(indices: list[int]) -> list[bytes]:
+            replies = self._mllm.generate(
+                [images[i] for i in indices], [prompts[i] for i in indices], system=system, max_new_tokens=max_new_tokens
+            )
+            for i, reply in zip(indices, replies, strict=True):
+                _tally_mllm(shown[i], reply.prompt_tokens, reply.new_tokens)
+            return [_to_json({"text": str(r), "prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens}) for r in replies]
+
+        return [Reply(**json.loads(value)) for value in _remembered(self._cache, keys, compute)]
+
+    def score(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike]],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        *,
+        system: str = "",
+    ) -> list[Scores]:
+        shown = [_hashes(item) for item in images]
+        fingerprint = self.fingerprint
+        keys = [
+            _key("score", fingerprint, pictures, prompt, system, list(texts))
+            for pictures, prompt, texts in zip(shown, prompts, continuations, strict=True)
+        ]
+
+        def compute(indices: list[int]) -> list[bytes]:
+            scores = self._mllm.score(
+                [images[i] for i in indices], [prompts[i] for i in indices], [continuations[i] for i in indices], system=system
+            )
+            for i, score in zip(indices, scores, strict=True):
+                _tally_mllm(shown[i], score.prompt_tokens, sum(score.tokens))
+            return [_to_json([list(map(float, s.log_likelihoods)), list(map(int, s.tokens)), int(s.prompt_tokens)]) for s in scores]
+
+        return [_scores(*json.loads(value)) for value in _remembered(self._cache, keys, compute)]
+
+
+class RememberingJointEncoder:
+    """A `JointEncoder` whose matches are remembered by picture and text."""
+
+    def __init__(self, joint: JointEncoder, cache: Cache) -> None:
+        self._joint, self._cache = joint, cache
+
+    @property
+    def fingerprint(self) -> str:
+        return self._joint.fingerprint
+
+    def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
+        names = [content_hash(image) for image in images]
+        fingerprint = self.fingerprint
+        keys = [_key("match", fingerprint, name, text) for name, text in zip(names, texts, strict=True)]
+
+        def compute(indices: list[int]) -> list[bytes]:
+            matches = self._joint.match([images[i] for i in indices], [texts[i] for i in indices])
+            for i in indices:
+                tally.add(names[i], encoder_forwards=1)
+            return _rows_to_bytes(matches)
+
+        values = _remembered(self._cache, keys, compute)
+        return np.array([np.frombuffer(value, "<f4")[0] for value in values], np.float32)
+
+
+def content_hash(image: ImageLike) -> str:
+    """What a picture is known by: its own hash, or that of a PIL image's pixels."""
+    return image.sha256 if isinstance(image, Picture) else pixels_sha256(image)
+
+
+def _remembered(cache: Cache, keys: Sequence[str], compute: Callable[[list[int]], list[bytes]]) -> list[bytes]:
+    """One value per key. `compute` is called at most once, with the first index of each key the cache lacks."""
+    known: dict[str, bytes] = dict(cache.get(dict.fromkeys(keys)))
+    missing: Mapping[str, int] = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+    indices = sorted(missing.values())
+    if indices:
+        fresh = {keys[i]: value for i, value in zip(indices, compute(indices), strict=True)}
+        cache.put(fresh)
+        known.update(fresh)
+    return [known[key] for key in keys]
+
+
+def _key(kind: str, fingerprint: str, *parts: object) -> str:
+    return sha256_bytes(canonical_json([kind, fingerprint, *parts]).encode("utf-8", "backslashreplace"))
+
+
+def _hashes(item: ImageLike | Sequence[ImageLike]) -> list[str]:
+    return [content_hash(image) for image in item] if isinstance(item, Sequence) else [content_hash(item)]
+
+
+def _tally_mllm(pictures: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:
+    owner = pictures[0] if pictures else tally.ELSEWHERE
+    tally.add(owner, mllm_calls=1, prompt_tokens=int(prompt_tokens), new_tokens=int(new_tokens))
+
+
+def _rows_to_bytes(rows: np.ndarray) -> list[bytes]:
+    return [np.ascontiguousarray(row, "<f4").tobytes() for row in rows]
+
+
+def _to_json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _scores(log_likelihoods: list[float], tokens: list[int], prompt_tokens: int) -> Scores:
+    return Scores(tuple(log_likelihoods), tuple(tokens), prompt_tokens)

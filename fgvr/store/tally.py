@@ -1,0 +1,69 @@
+"""Work really done, per image: what was answered from memory does not count."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from fgvr.types import Cost
+
+ELSEWHERE = ""
+"""The key of work that belongs to no image, such as encoding class names."""
+
+
+class Work:
+    """Costs by picture hash; a picture nothing was done for costs nothing. Several threads may add at once."""
+
+    def __init__(self) -> None:
+        self._costs: dict[str, Cost] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, sha256: str) -> Cost:
+        return self._costs.get(sha256, Cost())
+
+    @property
+    def costs(self) -> Mapping[str, Cost]:
+        with self._lock:
+            return dict(self._costs)
+
+    @property
+    def total(self) -> Cost:
+        return sum(self.costs.values(), Cost())
+
+    def add(self, sha256: str, cost: Cost) -> None:
+        with self._lock:
+            self._costs[sha256] = self._costs.get(sha256, Cost()) + cost
+
+
+_open: ContextVar[tuple[Work, ...]] = ContextVar("fgvr_tally", default=())
+
+
+@contextmanager
+def scope() -> Iterator[Work]:
+    """`with tally.scope() as work:` counts what is done inside; scopes nest, and the outer one counts everything.
+
+    Follows the context: a thread started inside joins in only when it runs in a copy of this context (`contextvars.copy_context`).
+    """
+    work = Work()
+    token = _open.set((*_open.get(), work))
+    try:
+        yield work
+    finally:
+        _open.reset(token)
+
+
+def add(
+    sha256: str = ELSEWHERE,
+    *,
+    mllm_calls: int = 0,
+    prompt_tokens: int = 0,
+    new_tokens: int = 0,
+    encoder_forwards: int = 0,
+    seconds: float = 0.0,
+) -> None:
+    """Count work for one picture in every open scope; without one this does nothing."""
+    cost = Cost(mllm_calls, prompt_tokens, new_tokens, encoder_forwards, seconds)
+    for work in _open.get():
+        work.add(sha256, cost)

@@ -1,0 +1,130 @@
+"""A run's file grows by whole batches and ends up with the same bytes however often it was interrupted."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgvr.errors import StoreError
+from fgvr.store.journal import RunFile, read_rows
+
+spawn = multiprocessing.get_context("spawn")
+BATCHES = [[{"image": f"é{batch}/{i}.png", "n": i / 7} for i in range(3)] for batch in range(5)]
+
+
+def write_rest(path, batches=BATCHES):
+    with RunFile(path) as file:
+        finished = len(file.done()) // 3
+        for batch in batches[finished:]:
+            file.append(batch)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def uninterrupted(tmp_path):
+    return write_rest(tmp_path / "whole.jsonl")
+
+
+def test_rows_come_back_as_they_went_in(tmp_path):
+    write_rest(tmp_path / "p.jsonl")
+    rows = [row for batch in BATCHES for row in batch]
+    assert read_rows(tmp_path / "p.jsonl") == rows
+    with RunFile(tmp_path / "p.jsonl") as file:
+        assert file.done() == rows
+
+
+@pytest.mark.parametrize("tail", [b'{"image": "to', b'{"image": "x.png", "n": 1}\n', b"\x00\x00\n", b'{"a": 1}\n{"b"'])
+def test_what_was_not_committed_is_cut_off(tmp_path, uninterrupted, tail):
+    path = tmp_path / "p.jsonl"
+    write_rest(path, BATCHES[:2])
+    with open(path, "ab") as file:
+        file.write(tail)
+    with RunFile(path) as file:
+        assert len(file.done()) == 6
+    assert write_rest(path) == uninterrupted
+
+
+def test_a_copied_file_counts_by_whole_lines(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
+    with RunFile(path) as file:
+        assert file.done() == [{"a": 1}, {"a": 2}]
+
+
+def test_a_file_that_lost_committed_rows_is_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_rest(path)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(StoreError, match=r"run\.fresh=true"):
+        RunFile(path)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with RunFile(tmp_path / "p.jsonl"), pytest.raises(StoreError, match="another run"):
+        RunFile(tmp_path / "p.jsonl")
+    RunFile(tmp_path / "p.jsonl").close()
+
+
+def test_a_number_that_json_does_not_have_is_refused_and_nothing_is_written(tmp_path):
+    with RunFile(tmp_path / "p.jsonl") as file:
+        file.append([{"a": 1}])
+        with pytest.raises(StoreError, match="JSON"):
+            file.append([{"a": 2}, {"a": float("nan")}])
+        file.append([{"a": 3}])
+        assert file.done() == [{"a": 1}, {"a": 3}]
+
+
+def test_undecodable_file_names_survive(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    with RunFile(tmp_path / "p.jsonl") as file:
+        file.append([{"image": name}])
+        assert file.done() == [{"image": name}]
+    assert read_rows(tmp_path / "p.jsonl") == [{"image": name}]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(StoreError, match=r"absent\.jsonl"):
+        read_rows(tmp_path / "absent.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"a": 1}\n[]\n')
+    with pytest.raises(StoreError, match="line 2"):
+        read_rows(tmp_path / "bad.jsonl")
+
+
+def _write_endlessly(path):
+    with RunFile(path) as file:
+        batch = len(file.done()) // 3
+        while True:
+            file.append([{"batch": batch, "i": i} for i in range(3)])
+            batch += 1
+
+
+def test_a_killed_run_continues_at_a_batch_border(tmp_path):
+    path = tmp_path / "p.jsonl"
+    for killed in (10, 40):
+        writer = spawn.Process(target=_write_endlessly, args=(path,))
+        writer.start()
+        deadline = time.monotonic() + 30
+        while (not path.exists() or path.read_bytes().count(b"\n") < killed) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    with RunFile(path) as file:
+        rows = file.done()
+    assert len(rows) >= 39 and rows == [{"batch": n // 3, "i": n % 3} for n in range(len(rows))] and len(rows) % 3 == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(1, 4), max_size=3), junk=st.binary(max_size=30))
+def test_interruptions_leave_no_trace(tmp_path_factory, cuts, junk):
+    folder = tmp_path_factory.mktemp("run")
+    whole = write_rest(folder / "whole.jsonl")
+    for cut in sorted(cuts):
+        write_rest(folder / "p.jsonl", BATCHES[:cut])
+        with open(folder / "p.jsonl", "ab") as file:
+            file.write(junk)
+    assert write_rest(folder / "p.jsonl") == whole

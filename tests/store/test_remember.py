@@ -1,0 +1,166 @@
+"""A question already answered is not asked again, and only work done is counted."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvr.protocols import MLLM, Encoder, JointEncoder
+from fgvr.store import tally
+from fgvr.store.cache import MemoryCache
+from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
+from fgvr.types import Picture, Reply, Scores
+
+
+def picture(n: int) -> Picture:
+    return Picture(Image.new("RGB", (2, 2), (n, 0, 0)), f"sha{n}")
+
+
+class CountingModel:
+    """Encoder, MLLM and joint encoder in one; remembers the size of every call. `dead` refuses all work."""
+
+    def __init__(self, fingerprint="f1", dead=False):
+        self.fingerprint, self.dead, self.calls = fingerprint, dead, []
+
+    def work(self, items):
+        assert not self.dead, "the model was touched"
+        self.calls.append(len(items))
+
+    @property
+    def logit_scale(self):
+        self.work([None])
+        return 100.0
+
+    def encode(self, images):
+        self.work(images)
+        return np.array([[image.image.getpixel((0, 0))[0] / 3, 1.0] for image in images])
+
+    def encode_text(self, texts):
+        self.work(texts)
+        return np.array([[len(text) / 3, 0.5] for text in texts], np.float32)
+
+    def generate(self, images, prompts, *, system="", max_new_tokens=128):
+        self.work(prompts)
+        return [Reply(f"{system}{prompt}!", 7, 2) for prompt in prompts]
+
+    def score(self, images, prompts, continuations, *, system=""):
+        self.work(prompts)
+        return [Scores(tuple(-len(c) / 3 for c in texts), tuple(len(c) for c in texts), 5) for texts in continuations]
+
+    def match(self, images, texts):
+        self.work(texts)
+        return np.array([len(text) / 10 for text in texts])
+
+
+@pytest.fixture
+def model():
+    return CountingModel()
+
+
+@pytest.fixture
+def cache():
+    return MemoryCache()
+
+
+def test_the_wrappers_are_what_they_wrap(model, cache):
+    assert isinstance(RememberingMLLM(model, cache), MLLM)
+    assert isinstance(RememberingJointEncoder(model, cache), JointEncoder)
+    assert isinstance(RememberingEncoder(model, cache), Encoder)
+    assert RememberingEncoder(model, cache).fingerprint == "f1"
+
+
+def test_vectors_keep_the_order_of_the_input_and_repeats_are_computed_once(model, cache):
+    vectors = RememberingEncoder(model, cache).encode([picture(3), picture(6), picture(3)])
+    assert vectors.dtype == np.float32 and vectors[:, 0].tolist() == [1, 2, 1]
+    assert model.calls == [2]
+
+
+def test_only_what_is_missing_is_computed_and_in_one_call(model, cache):
+    encoder = RememberingEncoder(model, cache)
+    encoder.encode([picture(1), picture(3)])
+    first = encoder.encode([picture(n) for n in range(5)])
+    assert model.calls == [2, 3]
+    assert np.array_equal(first, RememberingEncoder(CountingModel(dead=True), cache).encode([picture(n) for n in range(5)]))
+
+
+def test_no_model_is_touched_when_all_is_remembered(model, cache):
+    def everything(m):
+        mllm, encoder = RememberingMLLM(m, cache), RememberingEncoder(m, cache)
+        return (
+            encoder.logit_scale,
+            encoder.encode_text(["a", "bb"]).tolist(),
+            mllm.generate([picture(1)], ["what?"], system="s", max_new_tokens=9),
+            mllm.score([picture(1), [picture(2), picture(3)]], ["p", "q"], [["a", "bb"], ["c"]]),
+            RememberingJointEncoder(m, cache).match([picture(1)], ["abc"]).tolist(),
+        )
+
+    fresh = everything(model)
+    assert everything(CountingModel(dead=True)) == fresh
+    assert fresh[2][0].prompt_tokens == 7
+
+
+@pytest.mark.parametrize("change", ["picture", "more pictures", "prompt", "system", "max_new_tokens", "model"])
+def test_every_part_of_a_question_counts(model, cache, change):
+    ask = {"images": [[picture(1)]], "prompts": ["p"], "system": "s", "max_new_tokens": 4}
+    RememberingMLLM(model, cache).generate(**ask)
+    other = CountingModel("f2" if change == "model" else "f1")
+    changes = {
+        "picture": {"images": [[picture(2)]]},
+        "more pictures": {"images": [[picture(1), picture(2)]]},
+        "prompt": {"prompts": ["q"]},
+        "system": {"system": ""},
+        "max_new_tokens": {"max_new_tokens": 5},
+    }
+    RememberingMLLM(other, cache).generate(**{**ask, **changes.get(change, {})})
+    assert other.calls == [1]
+
+
+def test_pil_images_are_known_by_their_pixels(model, cache):
+    mllm = RememberingMLLM(model, cache)
+    mllm.generate([Image.new("RGB", (2, 2), "red")], ["p"])
+    mllm.generate([Image.new("RGB", (2, 2), "red")], ["p"])
+    mllm.generate([Image.new("RGB", (2, 2), "blue")], ["p"])
+    assert model.calls == [1, 1]
+
+
+def test_an_image_and_a_list_of_that_image_are_one_question(model, cache):
+    mllm = RememberingMLLM(model, cache)
+    mllm.generate([picture(1), [picture(1)]], ["p", "p"])
+    assert model.calls == [1]
+
+
+def test_work_done_is_tallied_per_picture_and_remembered_work_is_not(model, cache):
+    mllm, encoder = RememberingMLLM(model, cache), RememberingEncoder(model, cache)
+    encoder.encode([picture(2)])
+    with tally.scope() as work:
+        encoder.encode([picture(1), picture(2)])
+        encoder.encode_text(["a"])
+        mllm.generate([picture(1)], ["p"])
+        mllm.generate([picture(1)], ["p"])
+        mllm.score([[picture(3), picture(1)]], ["p"], [["a", "bb"]])
+    assert (work["sha1"].encoder_forwards, work["sha1"].mllm_calls, work["sha1"].prompt_tokens, work["sha1"].new_tokens) == (1, 1, 7, 2)
+    assert work["sha2"].encoder_forwards == 0
+    assert (work["sha3"].mllm_calls, work["sha3"].new_tokens) == (1, 3)
+    assert work[tally.ELSEWHERE].encoder_forwards == 1
+    assert work.total.encoder_forwards == 2
+
+
+def test_scopes_nest_and_end(model, cache):
+    with tally.scope() as outer:
+        with tally.scope() as inner:
+            tally.add("x", mllm_calls=1)
+        tally.add("x", mllm_calls=1)
+    tally.add("x", mllm_calls=1)
+    assert (outer["x"].mllm_calls, inner["x"].mllm_calls) == (2, 1)
+
+
+def test_a_model_that_fails_leaves_nothing_half_remembered(cache):
+    with pytest.raises(AssertionError):
+        RememberingEncoder(CountingModel(dead=True), cache).encode([picture(1)])
+    assert cache.stats().entries == 0
+
+
+def test_nothing_asked_is_nothing_done(cache):
+    dead = CountingModel(dead=True)
+    assert RememberingMLLM(dead, cache).generate([], []) == []
+    assert RememberingEncoder(dead, cache).encode([]).shape[0] == 0
+    assert len(RememberingJointEncoder(dead, cache).match([], [])) == 0
