@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fgvr.types import ImageSource
 
 _WIDTH, _HEIGHT = 460, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 14, 48
+_FLAT = 0.04
 THUMBNAIL = 112
 """Longer side of a thumbnail, pixels."""
 
@@ -58,10 +59,10 @@ def chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], points:
     for tick in ticks:
         x, y = place(0, tick)
         parts.append(f'<line class="grid" x1="{x}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{x - 7}" y="{y + 4:.1f}" text-anchor="end">{_percent(tick)}</text>')
+        parts.append(f'<text x="{x - 7}" y="{y + 5:.1f}" text-anchor="end">{_percent(tick)}</text>')
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
         x, y = place(tick, low)
-        parts.append(f'<text x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{_percent(tick)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 19:.1f}" text-anchor="middle">{_percent(tick)}</text>')
     for line in lines:
         spots = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in _thinned(line.x, line.y))
         parts.append(f'<polyline class="curve {line.style}" points="{spots}"/>')
@@ -100,11 +101,11 @@ def thumbnail(source: ImageSource | None) -> str | None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round values, three to seven of them, that enclose [low, high]."""
+    """Round values, three to seven of them, that enclose [low, high]; a flat curve gets room on both sides."""
+    if high - low < _FLAT:
+        low, high = max(0.0, (low + high - _FLAT) / 2), min(1.0, (low + high + _FLAT) / 2)
     for step in (0.01, 0.02, 0.05, 0.1, 0.2):
         first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
-        if last == first:
-            last += 1
         if last - first <= 6:
             break
     return [float(round(i * step, 10)) for i in np.arange(first, last + 1)]
@@ -121,4 +122,4 @@ def _told(line: Line) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{share:.0%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fgvr.types import Decision, Prediction
@@ -12,7 +13,7 @@ class Oracle:
 
     name = "oracle"
 
-    def redecide(self, prediction: Prediction) -> Prediction:
+    def redecide(self, prediction: Prediction, names: Mapping[str, str]) -> Prediction:
         """The prediction of `trigger=always` as the oracle would have it; where System 2 mends nothing, its work is not done."""
         fast_right = prediction.fast.top.category == prediction.label
         mends = bool(prediction.correct) and not fast_right
@@ -24,6 +25,7 @@ class Oracle:
         return replace(
             prediction,
             category=top.category,
+            name=names[top.category],
             confidence=top.probability,
             by="fast",
             decision=decision,

@@ -56,7 +56,7 @@ def _notes(report: Report) -> str:
 def _headline(report: Report, body: Mapping[str, Any]) -> str:
     low, high = report.top1_interval
     tiles = (
-        ("System 1 alone", f"{body['fast']['top1']:.1%}", "top-1 had nothing been asked twice"),
+        ("System 1 alone", f"{body['fast']['top1']:.1%}", "top-1 without System 2"),
         ("Sent to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
         ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
         ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
@@ -65,7 +65,7 @@ def _headline(report: Report, body: Mapping[str, Any]) -> str:
     return (
         f"<header><h1>{escape(report.dataset)} <span>trigger {escape(report.trigger)}</span></h1>"
         f'<p class="headline"><strong>{report.top1:.1%}</strong> <span>top-1, exact class id<br>'
-        f"95 % interval {low:.1%} to {high:.1%} over images of these classes</span></p></header>"
+        f"95% interval {low:.1%} to {high:.1%} over images of these classes</span></p></header>"
         f'<dl class="tiles">{cells}</dl>'
     )
 
@@ -107,8 +107,8 @@ def _numbers(report: Report, body: Mapping[str, Any]) -> str:
     fast, spread = body["fast"], body["intervals"]["exact"]
     rows = [(f"{known.title} ({known})", f"{value:.1%}") for name, value in report.protocols.items() for known in [protocols.get(name)]]
     rows += [
-        ("95 % interval, these classes (image bootstrap)", "{:.1%} to {:.1%}".format(*spread["image_bootstrap"])),
-        ("95 % interval, new classes of this kind (class bootstrap)", "{:.1%} to {:.1%}".format(*spread["class_bootstrap"])),
+        ("95% interval, these classes (image bootstrap)", "{:.1%} to {:.1%}".format(*spread["image_bootstrap"])),
+        ("95% interval, new classes of this kind (class bootstrap)", "{:.1%} to {:.1%}".format(*spread["class_bootstrap"])),
         ("System 1, truth among its first five", f"{fast['recall5']:.1%}"),
         ("Trigger score tells right from wrong (AUROC)", "–" if fast["score_auroc"] is None else f"{fast['score_auroc']:.3f}"),
         ("Unreadable answers of System 2", f"{body['unreadable']:,}"),
@@ -116,7 +116,7 @@ def _numbers(report: Report, body: Mapping[str, Any]) -> str:
         ("Encoder forwards", f"{report.cost['encoder_forwards']:,.0f}"),
         ("MLLM calls", f"{report.cost['mllm_calls']:,.0f}"),
         ("Prompt tokens / new tokens", f"{report.cost['prompt_tokens']:,.0f} / {report.cost['new_tokens']:,.0f}"),
-        ("Seconds in all, per image", f"{report.cost['seconds']:,.1f}, {report.cost['seconds'] / report.n:.3f}"),
+        ("Seconds in all, per image", f"{report.cost['seconds']:,.1f} s, {report.cost['seconds'] / report.n:.3f} s"),
         ("Peak device memory", f"{report.peak_device_bytes / 2**20:,.0f} MiB" if report.peak_device_bytes else "not measured"),
         ("Models loaded in this process so far", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"),
     ]
@@ -139,10 +139,10 @@ def _card(p: Prediction, classes: Mapping[str, str], pictures: Mapping[str, Imag
     url = figures.thumbnail(pictures.get(p.image))
     picture = f'<img src="{url}" alt="" loading="lazy">' if url else '<div class="no-picture" aria-hidden="true">no picture</div>'
     reason = f"<details><summary>Reasons</summary>{escape(p.slow.rationale)}</details>" if p.slow is not None and p.slow.rationale else ""
-    rows = (("truth", p.label or ""), ("fast", p.fast.top.category), ("final", p.category))
+    rows = (("truth", p.label or "", ""), ("fast", p.fast.top.category, "mark"), ("final", p.category, "mark"))
     said = "".join(
-        f'<div class="{"right" if id_ == p.label else "wrong"}"><dt>{role}</dt><dd>{escape(classes.get(id_, id_))}</dd></div>'
-        for role, id_ in rows
+        f'<div class="{kind and ("right" if id_ == p.label else "wrong")}"><dt>{role}</dt><dd>{escape(classes.get(id_, id_))}</dd></div>'
+        for role, id_, kind in rows
     )
     return f"<li>{picture}<dl>{said}</dl><p>{escape(p.image)}</p>{reason}</li>"
 

@@ -76,7 +76,7 @@ def make_report(
         skipped=skipped,
         predictions=tuple(predictions),
         config=config or {},
-        pictures=pictures or {},
+        pictures={} if pictures is None else pictures,
     )
 
 
