@@ -27,6 +27,7 @@ class Sample:
     image: ImageSource
     key: str  # how files and reports call it: path relative to the dataset's root, or a name given by the user
     label: str | None = None  # class id
+    sha256: str = ""  # of the content, where a dataset knows it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,11 +219,12 @@ class Manifest:
     schema: int
     key: str
     dataset: str
+    world: str  # which rendered world or folder the dataset is
     split_hash: str
     shots: int
     split_seed: int
     models: Mapping[str, str]  # role -> fingerprint
-    prompts: str
+    prompts: str  # fingerprint of every prompt
     counts: Mapping[str, int]
     libraries: Mapping[str, str]
     files: Mapping[str, str]  # file name -> sha256

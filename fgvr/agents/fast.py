@@ -28,5 +28,5 @@ class Retrieval:
             self._prototypes.ids,
             self._histories,
             fusion=self._fusion,
-            temperature=1 / self._encoder.logit_scale,
+            temperature=self._prototypes.temperature,
         )

@@ -38,6 +38,7 @@ class Prototypes:
     text: np.ndarray  # (C, d) descriptions
     fold_text: np.ndarray  # (2, C, d) descriptions written without the images of fold 0, of fold 1
     name: np.ndarray | None = None  # (C, d) class-name prompts
+    temperature: float = 0.01  # the encoder's own, 1 / logit_scale
 
     @property
     def image(self) -> np.ndarray:

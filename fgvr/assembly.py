@@ -1,0 +1,350 @@
+"""The only file that turns configuration into objects. Everything below it takes plain arguments.
+
+Hydra's `_target_` stands at leaves only (a dataset, a spec, a policy); the one pool is handed over here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fgvr.agents import prompts
+from fgvr.agents.arbitrate import LogLinearPool, fit_weight
+from fgvr.agents.calibration import Calibrated, Calibrator
+from fgvr.agents.describe import Describer
+from fgvr.agents.fast import Retrieval
+from fgvr.agents.fusion import Fusion
+from fgvr.agents.rehearse import pooling_cases, rehearse_fast, rehearse_slow
+from fgvr.agents.slow import ScoreDecoder, Shortlist
+from fgvr.agents.trigger import Always
+from fgvr.data.datasets import Dataset
+from fgvr.errors import ConfigError, KnowledgeError
+from fgvr.evaluation.hindsight import Oracle
+from fgvr.knowledge import base as knowledge_base
+from fgvr.knowledge.base import KnowledgeBase, Origin
+from fgvr.knowledge.build import JOURNAL, Craft, Rehearse, batches, build, workspace
+from fgvr.knowledge.classes import ClassRecord
+from fgvr.knowledge.prototypes import Prototypes
+from fgvr.knowledge.rehearsal import SlowRehearsal
+from fgvr.knowledge.statistics import Statistics
+from fgvr.overrides import explain, tidy
+from fgvr.pipeline import Recognizer
+from fgvr.protocols import Cache, Trigger
+from fgvr.runtime import pool as pools
+from fgvr.runtime.budget import parse_budget
+from fgvr.runtime.devices import pick_device
+from fgvr.runtime.handles import PooledEncoder, PooledMLLM
+from fgvr.runtime.pool import ModelPool
+from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
+from fgvr.store.remember import RememberingEncoder, RememberingMLLM
+from fgvr.types import Category, FastResult, ModelSpec, Picture, Sample
+from fgvr.utils.files import short_hash
+from fgvr.utils.images import open_picture
+from fgvr.utils.paths import config_dir
+
+# --- configuration -----------------------------------------------------------------------------------------------------------
+
+
+def load_config(*overrides: str) -> DictConfig:
+    """The configuration of a command, e.g. `load_config("dataset=birds", "trigger=never")`; the same words as on the command line.
+
+    Raises:
+        ConfigError: names the valid choices or the nearest keys.
+    """
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = compose("config", tidy(overrides))
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
+    return checked(cfg)
+
+
+_CHOICES = {
+    "knowledge.build": ("missing", "never", "always"),
+    "evaluation.record": ("needed", "all"),
+    "slow.decoder": ("score",),
+    "slow.target": ("description", "name", "letter"),
+    "slow.arbitrate": ("pool", "slow"),
+    "runtime.policy": ("lru",),
+    "dataset.on_bad_image": ("skip", "error"),
+}
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """The same configuration, once every value that only a person can mend has been looked at."""
+    for key, choices in _CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}")
+    _check_pinned(cfg)
+    parse_budget(cfg.runtime.budget, total=1 << 40)
+    _whole(cfg, "evaluation.batch_size", least=1)
+    _whole(cfg, "dataset.shots", least=1)
+    _whole(cfg, "models.mllm.batch_size", least=1)
+    _whole(cfg, "models.encoder.batch_size", least=1)
+    _weight(cfg)
+    policy(cfg)
+    return cfg
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain containers."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def configuration_key(cfg: DictConfig) -> str:
+    """12 hex digits over everything that can change a run's results."""
+    ignored = ("run", "logging", "paths", "pinned_trigger", "store", "runtime")
+    return short_hash({key: value for key, value in plain(cfg).items() if key not in ignored})
+
+
+def _check_pinned(cfg: DictConfig) -> None:
+    pinned = cfg.get("pinned_trigger")
+    given = trigger_name(cfg)
+    if pinned and given != pinned:
+        preset = {"never": "fastonly", "always": "slowonly", "calibrated": "fast_slow"}[pinned]
+        raise ConfigError(f"mode={preset} means trigger={pinned}, but trigger={given} was given; write mode=evaluate trigger={given}")
+
+
+def _whole(cfg: DictConfig, key: str, *, least: int) -> None:
+    value = OmegaConf.select(cfg, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{key}={value}: must be a whole number from {least} up")
+
+
+def _weight(cfg: DictConfig) -> float | None:
+    """The pooling weight a person has set, or None for the fitted one."""
+    weight = cfg.slow.weight
+    if weight == "fitted":
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise ConfigError(f"slow.weight={weight}: must be fitted, or a number from 0 (System 1 alone) to 1 (System 2 alone)")
+    return float(weight)
+
+
+# --- runtime and store -------------------------------------------------------------------------------------------------------
+
+
+def shared_pool(cfg: DictConfig | None = None) -> ModelPool:
+    """The process's one ModelPool, with this configuration's models known under their roles; nothing is loaded."""
+    if cfg is None:
+        if (living := pools.living()) is not None:
+            return living
+        cfg = load_config()
+    runtime = cfg.runtime
+    pool = pools.shared(
+        device=runtime.device,
+        budget=runtime.budget,
+        reserve=runtime.reserve,
+        max_models=runtime.max_models,
+        policy=runtime.policy,
+        lease_timeout=runtime.lease_timeout,
+    )
+    for role in ("encoder", "mllm", "joint"):
+        pool.register(spec(cfg, role))
+    return pool
+
+
+def spec(cfg: DictConfig, role: str) -> ModelSpec:
+    return instantiate(cfg.models[role])
+
+
+def home(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.home).expanduser()
+
+
+def open_store(cfg: DictConfig) -> Cache:
+    """The machine's memory of embeddings and replies, or one that forgets (`store.enabled=false`)."""
+    return SqliteCache(home(cfg) / "store" / "cache.sqlite") if cfg.store.enabled else NoCache()
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models as agents see them: borrowed from the pool for each call, remembered in a cache."""
+
+    encoder: RememberingEncoder
+    mllm: RememberingMLLM
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {"encoder": self.encoder.fingerprint, "mllm": self.mllm.fingerprint}
+
+
+def open_models(cfg: DictConfig, cache: Cache) -> Models:
+    pool = shared_pool(cfg)
+    return Models(
+        encoder=RememberingEncoder(PooledEncoder(pool, spec(cfg, "encoder")), cache),
+        mllm=RememberingMLLM(PooledMLLM(pool, spec(cfg, "mllm")), cache),
+    )
+
+
+# --- data and knowledge ------------------------------------------------------------------------------------------------------
+
+
+def open_dataset(cfg: DictConfig) -> Dataset:
+    return instantiate(cfg.dataset, _convert_="all")
+
+
+def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None) -> KnowledgeBase:
+    """The base this configuration means: found by its key, or at `knowledge.path`; built when missing and allowed.
+
+    Raises:
+        KnowledgeError: absent with `knowledge.build=never`, or made by other models.
+    """
+    dataset = dataset or open_dataset(cfg)
+    models = open_models(cfg, NoCache())
+    origin = origin_of(cfg, dataset, models)
+    if cfg.knowledge.path is not None:
+        return knowledge_base.load(Path(cfg.knowledge.path).expanduser(), expected=origin)
+    folder = home(cfg) / "knowledge" / dataset.name / origin.key
+    if cfg.knowledge.build == "missing" and knowledge_base.is_complete(folder):
+        found = knowledge_base.load(folder, expected=origin)
+        if not found.failed or cfg.mode != "build_knowledge_base":
+            return found
+    elif cfg.knowledge.build == "never":
+        if knowledge_base.is_complete(folder):
+            return knowledge_base.load(folder, expected=origin)
+        raise KnowledgeError(f"no knowledge base at {folder}; build it with: python discovering.py mode=build_knowledge_base")
+    return _build(cfg, dataset, origin, folder)
+
+
+def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
+    asked = [
+        prompts.fingerprint(),
+        cfg.models.description_tokens,
+        cfg.models.name_prompts,
+        cfg.knowledge.pictures_per_description,
+        cfg.knowledge.cross_fit,
+        cfg.slow.target,
+    ]
+    return Origin(
+        dataset=dataset.name,
+        world=dataset.world,
+        split_hash=dataset.split.split_hash,
+        shots=cfg.dataset.shots,
+        split_seed=cfg.dataset.split_seed,
+        models=models.fingerprints,
+        prompts=short_hash(asked),
+    )
+
+
+def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, folder: Path) -> KnowledgeBase:
+    with workspace(folder, fresh=cfg.run.fresh) as partial:
+        with SqliteCache(partial / JOURNAL) as journal:
+            models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
+            craft = Craft(
+                encoder=models.encoder,
+                look=_look,
+                describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
+                rehearse=_rehearsal(cfg, models),
+                name_prompts=_name_prompts if cfg.models.name_prompts else None,
+                pictures_per_description=cfg.knowledge.pictures_per_description,
+                cross_fit=cfg.knowledge.cross_fit,
+                encode_batch=cfg.models.encoder.batch_size,
+                describe_batch=cfg.models.mllm.batch_size,
+            )
+            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
+    return knowledge_base.load(folder)
+
+
+def _look(sample: Sample) -> Picture:
+    return open_picture(sample.image)
+
+
+def _name_prompts(category: Category) -> tuple[str, ...]:
+    return prompts.name_prompts(category.name, category.superclass)
+
+
+def _rehearsal(cfg: DictConfig, models: Models) -> Rehearse:
+    def rehearse(
+        prototypes: Prototypes,
+        records: Sequence[ClassRecord],
+        hashes: Sequence[str],
+        pictures: Callable[[Sequence[int]], list[Picture]],
+    ) -> tuple[Statistics, SlowRehearsal]:
+        results, statistics = rehearse_fast(prototypes, hashes, fusion=instantiate(cfg.fusion))
+        # Always the default shortlist: what is rehearsed must not depend on how a later run asks.
+        shortlist = Shortlist({record.id: record for record in records}, candidates=5)
+        decoder = ScoreDecoder(models.mllm, shortlist, superclass=records[0].superclass, target=cfg.slow.target)
+        rehearsed = rehearse_slow(
+            results,
+            prototypes,
+            pictures,
+            decoder=decoder,
+            shortlist=shortlist,
+            target=cfg.slow.target,
+            batches=batches(len(hashes), cfg.models.mllm.batch_size),
+        )
+        return statistics, rehearsed
+
+    return rehearse
+
+
+# --- the recognizer ----------------------------------------------------------------------------------------------------------
+
+
+def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recognizer:
+    """A Recognizer over this configuration's knowledge base. Holds handles only; weights come with the first image."""
+    base = base or open_knowledge(cfg)
+    models = open_models(cfg, open_store(cfg))
+    fusion: Fusion = instantiate(cfg.fusion)
+    results, statistics = rehearse_fast(base.prototypes, [s.sha256 for s in base.support], fusion=fusion)
+    shortlist = Shortlist(base.records, candidates=cfg.slow.candidates)
+    trigger = _trigger(cfg, base, results)
+    return Recognizer(
+        look=open_picture,
+        fast=Retrieval(models.encoder, base.prototypes, statistics, fusion=fusion),
+        trigger=trigger,
+        slow=ScoreDecoder(models.mllm, shortlist, superclass=base.classes[0].superclass, target=cfg.slow.target),
+        arbitrate=LogLinearPool(weight=_pooling_weight(cfg, base, results)),
+        names={record.id: record.name for record in base.classes},
+        notes=[f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated) else [],
+        record_all=cfg.evaluation.record == "all",
+        batch_size=cfg.evaluation.batch_size,
+    )
+
+
+def policy(cfg: DictConfig) -> Any:
+    """The trigger group's object: a Trigger, or one that has to learn (Calibrator) or to know the truth (Oracle) first."""
+    return instantiate(cfg.trigger)
+
+
+def trigger_name(cfg: DictConfig) -> str:
+    return get_class(cfg.trigger._target_).name  # type: ignore[attr-defined]
+
+
+def _trigger(cfg: DictConfig, base: KnowledgeBase, results: Sequence[FastResult]) -> Trigger:
+    chosen = policy(cfg)
+    if isinstance(chosen, Oracle):
+        return Always()  # the oracle speaks afterwards, in the evaluation
+    if not isinstance(chosen, Calibrator):
+        return chosen
+    owners = base.prototypes.owners
+    right = [result.top.category == base.prototypes.ids[owner] for result, owner in zip(results, owners, strict=True)]
+    return chosen.fit(results, right, _groups(owners.tolist()))
+
+
+def _groups(owners: Sequence[int]) -> list[int]:
+    """The k-th image of every class forms group k: each is scored by a model that saw none of its group."""
+    seen: dict[int, int] = {}
+    groups = []
+    for owner in owners:
+        groups.append(seen.get(owner, 0))
+        seen[owner] = groups[-1] + 1
+    return groups
+
+
+def _pooling_weight(cfg: DictConfig, base: KnowledgeBase, results: Sequence[FastResult]) -> float:
+    if cfg.slow.arbitrate == "slow":
+        return 1.0
+    given = _weight(cfg)
+    return fit_weight(pooling_cases(results, base.prototypes, base.rehearsal)) if given is None else given

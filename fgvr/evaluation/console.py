@@ -1,0 +1,60 @@
+"""What a person sees on the terminal of a base and of single predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fgvr.knowledge.base import KnowledgeBase
+from fgvr.types import Prediction
+
+_DETAILED = 3  # images shown with all their reasons; beyond that one line each
+
+
+def knowledge_table(base: KnowledgeBase) -> RenderableType:
+    """A finished base: what is in it, how well System 1 does on it leave-one-out, where it lies."""
+    table = Table(title=f"knowledge base: {base.origin.dataset} {base.origin.world}", title_justify="left", show_header=False)
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    total = int(base.statistics.confusion.sum())
+    table.add_row("classes", f"{len(base.classes)}")
+    table.add_row("support images", f"{len(base.support)} ({base.origin.shots} per class)")
+    table.add_row("descriptions", f"{len(base.classes) - len(base.failed)}" + (f", failed: {', '.join(base.failed)}" if base.failed else ""))
+    table.add_row("rules", f"{len(base.experience)}")
+    if total:
+        table.add_row("System 1, leave-one-out", f"{base.statistics.correct.sum() / total:.3f} of {total}")
+    if base.manifest is not None:
+        table.add_row("built in", f"{base.manifest.seconds:.1f} s")
+        table.add_row("key", base.manifest.key)
+    table.caption = str(base.path)
+    table.caption_justify = "left"
+    return table
+
+
+def prediction_tables(predictions: Sequence[Prediction]) -> list[RenderableType]:
+    """Few images with every reason, many as one line each."""
+    if len(predictions) > _DETAILED:
+        table = Table("image", "prediction", "confidence", "by", "runner-up")
+        for p in predictions:
+            second = p.fast.candidates[1].category if len(p.fast.candidates) > 1 else ""
+            table.add_row(p.image, p.name, f"{p.confidence:.2f}", p.by, second)
+        return [table]
+    return [part for prediction in predictions for part in _reasons(prediction)]
+
+
+def _reasons(p: Prediction) -> list[RenderableType]:
+    table = Table("candidate", "System 1", "image", "text", "System 2", title=f"{p.image}: {p.name} ({p.confidence:.2f}, {p.by})")
+    table.title_justify = "left"
+    for candidate in p.fast.candidates[:8]:
+        slow = p.slow.probabilities.get(candidate.category) if p.slow else None
+        shown = (candidate.probability, candidate.image_score, candidate.text_score, slow)
+        table.add_row(candidate.category, *("" if value is None else f"{value:.3f}" for value in shown))
+    verdict = "think slowly" if p.decision.escalate else "answer fast"
+    terms = ", ".join(f"{name} {value:+.2f}" for name, value in p.decision.terms.items())
+    lines: list[RenderableType] = [table, Text(f"{verdict}: score {p.decision.score:.3f}, threshold {p.decision.threshold:.3f}  {terms}")]
+    if p.slow is not None and p.slow.rationale:
+        lines.append(Text(f"System 2: {p.slow.rationale}"))
+    return lines

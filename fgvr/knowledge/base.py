@@ -1,0 +1,306 @@
+"""A knowledge base on disk: saved whole or not at all, opened only by the models that made it.
+
+manifest.json (written last: its presence means complete), prototypes.safetensors, classes.parquet, rehearsal.parquet,
+experience.jsonl, splits.json. Readers verify every file against the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from fgvr.errors import KnowledgeError
+from fgvr.knowledge.classes import ClassRecord, Description
+from fgvr.knowledge.prototypes import Prototypes
+from fgvr.knowledge.rehearsal import SlowRehearsal
+from fgvr.knowledge.statistics import Statistics
+from fgvr.types import Experience, Manifest
+from fgvr.utils.files import atomic_write, sha256_file
+
+SCHEMA = 1
+MANIFEST, PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS = (
+    "manifest.json",
+    "prototypes.safetensors",
+    "classes.parquet",
+    "rehearsal.parquet",
+    "experience.jsonl",
+    "splits.json",
+)
+_LIBRARIES = ("torch", "transformers", "open_clip_torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """One support image of the base, in the order of the prototypes' shots."""
+
+    key: str
+    category: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a base is made from; together these make its key, so another value is another base."""
+
+    dataset: str
+    world: str
+    split_hash: str
+    shots: int
+    split_seed: int
+    models: Mapping[str, str]  # role -> fingerprint
+    prompts: str
+
+    @property
+    def key(self) -> str:
+        """12 hex digits: where below knowledge/<dataset>/ the base lies."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnowledgeBase:
+    """The three libraries and what they were made from."""
+
+    origin: Origin
+    classes: tuple[ClassRecord, ...]
+    prototypes: Prototypes
+    statistics: Statistics
+    rehearsal: SlowRehearsal
+    support: tuple[Support, ...]
+    experience: tuple[Experience, ...] = ()
+    path: Path | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the classes still without a description."""
+        return tuple(record.name for record in self.classes if record.description.status == "failed")
+
+    @property
+    def records(self) -> dict[str, ClassRecord]:
+        return {record.id: record for record in self.classes}
+
+    def __repr__(self) -> str:
+        described = len(self.classes) - len(self.failed)
+        return (
+            f"KnowledgeBase({self.origin.dataset}, {len(self.classes)} classes, {len(self.support)} support images, "
+            f"{described} described, {len(self.experience)} rules, {self.path})"
+        )
+
+    def save(self, folder: Path, *, created: str, seconds: float) -> KnowledgeBase:
+        """Write every file, the manifest last. Returns the base as it now stands in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_prototypes(folder / PROTOTYPES, self.prototypes, self.statistics)
+        _save_classes(folder / CLASSES, self)
+        _save_rehearsal(folder / REHEARSAL, self.rehearsal)
+        atomic_write(folder / EXPERIENCE, "".join(json.dumps(asdict(rule), sort_keys=True) + "\n" for rule in self.experience))
+        atomic_write(folder / SPLITS, json.dumps({"support": [asdict(s) for s in self.support]}, indent=1, sort_keys=True))
+        files = {name: sha256_file(folder / name) for name in (PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS)}
+        manifest = _manifest(self, files, created=created, seconds=seconds)
+        atomic_write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
+        return replace(self, path=folder, manifest=manifest)
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
+    """Open a complete base.
+
+    Args:
+        expected: what the caller's configuration would build; other models or prompts are an error that names both.
+
+    Raises:
+        KnowledgeError: absent, incomplete, of another schema, damaged, or made by other models.
+    """
+    manifest = _read_manifest(folder)
+    if expected is not None:
+        _check_origin(folder, manifest, expected)
+    for name, sha256 in manifest.files.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+            raise KnowledgeError(f"{folder / name} is missing or damaged; rebuild with: mode=build_knowledge_base knowledge.build=always")
+    arrays = _load_arrays(folder / PROTOTYPES)
+    classes = _load_classes(folder / CLASSES)
+    ids = tuple(record.id for record in classes)
+    support = tuple(Support(**row) for row in json.loads((folder / SPLITS).read_text())["support"])
+    return KnowledgeBase(
+        origin=Origin(
+            dataset=manifest.dataset,
+            world=manifest.world,
+            split_hash=manifest.split_hash,
+            shots=manifest.shots,
+            split_seed=manifest.split_seed,
+            models=manifest.models,
+            prompts=manifest.prompts,
+        ),
+        classes=classes,
+        prototypes=Prototypes(
+            ids=ids,
+            shots=arrays["shots"],
+            owners=arrays["owners"],
+            folds=arrays["folds"],
+            text=arrays["text"],
+            fold_text=arrays["fold_text"],
+            name=arrays.get("name"),
+            temperature=float(arrays["temperature"][0]),
+        ),
+        statistics=Statistics(ids, arrays["confusion"]),
+        rehearsal=_load_rehearsal(folder / REHEARSAL),
+        support=support,
+        experience=tuple(_experience(json.loads(line)) for line in (folder / EXPERIENCE).read_text().splitlines()),
+        path=folder,
+        manifest=manifest,
+    )
+
+
+# --- the manifest ------------------------------------------------------------------------------------------------------------
+
+
+def _manifest(base: KnowledgeBase, files: Mapping[str, str], *, created: str, seconds: float) -> Manifest:
+    counts = {
+        "classes": len(base.classes),
+        "support": len(base.support),
+        "described": len(base.classes) - len(base.failed),
+        "rules": len(base.experience),
+    }
+    blank = Manifest(
+        schema=SCHEMA,
+        key=base.origin.key,
+        counts=counts,
+        libraries={name: version(name) for name in _LIBRARIES},
+        files=files,
+        content_hash="",
+        **asdict(base.origin),
+    )
+    content_hash = hashlib.sha256(json.dumps(asdict(blank), sort_keys=True).encode()).hexdigest()
+    return replace(blank, content_hash=content_hash, created=created, seconds=seconds)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not is_complete(folder):
+        raise KnowledgeError(f"no complete knowledge base in {folder}; build one with: python discovering.py mode=build_knowledge_base")
+    try:
+        fields = json.loads((folder / MANIFEST).read_text())
+        if fields["schema"] != SCHEMA:
+            raise KnowledgeError(
+                f"{folder} has schema {fields['schema']}, this version reads {SCHEMA}; rebuild with: "
+                "python discovering.py mode=build_knowledge_base knowledge.build=always"
+            )
+        return Manifest(**fields)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise KnowledgeError(f"{folder / MANIFEST} cannot be read ({exc}); rebuild with knowledge.build=always") from exc
+
+
+def _check_origin(folder: Path, manifest: Manifest, expected: Origin) -> None:
+    for role, fingerprint in expected.models.items():
+        if manifest.models.get(role) != fingerprint:
+            raise KnowledgeError(
+                f"{folder} was built with {role} {manifest.models.get(role)}, this configuration has {fingerprint}; "
+                "use the models it was built with, or build another: mode=build_knowledge_base"
+            )
+    if manifest.prompts != expected.prompts:
+        raise KnowledgeError(f"{folder} was built with prompts {manifest.prompts}, this version has {expected.prompts}; rebuild it")
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------
+
+
+def _save_prototypes(path: Path, prototypes: Prototypes, statistics: Statistics) -> None:
+    from safetensors.numpy import save
+
+    arrays = {
+        "shots": prototypes.shots,
+        "owners": prototypes.owners,
+        "folds": prototypes.folds,
+        "text": prototypes.text,
+        "fold_text": prototypes.fold_text,
+        "confusion": statistics.confusion,
+        "temperature": np.array([prototypes.temperature]),
+    }
+    if prototypes.name is not None:
+        arrays["name"] = prototypes.name
+    atomic_write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _save_classes(path: Path, base: KnowledgeBase) -> None:
+    columns: dict[str, Sequence[object]] = {
+        "id": [r.id for r in base.classes],
+        "name": [r.name for r in base.classes],
+        "superclass": [r.superclass for r in base.classes],
+        "aliases": [list(r.aliases) for r in base.classes],
+        "description": [r.description.text for r in base.classes],
+        "status": [r.description.status for r in base.classes],
+        "fold_descriptions": [[d.text for d in r.fold_descriptions] for r in base.classes],
+        "shots": [r.shots for r in base.classes],
+        "predicted": base.statistics.predicted.tolist(),
+        "correct": base.statistics.correct.tolist(),
+        "occurred": base.statistics.occurred.tolist(),
+    }
+    _write_parquet(path, columns)
+
+
+def _load_classes(path: Path) -> tuple[ClassRecord, ...]:
+    return tuple(
+        ClassRecord(
+            id=row["id"],
+            name=row["name"],
+            superclass=row["superclass"],
+            aliases=tuple(row["aliases"]),
+            description=_description(row["description"]),
+            fold_descriptions=(_description(row["fold_descriptions"][0]), _description(row["fold_descriptions"][1])),
+            shots=row["shots"],
+        )
+        for row in _read_parquet(path)
+    )
+
+
+def _description(text: str) -> Description:
+    return Description(text) if text else Description("", "failed")
+
+
+def _save_rehearsal(path: Path, rehearsal: SlowRehearsal) -> None:
+    rows = [(image, category, nats) for image, scores in rehearsal.scores.items() for category, nats in scores.items()]
+    columns = {"image": [r[0] for r in rows], "category": [r[1] for r in rows], "log_likelihood": [r[2] for r in rows]}
+    _write_parquet(path, columns, {"target": rehearsal.target})
+
+
+def _load_rehearsal(path: Path) -> SlowRehearsal:
+    import pyarrow.parquet as parquet
+
+    target = (parquet.read_schema(path).metadata or {}).get(b"target", b"").decode()
+    scores: dict[str, dict[str, float]] = {}
+    for row in _read_parquet(path):
+        scores.setdefault(row["image"], {})[row["category"]] = row["log_likelihood"]
+    return SlowRehearsal(target, scores)
+
+
+def _write_parquet(path: Path, columns: Mapping[str, Sequence[object]], metadata: Mapping[str, str] | None = None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table(dict(columns)).replace_schema_metadata(dict(metadata or {})), sink)
+    atomic_write(path, sink.getvalue().to_pybytes())
+
+
+def _read_parquet(path: Path) -> list[dict]:
+    import pyarrow.parquet as parquet
+
+    # Not memory-mapped: a reader must survive the base being rebuilt under it.
+    return parquet.read_table(path, memory_map=False).to_pylist()
+
+
+def _experience(row: dict) -> Experience:
+    return Experience(**{**row, "pair": tuple(row["pair"]), "sources": tuple(row["sources"])})

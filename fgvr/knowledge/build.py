@@ -1,0 +1,208 @@
+"""Building a knowledge base: support images in, three libraries out. Knows models only as functions handed to it.
+
+Everything happens in a sibling `.partial` folder whose journal remembers each finished batch of model work, so a killed build
+loses at most one batch; the folder takes its final name only when it is whole, and readers never see half a base.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fgvr.knowledge.base import KnowledgeBase, Origin, Support, is_complete
+from fgvr.knowledge.classes import ClassRecord, Description, Portrait
+from fgvr.knowledge.prototypes import Prototypes, halves
+from fgvr.knowledge.rehearsal import SlowRehearsal
+from fgvr.knowledge.statistics import Statistics
+from fgvr.protocols import Encoder
+from fgvr.types import Category, Picture, Sample
+from fgvr.utils.files import file_lock
+from fgvr.utils.progress import track
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "journal.sqlite"
+
+
+class Rehearse(Protocol):
+    """Leave-one-out on the support images, by both systems."""
+
+    def __call__(
+        self, prototypes: Prototypes, records: Sequence[ClassRecord], hashes: Sequence[str], pictures: Callable[[Sequence[int]], list[Picture]]
+    ) -> tuple[Statistics, SlowRehearsal]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Craft:
+    """How a base is made: the models as functions, and the sizes of batches."""
+
+    encoder: Encoder
+    look: Callable[[Sample], Picture]
+    describe: Callable[[Sequence[Portrait]], list[Description]]
+    rehearse: Rehearse
+    name_prompts: Callable[[Category], Sequence[str]] | None  # None: the names mean nothing to this encoder
+    pictures_per_description: int
+    cross_fit: bool
+    encode_batch: int
+    describe_batch: int
+
+
+@contextmanager
+def workspace(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
+    """The `.partial` sibling of `folder`, this process's alone; becomes `folder` if the body leaves a complete base in it."""
+    partial = folder.with_name(folder.name + ".partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder.with_name(folder.name + ".lock")):
+        _recover(folder)
+        if fresh and partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        yield partial
+        if not is_complete(partial):
+            return
+        for leftover in partial.glob(JOURNAL + "*"):
+            leftover.unlink()
+        _swap(partial, folder)
+
+
+def build(origin: Origin, categories: Sequence[Category], samples: Sequence[Sample], craft: Craft, partial: Path) -> KnowledgeBase:
+    """Encode the support images, describe each class, encode the words, rehearse, save into `partial`.
+
+    Args:
+        samples: support images with labels and content hashes; grouped by class in the order of `categories`.
+    """
+    started = time.monotonic()
+    position = {category.id: i for i, category in enumerate(categories)}
+    samples = sorted(samples, key=lambda s: (position[s.label or ""], s.key))
+    owners = np.array([position[s.label or ""] for s in samples], np.int64)
+    folds = halves(owners.tolist())
+
+    def pictures(indices: Sequence[int]) -> list[Picture]:
+        return [craft.look(samples[i]) for i in indices]
+
+    encoded, hashes = _encode_images(range(len(samples)), pictures, craft)
+    records = _describe(categories, owners, folds, pictures, craft)
+    prototypes = Prototypes(
+        ids=tuple(category.id for category in categories),
+        shots=encoded,
+        owners=owners,
+        folds=folds,
+        text=_encode_words([r.description for r in records], craft.encoder, encoded.shape[1]),
+        fold_text=np.stack([_encode_words([r.fold_descriptions[f] for r in records], craft.encoder, encoded.shape[1]) for f in (0, 1)]),
+        name=_encode_names(categories, craft),
+        temperature=1 / craft.encoder.logit_scale,
+    )
+    statistics, rehearsal = craft.rehearse(prototypes, records, hashes, pictures)
+    base = KnowledgeBase(
+        origin=origin,
+        classes=tuple(records),
+        prototypes=prototypes,
+        statistics=statistics,
+        rehearsal=rehearsal,
+        support=tuple(Support(s.key, s.label or "", sha256) for s, sha256 in zip(samples, hashes, strict=True)),
+    )
+    return base.save(partial, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(time.monotonic() - started, 3))
+
+
+def batches(n: int, size: int) -> list[range]:
+    """Index batches whose borders depend on positions alone, never on what is left to do."""
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _encode_images(
+    indices: range, pictures: Callable[[Sequence[int]], list[Picture]], craft: Craft
+) -> tuple[np.ndarray, list[str]]:
+    vectors, hashes = [], []
+    for batch in track(batches(len(indices), craft.encode_batch), "support images"):
+        seen = pictures(batch)
+        vectors.append(craft.encoder.encode(seen))
+        hashes += [picture.sha256 for picture in seen]
+    return np.concatenate(vectors), hashes
+
+
+def _describe(
+    categories: Sequence[Category],
+    owners: np.ndarray,
+    folds: np.ndarray,
+    pictures: Callable[[Sequence[int]], list[Picture]],
+    craft: Craft,
+) -> list[ClassRecord]:
+    """One description per class from its first images, and, cross-fitted, one without each half of its shots."""
+
+    def chosen(c: int, without: int | None) -> list[int]:
+        own = [int(i) for i in np.flatnonzero(owners == c) if without is None or folds[i] != without]
+        # A class with a single shot has no other half: its own description is then absent from leave-one-out.
+        return own[: craft.pictures_per_description]
+
+    wanted: list[int | None] = [None, 0, 1] if craft.cross_fit else [None]
+    jobs = [(c, without, chosen(c, without)) for without in wanted for c in range(len(categories))]
+    written: dict[tuple[int, int | None], Description] = {(c, w): Description("", "failed") for c, w, own in jobs if not own}
+    jobs = [job for job in jobs if job[2]]
+    for batch in track(batches(len(jobs), craft.describe_batch), "descriptions"):
+        asked = [jobs[i] for i in batch]
+        portraits = [Portrait(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
+        for (c, without, _), description in zip(asked, craft.describe(portraits), strict=True):
+            written[c, without] = description
+    counts = np.bincount(owners, minlength=len(categories))
+    nothing = Description("", "failed")
+    return [
+        ClassRecord(
+            id=category.id,
+            name=category.name,
+            superclass=category.superclass,
+            aliases=category.aliases,
+            description=written[c, None],
+            fold_descriptions=(written.get((c, 0), nothing), written.get((c, 1), nothing)),
+            shots=int(counts[c]),
+        )
+        for c, category in enumerate(categories)
+    ]
+
+
+def _encode_words(descriptions: Sequence[Description], encoder: Encoder, width: int) -> np.ndarray:
+    """(C, d); a zero row where there is no description."""
+    vectors = np.zeros((len(descriptions), width), np.float32)
+    present = [i for i, description in enumerate(descriptions) if description.text]
+    if present:
+        vectors[present] = encoder.encode_text([descriptions[i].text for i in present])
+    return vectors
+
+
+def _encode_names(categories: Sequence[Category], craft: Craft) -> np.ndarray | None:
+    if craft.name_prompts is None:
+        return None
+    prompted = [list(craft.name_prompts(category)) for category in categories]
+    vectors = craft.encoder.encode_text([text for texts in prompted for text in texts])
+    borders = np.cumsum([len(texts) for texts in prompted])[:-1]
+    means = np.stack([part.mean(axis=0) for part in np.split(vectors, borders)])
+    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _recover(folder: Path) -> None:
+    """A crash between the two renames of `_swap` leaves the old base aside: put it back."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Put the new base in place; an old one steps aside first and is dropped last, so a crash leaves one of them whole."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    if old.exists():
+        shutil.rmtree(old)
+    log.info("knowledge base complete: %s", folder)

@@ -1,0 +1,235 @@
+"""One function per mode. Each reads like the abstract of what it does; objects come from assembly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fgvr import assembly
+from fgvr.data.datasets import Dataset
+from fgvr.data.leaks import guard
+from fgvr.errors import ConfigError, DatasetError, ImageError
+from fgvr.evaluation import report as reports
+from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.records import from_row, to_row
+from fgvr.knowledge.base import KnowledgeBase
+from fgvr.pipeline import Recognizer, chunks
+from fgvr.store.journal import RunFile
+from fgvr.types import MemoryPlan, Prediction, Report, Sample
+from fgvr.utils.files import atomic_write
+from fgvr.utils.images import list_images
+from fgvr.utils.logging import setup_logging
+from fgvr.utils.progress import track
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS, CONFIG, LOG = "predictions.jsonl", "config.yaml", "log.txt"
+
+
+def run(cfg: DictConfig) -> Any:
+    """What the command line calls: check, do, show."""
+    assembly.checked(cfg)
+    setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet)
+    result = MODES[cfg.mode](cfg)
+    show(result, cfg)
+    return result
+
+
+def build_knowledge_base(cfg: DictConfig) -> KnowledgeBase:
+    """Support images -> knowledge base. Finished work is never repeated; a complete base is opened as it is."""
+    dataset = assembly.open_dataset(cfg)
+    return assembly.open_knowledge(cfg, dataset)
+
+
+def classify(cfg: DictConfig) -> list[Prediction]:
+    """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
+    samples = _asked_for(Path(cfg.image).expanduser())
+    recognizer = assembly.build_recognizer(cfg)
+    unreadable: list[ImageError] = []
+    with run_folder(cfg, fresh=True) as folder, RunFile(folder / PREDICTIONS) as file:
+        for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", _batches(samples, recognizer)):
+            file.append(to_row(prediction) for prediction in predictions)
+        answered = [from_row(row, recognizer.names) for row in file.done()]
+    for error in unreadable:
+        log.error("%s", error)
+    if not answered:
+        raise ImageError(f"none of {len(samples)} images could be read: {unreadable[0]}")
+    return answered
+
+
+def evaluate(cfg: DictConfig) -> Report:
+    """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
+    with run_folder(cfg) as folder:
+        if not cfg.run.fresh and (folder / reports.FILE).exists():
+            log.info("complete already (run.fresh=true starts anew): %s", folder)
+            return reports.load(folder)
+        dataset = assembly.open_dataset(cfg)
+        base = assembly.open_knowledge(cfg, dataset)
+        overlap = guard(dataset.split.test, _forbidden(base, dataset), allow=cfg.evaluation.allow_overlap)
+        recognizer = assembly.build_recognizer(cfg, base)
+        predictions = _recognise(cfg, folder, dataset, recognizer)
+        report = _report(cfg, folder, dataset, predictions, notes=(*overlap, *_notes(cfg, dataset, recognizer)))
+        reports.write(report, folder)
+        return report
+
+
+def plan(cfg: DictConfig) -> MemoryPlan:
+    """What would be resident at once, and whether it fits the budget. Loads nothing."""
+    return assembly.shared_pool(cfg).plan("encoder", "mllm")
+
+
+def fit(folder: str | Path, *overrides: str) -> Recognizer:
+    """A recognizer for any folder of class-named folders."""
+    cfg = assembly.load_config("dataset=folder", f"dataset.root={folder}", *overrides)
+    return assembly.build_recognizer(cfg, build_knowledge_base(cfg))
+
+
+MODES: dict[str, Callable[[DictConfig], Any]] = {
+    "build_knowledge_base": build_knowledge_base,
+    "classify": classify,
+    "evaluate": evaluate,
+    "plan": plan,
+}
+
+
+# --- the parts of an evaluation ----------------------------------------------------------------------------------------------
+
+
+def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Recognizer) -> list[Prediction]:
+    """All predictions, those of an earlier, interrupted run included."""
+    oracle = assembly.policy(cfg)
+    samples = dataset.split.test
+    if not samples:
+        raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
+    with RunFile(folder / PREDICTIONS) as file:
+        done = _done(file.done(), samples, recognizer)
+        stream = recognizer.stream(samples, done=done, unreadable=[])
+        for predictions in track(stream, "test images", _batches(samples, recognizer) - done):
+            if isinstance(oracle, Oracle):
+                predictions = [oracle.redecide(prediction, recognizer.names) for prediction in predictions]
+            file.append(to_row(prediction) for prediction in predictions)
+        return [from_row(row, recognizer.names) for row in file.done()]
+
+
+def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer: Recognizer) -> int:
+    """How many batches an earlier run has answered: up to the one that holds its last row."""
+    if not rows:
+        return 0
+    position = {sample.key: i for i, sample in enumerate(samples)}
+    return position[rows[-1]["image"]] // recognizer.batch_size + 1
+
+
+def _batches(samples: Sequence[Sample], recognizer: Recognizer) -> int:
+    return sum(1 for _ in chunks(samples, recognizer.batch_size))
+
+
+def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
+    """Content hash -> where it was used, for every image the base or the calibration has met."""
+    used = {support.sha256: f"knowledge base: {support.key}" for support in base.support}
+    return used | {sample.sha256: f"calibration: {sample.key}" for sample in dataset.split.calibration}
+
+
+def _notes(cfg: DictConfig, dataset: Dataset, recognizer: Recognizer) -> tuple[str, ...]:
+    """What a reader must know before any number, the models' own limits first."""
+    known = (cfg.models.notice,) if cfg.models.notice else ()
+    return (*known, *dataset.notes, *recognizer.notes)
+
+
+def _report(cfg: DictConfig, folder: Path, dataset: Dataset, predictions: Sequence[Prediction], *, notes: Sequence[str]) -> reports.RunReport:
+    pool = assembly.shared_pool(cfg)
+    return reports.make_report(
+        predictions,
+        classes={category.id: category.name for category in dataset.catalog.categories},
+        dataset=f"{dataset.name} {dataset.world}".strip(),
+        trigger=assembly.trigger_name(cfg),
+        notes=notes,
+        model_loads=pool.loads,
+        peak_device_bytes=pool.peak_bytes,
+        path=folder,
+        skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
+        config=assembly.plain(cfg),
+        pictures={sample.key: sample.image for sample in dataset.split.test},
+    )
+
+
+def _asked_for(path: Path) -> list[Sample]:
+    if path.is_dir():
+        found = [Sample(file, key=str(file.relative_to(path))) for file in list_images(path, recursive=True)]
+        if not found:
+            raise DatasetError(f"{path} holds no images")
+        return found
+    if not path.exists():
+        raise ImageError(f"{path} does not exist; image= takes an image or a folder of images")
+    return [Sample(path, key=str(path))]
+
+
+# --- where a run lies, and how it is shown -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def run_folder(cfg: DictConfig, *, fresh: bool = False) -> Iterator[Path]:
+    """`runs/<mode>/<key>` or, in a sweep, `sweeps/<hash>/<n>`; holds config.yaml and log.txt. The same command finds the same folder."""
+    folder = _run_path(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = assembly.configuration_key(cfg)
+    changed = (folder / ".key").exists() and (folder / ".key").read_text() != key
+    if cfg.run.fresh or fresh or changed:
+        for name in (reports.FILE, reports.PAGE, PREDICTIONS, PREDICTIONS + ".commit"):
+            (folder / name).unlink(missing_ok=True)
+    atomic_write(folder / ".key", key)
+    atomic_write(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet, file=folder / LOG)
+    yield folder
+
+
+def _run_path(cfg: DictConfig) -> Path:
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return assembly.home(cfg) / "sweeps" / os.environ.get("FGVR_SWEEP", "sweep") / str(HydraConfig.get().job.num)
+    return assembly.home(cfg) / "runs" / str(cfg.mode) / assembly.configuration_key(cfg)
+
+
+def show(result: Any, cfg: DictConfig) -> None:
+    """The result on stdout: for people, or one JSON line (`logging=json`)."""
+    if cfg.logging.json:
+        sys.stdout.write(json.dumps(_as_json(result), ensure_ascii=False, default=str) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for part in _as_text(result):
+        console.print(part, highlight=False)
+
+
+def _as_json(result: Any) -> Any:
+    if isinstance(result, Report):
+        return json.loads((result.path / reports.FILE).read_text())
+    if isinstance(result, KnowledgeBase):
+        return asdict(result.manifest) | {"path": str(result.path)} if result.manifest else {}
+    if isinstance(result, MemoryPlan):
+        return asdict(result) | {"needed": result.needed, "fits": result.fits}
+    return [to_row(prediction) for prediction in result]
+
+
+def _as_text(result: Any) -> list[Any]:
+    from fgvr.evaluation.console import knowledge_table, prediction_tables
+
+    if isinstance(result, Report):
+        return [reports.terminal(result)]
+    if isinstance(result, KnowledgeBase):
+        return [knowledge_table(result)]
+    if isinstance(result, MemoryPlan):
+        return [str(result)]
+    if isinstance(result, list):
+        return prediction_tables(result)
+    raise ConfigError(f"nothing to show for {type(result).__name__}")

@@ -1,0 +1,166 @@
+"""The recognizer: look; if unsure, think. Batch in, batch out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.errors import ImageError
+from fgvr.protocols import FastThinker, SlowThinker, Trigger
+from fgvr.store.tally import Work, scope
+from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
+
+if TYPE_CHECKING:
+    from fgvr.types import ImageSource
+
+
+class Recognizer:
+    """Fast thinking on every image, slow thinking on those the trigger doubts. Holds handles, never weights."""
+
+    def __init__(
+        self,
+        *,
+        look: Callable[[ImageSource], Picture],
+        fast: FastThinker,
+        trigger: Trigger,
+        slow: SlowThinker,
+        arbitrate: LogLinearPool,
+        names: Mapping[str, str],
+        notes: Sequence[str] = (),
+        record_all: bool = False,
+        batch_size: int = 32,
+    ) -> None:
+        """Args:
+        notes: what a reader of the results should know, such as what the trigger expects.
+        record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
+        """
+        self._look = look
+        self._fast = fast
+        self._trigger = trigger
+        self._slow = slow
+        self.arbitrate = arbitrate
+        self.names = names
+        self.notes = tuple(notes)
+        self._record_all = record_all
+        self.batch_size = batch_size
+
+    def __call__(self, image: ImageSource | Sample | str) -> Prediction:
+        return self.batch([image])[0]
+
+    def batch(self, images: Iterable[ImageSource | Sample | str]) -> list[Prediction]:
+        """Predictions in input order; an unreadable image raises ImageError."""
+        samples = [as_sample(image, i) for i, image in enumerate(images)]
+        return [p for batch in chunks(samples, self.batch_size) for p in self._think(batch, [self._look(s.image) for s in batch])]
+
+    def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
+        """Predictions batch by batch, the next batch decoded while the models work on this one.
+
+        Args:
+            done: batches to skip, already answered by an earlier run; borders depend on positions alone.
+            unreadable: collects images that cannot be decoded; without it the first one raises.
+        """
+        batches = list(chunks(samples, self.batch_size))[done:]
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fgvr-decode") as decoder:
+            ahead: Future[list[Picture | ImageError]] | None = decoder.submit(self._open, batches[0]) if batches else None
+            for i, batch in enumerate(batches):
+                assert ahead is not None
+                opened = ahead.result()
+                ahead = decoder.submit(self._open, batches[i + 1]) if i + 1 < len(batches) else None
+                seen = [(s, p) for s, p in zip(batch, opened, strict=True) if isinstance(p, Picture)]
+                for error in (p for p in opened if isinstance(p, ImageError)):
+                    if unreadable is None:
+                        raise error
+                    unreadable.append(error)
+                yield self._think([s for s, _ in seen], [p for _, p in seen])
+
+    def _open(self, samples: Sequence[Sample]) -> list[Picture | ImageError]:
+        opened: list[Picture | ImageError] = []
+        for sample in samples:
+            try:
+                opened.append(self._look(sample.image))
+            except ImageError as error:
+                opened.append(error)
+        return opened
+
+    def _think(self, samples: Sequence[Sample], pictures: Sequence[Picture]) -> list[Prediction]:
+        """The method: look at all, decide, think about the doubtful ones, settle."""
+        if not samples:
+            return []
+        started = time.perf_counter()
+        with scope() as work:
+            fast = self._fast(pictures)
+            decisions = self._trigger(fast)
+            slow = self._think_slowly(pictures, fast, decisions)
+            seconds = (time.perf_counter() - started) / len(samples)
+            return [
+                self._settle(sample, result, decision, answer, _cost(work, result.sha256, seconds))
+                for sample, result, decision, answer in zip(samples, fast, decisions, slow, strict=True)
+            ]
+
+    def _think_slowly(
+        self, pictures: Sequence[Picture], fast: Sequence[FastResult], decisions: Sequence[Decision]
+    ) -> list[SlowResult | None]:
+        doubtful = [i for i, decision in enumerate(decisions) if decision.escalate or self._record_all]
+        answers: list[SlowResult | None] = [None] * len(fast)
+        if doubtful:
+            for i, answer in zip(doubtful, self._slow([pictures[i] for i in doubtful], [fast[i] for i in doubtful]), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _settle(self, sample: Sample, fast: FastResult, decision: Decision, slow: SlowResult | None, cost: Cost) -> Prediction:
+        category, confidence, by = settle(fast, decision, slow, self.arbitrate)
+        return Prediction(
+            image=sample.key,
+            sha256=fast.sha256,
+            label=sample.label,
+            category=category,
+            name=self.names[category],
+            confidence=confidence,
+            by=by,
+            fast=fast,
+            decision=decision,
+            slow=slow,
+            cost=cost,
+        )
+
+
+def settle(
+    fast: FastResult, decision: Decision, slow: SlowResult | None, arbitrate: LogLinearPool
+) -> tuple[str, float, str]:
+    """(class id, confidence, who answered). An unreadable slow answer leaves System 1's, marked as fast and counted as unreadable."""
+    if decision.escalate and slow is not None and slow.category is not None:
+        category, confidence = arbitrate(fast, slow)
+        return category, confidence, "slow"
+    return fast.top.category, fast.top.probability, "fast"
+
+
+def redecide(prediction: Prediction, trigger: Trigger, arbitrate: LogLinearPool, names: Mapping[str, str]) -> Prediction:
+    """The same evidence under another trigger: no model is asked."""
+    (decision,) = trigger([prediction.fast])
+    category, confidence, by = settle(prediction.fast, decision, prediction.slow, arbitrate)
+    return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision)
+
+
+def as_sample(image: ImageSource | Sample | str, index: int = 0) -> Sample:
+    """A Sample from whatever a notebook holds: a path, a PIL image, a numpy array."""
+    if isinstance(image, Sample):
+        return image
+    if isinstance(image, str | Path):
+        return Sample(Path(image), key=str(image))
+    return Sample(image, key=f"image {index}")
+
+
+def chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _cost(work: Work, sha256: str, seconds: float) -> Cost:
+    return replace(work[sha256], seconds=seconds)
