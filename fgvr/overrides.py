@@ -40,13 +40,13 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]]) -> str:
     name, equals, value = word.partition("=")
     key = name.lstrip("+~").partition("@")[0]
     if not equals and not name.startswith("~"):
-        raise ConfigError(f"{word!r} is not key=value; write {_meant(word, before, known)}")
+        raise ConfigError(f"{word!r} is not key=value; write {_instead(word, before, known)}")
     if "." in key and key.replace(".", "/") in known:
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
     return f"{name}={_quoted(value)}" if _is_path(key) else word
 
 
-def _meant(word: str, before: str, known: Mapping[str, list[str]]) -> str:
+def _instead(word: str, before: str, known: Mapping[str, list[str]]) -> str:
     if word in known.get("mode", ()):
         return f"mode={word}"
     if _is_path(before.partition("=")[0]):
@@ -71,38 +71,50 @@ def _quoted(value: str) -> str:
 
 def explain(error: BaseException, words: Sequence[str], tree: Path | None = None) -> str:
     """What is wrong and what would be right, from an exception of Hydra's or OmegaConf's."""
-    from hydra.errors import MissingConfigException
+    from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue
 
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=VALUE is needed here"
     tree = tree or config_dir()
     known = groups(tree)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {error.message.splitlines()[0]}\nA value with such characters needs quotes of its own: \"key='value'\""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group in known:
-            return f"{group}={option}: no such option.{nearest(option, known[group])}\nThe options of {group}: {', '.join(known[group])}"
+            near = _list("Nearest", nearest(option, known[group]))
+            return f"{group}={option}: no such option. {near}".rstrip() + f"\nThe options of {group}: {', '.join(known[group])}"
     return "\n".join(_unknown_keys(words, known, tree)) or "\n".join(dict.fromkeys(_lines(error)))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` Did you mean ...?`, or nothing when nothing is near."""
-    choices = list(choices)
-    close = difflib.get_close_matches(word, choices)
-    tails = [c for c in choices if difflib.get_close_matches(word.rpartition(".")[2], [c.rpartition(".")[2]], cutoff=0.8)]
-    return f" Did you mean {' or '.join(list(dict.fromkeys([*close, *tails]))[:4])}?" if close or tails else ""
+def nearest(word: str, choices: Iterable[str]) -> list[str]:
+    """Up to three choices like the word: as a whole, in the last part of a dotted key, or in one part of a compound name."""
+
+    def likeness(choice: str) -> float:
+        pairs = [(word, choice), (tail(word), tail(choice)), *((word, part) for part in choice.split("_"))]
+        return max(difflib.SequenceMatcher(None, *pair).ratio() - 0.1 * (pair[1] != choice) for pair in pairs)
+
+    def tail(name: str) -> str:
+        return name.rpartition(".")[2]
+
+    ranked = sorted(((likeness(choice), choice) for choice in dict.fromkeys(choices)), key=lambda pair: (-pair[0], pair[1]))
+    return [choice for score, choice in ranked if score > 0.7 and score > ranked[0][0] - 0.15][:3]
 
 
 def _unknown_keys(words: Sequence[str], known: Mapping[str, list[str]], tree: Path) -> Iterator[str]:
     named = [word.partition("=") for word in words if not word.startswith(("+", "~", "hydra."))]
-    choices = [f"{name}={value.partition(',')[0]}" for name, _, value in named if name.partition("@")[0] in known]
-    keys = _keys(choices, tree)
+    here = _keys([f"{name}={value.partition(',')[0]}" for name, _, value in named if name.partition("@")[0] in known], tree)
+    brought = {key: f"{key} (with {' or '.join(choices)})" for key, choices in _brought(known, tree).items() if key not in here}
     for name, _, _ in named:
-        key = name.replace("/", ".")
-        if keys and name.partition("@")[0] not in known and (key not in keys or "/" in name):
-            elsewhere = list(_options_with(key, known, tree))
-            only = f" It exists only with {' or '.join(elsewhere)}." if elsewhere else ""
-            yield f"{name}: no such key.{only or nearest(key, [*keys, *known]) or _siblings(key, keys)}"
+        if not here or name in here or name.partition("@")[0] in known:
+            continue
+        close = [name] if name in brought else nearest(name.replace("/", "."), [*here, *brought, *known])
+        yield f"{name}: no such key here. " + (_list("Nearest", [brought.get(key, key) for key in close]) or _siblings(name, here))
+
+
+def _list(title: str, names: Sequence[str]) -> str:
+    return f"{title}: {', '.join(names)}" if names else ""
 
 
 def _keys(choices: Sequence[str], tree: Path) -> set[str]:
@@ -113,7 +125,8 @@ def _keys(choices: Sequence[str], tree: Path) -> set[str]:
 
     def walk(node: object, prefix: str) -> Iterator[str]:
         for key, child in node.items() if isinstance(node, dict) else ():
-            yield f"{prefix}{key}"
+            if key != "_target_":
+                yield f"{prefix}{key}"
             yield from walk(child, f"{prefix}{key}.")
 
     try:
@@ -123,22 +136,24 @@ def _keys(choices: Sequence[str], tree: Path) -> set[str]:
         return set()
 
 
-def _options_with(key: str, known: Mapping[str, list[str]], tree: Path) -> Iterator[str]:
-    """Choices that would bring the key: an option of its group, or a mode for a key without group."""
-    group, _, leaf = key.rpartition(".")
-    group = group.replace(".", "/") or "mode"
-    for option in known.get(group, ()):
-        if re.search(rf"(?m)^{re.escape(leaf)}\s*:", (tree / group / f"{option}.yaml").read_text(encoding="utf-8")):
-            yield f"{group}={option}"
+def _brought(known: Mapping[str, list[str]], tree: Path) -> dict[str, list[str]]:
+    """Keys with the choices that bring them: `image` comes with mode=classify."""
+    found: dict[str, list[str]] = {}
+    for group, options in known.items():
+        start = "" if group == "mode" else group.replace("/", ".") + "."
+        for option in options:
+            text = (tree / group / f"{option}.yaml").read_text(encoding="utf-8")
+            for leaf in re.findall(r"(?m)^([a-z]\w*):", text):
+                if leaf != "defaults":
+                    found.setdefault(f"{start}{leaf}", []).append(f"{group}={option}")
+    return found
 
 
 def _siblings(key: str, keys: set[str]) -> str:
     parent = key.rpartition(".")[0]
     while parent and parent not in keys:
         parent = parent.rpartition(".")[0]
-    start = f"{parent}." if parent else ""
-    names = sorted(k for k in keys if k.startswith(start) and "." not in k[len(start) :])
-    return f" The keys there: {', '.join(names)}"
+    return _list("The keys there", sorted(k for k in keys if k.rpartition(".")[0] == parent))
 
 
 def _lines(error: BaseException | None) -> Iterator[str]:

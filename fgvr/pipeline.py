@@ -127,6 +127,7 @@ class Recognizer:
             decision=decision,
             slow=slow,
             cost=cost,
+            names=self.names,
         )
 
 

@@ -176,6 +176,7 @@ class Prediction:
     decision: Decision
     slow: SlowResult | None = None
     cost: Cost = Cost()
+    names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)  # class id -> name, for people
 
     @property
     def correct(self) -> bool | None:

@@ -39,7 +39,7 @@ def prediction_tables(predictions: Sequence[Prediction]) -> list[RenderableType]
     if len(predictions) > _DETAILED:
         table = Table("image", "prediction", "confidence", "by", "runner-up")
         for p in predictions:
-            second = p.fast.candidates[1].category if len(p.fast.candidates) > 1 else ""
+            second = _name(p, p.fast.candidates[1].category) if len(p.fast.candidates) > 1 else ""
             table.add_row(p.image, p.name, f"{p.confidence:.2f}", p.by, second)
         return [table]
     return [part for prediction in predictions for part in _reasons(prediction)]
@@ -51,10 +51,14 @@ def _reasons(p: Prediction) -> list[RenderableType]:
     for candidate in p.fast.candidates[:8]:
         slow = p.slow.probabilities.get(candidate.category) if p.slow else None
         shown = (candidate.probability, candidate.image_score, candidate.text_score, slow)
-        table.add_row(candidate.category, *("" if value is None else f"{value:.3f}" for value in shown))
+        table.add_row(_name(p, candidate.category), *("" if value is None else f"{value:.3f}" for value in shown))
     verdict = "think slowly" if p.decision.escalate else "answer fast"
     terms = ", ".join(f"{name} {value:+.2f}" for name, value in p.decision.terms.items())
     lines: list[RenderableType] = [table, Text(f"{verdict}: score {p.decision.score:.3f}, threshold {p.decision.threshold:.3f}  {terms}")]
     if p.slow is not None and p.slow.rationale:
         lines.append(Text(f"System 2: {p.slow.rationale}"))
     return lines
+
+
+def _name(prediction: Prediction, category: str) -> str:
+    return prediction.names.get(category, category)

@@ -87,6 +87,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         ),
         slow=None if row["slow"] is None else _slow(row["slow"]),
         cost=Cost(**{**row["cost"], "seconds": float(row["cost"]["seconds"])}),
+        names=classes or {},
     )
 
 

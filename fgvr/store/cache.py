@@ -166,7 +166,7 @@ class SqliteCache:
         with self._transaction() as database:
             dropped = database.execute(_PRUNE, (max_bytes,)).rowcount
         with self._database() as database:
-            database.execute("PRAGMA incremental_vacuum").fetchall()
+            database.executescript("PRAGMA incremental_vacuum")  # `execute` would free a single page
         return dropped
 
     def verify(self) -> tuple[str, ...]:
