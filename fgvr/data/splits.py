@@ -1,0 +1,91 @@
+"""Which images build the knowledge, which calibrate the trigger, which are the test: chosen by hash, so that every machine agrees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fgvr.errors import DatasetError
+from fgvr.types import Sample
+from fgvr.utils.files import short_hash
+
+ROLES = ("support", "test", "calibration")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Samples by role; each sample has a label and the hash of its content. One key in two roles (or twice in one) is a DatasetError."""
+
+    support: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    calibration: tuple[Sample, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for role, sample in self:
+            if sample.key in seen:
+                raise DatasetError(f"{sample.key} is in the {seen[sample.key]} and again in the {role} images; list it once")
+            seen[sample.key] = role
+
+    def __iter__(self) -> Any:
+        """(role, sample) pairs."""
+        return ((role, sample) for role in ROLES for sample in getattr(self, role))
+
+    @property
+    def split_hash(self) -> str:
+        """12 hex digits over what is in which role: keys, labels and contents, in no order."""
+        return short_hash(sorted((role, s.key, s.label or "", s.sha256) for role, s in self))
+
+    def to_json(self) -> dict[str, Any]:
+        """For splits.json; holds keys, not where the root is."""
+        rows = {role: [_row(sample) for sample in getattr(self, role)] for role in ROLES}
+        return {"schema": 1, "split_hash": self.split_hash, **rows}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, root: Path) -> Split:
+        """The split again, its images below `root`; anything that was changed by hand is a DatasetError."""
+        try:
+            split = cls(*(tuple(Sample(root / row["key"], **row) for row in data[role]) for role in ROLES))
+            recorded = data["split_hash"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(f"not a split manifest: {error!r}") from error
+        if split.split_hash != recorded:
+            raise DatasetError(f"the split manifest says {recorded} but its content is {split.split_hash}: it was changed by hand")
+        return split
+
+
+def choose_shots(samples_by_class: Mapping[str, Sequence[Sample]], shots: int, seed: int) -> tuple[Sample, ...]:
+    """`shots` samples of each class, the same for the same keys and seed in whatever order they come; fewer shots are among more.
+
+    Sorted by class, then by rank. Classes with too few samples are a DatasetError that names them.
+    """
+    require(samples_by_class, shots, f"dataset.shots={shots}")
+    ordered = sorted(samples_by_class, key=natural)
+    return tuple(sample for label in ordered for sample in rank(samples_by_class[label], seed)[:shots])
+
+
+def rank(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The samples in the order in which they are chosen: by a hash of seed, label and key."""
+    return sorted(samples, key=lambda s: sha256(f"{seed}\0{s.label}\0{s.key}".encode("utf-8", "surrogateescape")).digest())
+
+
+def require(samples_by_class: Mapping[str, Sequence[Sample]], needed: int, wish: str, names: Mapping[str, str] | None = None) -> None:
+    """A DatasetError that names the classes with fewer than `needed` images, when there are any."""
+    counts = {label: len(samples_by_class[label]) for label in sorted(samples_by_class, key=natural)}
+    few = [f"{(names or {}).get(label, label)} ({count})" for label, count in counts.items() if count < needed]
+    if few:
+        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+        raise DatasetError(f"{wish} needs {needed} images of each class; too few: {', '.join(few[:10])}{more}. Add images or ask for fewer")
+
+
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """Sort key in which 9 comes before 10."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part)
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    return {"key": sample.key, "label": sample.label, "sha256": sample.sha256}
