@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fgvr import __version__
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.overrides import explain, groups, tidy
+from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
 
 SHORT = {"-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info", "-sc": "--shell-completion"}
@@ -56,7 +57,14 @@ def console() -> int:
     return tell(f"write: fgvr run {' '.join(words)}", 2)
 
 
-def main(words: Sequence[str]) -> int:
+def perform(cfg: Any) -> None:
+    """One job: what the chosen mode does."""
+    from fgvr import modes
+
+    modes.run(cfg)
+
+
+def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
     """Answer one command line; the return value is the exit code."""
     if {"-h", "--help"} & set(words):
         sys.stdout.write(help_text())
@@ -67,7 +75,7 @@ def main(words: Sequence[str]) -> int:
     overrides: list[str] = []
     try:
         flags, overrides = split(words)
-        run(flags, tidy(overrides))
+        run(flags, tidy(overrides), job)
     except KeyboardInterrupt:
         return tell("Interrupted. What is done is saved; the same command resumes.", 130)
     except Exception as error:
@@ -75,19 +83,16 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def run(flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """Hand over to Hydra, which composes the configuration and calls the mode once, or once per job of a sweep."""
+def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Any], Any]) -> None:
+    """Hand over to Hydra, which composes the configuration and calls the job, or once per combination of a sweep."""
     import hydra
-
-    @hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")
-    def job(cfg: Any) -> None:
-        from fgvr import modes
-
-        modes.run(cfg)
 
     sys.argv[1:] = [*flags, *overrides]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `answer` speaks
-    job()
+    if "--multirun" in flags:
+        what = sorted(word for word in overrides if not word.startswith(("run.", "logging")))
+        os.environ["FGVR_SWEEP"] = short_hash(what)  # the same sweep finds its folder again
+    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

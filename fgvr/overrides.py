@@ -109,7 +109,8 @@ def _unknown_keys(words: Sequence[str], known: Mapping[str, list[str]], tree: Pa
     for name, _, _ in named:
         if not here or name in here or name.partition("@")[0] in known:
             continue
-        close = [name] if name in brought else nearest(name.replace("/", "."), [*here, *brought, *known])
+        choices = [key for key in (*here, *brought) if key.replace(".", "/") not in known]
+        close = [name] if name in brought else nearest(name.replace("/", "."), [*choices, *known])
         yield f"{name}: no such key here. " + (_list("Nearest", [brought.get(key, key) for key in close]) or _siblings(name, here))
 
 

@@ -1,0 +1,196 @@
+"""The command line: quick help, words that mean what they say, errors with their exit code and their cure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fgvr
+from fgvr import cli, overrides
+from fgvr.errors import ConfigError, DatasetError
+
+Answer = tuple[int, str, list[Any]]
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Exit code, what was said, and the configurations that reached the job."""
+    monkeypatch.setattr(sys, "argv", ["discovering.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("FGVR_SWEEP", "")
+
+    def call(*words: str, raises: BaseException | None = None) -> Answer:
+        seen: list[Any] = []
+
+        def job(cfg: Any) -> None:
+            seen.append(cfg)
+            if raises is not None:
+                raise raises
+
+        code = cli.main(words, job)
+        told = capsys.readouterr()
+        return code, told.out + told.err, seen
+
+    return call
+
+
+# --- help --------------------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_answered_at_once_and_without_hydra_numpy_or_torch(python: Callable[..., CompletedProcess[str]]) -> None:
+    code = """
+import sys, time
+sys.path.insert(0, ".")
+from fgvr.cli import main
+assert main(["--help"]) == 0
+assert not {"hydra", "omegaconf", "numpy", "torch"} & set(sys.modules)
+assert time.process_time() < 0.8, time.process_time()
+"""
+    answer = python("-c", code)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_help_lists_every_mode_with_a_line_and_every_option(ask: Ask) -> None:
+    _, text, _ = ask("--help")
+    lines = text.splitlines()
+    for mode in overrides.groups()["mode"]:
+        assert any(line.split()[:1] == [mode] and len(line.split()) > 3 for line in lines), mode
+    for group, options in overrides.groups().items():
+        assert group == "mode" or any(line.split()[:1] == [group] and all(o in line for o in options) for line in lines), group
+    assert "birds*" in text
+
+
+def test_the_console_command_runs_discovering(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["fgvr", "run", "--version"])
+    assert cli.console() == 0
+    monkeypatch.setattr(sys, "argv", ["fgvr", "mode=evaluate"])
+    assert cli.console() == 2
+    assert "fgvr run mode=evaluate" in capsys.readouterr().err
+
+
+# --- words that are passed on ------------------------------------------------------------------------------------------------
+
+
+def test_without_words_the_default_mode_runs(ask: Ask) -> None:
+    code, _, [cfg] = ask()
+    assert code == 0
+    assert cfg == fgvr.load_config()
+
+
+@pytest.mark.parametrize(
+    "path", ["mon été.jpg", "a=b.jpg", "[x] (1), {y}.jpg", 'it\'s "here".png', "back\\slash\\", "~/b.jpg", "#1 100%.jpg"]
+)
+def test_paths_arrive_as_they_were_typed(ask: Ask, path: str) -> None:
+    code, told, [cfg] = ask("mode=classify", f"image={path}")
+    assert code == 0, told
+    assert cfg.image == os.path.expanduser(path)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=2).filter(lambda p: p[0] not in "'\"~" and p not in overrides.LITERALS)
+)
+def test_any_path_survives_hydras_grammar(path: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    [word] = overrides.tidy([f"dataset.root={path}"])
+    assert OverridesParser.create().parse_override(word).value() == path
+
+
+def test_a_path_already_in_quotes_or_null_is_left_alone() -> None:
+    assert overrides.tidy(["dataset.root='a b'", "knowledge.path=null"]) == ["dataset.root='a b'", "knowledge.path=null"]
+
+
+def test_flags_and_overrides_may_stand_in_any_order(ask: Ask) -> None:
+    code, _, seen = ask("mode=evaluate", "-m", "trigger=never,always")
+    assert code == 0
+    assert [cfg.trigger._target_.rpartition(".")[2] for cfg in seen] == ["Never", "Always"]
+
+
+def test_cfg_job_shows_the_configuration_and_runs_nothing(ask: Ask) -> None:
+    code, told, seen = ask("mode=classify", "-c", "job", "image=a b.jpg")
+    assert (code, seen) == (0, [])
+    assert "image: a b.jpg" in told
+
+
+def test_the_same_sweep_has_the_same_name(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(*words: str) -> str:
+        ask("-m", *words)
+        return os.environ["FGVR_SWEEP"]
+
+    assert name("seed=1,2", "mode=plan") == name("mode=plan", "seed=1,2", "run.fresh=true") != name("mode=plan", "seed=1,3")
+
+
+# --- words that cannot be meant ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("mode=buld", "Nearest: build_knowledge_base"),
+        ("mode=buld", "The options of mode: build_knowledge_base, classify, evaluate"),
+        ("trigger=calibratd", "Nearest: calibrated"),
+        ("mode=evaluate trigger.treshold=1", "trigger.threshold (with trigger=sare"),
+        ("trigger=sare trigger.treshold=1", "Nearest: trigger.threshold"),
+        ("knowledge.buidl=never", "knowledge.build"),
+        ("mod=evaluate", "Nearest: mode"),
+        ("models/mlm=tiny", "models/mllm"),
+        ("models.mllm=tiny", "write models/mllm=tiny (slash, not dot)"),
+        ("models/mllm/source=x", "models.mllm.source"),
+        ("mode=evaluate image=a.jpg", "image (with mode=classify)"),
+        ("slow.bogus=1", "slow.candidates"),
+        ("--mode=evaluate", "write mode=evaluate"),
+        ("--mode evaluate", "write mode=evaluate"),
+        ("evaluate", "write mode=evaluate"),
+        ("README.md", "write mode=classify image=README.md"),
+        ("mode=classify image=my bird.jpg", "'image=my bird.jpg' (in quotes"),
+        ("trigger=never,always", "--multirun"),
+        ("-m trigger=never,alwys", "Nearest: always"),
+        ("seed=1=2", "quotes"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(ask: Ask, monkeypatch: pytest.MonkeyPatch, words: str, hint: str) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    code, told, seen = ask(*words.split())
+    assert (code, seen) == (2, [])
+    assert hint in told
+    assert "Traceback" not in told
+
+
+# --- what a job may end with -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("no such budget"), 2),
+        (DatasetError("no images there"), 3),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("our bug"), 1),
+    ],
+)
+@pytest.mark.parametrize("words", [["mode=plan"], ["-m", "mode=plan", "seed=1,2"]])
+def test_every_kind_of_end_has_its_exit_code(ask: Ask, error: BaseException, code: int, words: list[str]) -> None:
+    got, told, _ = ask(*words, raises=error)
+    assert got == code
+    assert ("Traceback" in told) == (code == 1)
+    assert str(error) in told
+
+
+def test_a_value_that_is_missing_is_asked_for(ask: Ask) -> None:
+    from omegaconf import MissingMandatoryValue, OmegaConf
+
+    try:
+        _ = OmegaConf.create({"image": "???"}).image
+    except MissingMandatoryValue as error:
+        code, told, _ = ask("mode=classify", raises=error)
+    assert code == 2
+    assert "image=VALUE is needed" in told

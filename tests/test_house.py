@@ -1,0 +1,70 @@
+"""The house rules that no linter knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import fgvr
+from fgvr.utils.paths import PACKAGE, config_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "torchvision", "transformers", "open_clip", "mlx"}
+Python = Callable[..., CompletedProcess[str]]
+
+
+def test_importing_fgvr_costs_nothing(python: Python) -> None:
+    code = "import sys, time; t = time.process_time(); import fgvr; dir(fgvr); print(time.process_time() - t); print(*sys.modules)"
+    seconds, modules = python("-c", code).stdout.splitlines()
+    assert float(seconds) < 0.1
+    assert not (HEAVY | {"numpy", "hydra", "omegaconf"}) & set(modules.split())
+
+
+def test_importing_every_module_loads_no_model_and_no_tensor_library(python: Python) -> None:
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in sorted(PACKAGE.rglob("*.py"))]
+    code = f"""
+import importlib, json, sys
+for name in {names}:
+    importlib.import_module(name)
+from fgvr.runtime import pool
+print(json.dumps([sorted({HEAVY!r} & set(sys.modules)), pool.living() is None]))
+"""
+    answer = python("-c", code)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == [[], True]
+
+
+def test_every_public_name_is_there() -> None:
+    for name in fgvr.__all__:
+        assert getattr(fgvr, name) is not None
+    assert set(fgvr.__all__) <= set(dir(fgvr))
+    assert len(set(fgvr.__all__)) == len(fgvr.__all__)
+
+
+def test_every_error_is_public_and_has_its_line_in_the_drawn_tree() -> None:
+    import fgvr.errors as errors
+
+    ours = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.FgvrError)]
+    assert set(ours) <= set(fgvr.__all__)
+    assert all(re.search(rf"\b{name}\b", errors.__doc__ or "") for name in ours)
+
+
+def test_commands_named_in_the_readme_exist() -> None:
+    dev = (ROOT / "scripts/dev.py").read_text()
+    targets = set((ROOT / "Makefile").read_text().split(".PHONY:")[1].split("\n")[0].split())
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / document).read_text()
+        assert set(re.findall(r"`?make ([a-z-]+)", text)) <= targets, document
+        for path in re.findall(r"\]\(([\w./-]+)\)", text):
+            assert (ROOT / path).exists() or (ROOT / f"{path}.md").exists(), path
+    assert all(f'"{target}": (' in dev for target in targets - {"help"})
+
+
+def test_readme_names_every_mode_there_is_and_no_other() -> None:
+    table = (ROOT / "README.md").read_text().split("## Modes")[1].split("##")[0]
+    assert set(re.findall(r"`(\w+)`", " ".join(re.findall(r"(?m)^\| (`.*?`) \|", table)))) == {
+        file.stem for file in (config_dir() / "mode").glob("*.yaml")
+    }
