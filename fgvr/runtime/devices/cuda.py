@@ -1,0 +1,71 @@
+"""One NVIDIA GPU (or an AMD one under ROCm), through PyTorch's caching allocator."""
+
+from __future__ import annotations
+
+from fgvr.errors import ConfigError
+from fgvr.runtime.devices.base import is_oom
+
+
+def cuda_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class CudaDevice:
+    """Counts tensors exactly; a hard cap makes the allocator itself refuse what would exceed the budget."""
+
+    exact = True
+
+    def __init__(self, index: int = 0) -> None:
+        import torch
+
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            raise ConfigError(f"device cuda:{index} is not there ({count} found); runtime.device=cpu always works")
+        self._torch = torch
+        self._index = index
+        self._total = torch.cuda.get_device_properties(index).total_memory
+
+    @property
+    def name(self) -> str:
+        return f"cuda:{self._index}"
+
+    @property
+    def torch_name(self) -> str:
+        return self.name
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    def free(self) -> int:
+        return self._torch.cuda.mem_get_info(self._index)[0]
+
+    def allocated(self) -> int:
+        return self._torch.cuda.memory_allocated(self._index)
+
+    def reserved(self) -> int:
+        return self._torch.cuda.memory_reserved(self._index)
+
+    def peak(self) -> int:
+        return self._torch.cuda.max_memory_allocated(self._index)
+
+    def limit(self, size: int) -> None:
+        self._torch.cuda.set_per_process_memory_fraction(min(1.0, size / self._total), self._index)
+
+    def synchronize(self) -> None:
+        self._torch.cuda.synchronize(self._index)
+
+    def empty_cache(self) -> None:
+        with self._torch.cuda.device(self._index):
+            self._torch.cuda.empty_cache()
+
+    def is_oom(self, error: BaseException) -> bool:
+        if not is_oom(error):
+            return False
+        try:
+            self.synchronize()  # a queued asynchronous error would otherwise surface in somebody else's call
+        except RuntimeError:
+            pass
+        return True

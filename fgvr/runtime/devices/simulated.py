@@ -1,0 +1,91 @@
+"""A device of a declared size that refuses with PyTorch's own OOM class: every promise of the pool is tested on it without a GPU."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+
+from fgvr.runtime.devices.base import is_oom
+
+
+class Block:
+    """Some simulated bytes; they come back when the last reference goes, as a tensor's do."""
+
+    __slots__ = ("__weakref__", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+
+class SimulatedDevice:
+    """Counts `allocate`d blocks like a caching allocator: what is freed stays reserved until `empty_cache`."""
+
+    name = "simulated"
+    torch_name = "cpu"
+    exact = True
+
+    def __init__(self, total: int) -> None:
+        self._total = self._limit = total
+        self._lock = threading.Lock()
+        self._freed: deque[int] = deque()  # finalizers run anywhere, even under our lock, so they only enqueue
+        self._allocated = self._reserved = self._peak = 0
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    def allocate(self, nbytes: int) -> Block:
+        """Raises torch.OutOfMemoryError beyond the limit."""
+        with self._lock:
+            self._drain()
+            wanted = self._allocated + nbytes
+            if wanted <= self._limit:
+                self._allocated = wanted
+                self._reserved = max(self._reserved, wanted)
+                self._peak = max(self._peak, wanted)
+                block = Block(nbytes)
+                weakref.finalize(block, self._freed.append, nbytes).atexit = False
+                return block
+        raise _out_of_memory(f"simulated out of memory: {nbytes} bytes wanted, {wanted - nbytes} of {self._limit} in use")
+
+    def free(self) -> int:
+        return self._total - self.reserved()
+
+    def allocated(self) -> int:
+        with self._lock:
+            self._drain()
+            return self._allocated
+
+    def reserved(self) -> int:
+        with self._lock:
+            self._drain()
+            return self._reserved
+
+    def peak(self) -> int:
+        return self._peak
+
+    def limit(self, size: int) -> None:
+        with self._lock:
+            self._limit = min(size, self._total)
+
+    def synchronize(self) -> None:
+        """Nothing is queued."""
+
+    def empty_cache(self) -> None:
+        with self._lock:
+            self._drain()
+            self._reserved = self._allocated
+
+    def is_oom(self, error: BaseException) -> bool:
+        return is_oom(error)
+
+    def _drain(self) -> None:
+        while self._freed:
+            self._allocated -= self._freed.popleft()
+
+
+def _out_of_memory(text: str) -> RuntimeError:
+    import torch
+
+    return torch.OutOfMemoryError(text)

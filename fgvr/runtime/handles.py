@@ -1,0 +1,78 @@
+"""Models as the agents see them: objects with the protocols' methods that lease for each call and keep nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.pool import ModelPool
+from fgvr.types import ModelSpec, Reply, Scores
+
+if TYPE_CHECKING:
+    from fgvr.protocols import ImageLike
+
+
+class Handle:
+    """Registers the spec under its role; loads nothing until the first call."""
+
+    def __init__(self, pool: ModelPool, spec: ModelSpec) -> None:
+        self._pool, self.spec = pool, spec
+        pool.register(spec)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """From the files alone."""
+        return find_loader(self.spec).fingerprint(self.spec)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.key}, {self.spec.source})"
+
+
+class PooledEncoder(Handle):
+    """protocols.Encoder"""
+
+    @cached_property
+    def logit_scale(self) -> float:
+        with self._pool.lease(self.spec) as encoder:
+            return encoder.logit_scale
+
+    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
+        with self._pool.lease(self.spec) as encoder:
+            return encoder.encode(images)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        with self._pool.lease(self.spec) as encoder:
+            return encoder.encode_text(texts)
+
+
+class PooledMLLM(Handle):
+    """protocols.MLLM"""
+
+    def generate(
+        self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
+    ) -> list[Reply]:
+        with self._pool.lease(self.spec) as mllm:
+            return mllm.generate(images, prompts, system=system, max_new_tokens=max_new_tokens)
+
+    def score(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike]],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        *,
+        system: str = "",
+    ) -> list[Scores]:
+        with self._pool.lease(self.spec) as mllm:
+            return mllm.score(images, prompts, continuations, system=system)
+
+
+class PooledJoint(Handle):
+    """protocols.JointEncoder"""
+
+    def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
+        with self._pool.lease(self.spec) as joint:
+            return joint.match(images, texts)

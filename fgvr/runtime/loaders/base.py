@@ -1,0 +1,54 @@
+"""What the pool asks of a loader, and how a spec finds its own. Nothing here imports a tensor library."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fgvr.errors import ConfigError
+from fgvr.types import ModelSpec
+
+if TYPE_CHECKING:
+    from fgvr.runtime.devices.base import Device
+
+LOADERS = ("clip", "qwen", "fake")
+
+
+class Model(Protocol):
+    """A loaded model: one of protocols.Encoder, MLLM or JointEncoder that knows its size. One call is one batch."""
+
+    @property
+    def nbytes(self) -> int:
+        """Weights, each storage counted once."""
+        ...
+
+
+class Loader(Protocol):
+    """Everything about one family of models. Only `load` may import a tensor library (for local folders)."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raises ModelLoadError: which files are missing, where they were looked for, how to get them."""
+        ...
+
+    def estimate(self, spec: ModelSpec) -> int:
+        """Bytes of the weights once loaded, from file headers or configured shapes."""
+        ...
+
+    def work_bytes(self, spec: ModelSpec) -> int:
+        """Bytes one batch of `spec.batch_size` needs beside the weights."""
+        ...
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        """Identity of weights, dtype and preprocessing; cheap, nothing is loaded."""
+        ...
+
+    def load(self, spec: ModelSpec, device: Device) -> Any:
+        """The model. The pool calls this while nothing else computes, and moves it to the device by `place`, if it has one, after."""
+        ...
+
+
+def find_loader(spec: ModelSpec) -> Loader:
+    """The loader named by the spec. Raises ConfigError with the known names."""
+    if spec.loader not in LOADERS:
+        raise ConfigError(f"{spec.role}: loader {spec.loader!r} is not known; known are {', '.join(LOADERS)}")
+    return importlib.import_module(f"fgvr.runtime.loaders.{spec.loader}").LOADER

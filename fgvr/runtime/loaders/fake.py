@@ -1,0 +1,186 @@
+"""Models without weights: deterministic answers from what they are shown, in microseconds, with declared sizes and faults on request.
+
+`models/encoder=fake models/mllm=fake` runs the whole command line with them. A size in the source counts: `ModelSpec("mllm", "fake",
+"big 16GiB")` weighs 16 GiB on the ledger (and on a simulated device), nothing in memory. They recognise nothing and their reports say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fgvr.runtime.budget import parse_bytes
+from fgvr.types import ModelSpec, Picture, Reply, Scores
+
+if TYPE_CHECKING:
+    from fgvr.protocols import ImageLike
+    from fgvr.runtime.devices.base import Device
+
+DIMENSIONS = 64
+_DEFAULT_BYTES = {"mllm": 64 << 20, "encoder": 8 << 20, "joint": 4 << 20}
+_LINES = re.compile(r"^([A-Z])\. ([^:\n]+)", re.MULTILINE)
+_COLOURS = ("red", "blue", "black", "white", "brown", "yellow", "green", "grey")
+_PARTS = ("crown", "back", "belly", "breast", "beak", "wing", "tail", "legs")
+
+
+class FakeLoader:
+    """`on_load(spec)` runs inside each load: raise in it to fail a load, sleep in it to slow one down."""
+
+    def __init__(self, *, on_load: Callable[[ModelSpec], None] | None = None, seconds: float = 0.0, work: int = 1 << 20) -> None:
+        self._on_load, self._seconds, self._work = on_load, seconds, work
+
+    def check(self, spec: ModelSpec) -> None:
+        """Nothing can be missing."""
+
+    def estimate(self, spec: ModelSpec) -> int:
+        return parse_bytes(spec.source.split()[-1]) or _DEFAULT_BYTES[spec.role]
+
+    def work_bytes(self, spec: ModelSpec) -> int:
+        return self._work
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        return f"fake-{_digest(repr(spec.identity))[:12]}"
+
+    def load(self, spec: ModelSpec, device: Device) -> FakeEncoder | FakeMLLM | FakeJoint:
+        time.sleep(self._seconds)
+        if self._on_load is not None:
+            self._on_load(spec)
+        kind = {"encoder": FakeEncoder, "mllm": FakeMLLM, "joint": FakeJoint}[spec.role]
+        return kind(self.fingerprint(spec), self.estimate(spec), self._work, device)
+
+
+class _Fake:
+    """Size and simulated memory; `fault`, when set, is raised by the next call."""
+
+    def __init__(self, fingerprint: str, nbytes: int, work: int, device: Device) -> None:
+        self.fingerprint, self.nbytes = fingerprint, nbytes
+        self.fault: Exception | None = None
+        self._work = work
+        self._allocate: Callable[[int], Any] = getattr(device, "allocate", lambda size: None)
+        self._weights = self._allocate(nbytes)
+
+    def _begin(self) -> Any:
+        """Working memory: hold the answer while computing."""
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
+        return self._allocate(self._work)
+
+
+class FakeEncoder(_Fake):
+    """Images by their coarse colours, texts by their words: alike things get alike vectors."""
+
+    logit_scale = 100.0
+
+    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
+        work = self._begin()
+        pixels = [np.asarray(_pil(image).convert("RGB").resize((4, 4)), np.float32).ravel() / 255 for image in images]
+        vectors = np.array([(p - p.mean()) @ _projection(p.size) + 1e-3 for p in pixels], np.float32)
+        del work
+        return _unit(vectors)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        work = self._begin()
+        vectors = [np.sum([_vector(word) for word in re.findall(r"\w+", t.lower()) or [""]], axis=0) for t in texts]
+        del work
+        return _unit(np.array(vectors, np.float32))
+
+
+class FakeMLLM(_Fake):
+    """Writes a description, or picks one of the candidates it is offered; both by hash of image and prompt."""
+
+    def generate(
+        self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
+    ) -> list[Reply]:
+        work = self._begin()
+        replies = [self._answer(image, prompt, max_new_tokens) for image, prompt in zip(images, prompts, strict=True)]
+        del work
+        return replies
+
+    def score(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike]],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        *,
+        system: str = "",
+    ) -> list[Scores]:
+        work = self._begin()
+        scores = []
+        for image, prompt, texts in zip(images, prompts, continuations, strict=True):
+            seen = f"{image_key(image)} {prompt}"
+            tokens = tuple(len(text.split()) + 1 for text in texts)
+            likelihoods = tuple(-n * (0.5 + _share(f"{seen} {text}")) for n, text in zip(tokens, texts, strict=True))
+            scores.append(Scores(likelihoods, tokens, len(prompt.split())))
+        del work
+        return scores
+
+    def _answer(self, image: ImageLike | Sequence[ImageLike], prompt: str, max_new_tokens: int) -> Reply:
+        seen = f"{image_key(image)} {prompt}"
+        offered = _LINES.findall(prompt)
+        if offered:
+            letter, name = offered[int(_digest(seen), 16) % len(offered)]
+            by_name = "answer with its name" in prompt.lower()
+            text = name.strip() if by_name else letter
+            if "first say" in prompt.lower():
+                text = f"It is {_describe(seen)}. Answer: {letter}"
+        else:
+            text = f"A bird with {_describe(seen)}."
+        words = text.split()[:max_new_tokens]
+        return Reply(" ".join(words), prompt_tokens=len(prompt.split()), new_tokens=len(words))
+
+
+class FakeJoint(_Fake):
+    """A probability by hash of image and text."""
+
+    def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
+        work = self._begin()
+        shares = [_share(f"{image_key(i)} {t}") for i, t in zip(images, texts, strict=True)]
+        del work
+        return np.array(shares, np.float32)
+
+
+def image_key(image: ImageLike | Sequence[ImageLike]) -> str:
+    """Content hash of one image or a sequence of them."""
+    if isinstance(image, Picture):
+        return image.sha256
+    if isinstance(image, Sequence):
+        return " ".join(image_key(part) for part in image)
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _pil(image: ImageLike) -> Any:
+    return image.image if isinstance(image, Picture) else image
+
+
+def _describe(seen: str) -> str:
+    digest = bytes.fromhex(_digest(seen))
+    return ", ".join(f"{_COLOURS[digest[i] % 8]} {_PARTS[i]}" for i in range(4))
+
+
+def _projection(size: int) -> np.ndarray:
+    return np.random.default_rng(size).standard_normal((size, DIMENSIONS)).astype(np.float32)
+
+
+def _vector(word: str) -> np.ndarray:
+    return np.random.default_rng(int(_digest(word)[:8], 16)).standard_normal(DIMENSIONS)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True) if len(vectors) else np.zeros((0, DIMENSIONS), np.float32)
+
+
+def _share(text: str) -> float:
+    return int(_digest(text)[:8], 16) / 0xFFFFFFFF
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+LOADER = FakeLoader()

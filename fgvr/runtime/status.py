@@ -1,0 +1,57 @@
+"""What `pool.status()` shows: a tuple of ModelStatus that prints as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from fgvr.types import ModelStatus
+from fgvr.utils.text import format_bytes, html_table
+
+_COLUMNS = ("model", "source", "state", "size", "leases", "hits", "loads", "idle", "")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PoolStatus(Sequence[ModelStatus]):
+    """A snapshot; bytes. `used` includes working memory of running leases and the reserve."""
+
+    models: tuple[ModelStatus, ...]
+    device: str
+    budget: int
+    used: int
+    peak: int
+
+    @overload
+    def __getitem__(self, index: int) -> ModelStatus: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ModelStatus, ...]: ...
+    def __getitem__(self, index: int | slice) -> ModelStatus | tuple[ModelStatus, ...]:
+        return self.models[index]
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @property
+    def headline(self) -> str:
+        return f"{self.device}: {format_bytes(self.used)} of {format_bytes(self.budget)} in use, peak {format_bytes(self.peak)}"
+
+    def __repr__(self) -> str:
+        rows = [_COLUMNS, *map(_row, self.models)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.headline, *(lines if self.models else ["no models yet"])])
+
+    @property
+    def html(self) -> str:
+        return f"<div><b>{self.headline}</b>{html_table(_COLUMNS, map(_row, self.models))}</div>"
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def _row(model: ModelStatus) -> tuple[str, ...]:
+    idle = f"{model.idle_seconds:.0f} s" if model.state == "resident" and not model.leases else ""
+    note = ", ".join(filter(None, ["pinned" if model.pinned else "", model.error]))
+    counts = (str(model.leases), str(model.hits), str(model.loads))
+    return (model.key, model.source, model.state, format_bytes(model.bytes), *counts, idle, note)
