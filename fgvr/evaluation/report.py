@@ -115,7 +115,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "fast": {
             "top1": metrics.accuracy(seen.fast_right),
             "recall5": metrics.top_k(seen.fast_place, 5),
-            "score_auroc": _finite(metrics.auroc(seen.score, seen.fast_right)),
+            "score_auroc": _finite(metrics.auroc(seen.score, seen.fast_right)) if len(np.unique(seen.score)) > 1 else None,
         },
         "unreadable": sum(answer.status == "unreadable" for answer in slow),
         "cost": dict(report.cost),
