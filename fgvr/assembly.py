@@ -26,6 +26,7 @@ from fgvr.agents.rehearse import pooling_cases, rehearse_fast, rehearse_slow
 from fgvr.agents.slow import ScoreDecoder, Shortlist
 from fgvr.agents.trigger import Always
 from fgvr.data.datasets import Dataset
+from fgvr.data.splits import Split
 from fgvr.errors import ConfigError, KnowledgeError
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.knowledge import base as knowledge_base
@@ -41,7 +42,9 @@ from fgvr.protocols import Cache, Trigger
 from fgvr.runtime import pool as pools
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.devices import pick_device
+from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.handles import PooledEncoder, PooledMLLM
+from fgvr.runtime.policy import lru
 from fgvr.runtime.pool import ModelPool
 from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.store.remember import RememberingEncoder, RememberingMLLM
@@ -137,21 +140,27 @@ def _weight(cfg: DictConfig) -> float | None:
 def shared_pool(cfg: DictConfig | None = None) -> ModelPool:
     """The process's one ModelPool, with this configuration's models known under their roles; nothing is loaded."""
     if cfg is None:
-        if (living := pools.living()) is not None:
-            return living
-        cfg = load_config()
-    runtime = cfg.runtime
-    pool = pools.shared(
-        device=runtime.device,
-        budget=runtime.budget,
-        reserve=runtime.reserve,
-        max_models=runtime.max_models,
-        policy=runtime.policy,
-        lease_timeout=runtime.lease_timeout,
-    )
-    for role in ("encoder", "mllm", "joint"):
+        try:
+            return pools.shared()
+        except ConfigError:
+            cfg = load_config()
+    pool = pools.shared(lambda: _new_pool(cfg))
+    for role in ("encoder", "mllm"):
         pool.register(spec(cfg, role))
     return pool
+
+
+def _new_pool(cfg: DictConfig) -> ModelPool:
+    runtime = cfg.runtime
+    device = pick_device(runtime.device)
+    return ModelPool(
+        device,
+        budget=parse_budget(runtime.budget, device.total, held=held_by_others(device) if runtime.budget == "auto" else 0),
+        policy={"lru": lru}[runtime.policy],
+        lease_timeout=runtime.lease_timeout,
+        max_models=runtime.max_models,
+        reserve=runtime.reserve,
+    )
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
@@ -229,7 +238,7 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
     return Origin(
         dataset=dataset.name,
         world=dataset.world,
-        split_hash=dataset.split.split_hash,
+        split_hash=Split(dataset.split.support, ()).split_hash,  # a base does not depend on what it is tested with
         shots=cfg.dataset.shots,
         split_seed=cfg.dataset.split_seed,
         models=models.fingerprints,

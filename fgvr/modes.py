@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr import assembly
 from fgvr.data.datasets import Dataset
-from fgvr.data.leaks import guard
+from fgvr.data.leaks import Overlap, guard
 from fgvr.errors import ConfigError, DatasetError, ImageError
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.hindsight import Oracle
@@ -76,10 +76,10 @@ def evaluate(cfg: DictConfig) -> Report:
             return reports.load(folder)
         dataset = assembly.open_dataset(cfg)
         base = assembly.open_knowledge(cfg, dataset)
-        overlap = guard(dataset.split.test, _forbidden(base, dataset), allow=cfg.evaluation.allow_overlap)
+        overlaps = guard(dataset.split.test, _forbidden(base, dataset), allow=cfg.evaluation.allow_overlap)
         recognizer = assembly.build_recognizer(cfg, base)
         predictions = _recognise(cfg, folder, dataset, recognizer)
-        report = _report(cfg, folder, dataset, predictions, notes=(*overlap, *_notes(cfg, dataset, recognizer)))
+        report = _report(cfg, folder, dataset, predictions, notes=_notes(cfg, dataset, recognizer, overlaps))
         reports.write(report, folder)
         return report
 
@@ -140,10 +140,11 @@ def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
     return used | {sample.sha256: f"calibration: {sample.key}" for sample in dataset.split.calibration}
 
 
-def _notes(cfg: DictConfig, dataset: Dataset, recognizer: Recognizer) -> tuple[str, ...]:
-    """What a reader must know before any number, the models' own limits first."""
-    known = (cfg.models.notice,) if cfg.models.notice else ()
-    return (*known, *dataset.notes, *recognizer.notes)
+def _notes(cfg: DictConfig, dataset: Dataset, recognizer: Recognizer, overlaps: Sequence[Overlap]) -> tuple[str, ...]:
+    """What a reader must know before any number: leaks first, then the models' own limits."""
+    leaked = [f"{len(overlaps)} of {len(dataset.split.test)} test images helped to build what is tested"] if overlaps else []
+    known = [cfg.models.notice] if cfg.models.notice else []
+    return (*leaked, *known, *dataset.notes, *recognizer.notes)
 
 
 def _report(cfg: DictConfig, folder: Path, dataset: Dataset, predictions: Sequence[Prediction], *, notes: Sequence[str]) -> reports.RunReport:
