@@ -188,7 +188,8 @@ class Row:
         spread = (f"{self.sd:.3f}", f"{low:.3f} to {high:.3f}") if math.isfinite(low) else ("–", "–")
         bound = "≤ " if self.gate.at_most else "≥ "
         limits = ("" if x is None else f"{bound}{x:.2f}" for x in (self.gate.must, self.gate.goal))
-        return (QUANTITIES[self.key], f"{self.mean:.3f}", *spread, *limits, self.verdict)
+        mean = f"{self.mean:.3f}" if math.isfinite(self.mean) else "–"
+        return (QUANTITIES[self.key], mean, *spread, *limits, self.verdict)
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -327,4 +328,8 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except fgvr.FgvrError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, fgvr.ConfigError) else 3)
