@@ -47,10 +47,17 @@ def normalise_name(name: str) -> str:
 def prediction_html(prediction: Prediction) -> str:
     """The shortlist with its scores, why it was (not) thought over, and the slow answer."""
     slow, decision = prediction.slow, prediction.decision
-    verdict = {True: " &#10003;", False: f" &#10007; (is {escape(str(prediction.label))})", None: ""}[prediction.correct]
+    names = prediction.names
+    verdict = {True: " &#10003;", False: f" &#10007; (is {escape(names.get(str(prediction.label), str(prediction.label)))})", None: ""}[
+        prediction.correct
+    ]
     head = f"<b>{escape(prediction.name)}</b>{verdict} &middot; {prediction.confidence:.2f} &middot; {prediction.by}"
     rows = [
-        (c.category, f"{c.probability:.3f}", *map(_number, (c.image_score, c.text_score, c.name_score, c.joint_score)))
+        (
+            names.get(c.category, c.category),
+            f"{c.probability:.3f}",
+            *map(_number, (c.image_score, c.text_score, c.name_score, c.joint_score)),
+        )
         + ((_number(slow.probabilities.get(c.category)),) if slow else ())
         for c in prediction.fast.candidates
     ]
@@ -61,7 +68,7 @@ def prediction_html(prediction: Prediction) -> str:
     why = f"{asked}: score {decision.score:.3f} {sign} {decision.threshold:.3f}" + (f" ({terms})" if terms else "")
     parts = [f"<div>{escape(prediction.image)}: {head}</div>", html_table(columns, rows), f"<div>{why}</div>"]
     if slow:
-        answer = "unreadable" if slow.category is None else slow.category
+        answer = "unreadable" if slow.category is None else names.get(slow.category, slow.category)
         parts.append(f"<div>slow: {escape(answer)}{': ' + escape(slow.rationale) if slow.rationale else ''}</div>")
         parts.extend(f"<div>rule: {escape(rule)}</div>" for rule in slow.rules)
     return f"<div>{''.join(parts)}</div>"

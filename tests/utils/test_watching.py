@@ -1,0 +1,76 @@
+"""Logging, progress and timing: what a person sees while waiting."""
+
+import logging
+import time
+
+import pytest
+
+from fgvr.utils.logging import setup_logging
+from fgvr.utils.progress import track
+from fgvr.utils.timing import Stopwatch, timed
+
+
+@pytest.fixture(autouse=True)
+def leave_the_logger_as_it_was():
+    yield
+    logger = logging.getLogger("fgvr")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.NOTSET)
+
+
+def test_lines_go_to_stderr_and_to_the_file(tmp_path, capsys):
+    setup_logging(level="warning", file=tmp_path / "run" / "log.txt")
+    log = logging.getLogger("fgvr.some.module")
+    log.info("quiet %s", "words")
+    log.warning("loud words")
+    shown = capsys.readouterr()
+    assert "loud words" in shown.err and "quiet words" not in shown.err and shown.out == ""
+    assert "quiet words" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_quiet_shows_warnings_only(capsys):
+    setup_logging(level="debug", quiet=True)
+    logging.getLogger("fgvr").info("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_setting_up_twice_does_not_say_things_twice(capsys):
+    setup_logging()
+    setup_logging()
+    logging.getLogger("fgvr").info("once")
+    assert capsys.readouterr().err.count("once") == 1
+
+
+def test_progress_is_silent_where_nobody_watches(capsys, monkeypatch):
+    monkeypatch.delenv("FGVR_PROGRESS", raising=False)
+    assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_can_be_asked_for_and_goes_to_stderr(capsys, monkeypatch):
+    monkeypatch.setenv("FGVR_PROGRESS", "1")
+    assert list(track(iter("abc"), "counting", 3)) == ["a", "b", "c"]
+    shown = capsys.readouterr()
+    assert "counting" in shown.err and "3/3" in shown.err and shown.out == ""
+
+
+def test_bars_may_nest(capsys):
+    assert [list(track(range(2), "inner", show=True)) for _ in track(range(2), "outer", show=True)] == [[0, 1], [0, 1]]
+    assert "outer" in capsys.readouterr().err
+
+
+def test_a_stopwatch_adds_up_stages():
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("nap"):
+            time.sleep(0.005)
+    assert 0.01 <= watch.stages["nap"] <= watch.seconds
+
+
+def test_timed_says_how_long_it_took(caplog):
+    log = logging.getLogger("fgvr.test")
+    with caplog.at_level(logging.DEBUG, "fgvr.test"), timed(log, "napping"):
+        pass
+    assert "napping: 0.0" in caplog.text
