@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import bdtr, stdtrit
 
 DRAWS = 2000
 _BLOCK = 4_000_000  # resampled entries held at once
@@ -25,6 +24,8 @@ def class_bootstrap(values: np.ndarray, labels: np.ndarray, *, level: float = 0.
 
 def t_interval(means: np.ndarray, *, level: float = 0.95) -> Interval:
     """Student's t on one mean per seed or world: *new seeds*. Infinite with a single one."""
+    from scipy.special import stdtrit  # here, as its import costs more than everything else in this package
+
     means = np.asarray(means, float)
     centre, n = float(np.mean(means)), len(means)
     if n < 2:
@@ -35,6 +36,8 @@ def t_interval(means: np.ndarray, *, level: float = 0.95) -> Interval:
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     """Exact two-sided p that two runs on the same images are equally good: a binomial test on the images only one got right."""
+    from scipy.special import bdtr
+
     right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
     only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))) if only_a + only_b else 1.0
