@@ -22,7 +22,8 @@ def knowledge_table(base: KnowledgeBase) -> RenderableType:
     total = int(base.statistics.confusion.sum())
     table.add_row("classes", f"{len(base.classes)}")
     table.add_row("support images", f"{len(base.support)} ({base.origin.shots} per class)")
-    table.add_row("descriptions", f"{len(base.classes) - len(base.failed)}" + (f", failed: {', '.join(base.failed)}" if base.failed else ""))
+    failed = f", failed: {', '.join(base.failed)}" if base.failed else ""
+    table.add_row("descriptions", f"{len(base.classes) - len(base.failed)}{failed}")
     table.add_row("rules", f"{len(base.experience)}")
     if total:
         table.add_row("System 1, leave-one-out", f"{base.statistics.correct.sum() / total:.3f} of {total}")
