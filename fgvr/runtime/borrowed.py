@@ -96,9 +96,7 @@ class BorrowedMLLM(Borrowed):
         self._count(replies, sum(r.new_tokens for r in replies))
         return replies
 
-    def score(
-        self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = ""
-    ) -> list[Scores]:
+    def score(self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = "") -> list[Scores]:
         _same_length(images=images, prompts=prompts, continuations=continuations)
         scores: list[Scores] = []
         for b in self._batches(len(prompts)):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fgvr.runtime.loaders.base import Loader, find_loader
+from fgvr.runtime.loaders.base import SANE_PIXELS, Loader, find_loader
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
-SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 _INT4_SHARE = 0.40  # of 16-bit weights: vision tower and output head stay as they are
 
 
@@ -23,9 +22,7 @@ class Need:
     note: str = ""
 
 
-def plan(
-    specs: Iterable[ModelSpec], budget: int, *, reserve: int = 0, loaders: Callable[[ModelSpec], Loader] = find_loader
-) -> MemoryPlan:
+def plan(specs: Iterable[ModelSpec], budget: int, *, reserve: int = 0, loaders: Callable[[ModelSpec], Loader] = find_loader) -> MemoryPlan:
     """All of `specs` at once within `budget` bytes. Raises ModelLoadError when a model's size cannot be known."""
     needs = []
     for spec in specs:

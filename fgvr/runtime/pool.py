@@ -65,8 +65,9 @@ class ModelPool:
         with self._condition:
             before = self._ledger.entries.get(self._ledger.aliases.get(spec.role, ""))
             if before and before.state != "absent" and before.key != spec.key and replace(before.spec, dtype=spec.dtype).key == spec.key:
+                had = before.spec.dtype
                 raise RuntimeConflict(
-                    f"{before.key} is loaded as {before.spec.dtype}, now {spec.dtype} is asked for; pool.evict({spec.role!r}) first, or restart"
+                    f"{before.key} is loaded as {had}, asked for is {spec.dtype}; pool.evict({spec.role!r}) first, or restart"
                 )
             entry = self._entry(spec)
             self._ledger.aliases[spec.role] = entry.key

@@ -109,8 +109,8 @@ class Residency:
     def _failure(self, entry: Entry, error: Exception) -> Failure:
         if self._device.is_oom(error):
             text = (
-                f"{entry.key} ({entry.spec.source}) ran out of memory while loading, {format_bytes(entry.size)} expected within a budget of "
-                f"{format_bytes(self._ledger.limit)} on {self._device.name}: {error}. Somebody else holds memory, or the budget is too high: "
+                f"{entry.key} ({entry.spec.source}) ran out of memory while loading on {self._device.name}: "
+                f"{format_bytes(entry.size)} expected, budget {format_bytes(self._ledger.limit)} ({error}). Either others hold memory, or the budget is above what is there: "
                 "lower runtime.budget, or take a smaller or quantised model"
             )
             return Failure(OutOfBudget, text, oom=True)

@@ -84,5 +84,3 @@ def is_oom(error: BaseException) -> bool:
 def held_by_others(device: Device) -> int:
     """Bytes of the device that are in use outside this process."""
     return max(0, device.total - device.free() - device.reserved())
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import sys
@@ -55,10 +56,8 @@ class CpuDevice:
     def empty_cache(self) -> None:
         """glibc keeps freed pages until asked."""
         if sys.platform == "linux":
-            try:
+            with contextlib.suppress(OSError, AttributeError):  # another libc
                 ctypes.CDLL("libc.so.6").malloc_trim(0)
-            except (OSError, AttributeError):  # another libc
-                pass
 
     def is_oom(self, error: BaseException) -> bool:
         return is_oom(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fgvr.errors import ConfigError
 from fgvr.runtime.devices.base import is_oom
 
@@ -64,8 +66,6 @@ class CudaDevice:
     def is_oom(self, error: BaseException) -> bool:
         if not is_oom(error):
             return False
-        try:
+        with contextlib.suppress(RuntimeError):
             self.synchronize()  # a queued asynchronous error would otherwise surface in somebody else's call
-        except RuntimeError:
-            pass
         return True

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
 
 LOADERS = ("clip", "qwen", "fake")
+SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 
 class Model(Protocol):

@@ -1,0 +1,200 @@
+"""Model folders on disk: where they are, what they weigh, who they are. No tensor library, no network but `fetch`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgvr.errors import ModelLoadError
+from fgvr.types import ModelSpec
+from fgvr.utils.paths import PACKAGE
+
+HASH_WHOLE = 64 << 20  # smaller weights are hashed whole, larger ones by header, size and samples
+_SAMPLES, _SAMPLE = 16, 64 << 10
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What safetensors headers say: numbers of floating-point values, the bytes of the rest, the type most of them have."""
+
+    values: int
+    other_bytes: int
+    dtype: str
+    file_bytes: int
+
+    def bytes_as(self, dtype: str) -> int:
+        """Once loaded in `dtype`; `auto` keeps the file's, see `resolve_dtype`."""
+        return self.values * DTYPE_BYTES.get(resolve_dtype(dtype, self), 4) + self.other_bytes
+
+
+def resolve_dtype(asked: str, weights: Weights) -> str:
+    """`auto`: float32 for small models (exact, and no slower on any CPU), the file's type for large ones."""
+    if asked != "auto":
+        return asked
+    return "float32" if weights.file_bytes < HASH_WHOLE else weights.dtype
+
+
+def locate(spec: ModelSpec, repository: str | None = None) -> Path | None:
+    """The folder a spec means: shipped, local, or in the Hugging Face cache (`repository` when the source is an alias). None: nowhere."""
+    if spec.source == "tiny":
+        return PACKAGE / "models_tiny" / spec.role
+    folder = Path(spec.source).expanduser()
+    if folder.is_dir():
+        return folder
+    return cached_snapshot(repository or spec.source, spec.revision)
+
+
+def cached_snapshot(repository: str, revision: str | None = None) -> Path | None:
+    """The snapshot folder of a hub repository in the local cache, by the cache's documented layout."""
+    if not _REPOSITORY.fullmatch(repository):
+        return None
+    root = hub_cache() / f"models--{repository.replace('/', '--')}"
+    commit = revision or "main"
+    reference = root / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text().strip()
+    snapshot = root / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def hub_cache() -> Path:
+    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
+
+
+def offline() -> bool:
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path | None:
+    """The folder, once all `needed` files are there (`a|b`: either). None: not here, but a hub repository that may be fetched.
+
+    Raises ModelLoadError saying what is missing, where it was looked for, how to get it, and what works without.
+    """
+    folder = locate(spec, repository)
+    hub = repository or spec.source
+    if folder is None:
+        if _REPOSITORY.fullmatch(hub) and not offline():
+            return None
+        looked = [str(Path(spec.source).expanduser().absolute())]
+        if _REPOSITORY.fullmatch(hub):
+            looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
+        raise ModelLoadError(f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{_cure(spec, hub)}")
+    missing = [names for names in needed if not any(_present(folder, name) for name in names.split("|"))]
+    if missing:
+        names = ", ".join(m.replace("|", " or ") for m in missing)
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{_cure(spec, hub)}")
+    return folder
+
+
+def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path:
+    """`require`, and a download when the source is a hub repository that is not cached. The only place that uses the network."""
+    folder = require(spec, needed, repository)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    hub = repository or spec.source
+    try:
+        return Path(snapshot_download(hub, revision=spec.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    except Exception as error:
+        raise ModelLoadError(f"{spec.role} {hub!r} is not cached and could not be downloaded ({error}).\n{_cure(spec, hub)}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Every safetensors file, sorted."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def read_weights(files: Iterable[Path]) -> Weights:
+    """Sizes from headers only. Raises ModelLoadError for a damaged file."""
+    values = other = size = 0
+    count: dict[str, int] = {}
+    for file in files:
+        size += file.stat().st_size
+        for tensor in _header(file).values():
+            number = math.prod(tensor["shape"])
+            if (kind := _FLOATS.get(tensor["dtype"])) is not None:
+                values += number
+                count[kind] = count.get(kind, 0) + number
+            else:
+                other += number * _DTYPE_BYTES.get(tensor["dtype"], 1)
+    return Weights(values, other, max(count, key=lambda k: count[k], default="float32"), size)
+
+
+def folder_fingerprint(spec: ModelSpec, folder: Path, *, extra: object = None) -> str:
+    """12 hex digits over configuration, tokenizer, preprocessing and weights, and over how the spec loads them."""
+    digest = hashlib.sha256(repr((spec.loader, spec.role, spec.dtype, spec.quantization, spec.revision, spec.max_pixels, extra)).encode())
+    small = [p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".jinja", ".model") and p.name not in _IRRELEVANT]
+    for file in sorted(small):
+        digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in weight_files(folder):
+        digest.update(f"{file.name}\0".encode() + _weights_digest(file))
+    return digest.hexdigest()[:12]
+
+
+def read_config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read ({error})") from error
+
+
+# Describe the model to people, or how to sample from it, which is never done here.
+_IRRELEVANT = {"generation_config.json", "training.json", "metrics.json", "model_card.json"}
+
+
+def _present(folder: Path, name: str) -> bool:
+    return any(folder.glob(name))
+
+
+def _cure(spec: ModelSpec, hub: str) -> str:
+    lines = []
+    if spec.source == "tiny":
+        lines.append("These files are shipped with fgvr: reinstall it, or train them with scripts/train_tiny.py")
+    elif _REPOSITORY.fullmatch(hub):
+        lines.append(f"Get it: huggingface-cli download {hub}")
+    lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
+    if spec.source != "tiny":
+        lines.append("Works without any download: models=tiny")
+    return "\n".join(lines)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with open(file, "rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if not 0 < size <= min(100 << 20, file.stat().st_size):
+                raise ValueError("no safetensors header")
+            header = json.loads(stream.read(size))
+        end = 8 + size + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+        if end != file.stat().st_size:
+            raise ValueError(f"{file.stat().st_size} bytes where the header says {end}: an interrupted download?")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{file} is damaged ({error}); get it again") from error
+    header.pop("__metadata__", None)
+    return header
+
+
+def _weights_digest(file: Path) -> bytes:
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        if size < HASH_WHOLE:
+            return hashlib.file_digest(stream, "sha256").digest()
+        digest = hashlib.sha256(f"{size} {json.dumps(_header(file), sort_keys=True)}".encode())
+        # Fine-tuned siblings share header and size: samples of the values tell them apart.
+        for index in range(_SAMPLES):
+            stream.seek((size - _SAMPLE) * index // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE))
+        return digest.digest()

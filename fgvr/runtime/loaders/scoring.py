@@ -1,0 +1,93 @@
+"""Log-likelihood of many continuations of one prompt: the prompt is computed once, its key-value cache serves all of them.
+
+Positions are always passed explicitly, so no state of the module is read or left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A computed batch of prompts: (B, T) mask, the cache, (B, V) log-probabilities of the next token, (B,) next positions."""
+
+    mask: torch.Tensor
+    cache: Any
+    next_log_probs: torch.Tensor
+    next_position: torch.Tensor
+
+
+def prefill(module: Any, inputs: dict[str, Any]) -> Prefix:
+    """One forward pass over left-padded prompts."""
+    mask = inputs["attention_mask"]
+    positions, deltas = module.model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs.get("image_grid_thw"),
+        attention_mask=mask,
+    )
+    output = module(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    # Image tokens share positions, so the next position is not the length: the model's own delta says by how much.
+    following = mask.sum(1) + deltas.squeeze(1).to(mask.device)
+    return Prefix(mask, output.past_key_values, output.logits[:, -1].float().log_softmax(-1), following)
+
+
+def continue_prefix(
+    module: Any, prefix: Prefix, candidates: Sequence[Sequence[Sequence[int]]], *, pad: int, limit: int
+) -> list[list[float]]:
+    """Per item, per candidate: the summed log-probability of its tokens, in nats. `limit`: bytes for cache copies or logits at once."""
+    rows = [(item, tokens) for item, texts in enumerate(candidates) for tokens in texts]
+    sums: list[float] = []
+    for part in _parts(rows, _rows_at_once(module, prefix, rows, limit)):
+        sums += _score_rows(module, prefix, part, pad).tolist()
+    scored = iter(sums)
+    return [[next(scored) for _ in texts] for texts in candidates]
+
+
+def _score_rows(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[int]]], pad: int) -> torch.Tensor:
+    device = prefix.mask.device
+    items = torch.tensor([item for item, _ in rows], device=device)
+    lengths = torch.tensor([len(tokens) for _, tokens in rows], device=device)
+    width = int(lengths.max())
+    tokens = torch.tensor([[*t, *[pad] * (width - len(t))] for _, t in rows], device=device)
+    real = torch.arange(width, device=device)[None] < lengths[:, None]
+    first = prefix.next_log_probs[items].gather(1, tokens[:, :1])
+    if width == 1:
+        return first.squeeze(1)
+    steps = torch.arange(width - 1, device=device)
+    positions = (prefix.next_position[items][:, None] + steps[None]).expand(3, -1, -1)
+    logits = module(
+        input_ids=tokens[:, :-1],
+        attention_mask=torch.cat([prefix.mask[items], real[:, :-1].to(prefix.mask.dtype)], dim=1),
+        position_ids=positions,
+        past_key_values=_repeated(prefix.cache, items),
+        use_cache=True,
+    ).logits.float()
+    targets = tokens[:, 1:, None]
+    rest = logits.gather(2, targets).squeeze(2) - logits.logsumexp(2)
+    return first.squeeze(1) + (rest * real[:, 1:]).sum(1)
+
+
+def _repeated(cache: Any, items: torch.Tensor) -> DynamicCache:
+    """A copy of the cache with one row per candidate; the original stays for the next part."""
+    copy = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        copy.update(layer.keys[items], layer.values[items], index)
+    return copy
+
+
+def _rows_at_once(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[int]]], limit: int) -> int:
+    width = max((len(tokens) for _, tokens in rows), default=1)
+    cache = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in prefix.cache.layers)
+    logits = 3 * width * prefix.next_log_probs.shape[1] * 4
+    return max(1, limit // max(cache, logits, 1))
+
+
+def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

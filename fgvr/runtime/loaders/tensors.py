@@ -1,0 +1,60 @@
+"""What the loaders share about torch: sizes, moving, threads. Imported only while a model is being loaded."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+if TYPE_CHECKING:
+    from fgvr.runtime.devices.base import Device
+
+_threads_lock = threading.Lock()
+_threads_set = False
+
+
+def module_bytes(module: torch.nn.Module) -> int:
+    """Parameters and buffers, each storage once, so tied weights count once."""
+    storages = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        storages[tensor.device, storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def move(module: torch.nn.Module, device: Device) -> None:
+    """Swap the data under every parameter and buffer; keeps ties, touches no process-wide state, frees each source as it goes."""
+    target = torch.device(device.torch_name)
+    moved: dict[int, torch.Tensor] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device != target:
+            key = tensor.data_ptr()
+            if key not in moved:
+                moved[key] = tensor.data.to(target)
+            tensor.data = moved[key]
+
+
+def freeze(module: torch.nn.Module) -> torch.nn.Module:
+    """Evaluation mode, no gradients."""
+    return module.eval().requires_grad_(False)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)
+
+
+def set_threads() -> None:
+    """Once per process: as many threads as physical cores this process may use, unless OMP_NUM_THREADS says otherwise.
+
+    Two spinning threads on one core are ten times slower than one.
+    """
+    global _threads_set
+    with _threads_lock:
+        if not _threads_set:
+            _threads_set = True
+            if not os.environ.get("OMP_NUM_THREADS"):
+                allowed = len(psutil.Process().cpu_affinity() or ()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+                torch.set_num_threads(max(1, min(psutil.cpu_count(logical=False) or allowed, allowed)))

@@ -1,0 +1,25 @@
+"""Which models, from configuration-like values. The record itself is `fgvr.types.ModelSpec`."""
+
+from __future__ import annotations
+
+from fgvr.errors import ConfigError
+from fgvr.types import ModelSpec
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = (None, "int8", "int4")
+
+
+def checked(spec: ModelSpec) -> ModelSpec:
+    """The spec itself, once its values are among the known ones. Raises ConfigError listing all that is wrong."""
+    wrong = []
+    if spec.dtype not in DTYPES:
+        wrong.append(f"models.{spec.role}.dtype={spec.dtype}: write one of {', '.join(DTYPES)}")
+    if spec.quantization not in QUANTIZATIONS:
+        wrong.append(f"models.{spec.role}.quantization={spec.quantization}: write null, int8 or int4")
+    if spec.batch_size < 1:
+        wrong.append(f"models.{spec.role}.batch_size={spec.batch_size}: must be at least 1")
+    if spec.max_pixels is not None and spec.max_pixels < 28 * 28:
+        wrong.append(f"models.{spec.role}.max_pixels={spec.max_pixels}: must be at least {28 * 28}")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    return spec
