@@ -196,16 +196,17 @@ def open_birds(
         choose_shots(pools["calibration"], calibration, split_seed),
     )
     notes = [] if birds.is_reserved(seed) else [f"world {seed} is not reserved: it may overlap with the training world of models=tiny"]
-    return Dataset("birds", folder.name, catalog, "bird", split, folder, (*notes, *_bad_image_notes(bad)), bad)
+    return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *_bad_image_notes(bad)), bad)
 
 
 def _rendered(world: birds.World, genera: tuple[int, ...], counts: Mapping[str, int], parent: Path) -> Path:
-    """The folder with this world's files, drawn first if need be. It appears when it is whole."""
-    probe = pixels_sha256(birds.render(world, 0, "support", 0))  # another renderer or Pillow draws into another folder
-    settings = {"seed": world.seed, "genera": genera, "difficulty": world.difficulty, "counts": dict(counts), "probe": probe}
-    folder = parent / f"world{world.seed}-{short_hash(settings)}"
+    """`<parent>/<world>/<counts>`, drawn first if need be; it appears when it is whole. The world's name does not depend on the counts."""
+    probe = pixels_sha256(birds.render(world, 0, "support", 0))  # another renderer or Pillow draws another world
+    settings = {"seed": world.seed, "genera": genera, "difficulty": world.difficulty, "probe": probe}
+    folder = parent / f"world{world.seed}-{short_hash(settings)}" / "-".join(f"{role}{count}" for role, count in counts.items())
+    settings["counts"] = dict(counts)
     if not (folder / "manifest.json").exists():
-        with file_lock(parent / f".{folder.name}.lock"):
+        with file_lock(folder.parent / f".{folder.name}.lock"):
             if not (folder / "manifest.json").exists():
                 _draw(world, settings, folder)
     return folder
