@@ -89,10 +89,21 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Any], Any
 
     sys.argv[1:] = [*flags, *overrides]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `answer` speaks
-    if "--multirun" in flags:
+    failures: list[Exception] = []
+
+    def once(cfg: Any) -> None:
+        try:
+            job(cfg)
+        except Exception as error:  # kept from Hydra, which would print a line of its own
+            failures.append(error)
+
+    sweep = "--multirun" in flags
+    if sweep:
         what = sorted(word for word in overrides if not word.startswith(("run.", "logging")))
         os.environ["FGVR_SWEEP"] = short_hash(what)  # the same sweep finds its folder again
-    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job)()
+    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job if sweep else once)()
+    if failures:
+        raise failures[0]
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
