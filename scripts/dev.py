@@ -1,6 +1,6 @@
 """The project's commands, with all their set-up: python3 scripts/dev.py run | test | check | ...
 
-Standard library only. The environment is `.venv`: made when it is missing, completed when pyproject.toml has changed, and
+Standard library only. The environment is `.venv`: made when it is missing, completed when the dependencies have changed, and
 otherwise left alone, so that everything works without a network once it is in place.
 """
 
@@ -49,14 +49,17 @@ def main(target: str) -> int:
 
 def install() -> None:
     """Bring `.venv` in line with pyproject.toml; uv is three times faster than pip, and pip will do."""
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
-    if STAMP.is_file() and STAMP.read_text() == wanted:
-        return
     if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before any installer has checked)
         sys.exit(f"fgvr needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}")
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = hashlib.sha256(f"{ROOT} {project}".encode()).hexdigest()
+    if STAMP.is_file() and STAMP.read_text() == wanted:
+        return
     print(f"installing into {VENV} (about 6 GB with torch; minutes, once)", flush=True)
     if not (BIN / "pip").exists():
-        venv.create(VENV, clear=True, with_pip=True)
+        venv.create(VENV, with_pip=True)
     pip = [BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     uv = [BIN / "python", "-m", "uv", "pip", "install", "--quiet", "--python", BIN / "python"]
     package = ["--editable", f"{ROOT}[dev]"]
