@@ -82,7 +82,7 @@ def _read_table(root: Path, superclass: str) -> Listing:
     categories: dict[str, Category] = {}
     parts: dict[bool | None, list[Sample]] = {True: [], False: [], None: []}
     for line, row in enumerate(rows, 2):
-        name, filename = row.get("class_name", "").strip(), row.get("filename", "").strip().replace("\\", "/")
+        name, filename = row.get("class_name", "").strip(), row.get("filename", "").strip().replace("\\", "/").removeprefix("./")
         if not name or not filename:
             raise DatasetError(f"{path}, line {line}: filename and class_name must not be empty")
         if os.path.isabs(filename) or ".." in Path(filename).parts:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -38,7 +38,7 @@ DELETE FROM entries WHERE key IN (
 """
 _KEYS_PER_QUERY = 500
 _WAIT_SECONDS = 60
-_inherited: list[sqlite3.Connection | None] = []  # a forked child must not close its parent's connections
+_inherited: list[sqlite3.Connection] = []  # a forked child must not close its parent's connections
 T = TypeVar("T")
 
 
@@ -196,6 +196,10 @@ class SqliteCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the end of the process parts of Python may be gone
+            self.close()
+
     def __repr__(self) -> str:
         return f"SqliteCache({str(self.path)!r})"
 
@@ -221,7 +225,8 @@ class SqliteCache:
         with self._lock:
             try:
                 if self._connection is None or self._process != os.getpid():
-                    _inherited.append(self._connection)
+                    if self._connection is not None:
+                        _inherited.append(self._connection)
                     self._connection, self._process = self._open(), os.getpid()
                 yield self._connection
             except sqlite3.Error as error:

@@ -70,7 +70,7 @@ class RememberingEncoder:
 class RememberingMLLM:
     """An `MLLM` whose replies and scores are remembered by pictures, words and decoding parameters.
 
-    Work on a prompt with several pictures is tallied to the first. Tokens of scored continuations count as new tokens.
+    An empty reply is not remembered: it is a failure to be tried again. Work on a prompt with several pictures is tallied to the first. Tokens of scored continuations count as new tokens.
     """
 
     def __init__(self, mllm: MLLM, cache: Cache) -> None:
@@ -97,7 +97,8 @@ class RememberingMLLM:
                 _tally_mllm(shown[i], reply.prompt_tokens, reply.new_tokens)
             return [_to_json({"text": str(r), "prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens}) for r in replies]
 
-        return [Reply(**json.loads(value)) for value in _remembered(self._cache, keys, compute)]
+        values = _remembered(self._cache, keys, compute, keep=lambda value: json.loads(value)["text"].strip())
+        return [Reply(**json.loads(value)) for value in values]
 
     def score(
         self,
@@ -155,14 +156,20 @@ def content_hash(image: ImageLike) -> str:
     return image.sha256 if isinstance(image, Picture) else pixels_sha256(image)
 
 
-def _remembered(cache: Cache, keys: Sequence[str], compute: Callable[[list[int]], list[bytes]]) -> list[bytes]:
-    """One value per key. `compute` is called at most once, with the first index of each key the cache lacks."""
+def _remembered(
+    cache: Cache,
+    keys: Sequence[str],
+    compute: Callable[[list[int]], list[bytes]],
+    keep: Callable[[bytes], object] = lambda value: True,
+) -> list[bytes]:
+    """One value per key. `compute` is called at most once, with the first index of each key the cache lacks; what `keep` refuses is
+    returned but not remembered."""
     known: dict[str, bytes] = dict(cache.get(dict.fromkeys(keys)))
     missing: Mapping[str, int] = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     indices = sorted(missing.values())
     if indices:
         fresh = {keys[i]: value for i, value in zip(indices, compute(indices), strict=True)}
-        cache.put(fresh)
+        cache.put({key: value for key, value in fresh.items() if keep(value)})
         known.update(fresh)
     return [known[key] for key in keys]
 

@@ -57,7 +57,9 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
 
 
 def pixels_sha256(image: Image.Image) -> str:
-    """Content hash of a picture that has no file: mode, size and pixels."""
+    """Content hash of a picture that has no file: mode, size and pixels (of a palette image the colours they mean)."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
     digest = hashlib.sha256(f"{image.mode} {image.size[0]}x{image.size[1]} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()

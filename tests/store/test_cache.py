@@ -159,6 +159,7 @@ def test_a_killed_writer_leaves_whole_puts_only(tmp_path):
         assert cache.get(["after"])
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_does_not_disturb_its_parent(cache):
     cache.put({"parent": b"1"})
     pid = os.fork()

@@ -114,6 +114,19 @@ def test_every_part_of_a_question_counts(model, cache, change):
     assert other.calls == [1]
 
 
+def test_an_empty_reply_is_returned_but_asked_again(cache):
+    class Mute(CountingModel):
+        def generate(self, images, prompts, **_):
+            self.work(prompts)
+            return [Reply("  " if prompt == "hard" else "fine", 7, 1) for prompt in prompts]
+
+    model = Mute()
+    mllm = RememberingMLLM(model, cache)
+    for _ in range(2):
+        assert mllm.generate([picture(1), picture(1)], ["hard", "easy"]) == ["  ", "fine"]
+    assert model.calls == [2, 1]
+
+
 def test_pil_images_are_known_by_their_pixels(model, cache):
     mllm = RememberingMLLM(model, cache)
     mllm.generate([Image.new("RGB", (2, 2), "red")], ["p"])

@@ -196,6 +196,13 @@ def test_equal_pixels_have_equal_hashes_and_size_counts():
     assert picture.sha256 != open_picture(array.reshape(4, 2, 3)).sha256
 
 
+def test_a_palette_counts_as_much_as_its_indices():
+    red, blue = Image.new("P", (2, 2), 0), Image.new("P", (2, 2), 0)
+    red.putpalette([255, 0, 0] * 256)
+    blue.putpalette([0, 0, 255] * 256)
+    assert pixels_sha256(red) != pixels_sha256(blue)
+
+
 def test_the_users_image_is_left_as_it_was():
     image = Image.new("RGB", (2, 2), "red")
     open_picture(image).image.paste("blue", (0, 0, 2, 2))
