@@ -70,7 +70,8 @@ class RememberingEncoder:
 class RememberingMLLM:
     """An `MLLM` whose replies and scores are remembered by pictures, words and decoding parameters.
 
-    An empty reply is not remembered: it is a failure to be tried again. Work on a prompt with several pictures is tallied to the first. Tokens of scored continuations count as new tokens.
+    An empty reply is not remembered: it is a failure to be tried again. Work on a prompt with several pictures is tallied to the first.
+    Tokens of scored continuations count as new tokens.
     """
 
     def __init__(self, mllm: MLLM, cache: Cache) -> None:

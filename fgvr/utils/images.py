@@ -15,18 +15,11 @@ from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource, Picture
+    from fgvr.types import ImageSource
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 MAX_PIXELS = 89_000_000
 """More than this in one picture is taken for a decompression bomb (just below where Pillow itself starts to warn)."""
-
-
-def open_picture(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a path, encoded bytes, a PIL image or an array; see `read_image` for what is accepted."""
-    from fgvr.types import Picture
-
-    return Picture(*read_image(source, max_pixels=max_pixels))
 
 
 def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:

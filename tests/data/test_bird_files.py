@@ -10,9 +10,9 @@ import pytest
 
 from fgvr.data import birds
 from fgvr.data.datasets import open_birds, open_folder
+from fgvr.data.pictures import open_picture
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.utils.files import sha256_file
-from fgvr.utils.images import open_picture
 
 SMALL = {"genera": (2, 1), "shots": 2, "test_per_class": 2, "calibration": 1}
 spawn = multiprocessing.get_context("spawn")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgvr.data.pictures import open_picture
 from fgvr.errors import ImageError
-from fgvr.utils.images import list_images, open_picture, pixels_sha256, thumbnail_data_url
+from fgvr.utils.images import list_images, pixels_sha256, thumbnail_data_url
 
 
 def pixel(picture, place=(0, 0)):
