@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,7 +27,7 @@ from fgvr.agents.slow import ScoreDecoder, Shortlist
 from fgvr.agents.trigger import Always
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
-from fgvr.errors import ConfigError, KnowledgeError
+from fgvr.errors import ConfigError, FgvrError, KnowledgeError
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase, Origin
@@ -50,7 +50,7 @@ from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.store.remember import RememberingEncoder, RememberingMLLM
 from fgvr.types import Category, FastResult, ModelSpec, Picture, Sample
 from fgvr.utils.files import short_hash
-from fgvr.utils.images import open_picture
+from fgvr.data.pictures import open_picture
 from fgvr.utils.paths import config_dir
 
 # --- configuration -----------------------------------------------------------------------------------------------------------
@@ -97,6 +97,16 @@ def checked(cfg: DictConfig) -> DictConfig:
     _weight(cfg)
     policy(cfg)
     return cfg
+
+
+def make(node: DictConfig) -> Any:
+    """The object a `_target_` leaf stands for; an error of ours inside it comes out as itself."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FgvrError):
+            raise error.__cause__ from None
+        raise
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -164,7 +174,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
-    return instantiate(cfg.models[role])
+    return make(cfg.models[role])
 
 
 def home(cfg: DictConfig) -> Path:
@@ -200,11 +210,14 @@ def open_models(cfg: DictConfig, cache: Cache) -> Models:
 
 
 def open_dataset(cfg: DictConfig) -> Dataset:
-    return instantiate(cfg.dataset, _convert_="all")
+    return make(cfg.dataset)
 
 
-def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None) -> KnowledgeBase:
+def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, mend: bool = False) -> KnowledgeBase:
     """The base this configuration means: found by its key, or at `knowledge.path`; built when missing and allowed.
+
+    Args:
+        mend: also build when the base found has classes whose description failed.
 
     Raises:
         KnowledgeError: absent with `knowledge.build=never`, or made by other models.
@@ -217,7 +230,7 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None) -> Knowledge
     folder = home(cfg) / "knowledge" / dataset.name / origin.key
     if cfg.knowledge.build == "missing" and knowledge_base.is_complete(folder):
         found = knowledge_base.load(folder, expected=origin)
-        if not found.failed or cfg.mode != "build_knowledge_base":
+        if not (mend and found.failed):
             return found
     elif cfg.knowledge.build == "never":
         if knowledge_base.is_complete(folder):
@@ -280,7 +293,7 @@ def _rehearsal(cfg: DictConfig, models: Models) -> Rehearse:
         hashes: Sequence[str],
         pictures: Callable[[Sequence[int]], list[Picture]],
     ) -> tuple[Statistics, SlowRehearsal]:
-        results, statistics = rehearse_fast(prototypes, hashes, fusion=instantiate(cfg.fusion))
+        results, statistics = rehearse_fast(prototypes, hashes, fusion=make(cfg.fusion))
         # Always the default shortlist: what is rehearsed must not depend on how a later run asks.
         shortlist = Shortlist({record.id: record for record in records}, candidates=5)
         decoder = ScoreDecoder(models.mllm, shortlist, superclass=records[0].superclass, target=cfg.slow.target)
@@ -305,7 +318,7 @@ def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Reco
     """A Recognizer over this configuration's knowledge base. Holds handles only; weights come with the first image."""
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
-    fusion: Fusion = instantiate(cfg.fusion)
+    fusion: Fusion = make(cfg.fusion)
     results, statistics = rehearse_fast(base.prototypes, [s.sha256 for s in base.support], fusion=fusion)
     shortlist = Shortlist(base.records, candidates=cfg.slow.candidates)
     trigger = _trigger(cfg, base, results)
@@ -324,7 +337,7 @@ def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Reco
 
 def policy(cfg: DictConfig) -> Any:
     """The trigger group's object: a Trigger, or one that has to learn (Calibrator) or to know the truth (Oracle) first."""
-    return instantiate(cfg.trigger)
+    return make(cfg.trigger)
 
 
 def trigger_name(cfg: DictConfig) -> str:

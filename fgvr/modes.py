@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> Any:
 def build_knowledge_base(cfg: DictConfig) -> KnowledgeBase:
     """Support images -> knowledge base. Finished work is never repeated; a complete base is opened as it is."""
     dataset = assembly.open_dataset(cfg)
-    return assembly.open_knowledge(cfg, dataset)
+    return assembly.open_knowledge(cfg, dataset, mend=True)
 
 
 def classify(cfg: DictConfig) -> list[Prediction]:
@@ -216,7 +216,8 @@ def _as_json(result: Any) -> Any:
     if isinstance(result, Report):
         return json.loads((result.path / reports.FILE).read_text())
     if isinstance(result, KnowledgeBase):
-        return asdict(result.manifest) | {"path": str(result.path)} if result.manifest else {}
+        manifest = asdict(result.manifest) if result.manifest else {}
+        return manifest | {"path": str(result.path), "work": asdict(assembly.shared_pool().counters.snapshot())}
     if isinstance(result, MemoryPlan):
         return asdict(result) | {"needed": result.needed, "fits": result.fits}
     return [to_row(prediction) for prediction in result]
@@ -228,7 +229,7 @@ def _as_text(result: Any) -> list[Any]:
     if isinstance(result, Report):
         return [reports.terminal(result)]
     if isinstance(result, KnowledgeBase):
-        return [knowledge_table(result)]
+        return [knowledge_table(result, assembly.shared_pool().counters.snapshot())]
     if isinstance(result, MemoryPlan):
         return [str(result)]
     if isinstance(result, list):

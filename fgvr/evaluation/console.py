@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.runtime.counters import Work
 from fgvr.types import Prediction
 
 _DETAILED = 3  # images shown with all their reasons; beyond that one line each
 
 
-def knowledge_table(base: KnowledgeBase) -> RenderableType:
-    """A finished base: what is in it, how well System 1 does on it leave-one-out, where it lies."""
+def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
+    """A finished base: what is in it, how well System 1 does on it leave-one-out, what this process had to do for it, where it lies."""
     table = Table(title=f"knowledge base: {base.origin.dataset} {base.origin.world}", title_justify="left", show_header=False)
     table.add_column("quantity")
     table.add_column("value", justify="right")
@@ -29,7 +30,9 @@ def knowledge_table(base: KnowledgeBase) -> RenderableType:
         table.add_row("System 1, leave-one-out", f"{base.statistics.correct.sum() / total:.3f} of {total}")
     if base.manifest is not None:
         table.add_row("built in", f"{base.manifest.seconds:.1f} s")
-        table.add_row("key", base.manifest.key)
+        done = f"{work.encoder_forwards} images encoded, {work.mllm_calls} MLLM calls"
+    table.add_row("work done now", done if work.encoder_forwards or work.mllm_calls else "none, all was there")
+    table.add_row("key", base.manifest.key)
     table.caption = str(base.path)
     table.caption_justify = "left"
     return table

@@ -1,0 +1,352 @@
+"""The modes end to end, on models without weights: what is built, resumed, refused and reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import fgvr
+from fgvr import assembly, modes
+from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
+from fgvr.runtime.pool import close_shared
+
+SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
+
+
+@pytest.fixture(autouse=True)
+def own_pool():
+    close_shared()
+    yield
+    close_shared()
+
+
+def load(*overrides: str):
+    return fgvr.load_config(*SMALL, *overrides)
+
+
+def rows(report: fgvr.Report) -> list[dict]:
+    """Predictions without their timings."""
+    found = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    for row in found:
+        del row["cost"]["seconds"]
+    return found
+
+
+class Interrupting:
+    """Wraps a model's method: the n-th call stops the process as Ctrl-C would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, *, at: int) -> None:
+        self.calls, self._at = 0, at
+        original = getattr(kind, method)
+
+        def call(model, *args, **kwargs):
+            self.calls += 1
+            if self.calls == self._at:
+                raise KeyboardInterrupt
+            return original(model, *args, **kwargs)
+
+        monkeypatch.setattr(kind, method, call)
+
+
+# --- the knowledge base ------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_built_once_and_found_again():
+    base = fgvr.build_knowledge_base(load())
+    assert len(base.classes) == 6 and len(base.support) == 24 and not base.failed
+    assert base.manifest is not None and base.manifest.counts["described"] == 6
+    before = dict(fgvr.shared_pool().loads)
+    again = fgvr.build_knowledge_base(load())
+    assert again.path == base.path and again.manifest == base.manifest
+    assert dict(fgvr.shared_pool().loads) == before
+    assert "6 classes" in repr(base)
+
+
+def test_building_costs_one_forward_per_image_and_three_descriptions_and_one_rehearsal_each():
+    fgvr.build_knowledge_base(load())
+    work = fgvr.shared_pool().counters.snapshot()
+    assert work.encoder_forwards == 24
+    assert work.mllm_calls == 3 * 6 + 24
+    assert dict(fgvr.shared_pool().loads) == {"mllm": 1, "encoder": 1, "joint": 0}
+
+
+@pytest.mark.parametrize("method,at", [("generate", 1), ("generate", 2), ("score", 1), ("score", 3)])
+def test_an_interrupted_build_goes_on_where_it_was_and_ends_the_same(monkeypatch, tmp_path, method, at):
+    whole = fgvr.build_knowledge_base(load(f"paths.home={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        Interrupting(patch, FakeMLLM, method, at=at)
+        with pytest.raises(KeyboardInterrupt):
+            fgvr.build_knowledge_base(load("store.enabled=false"))
+        assert not list((tmp_path / "home" / "knowledge" / "birds").glob("*/manifest.json")), "readers must not see half a base"
+    before = fgvr.shared_pool().counters.snapshot()
+    resumed = fgvr.build_knowledge_base(load("store.enabled=false"))
+    after = fgvr.shared_pool().counters.snapshot()
+    assert resumed.manifest.content_hash == whole.manifest.content_hash
+    assert after.encoder_forwards == before.encoder_forwards, "images encoded before the interruption are not encoded again"
+    repeated = after.mllm_calls - before.mllm_calls
+    assert repeated == 42 - 8 * (at - 1) - (18 if method == "score" else 0)
+
+
+def test_another_seed_is_another_base():
+    assert fgvr.build_knowledge_base(load()).path != fgvr.build_knowledge_base(load("dataset.split_seed=1")).path
+
+
+def test_how_it_will_be_tested_does_not_change_a_base():
+    assert fgvr.build_knowledge_base(load()).path == fgvr.build_knowledge_base(load("dataset.test_per_class=2")).path
+
+
+def test_a_base_that_may_not_be_built_is_an_error_with_the_command_to_run():
+    with pytest.raises(fgvr.KnowledgeError, match="mode=build_knowledge_base"):
+        fgvr.build_recognizer(load("knowledge.build=never"))
+
+
+def test_a_base_of_another_encoder_is_refused_and_both_are_named():
+    base = fgvr.build_knowledge_base(load())
+    other = load("models.encoder.source='other 9MiB'", f"knowledge.path={base.path}")
+    with pytest.raises(fgvr.KnowledgeError, match=base.origin.models["encoder"]):
+        fgvr.build_recognizer(other)
+
+
+@pytest.mark.parametrize("name", ["prototypes.safetensors", "classes.parquet", "splits.json"])
+def test_a_damaged_base_is_refused_and_rebuilding_mends_it(name):
+    base = fgvr.build_knowledge_base(load())
+    (base.path / name).write_bytes(b"damaged")
+    with pytest.raises(fgvr.KnowledgeError, match=f"{name}.*knowledge.build=always"):
+        fgvr.build_recognizer(load())
+    mended = fgvr.build_knowledge_base(load("knowledge.build=always"))
+    assert mended.manifest.content_hash == base.manifest.content_hash
+
+
+def test_a_base_of_another_schema_is_refused():
+    base = fgvr.build_knowledge_base(load())
+    manifest = json.loads((base.path / "manifest.json").read_text()) | {"schema": 99}
+    (base.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(fgvr.KnowledgeError, match="schema 99"):
+        fgvr.build_recognizer(load())
+
+
+def test_a_failed_rebuild_leaves_the_old_base_intact(monkeypatch):
+    base = fgvr.build_knowledge_base(load())
+    Interrupting(monkeypatch, FakeMLLM, "score", at=1)
+    with pytest.raises(KeyboardInterrupt):
+        fgvr.build_knowledge_base(load("knowledge.build=always", "store.enabled=false"))
+    assert fgvr.build_knowledge_base(load()).manifest == base.manifest
+
+
+def test_a_crash_between_the_two_renames_is_mended(monkeypatch):
+    base = fgvr.build_knowledge_base(load())
+    base.path.rename(base.path.with_name(base.path.name + ".old"))
+    assert fgvr.build_knowledge_base(load()).manifest.content_hash == base.manifest.content_hash
+
+
+def test_a_description_that_failed_is_written_by_the_next_build(monkeypatch):
+    from fgvr.types import Reply
+
+    original = FakeMLLM.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeMLLM, "generate", lambda *a, **k: [Reply("") if i == 0 else r for i, r in enumerate(original(*a, **k))])
+        base = fgvr.build_knowledge_base(load())
+    assert len(base.failed) == 1
+    assert fgvr.build_recognizer(load()) is not None, "one class without words stops nothing"
+    assert fgvr.build_knowledge_base(load()).failed == ()
+
+
+# --- recognition -------------------------------------------------------------------------------------------------------------
+
+
+def test_building_a_recognizer_loads_no_weights():
+    fgvr.build_knowledge_base(load())
+    close_shared()
+    fgvr.build_recognizer(load())
+    assert sum(fgvr.shared_pool().loads.values()) == 0
+
+
+def test_a_picture_may_be_a_path_a_pil_image_an_array_or_a_sample(tmp_path):
+    import numpy as np
+
+    recognizer = fgvr.build_recognizer(load())
+    picture = Image.new("RGB", (30, 20), "navy")
+    picture.save(tmp_path / "a bird.png")
+    answers = recognizer.batch([tmp_path / "a bird.png", str(tmp_path / "a bird.png"), picture, np.asarray(picture)])
+    assert len({answer.category for answer in answers}) == 1
+    assert recognizer(fgvr.Sample(picture, key="mine", label="0")).image == "mine"
+    assert answers[0]._repr_html_().startswith("<div>")
+
+
+def test_evaluation_loads_each_model_once_and_those_unused_never():
+    fgvr.build_knowledge_base(load())
+    close_shared()
+    first = fgvr.evaluate(load("trigger=never"))
+    assert dict(first.model_loads) == {"encoder": 1, "mllm": 0, "joint": 0}
+    assert first.slow_rate == 0 and first.cost["mllm_calls"] == 0
+    second = fgvr.evaluate(load("trigger=always"))
+    assert dict(second.model_loads) == {"encoder": 1, "mllm": 1, "joint": 0}
+    assert second.slow_rate == 1 and second.cost["mllm_calls"] == 24 and second.cost["encoder_forwards"] == 0
+
+
+def test_a_complete_run_is_shown_again_without_work():
+    first = fgvr.evaluate(load())
+    before = fgvr.shared_pool().counters.snapshot()
+    again = fgvr.evaluate(load())
+    assert again.top1 == first.top1 and again.path == first.path
+    assert fgvr.shared_pool().counters.snapshot() == before
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupted_evaluation_ends_with_the_same_bytes(monkeypatch, tmp_path, at):
+    fgvr.build_knowledge_base(load())
+    whole = fgvr.evaluate(load("trigger=always", f"paths.home={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        Interrupting(patch, FakeEncoder, "encode", at=at)
+        with pytest.raises(KeyboardInterrupt):
+            fgvr.evaluate(load("trigger=always", "store.enabled=false"))
+    before = fgvr.shared_pool().counters.snapshot()
+    resumed = fgvr.evaluate(load("trigger=always", "store.enabled=false"))
+    assert rows(resumed) == rows(whole)
+    assert fgvr.shared_pool().counters.snapshot().encoder_forwards - before.encoder_forwards == 24 - 5 * (at - 1)
+
+
+def test_recording_every_slow_answer_changes_no_prediction():
+    needed = rows(fgvr.evaluate(load()))
+    recorded = rows(fgvr.evaluate(load("evaluation.record=all")))
+    assert all(row["slow"] for row in recorded) and not all(row["slow"] for row in needed)
+    assert [row["prediction"] for row in needed] == [row["prediction"] for row in recorded]
+
+
+def test_the_oracle_is_the_ceiling():
+    always, never, oracle = (fgvr.evaluate(load(f"trigger={t}")) for t in ("always", "never", "oracle"))
+    assert oracle.top1 >= max(always.top1, never.top1)
+    assert oracle.broken == 0 and oracle.fixed == round(oracle.slow_rate * oracle.n)
+
+
+def test_the_store_can_be_switched_off_and_results_stay_the_same(tmp_path):
+    kept = rows(fgvr.evaluate(load("trigger=always")))
+    assert rows(fgvr.evaluate(load("trigger=always", "store.enabled=false", f"paths.home={tmp_path / 'other'}"))) == kept
+
+
+def test_the_report_says_first_what_a_reader_must_know():
+    report = fgvr.evaluate(load())
+    assert report.notes[0] == "these models are fakes; their numbers mean nothing"
+    assert any("leave-one-out estimate" in note for note in report.notes)
+    assert (report.path / "report.html").read_text().count("<html")
+
+
+# --- folders, leaks, single images -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three kinds of noise, six pictures each."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for kind, colour in {"Rot": (200, 30, 30), "Grün": (30, 200, 30), "Blau": (30, 30, 200)}.items():
+        for i in range(6):
+            path = tmp_path / "my pictures" / kind / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = rng.integers(0, 40, (24, 24, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(path)
+    return tmp_path / "my pictures"
+
+
+def test_any_folder_of_class_named_folders_becomes_a_recognizer(folder):
+    recognizer = fgvr.fit(folder, "models=fake", "dataset.shots=3", "trigger=never")
+    assert recognizer(folder / "Grün" / "0.png").name in {"Rot", "Grün", "Blau"}
+
+
+def test_a_test_image_that_built_the_base_is_refused_by_name(folder):
+    shutil.copytree(folder, folder.parent / "split" / "train")
+    (folder.parent / "split" / "test" / "Rot").mkdir(parents=True)
+    (folder.parent / "split" / "test" / "Grün").mkdir()
+    (folder.parent / "split" / "test" / "Blau").mkdir()
+    for kind in ("Rot", "Grün", "Blau"):
+        shutil.copy(folder / kind / "0.png", folder.parent / "split" / "test" / kind / "copy.png")
+    words = ("models=fake", "dataset=folder", f"dataset.root={folder.parent / 'split'}", "dataset.shots=6", "trigger=never")
+    with pytest.raises(fgvr.LeakError, match=r"3 test images(.|\n)*allow_overlap=true"):
+        fgvr.evaluate(fgvr.load_config(*words))
+    report = fgvr.evaluate(fgvr.load_config(*words, "evaluation.allow_overlap=true"))
+    assert report.notes[0].startswith("3 of 3 test images helped")
+
+
+def test_classify_answers_every_readable_image_and_names_the_others(folder, caplog):
+    (folder / "Rot" / "broken.png").write_bytes(b"no picture")
+    cfg = load("mode=classify", f"image={folder}")
+    with caplog.at_level("ERROR", logger="fgvr"):
+        answers = modes.classify(cfg)
+    assert len(answers) == 18
+    assert "broken.png" in caplog.text
+
+
+def test_classify_of_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(fgvr.ImageError, match="x.png"):
+        modes.classify(load("mode=classify", f"image={tmp_path / 'x.png'}"))
+    with pytest.raises(fgvr.ImageError, match="does not exist"):
+        modes.classify(load("mode=classify", f"image={tmp_path / 'nowhere.png'}"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(fgvr.DatasetError, match="holds no images"):
+        modes.classify(load("mode=classify", f"image={tmp_path / 'empty'}"))
+
+
+def test_a_plan_loads_nothing():
+    plan = modes.plan(load("mode=plan"))
+    assert plan.fits and plan.needed > 0
+    assert sum(fgvr.shared_pool().loads.values()) == 0
+
+
+# --- configuration -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("runtime.budget=banana", "GiB"),
+        ("knowledge.build=sometimes", "missing, never, always"),
+        ("slow.weight=2", "fitted"),
+        ("slow.candidates=none", "slow.candidates"),
+        ("trigger.target=fast", "slow_rate:0.45"),
+        ("dataset.shots=0", "from 1 up"),
+        ("evaluation.batch_size=many", "from 1 up"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_with_what_would(override, message):
+    with pytest.raises(fgvr.ConfigError, match=message):
+        assembly.build_recognizer(fgvr.load_config(*SMALL, override))
+
+
+@pytest.mark.parametrize("mode,trigger", [("fastonly", "sare"), ("slowonly", "never"), ("fast_slow", "always")])
+def test_a_preset_pins_its_trigger(mode, trigger):
+    assert assembly.trigger_name(fgvr.load_config(f"mode={mode}")) in ("never", "always", "calibrated")
+    with pytest.raises(fgvr.ConfigError, match=f"mode=evaluate trigger={trigger}"):
+        fgvr.load_config(f"mode={mode}", f"trigger={trigger}")
+
+
+OPTIONS = sorted(str(path.relative_to(assembly.config_dir()).with_suffix("")) for path in assembly.config_dir().glob("*/**/*.yaml"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_binds_to_its_target(option):
+    import inspect
+
+    from hydra.utils import get_object
+    from omegaconf import DictConfig
+
+    group, _, name = option.rpartition("/")
+    needed = {"mode/classify": ["image=x"], "dataset/folder": ["dataset.root=x"]}.get(option, [])
+    words = [f"{group}={name}", *needed] if group != "trigger" else ["mode=evaluate", f"{group}={name}"]
+    cfg = fgvr.load_config(*words)
+
+    def targets(node):
+        for child in node.values():
+            if isinstance(child, DictConfig):
+                if "_target_" in child:
+                    yield child
+                yield from targets(child)
+
+    for node in targets(cfg):
+        keys = {key for key in node if not key.startswith("_")}
+        inspect.signature(get_object(node["_target_"])).bind_partial(**dict.fromkeys(keys))
