@@ -23,7 +23,7 @@ from fgvr.agents.describe import Describer
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.rehearse import pooling_cases, rehearse_fast, rehearse_slow
-from fgvr.agents.slow import ScoreDecoder, Shortlist
+from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.agents.trigger import Always
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
@@ -74,7 +74,7 @@ def load_config(*overrides: str) -> DictConfig:
 _CHOICES = {
     "knowledge.build": ("missing", "never", "always"),
     "evaluation.record": ("needed", "all"),
-    "slow.decoder": ("score",),
+    "slow.decoder": ("score", "reason"),
     "slow.target": ("description", "name", "letter"),
     "slow.arbitrate": ("pool", "slow"),
     "runtime.policy": ("lru",),
@@ -246,6 +246,7 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
         cfg.models.name_prompts,
         cfg.knowledge.pictures_per_description,
         cfg.knowledge.cross_fit,
+        cfg.slow.decoder,
         cfg.slow.target,
     ]
     return Origin(
@@ -296,12 +297,11 @@ def _rehearsal(cfg: DictConfig, models: Models) -> Rehearse:
         results, statistics = rehearse_fast(prototypes, hashes, fusion=make(cfg.fusion))
         # Always the default shortlist: what is rehearsed must not depend on how a later run asks.
         shortlist = Shortlist({record.id: record for record in records}, candidates=5)
-        decoder = ScoreDecoder(models.mllm, shortlist, superclass=records[0].superclass, target=cfg.slow.target)
         rehearsed = rehearse_slow(
             results,
             prototypes,
             pictures,
-            decoder=decoder,
+            decoder=_decoder(cfg, models, records[0].superclass),
             shortlist=shortlist,
             target=cfg.slow.target,
             batches=batches(len(hashes), cfg.models.mllm.batch_size),
@@ -326,13 +326,19 @@ def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Reco
         look=open_picture,
         fast=Retrieval(models.encoder, base.prototypes, statistics, fusion=fusion),
         trigger=trigger,
-        slow=ScoreDecoder(models.mllm, shortlist, superclass=base.classes[0].superclass, target=cfg.slow.target),
+        slow=SlowThinking(_decoder(cfg, models, base.classes[0].superclass), shortlist),
         arbitrate=LogLinearPool(weight=_pooling_weight(cfg, base, results)),
         names={record.id: record.name for record in base.classes},
         notes=[f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated) else [],
         record_all=cfg.evaluation.record == "all",
         batch_size=cfg.evaluation.batch_size,
     )
+
+
+def _decoder(cfg: DictConfig, models: Models, superclass: str) -> Decoder:
+    if cfg.slow.decoder == "reason":
+        return ReasonDecoder(models.mllm, superclass=superclass, max_new_tokens=cfg.slow.max_new_tokens)
+    return ScoreDecoder(models.mllm, superclass=superclass, target=cfg.slow.target)
 
 
 def policy(cfg: DictConfig) -> Any:

@@ -21,6 +21,7 @@ _DESCRIBE_IMAGE = "Describe the visible features of this {superclass}: shape, co
 _CHOOSE = "Which {superclass} is this? The candidates are:\n{candidates}\n{rules}"
 _NAME = "Answer with its name."
 _LETTER = "Answer with its letter."
+ANSWER = "Answer:"  # what stands between a rationale and its letter
 _REASON = "First say what you see, then answer with its letter."
 
 # CLIP's two general templates and the one of fine-grained benchmarks (Radford et al. 2021, section 3.1.4).

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from fgvr.agents.fusion import Fusion, fuse
-from fgvr.agents.slow import ScoreDecoder, Shortlist, posterior
+from fgvr.agents.slow import Decoder, Shortlist, posterior
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
@@ -37,7 +37,7 @@ def rehearse_slow(
     prototypes: Prototypes,
     pictures: Callable[[Sequence[int]], Sequence[Picture]],
     *,
-    decoder: ScoreDecoder,
+    decoder: Decoder,
     shortlist: Shortlist,
     target: str,
     batches: Iterable[Sequence[int]],
@@ -52,10 +52,9 @@ def rehearse_slow(
     for batch in batches:
         owners = [prototypes.ids[prototypes.owners[i]] for i in batch]
         shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
-        for i, options, nats in zip(batch, shown, decoder.log_likelihoods(pictures(batch), shown), strict=True):
-            scores[results[i].sha256] = {
-                option.category: float(value) for option, value in zip(options, nats, strict=True) if not np.isnan(value)
-            }
+        for i, options, judged in zip(batch, shown, decoder(pictures(batch), shown), strict=True):
+            nats = zip(options, judged.log_likelihoods, strict=True)
+            scores[results[i].sha256] = {option.category: float(value) for option, value in nats if not np.isnan(value)}
     return SlowRehearsal(target, scores)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -49,6 +49,32 @@ class Shortlist:
         return Option(category, record.name, description.text, prior)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgement:
+    """What a decoder makes of one picture and its options."""
+
+    log_likelihoods: np.ndarray  # nats per option; NaN for an option without words to judge
+    rationale: str = ""
+
+
+class Decoder(Protocol):
+    """Puts a question to the MLLM and reads its answer off as one log-likelihood per option."""
+
+    def __call__(self, pictures: Sequence[Picture], shown: Sequence[Sequence[Option]]) -> list[Judgement]: ...
+
+
+class SlowThinking:
+    """A `SlowThinker`: show the shortlist, let the decoder judge it, turn its judgement into a distribution."""
+
+    def __init__(self, decoder: Decoder, shortlist: Shortlist) -> None:
+        self._decoder = decoder
+        self._shortlist = shortlist
+
+    def __call__(self, pictures: Sequence[Picture], results: Sequence[FastResult]) -> list[SlowResult]:
+        shown = [self._shortlist(result) for result in results]
+        return [_answer(options, judged) for options, judged in zip(shown, self._decoder(pictures, shown), strict=True)]
+
+
 class ScoreDecoder:
     """Log-likelihood of each candidate given the image and one shared prompt: deterministic, cheap, a distribution.
 
@@ -56,36 +82,61 @@ class ScoreDecoder:
     or its name or letter as the answer to a multiple-choice question.
     """
 
-    def __init__(self, mllm: MLLM, shortlist: Shortlist, *, superclass: str, target: ScoreTarget) -> None:
+    def __init__(self, mllm: MLLM, *, superclass: str, target: ScoreTarget) -> None:
         self._mllm = mllm
-        self._shortlist = shortlist
         self._superclass = superclass
         self._target: ScoreTarget = target
 
-    def __call__(self, pictures: Sequence[Picture], results: Sequence[FastResult]) -> list[SlowResult]:
-        shown = [self._shortlist(result) for result in results]
-        return [_answer(options, scores) for options, scores in zip(shown, self.log_likelihoods(pictures, shown), strict=True)]
-
-    def log_likelihoods(self, pictures: Sequence[Picture], shown: Sequence[Sequence[Option]]) -> list[np.ndarray]:
-        """Per picture, nats per option; NaN for an option without words to score."""
+    def __call__(self, pictures: Sequence[Picture], shown: Sequence[Sequence[Option]]) -> list[Judgement]:
         asked = [self._ask(options) for options in shown]
-        scores = self._mllm.score(
-            pictures, [prompt for prompt, _ in asked], [answers for _, answers in asked], system=prompts.SYSTEM
-        )
+        scores = self._mllm.score(pictures, [prompt for prompt, _ in asked], [answers for _, answers in asked], system=prompts.SYSTEM)
         return [
-            np.array([value if answer else np.nan for value, answer in zip(s.log_likelihoods, answers, strict=True)])
+            Judgement(
+                np.array([value if answer else np.nan for value, answer in zip(s.log_likelihoods, answers, strict=True)])
+            )
             for s, (_, answers) in zip(scores, asked, strict=True)
         ]
 
     def _ask(self, options: Sequence[Option]) -> tuple[str, list[str]]:
-        names, words = [o.name for o in options], [o.description for o in options]
         if self._target == "description":
-            return prompts.describe_image(self._superclass), words
+            return prompts.describe_image(self._superclass), [option.description for option in options]
         if self._target == "name":
-            return prompts.choose(self._superclass, names, words, (), ending="name"), names
-        if len(options) > len(string.ascii_uppercase):
-            raise ConfigError(f"slow.target=letter can tell {len(string.ascii_uppercase)} candidates apart, not {len(options)}: use name")
-        return prompts.choose(self._superclass, names, words, (), ending="letter"), list(string.ascii_uppercase[: len(options)])
+            return _question(self._superclass, options, ending="name"), [option.name for option in options]
+        return _question(self._superclass, options, ending="letter"), _letters(options)
+
+
+class ReasonDecoder:
+    """Step by step: the MLLM writes what it sees, then its answer is read as the likelihood of each letter after its own words.
+
+    The rationale is free; the answer is not: it is one of the letters, whatever the rationale says.
+    """
+
+    def __init__(self, mllm: MLLM, *, superclass: str, max_new_tokens: int) -> None:
+        self._mllm = mllm
+        self._superclass = superclass
+        self._max_new_tokens = max_new_tokens
+
+    def __call__(self, pictures: Sequence[Picture], shown: Sequence[Sequence[Option]]) -> list[Judgement]:
+        questions = [_question(self._superclass, options, ending="reason") for options in shown]
+        replies = self._mllm.generate(pictures, questions, system=prompts.SYSTEM, max_new_tokens=self._max_new_tokens)
+        rationales = [reply.partition(prompts.ANSWER)[0].strip() for reply in replies]
+        # The rationale is the same in every continuation, so its own likelihood cancels: what differs is the letter.
+        answers = [
+            [f"{rationale} {prompts.ANSWER} {letter}".strip() for letter in _letters(options)]
+            for rationale, options in zip(rationales, shown, strict=True)
+        ]
+        scores = self._mllm.score(pictures, questions, answers, system=prompts.SYSTEM)
+        return [Judgement(np.array(s.log_likelihoods), rationale) for s, rationale in zip(scores, rationales, strict=True)]
+
+
+def _question(superclass: str, options: Sequence[Option], *, ending: str) -> str:
+    return prompts.choose(superclass, [o.name for o in options], [o.description for o in options], (), ending=ending)
+
+
+def _letters(options: Sequence[Option]) -> list[str]:
+    if len(options) > len(string.ascii_uppercase):
+        raise ConfigError(f"letters tell {len(string.ascii_uppercase)} candidates apart, not {len(options)}: use slow.target=name")
+    return list(string.ascii_uppercase[: len(options)])
 
 
 def posterior(log_likelihoods: np.ndarray, priors: np.ndarray) -> np.ndarray:
@@ -98,12 +149,11 @@ def posterior(log_likelihoods: np.ndarray, priors: np.ndarray) -> np.ndarray:
     return kept + exp / exp.sum() * (1 - kept.sum())
 
 
-def _answer(options: Sequence[Option], log_likelihoods: np.ndarray) -> SlowResult:
-    probabilities = posterior(log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
-    best = int(probabilities.argmax())
-    said = f"best matches the description of {options[best].name}: {options[best].description}" if options[best].description else ""
+def _answer(options: Sequence[Option], judged: Judgement) -> SlowResult:
+    probabilities = posterior(judged.log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
+    best = options[int(probabilities.argmax())]
     return SlowResult(
-        category=options[best].category,
+        category=best.category,
         probabilities={option.category: float(p) for option, p in zip(options, probabilities, strict=True)},
-        rationale=said,
+        rationale=judged.rationale or (f"fits best what is known of {best.name}: {best.description}" if best.description else ""),
     )

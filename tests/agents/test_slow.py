@@ -4,7 +4,7 @@ import pytest
 from fgvr.agents import prompts
 from fgvr.agents.arbitrate import LogLinearPool, fit_weight, pool
 from fgvr.agents.describe import Describer
-from fgvr.agents.slow import ScoreDecoder, Shortlist, posterior
+from fgvr.agents.slow import ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking, posterior
 from fgvr.errors import ConfigError
 from fgvr.knowledge.classes import Portrait
 from fgvr.types import SlowResult
@@ -14,7 +14,7 @@ RECORDS = {f"c{i}": class_record(f"c{i}", f"words {i}") for i in range(8)}
 
 
 def decoder(mllm, *, candidates=5, target="description", records=RECORDS):
-    return ScoreDecoder(mllm, Shortlist(records, candidates=candidates), superclass="bird", target=target)
+    return SlowThinking(ScoreDecoder(mllm, superclass="bird", target=target), Shortlist(records, candidates=candidates))
 
 
 def test_the_candidate_whose_description_fits_best_wins():
@@ -53,9 +53,18 @@ def test_multiple_choice_lists_every_candidate_with_its_description(target):
     assert mllm.prompts == [prompts.choose("bird", [f"name c{i}" for i in range(3)], [f"words {i}" for i in range(3)], (), ending=target)]
 
 
+def test_reasoning_keeps_its_words_and_answers_with_a_letter_it_was_shown():
+    mllm = TableMLLM(lambda sha256, words: 0.0 if words.endswith("Answer: B") else -2.0, reply="A red crown. Answer: Z")
+    thinking = SlowThinking(ReasonDecoder(mllm, superclass="bird", max_new_tokens=60), Shortlist(RECORDS, candidates=3))
+    (answer,) = thinking([picture("a")], [fast_result([0.5, 0.3, 0.2])])
+    assert answer.category == "c1" and answer.status == "answered"
+    assert answer.rationale == "A red crown."
+    assert all(prompt.endswith("First say what you see, then answer with its letter.") for prompt in mllm.prompts)
+
+
 def test_more_candidates_than_letters_are_refused():
     many = {f"c{i}": class_record(f"c{i}") for i in range(30)}
-    with pytest.raises(ConfigError, match=r"slow.target=letter.*use name"):
+    with pytest.raises(ConfigError, match=r"letters tell 26.*slow.target=name"):
         decoder(TableMLLM(), candidates="all", target="letter", records=many)([picture("a")], [fast_result([0.6, 0.4])])
 
 
