@@ -36,7 +36,7 @@ class Residency:
 
     def load(self, entry: Entry, timeout: float) -> None:
         """Settles the entry as resident or failed; on interruption as absent. After an OOM: evict all idle, once more, then give up."""
-        model: Any = None
+        box: list[Any] = []  # handed over by popping: no frame may still hold the model once others can evict it
         failure: Failure | None = None
         began = time.monotonic()
         try:
@@ -44,15 +44,15 @@ class Residency:
                 self._baseline = self._device.allocated() if self._device.exact else 0
             self._device.limit(self._ledger.limit)
             log.info("loading %s (%s, about %s)", entry.key, entry.spec.source, format_bytes(entry.size))
-            model, failure = self._construct(entry, timeout)
+            failure = self._construct(entry, timeout, box)
             if failure is not None and failure.oom:
                 # Here the exception and its frames are gone, so the half-loaded tensors are, too.
                 log.warning("%s: %s; evicting all idle models and trying once more", entry.key, failure.text)
                 self.evict_idle()
                 self._reclaim()
-                model, failure = self._construct(entry, timeout)
+                failure = self._construct(entry, timeout, box)
         finally:
-            self._settle(entry, model, failure)
+            self._settle(entry, box, failure)
         if failure is not None:
             log.warning("%s", failure.text)
             return
@@ -90,42 +90,44 @@ class Residency:
 
     # --- in ----------------------------------------------------------------------------------------------------------------
 
-    def _construct(self, entry: Entry, timeout: float) -> tuple[Any, Failure | None]:
+    def _construct(self, entry: Entry, timeout: float, box: list[Any]) -> Failure | None:
+        """Puts the model in the box, or says why not."""
         try:
             with CONSTRUCT.write(timeout):
                 model = entry.loader.load(entry.spec, self._device)
             if (place := getattr(model, "place", None)) is not None:
                 with CONSTRUCT.read():
                     place(self._device)
-            return model, None
+            box.append(model)
+            return None
         except (LeaseTimeout, WouldDeadlock):  # says nothing about the model
             raise
         except Exception as error:
             log.debug("loading %s failed:\n%s", entry.key, traceback.format_exc())
             failure = self._failure(entry, error)
             clear_frames(error)
-        return None, failure
+        return failure
 
     def _failure(self, entry: Entry, error: Exception) -> Failure:
         if self._device.is_oom(error):
             text = (
                 f"{entry.key} ({entry.spec.source}) ran out of memory while loading on {self._device.name}: "
-                f"{format_bytes(entry.size)} expected, budget {format_bytes(self._ledger.limit)} ({error}). Either others hold memory, or the budget is above what is there: "
-                "lower runtime.budget, or take a smaller or quantised model"
+                f"{format_bytes(entry.size)} expected, budget {format_bytes(self._ledger.limit)} ({error}). "
+                "Either others hold memory, or the budget is above what is there: lower runtime.budget, or take a smaller or quantised model"
             )
             return Failure(OutOfBudget, text, oom=True)
         if isinstance(error, FgvrError):
             return Failure(type(error), str(error))
         return Failure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
 
-    def _settle(self, entry: Entry, model: Any, failure: Failure | None) -> None:
+    def _settle(self, entry: Entry, box: list[Any], failure: Failure | None) -> None:
         with self._condition:
             entry.failure, entry.alert = failure, ""
-            if model is not None:
-                measured = int(model.nbytes)
+            if box:
+                measured = int(box[0].nbytes)
                 if entry.size and abs(measured - entry.size) > DRIFT * entry.size:
                     entry.alert = f"measured {format_bytes(measured)}, estimated {format_bytes(entry.size)}"
-                entry.state, entry.model, entry.charge, entry.size = "resident", model, measured, measured
+                entry.state, entry.model, entry.charge, entry.size = "resident", box.pop(), measured, measured
                 entry.loads += 1
                 entry.fails = 0
                 entry.last_used = time.monotonic()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import DynamicCache
+if TYPE_CHECKING:
+    import torch
+    from transformers import DynamicCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ def continue_prefix(
 
 
 def _score_rows(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[int]]], pad: int) -> torch.Tensor:
+    import torch
+
     device = prefix.mask.device
     items = torch.tensor([item for item, _ in rows], device=device)
     lengths = torch.tensor([len(tokens) for _, tokens in rows], device=device)
@@ -76,6 +79,8 @@ def _score_rows(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[
 
 def _repeated(cache: Any, items: torch.Tensor) -> DynamicCache:
     """A copy of the cache with one row per candidate; the original stays for the next part."""
+    from transformers import DynamicCache
+
     copy = DynamicCache()
     for index, layer in enumerate(cache.layers):
         copy.update(layer.keys[items], layer.values[items], index)

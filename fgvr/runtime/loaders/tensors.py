@@ -1,4 +1,4 @@
-"""What the loaders share about torch: sizes, moving, threads. Imported only while a model is being loaded."""
+"""What the loaders share about torch: sizes, moving, threads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import threading
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 if TYPE_CHECKING:
+    import torch
+
     from fgvr.runtime.devices.base import Device
 
 _threads_lock = threading.Lock()
@@ -27,6 +28,8 @@ def module_bytes(module: torch.nn.Module) -> int:
 
 def move(module: torch.nn.Module, device: Device) -> None:
     """Swap the data under every parameter and buffer; keeps ties, touches no process-wide state, frees each source as it goes."""
+    import torch
+
     target = torch.device(device.torch_name)
     moved: dict[int, torch.Tensor] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -43,6 +46,8 @@ def freeze(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def torch_dtype(name: str) -> torch.dtype:
+    import torch
+
     return getattr(torch, name)
 
 
@@ -51,6 +56,8 @@ def set_threads() -> None:
 
     Two spinning threads on one core are ten times slower than one.
     """
+    import torch
+
     global _threads_set
     with _threads_lock:
         if not _threads_set:
