@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr import assembly
 from fgvr.data.datasets import Dataset
+from fgvr.data.health import dataset_findings
 from fgvr.data.leaks import Overlap, guard
-from fgvr.errors import ConfigError, DatasetError, ImageError
+from fgvr.errors import ConfigError, DatasetError, FgvrError, ImageError
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.evaluation.records import from_row, to_row
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.pipeline import Recognizer, chunks
+from fgvr.runtime import health
 from fgvr.store.journal import RunFile
-from fgvr.types import MemoryPlan, Prediction, Report, Sample
+from fgvr.types import Finding, MemoryPlan, Prediction, Report, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images
 from fgvr.utils.logging import setup_logging
 from fgvr.utils.progress import track
 
 log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """What the doctor found."""
+
+    findings: tuple[Finding, ...]
+
 
 PREDICTIONS, CONFIG, LOG = "predictions.jsonl", "config.yaml", "log.txt"
 
@@ -89,6 +98,18 @@ def plan(cfg: DictConfig) -> MemoryPlan:
     return assembly.shared_pool(cfg).plan("encoder", "mllm")
 
 
+def doctor(cfg: DictConfig) -> Checkup:
+    """What is well on this machine with this configuration, and the cure for what is not. Loads no model."""
+    pool = assembly.shared_pool(cfg)
+    specs = [assembly.spec(cfg, role) for role in ("encoder", "mllm")]
+    found = [*health.libraries(), *health.machine(pool), *health.models(pool, specs), health.disk(assembly.home(cfg))]
+    try:
+        found += dataset_findings(assembly.open_dataset(cfg))
+    except FgvrError as error:
+        found.append(Finding("dataset", False, f"{type(error).__name__}", str(error)))
+    return Checkup(tuple(found))
+
+
 def fit(folder: str | Path, *overrides: str) -> Recognizer:
     """A recognizer for any folder of class-named folders."""
     cfg = assembly.load_config("dataset=folder", f"dataset.root={folder}", *overrides)
@@ -98,6 +119,7 @@ def fit(folder: str | Path, *overrides: str) -> Recognizer:
 MODES: dict[str, Callable[[DictConfig], Any]] = {
     "build_knowledge_base": build_knowledge_base,
     "classify": classify,
+    "doctor": doctor,
     "evaluate": evaluate,
     "plan": plan,
 }
@@ -218,18 +240,22 @@ def _as_json(result: Any) -> Any:
     if isinstance(result, KnowledgeBase):
         manifest = asdict(result.manifest) if result.manifest else {}
         return manifest | {"path": str(result.path), "work": asdict(assembly.shared_pool().counters.snapshot())}
+    if isinstance(result, Checkup):
+        return asdict(result)
     if isinstance(result, MemoryPlan):
         return asdict(result) | {"needed": result.needed, "fits": result.fits}
     return [to_row(prediction) for prediction in result]
 
 
 def _as_text(result: Any) -> list[Any]:
-    from fgvr.evaluation.console import knowledge_table, prediction_tables
+    from fgvr.evaluation.console import findings_table, knowledge_table, prediction_tables
 
     if isinstance(result, Report):
         return [reports.terminal(result)]
     if isinstance(result, KnowledgeBase):
         return [knowledge_table(result, assembly.shared_pool().counters.snapshot())]
+    if isinstance(result, Checkup):
+        return [findings_table(result.findings)]
     if isinstance(result, MemoryPlan):
         return [str(result)]
     if isinstance(result, list):

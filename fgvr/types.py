@@ -314,6 +314,16 @@ class MemoryPlan:
         return "\n".join([*lines, *(f"- {line}" for line in self.advice)])
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing `mode=doctor` looked at; `cure` says what to do where it is not well."""
+
+    topic: str
+    well: bool
+    detail: str
+    cure: str = ""
+
+
 # --- results -----------------------------------------------------------------------------------------------------------------
 
 

@@ -298,6 +298,16 @@ def test_a_plan_loads_nothing():
     assert sum(fgvr.shared_pool().loads.values()) == 0
 
 
+def test_the_doctor_names_what_is_missing_with_its_cure(tmp_path):
+    found = modes.doctor(load("mode=doctor")).findings
+    assert all(finding.well for finding in found), [f for f in found if not f.well]
+    missing = load("mode=doctor", "models/mllm=qwen2_5_vl_7b", f"models.mllm.source={tmp_path / 'nowhere'}")
+    ill = [finding for finding in modes.doctor(missing).findings if not finding.well]
+    assert [finding.topic for finding in ill] == ["mllm files"]
+    assert "nowhere" in ill[0].detail and ill[0].cure
+    assert sum(fgvr.shared_pool().loads.values()) == 0
+
+
 # --- configuration -----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime.counters import Work
-from fgvr.types import Prediction
+from fgvr.types import Finding, Prediction
 
 _DETAILED = 3  # images shown with all their reasons; beyond that one line each
 
@@ -35,6 +35,16 @@ def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
     table.add_row("key", base.manifest.key)
     table.caption = str(base.path)
     table.caption_justify = "left"
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> RenderableType:
+    """One line each; what is not well comes with its cure."""
+    ill = sum(not finding.well for finding in findings)
+    table = Table("", "topic", "found", "cure", title="all is well" if not ill else f"{ill} of {len(findings)} not well", title_justify="left")
+    for finding in findings:
+        style = "" if finding.well else "red"
+        table.add_row("ok" if finding.well else "!!", finding.topic, finding.detail, finding.cure, style=style)
     return table
 
 

@@ -1,0 +1,84 @@
+"""Is this machine fit to run the configured models? Looks at libraries, device, model files, budget and disk; loads nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from fgvr.errors import FgvrError
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.pool import ModelPool
+from fgvr.types import Finding, ModelSpec
+from fgvr.utils.text import format_bytes
+
+_ROOM = 2 << 30  # bytes a home should have left
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def libraries() -> Iterator[Finding]:
+    """Every dependency this package declares, with the version that is installed."""
+    for name, floor in _required():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Finding(name, False, "not installed", f"pip install '{name}>={floor}'")
+            continue
+        fits = _numbers(found) >= _numbers(floor)
+        yield Finding(name, fits, found, "" if fits else f"needs {floor} or newer: pip install -U '{name}>={floor}'")
+
+
+def machine(pool: ModelPool) -> Iterator[Finding]:
+    """The device models would live on, and what the processor has for bf16."""
+    device = pool.device
+    yield Finding("device", True, f"{device.name}: {format_bytes(device.total)} in all, {format_bytes(device.free())} free")
+    flags = _cpu_flags()
+    fast = [flag for flag in _FLAGS if flag in flags]
+    yield Finding("processor", True, f"{os.cpu_count()} cores, {', '.join(fast) or 'no vector flags known'}")
+
+
+def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> Iterator[Finding]:
+    """Model files present, and all of them within the budget at once."""
+    complete = True
+    for spec in specs:
+        try:
+            find_loader(spec).check(spec)
+            yield Finding(f"{spec.role} files", True, spec.source)
+        except FgvrError as error:
+            complete = False
+            what, _, cure = str(error).partition("\n")
+            yield Finding(f"{spec.role} files", False, what, cure.strip() or "models=tiny works offline")
+    if complete:
+        plan = pool.plan(*specs)
+        detail = f"{format_bytes(plan.needed)} needed of {format_bytes(plan.budget)}"
+        yield Finding("budget", plan.fits, detail, "" if plan.fits else plan.advice[0])
+
+
+def disk(home: Path) -> Finding:
+    """Room and permission where bases, caches and runs will lie."""
+    place = next(folder for folder in (home.resolve(), *home.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    detail = f"{home}: {format_bytes(free)} free"
+    if not os.access(place, os.W_OK):
+        return Finding("home", False, f"{home} cannot be written", "set paths.home=FOLDER or FGVR_HOME to a folder of yours")
+    return Finding("home", free > _ROOM, detail, "" if free > _ROOM else "free some space, or set paths.home=FOLDER on another disk")
+
+
+def _required() -> Iterator[tuple[str, str]]:
+    for line in requires("fgvr") or ():
+        match = re.match(r"([\w.-]+)\s*.*?>=([\d.]+)", line)
+        if match and "extra ==" not in line:
+            yield match[1], match[2]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
