@@ -133,7 +133,7 @@ class Recognizer:
 
 def settle(
     fast: FastResult, decision: Decision, slow: SlowResult | None, arbitrate: LogLinearPool
-) -> tuple[str, float, str]:
+) -> tuple[str, float, Literal["fast", "slow"]]:
     """(class id, confidence, who answered). An unreadable slow answer leaves System 1's, marked as fast and counted as unreadable."""
     if decision.escalate and slow is not None and slow.category is not None:
         category, confidence = arbitrate(fast, slow)
