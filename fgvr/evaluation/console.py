@@ -30,7 +30,7 @@ def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
         table.add_row("System 1, leave-one-out", f"{base.statistics.correct.sum() / total:.3f} of {total}")
     if base.manifest is not None:
         table.add_row("built in", f"{base.manifest.seconds:.1f} s")
-        done = f"{work.encoder_forwards} images encoded, {work.mllm_calls} MLLM calls"
+    done = f"{work.encoder_forwards} images encoded, {work.mllm_calls} MLLM calls"
     table.add_row("work done now", done if work.encoder_forwards or work.mllm_calls else "none, all was there")
     table.add_row("key", base.origin.key)
     table.caption = str(base.path)
