@@ -34,6 +34,7 @@ FINE = (3, 4, 5, 6, 7, 8, 9)
 SIZE = 112
 """Picture side, pixels."""
 DEFAULT_GENERA = (4, 4, 4, 4, 6, 6, 6, 6)
+MAX_GENUS = 9
 RESERVED_SEEDS = range(9000, 9100)
 """Worlds no shipped model was trained on (nor on any one-attribute neighbour of their species)."""
 
@@ -97,6 +98,8 @@ def make_world(seed: int = 9000, genera: Sequence[int] = DEFAULT_GENERA, difficu
     """Species drawn from `seed`: one genus per entry of `genera`, of that many species. Smaller genera are prefixes of larger ones."""
     if not 0.0 <= difficulty <= 1.0:
         raise ValueError(f"difficulty {difficulty} is outside [0, 1]")
+    if max(genera, default=0) > MAX_GENUS:
+        raise ValueError(f"a genus of {max(genera)} has no room; ask for at most {MAX_GENUS} species per genus")
     drafts = _draft_genera(seed, tuple(genera))
     names = _names(seed)
     species = [
@@ -136,7 +139,7 @@ def _draft_genera(seed: int, genera: tuple[int, ...]) -> list[list[Attributes]]:
     drafts: list[list[Attributes]] = []
     for genus, size in enumerate(genera):
         others = list(itertools.chain.from_iterable(drafts))
-        for attempt in range(1000):
+        for attempt in range(200):
             rng = _rng("genus", seed, genus, attempt)
             draft = _draft_genus(rng, max(size, _DRAFT_GENUS), others)
             if draft is not None:
@@ -166,12 +169,13 @@ def _draft_genus(rng: np.random.Generator, size: int, others: Sequence[Attribute
 
 def _names(seed: int) -> Iterable[str]:
     """Endless unique pronounceable names in which no word of an attribute can be read."""
-    words = {w for name, values in ATTRIBUTES.items() for phrase in (name, *values) for w in phrase.split()} | {"bird", "wing", "bar", "ring"}
-    rng = _rng("names", seed)
-    taken: set[str] = set()
-    onsets, vowels, codas = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "tr", "kl"), "aeiou", ("", "", "n", "l", "s", "m")
+    words = {"bird", "wing", "bar", "ring"}
+    words |= {w for name, values in ATTRIBUTES.items() for text in (name, *values) for w in text.split()}
+    onsets = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "tr", "kl")
+    codas = ("", "", "n", "l", "s", "m")
+    rng, taken = _rng("names", seed), set[str]()
     while True:
-        syllables = [str(rng.choice(onsets)) + vowels[int(rng.integers(5))] for _ in range(int(rng.integers(2, 4)))]
+        syllables = [str(rng.choice(onsets)) + "aeiou"[int(rng.integers(5))] for _ in range(int(rng.integers(2, 4)))]
         name = "".join(syllables) + str(rng.choice(codas))
         if name not in taken and len(name) >= 5 and not any(w in name for w in words):
             taken.add(name)
