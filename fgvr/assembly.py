@@ -124,8 +124,7 @@ def _check_pinned(cfg: DictConfig) -> None:
     pinned = cfg.get("pinned_trigger")
     given = trigger_name(cfg)
     if pinned and given != pinned:
-        preset = {"never": "fastonly", "always": "slowonly", "calibrated": "fast_slow"}[pinned]
-        raise ConfigError(f"mode={preset} means trigger={pinned}, but trigger={given} was given; write mode=evaluate trigger={given}")
+        raise ConfigError(f"mode={cfg.mode} means trigger={pinned}, but trigger={given} was given; write mode=evaluate trigger={given}")
 
 
 def _whole(cfg: DictConfig, key: str, *, least: int) -> None:

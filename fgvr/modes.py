@@ -121,6 +121,10 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "classify": classify,
     "doctor": doctor,
     "evaluate": evaluate,
+    # Presets: the same function; the configuration pins the trigger.
+    "fastonly": evaluate,
+    "slowonly": evaluate,
+    "fast_slow": evaluate,
     "plan": plan,
 }
 
