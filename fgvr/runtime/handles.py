@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Reply, Scores
 
@@ -26,7 +25,7 @@ class Handle:
     @cached_property
     def fingerprint(self) -> str:
         """From the files alone."""
-        return find_loader(self.spec).fingerprint(self.spec)
+        return self._pool.loader(self.spec).fingerprint(self.spec)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.key}, {self.spec.source})"
@@ -37,8 +36,8 @@ class PooledEncoder(Handle):
 
     @cached_property
     def logit_scale(self) -> float:
-        with self._pool.lease(self.spec) as encoder:
-            return encoder.logit_scale
+        """From the file alone, so that asking (as `isinstance(handle, Encoder)` does) loads nothing."""
+        return self._pool.loader(self.spec).logit_scale(self.spec)
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         with self._pool.lease(self.spec) as encoder:

@@ -132,6 +132,10 @@ class ModelPool:
             self._condition.notify_all()
         self._residency.evict_idle()
 
+    def loader(self, spec: ModelSpec) -> Loader:
+        """Who knows this model's files."""
+        return self._loaders(spec)
+
     # --- figures -----------------------------------------------------------------------------------------------------------
 
     @property

@@ -113,7 +113,7 @@ class Residency:
             text = (
                 f"{entry.key} ({entry.spec.source}) ran out of memory while loading on {self._device.name}: "
                 f"{format_bytes(entry.size)} expected, budget {format_bytes(self._ledger.limit)} ({error}). "
-                "Either others hold memory, or the budget is above what is there: lower runtime.budget, or take a smaller or quantised model"
+                "Others hold memory, or the budget is above what is there: lower runtime.budget, or take a smaller or quantised model"
             )
             return Failure(OutOfBudget, text, oom=True)
         if isinstance(error, FgvrError):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fgvr.errors import ConfigError, FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, RuntimeConflict, WouldDeadlock
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
+from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.locks import CONSTRUCT, ConstructLock
 from fgvr.runtime.pool import ModelPool, close_shared, shared
 from fgvr.types import ModelSpec
@@ -568,21 +568,19 @@ def test_registering_a_role_anew_repoints_it_and_the_old_model_yields(make_pool:
     assert pool.loads["mllm"] == 2
 
 
-def test_batches_follow_the_spec_and_work_is_counted(pool: ModelPool) -> None:
+def test_batches_follow_the_spec_and_work_is_counted(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, encode = [], FakeEncoder.encode
+    monkeypatch.setattr(FakeEncoder, "encode", lambda self, images: sizes.append(len(images)) or encode(self, images))
     pool.register(replace(ENCODER, batch_size=2))
-    sizes = []
     with pool.lease("encoder") as encoder:
-        model = encoder._model
-        whole = model.encode
-        model.encode = lambda images: sizes.append(len(images)) or whole(images)
         assert encoder.encode([PICTURE] * 5).shape == (5, 64)
         assert encoder.encode([]).shape[0] == 0
         encoder.encode_text(["a", "b"])
-        del model.encode, whole
     with pool.lease("mllm") as mllm:
         (reply,) = mllm.generate([PICTURE], ["what is it"])
         mllm.score([PICTURE] * 2, ["x y", "z"], [["a"], ["b", "c"]])
-    del model
+        with pytest.raises(FgvrError, match="1 images, 2 prompts"):
+            mllm.generate([PICTURE], ["a", "b"])
     work = pool.counters.snapshot()
     assert sizes == [2, 2, 1]
     assert (work.encoder_forwards, work.text_forwards, work.mllm_calls) == (5, 2, 3)

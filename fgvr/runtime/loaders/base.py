@@ -43,6 +43,10 @@ class Loader(Protocol):
         """Identity of weights, dtype and preprocessing; cheap, nothing is loaded."""
         ...
 
+    def logit_scale(self, spec: ModelSpec) -> float:
+        """Encoders only: their inverse temperature, cheap, nothing is loaded."""
+        ...
+
     def load(self, spec: ModelSpec, device: Device) -> Any:
         """The model. The pool calls this while nothing else computes, and moves it to the device by `place`, if it has one, after."""
         ...

@@ -6,6 +6,7 @@ and the file's tensors are assigned to it: 27 times faster than building, initia
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,10 @@ class ClipLoader:
     def fingerprint(self, spec: ModelSpec) -> str:
         return files.folder_fingerprint(spec, files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec)))
 
+    def logit_scale(self, spec: ModelSpec) -> float:
+        """As the file has it, whatever the dtype computed in."""
+        return math.exp(files.read_scalar(files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec)) / WEIGHTS, "logit_scale"))
+
     def load(self, spec: ModelSpec, device: Device) -> ClipEncoder:
         folder = files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec))
         import open_clip
@@ -89,18 +94,17 @@ class ClipLoader:
         module = _assemble(folder, config["model_cfg"], dtype)
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**config.get("preprocess_cfg", {})), is_train=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        return ClipEncoder(self.fingerprint(spec), tensors.freeze(module), preprocess, tokenizer)
+        return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), tensors.freeze(module), preprocess, tokenizer)
 
 
 class ClipEncoder:
     """protocols.Encoder on one batch per call. The forward pass keeps no state; the tokenizer has a lock."""
 
-    def __init__(self, fingerprint: str, module: Any, preprocess: Any, tokenizer: Any) -> None:
+    def __init__(self, fingerprint: str, logit_scale: float, module: Any, preprocess: Any, tokenizer: Any) -> None:
         from fgvr.runtime.loaders.tensors import module_bytes
 
-        self.fingerprint = fingerprint
+        self.fingerprint, self.logit_scale = fingerprint, logit_scale
         self.nbytes = module_bytes(module)
-        self.logit_scale = float(module.logit_scale.exp())
         self._module, self._preprocess, self._tokenizer = module, preprocess, tokenizer
         self._tokenizer_lock = threading.Lock()
         self._context = int(tokenizer.context_length)

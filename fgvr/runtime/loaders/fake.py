@@ -46,6 +46,9 @@ class FakeLoader:
     def fingerprint(self, spec: ModelSpec) -> str:
         return f"fake-{_digest(repr(spec.identity))[:12]}"
 
+    def logit_scale(self, spec: ModelSpec) -> float:
+        return FakeEncoder.logit_scale
+
     def load(self, spec: ModelSpec, device: Device) -> FakeEncoder | FakeMLLM | FakeJoint:
         time.sleep(self._seconds)
         if self._on_load is not None:

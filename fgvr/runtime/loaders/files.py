@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,20 @@ def read_weights(files: Iterable[Path]) -> Weights:
             else:
                 other += number * _DTYPE_BYTES.get(tensor["dtype"], 1)
     return Weights(values, other, max(count, key=lambda k: count[k], default="float32"), size)
+
+
+def read_scalar(file: Path, name: str) -> float:
+    """One number out of a safetensors file, without reading the rest. Raises ModelLoadError when it is not there."""
+    tensor = _header(file).get(name)
+    if tensor is None or math.prod(tensor["shape"]) != 1 or tensor["dtype"] not in _FLOATS:
+        raise ModelLoadError(f"{file} has no single number {name!r}")
+    with open(file, "rb") as stream:
+        data_begins = 8 + int.from_bytes(stream.read(8), "little")
+        stream.seek(data_begins + tensor["data_offsets"][0])
+        raw = stream.read(tensor["data_offsets"][1] - tensor["data_offsets"][0])
+    if tensor["dtype"] == "BF16":  # the upper half of a float32
+        return struct.unpack("<f", b"\0\0" + raw)[0]
+    return struct.unpack({"F16": "<e", "F32": "<f", "F64": "<d"}[tensor["dtype"]], raw)[0]
 
 
 def folder_fingerprint(spec: ModelSpec, folder: Path, *, extra: object = None) -> str:

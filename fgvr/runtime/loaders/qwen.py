@@ -82,6 +82,9 @@ class QwenLoader:
         folder = files.fetch(spec, NEEDED)
         return files.folder_fingerprint(spec, folder, extra=max_pixels(spec, folder))
 
+    def logit_scale(self, spec: ModelSpec) -> float:
+        raise NotImplementedError("an MLLM has no logit scale")
+
     def load(self, spec: ModelSpec, device: Device) -> QwenMLLM:
         folder = files.fetch(spec, NEEDED)
         weights = files.read_weights(files.weight_files(folder))
@@ -94,7 +97,8 @@ class QwenLoader:
         options: dict[str, Any] = {"dtype": tensors.torch_dtype(dtype), "local_files_only": True}
         if spec.quantization:
             options |= {"quantization_config": _quantization(spec.quantization), "device_map": device.torch_name}
-        module = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **options)
+        with tensors.quiet_bars():
+            module = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **options)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         processor.tokenizer.padding_side = "left"
         size = dict(processor.image_processor.size)

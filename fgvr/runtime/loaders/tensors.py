@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
@@ -65,3 +67,17 @@ def set_threads() -> None:
             if not os.environ.get("OMP_NUM_THREADS"):
                 allowed = len(psutil.Process().cpu_affinity() or ()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
                 torch.set_num_threads(max(1, min(psutil.cpu_count(logical=False) or allowed, allowed)))
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """No progress bar of transformers for a load; the pool logs it, and ours would be broken by it."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
