@@ -33,7 +33,7 @@ TEXT_LENGTH = 40
 class EncoderPlan:
     """Schedule of the encoder; `genera` per batch gives genera * 4 species * 2 pictures."""
 
-    steps: int = 1600
+    steps: int = 3000
     genera: int = 16
     rate: float = 2e-3
     report: int = 50
@@ -214,6 +214,7 @@ def export(model: nn.Module, folder: Path) -> None:
     weights = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
     scratch = folder / "open_clip_model.part"
     save_file(weights, scratch)
+    scratch.chmod(0o644)
     shutil.move(scratch, folder / "open_clip_model.safetensors")
 
 
