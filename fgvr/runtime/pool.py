@@ -33,13 +33,17 @@ _HELD: ContextVar[tuple[Grant, ...]] = ContextVar("fgvr_leases", default=())  # 
 
 
 class ModelPool:
-    """Models of one device within `budget` bytes. Making one loads nothing and touches no device."""
+    """Models of one device within `budget` bytes. Making one loads nothing and touches no device.
+
+    `asked` is how the budget was written (`auto`, a share): a shared pool asked for the same again keeps the bytes it settled on.
+    """
 
     def __init__(
         self,
         device: Device,
         *,
         budget: int,
+        asked: str | float | int | None = None,
         policy: Policy = lru,
         lease_timeout: float = 600.0,
         max_models: int | None = None,
@@ -47,6 +51,7 @@ class ModelPool:
         loaders: Callable[[ModelSpec], Loader] = find_loader,
     ) -> None:
         self.device, self.policy, self.lease_timeout = device, policy, lease_timeout
+        self.asked = budget if asked is None else asked
         self.counters = Counters()
         self._loaders = loaders
         self._ledger = Ledger(budget, reserve, max_models)
@@ -153,7 +158,7 @@ class ModelPool:
             if kept > limit:
                 plan = self._plan_of_kept(limit)
                 raise OutOfBudget(f"{format_bytes(kept)} are leased, pinned or reserved, budget {format_bytes(limit)} asked\n{plan}", plan)
-            self._ledger.limit = limit
+            self._ledger.limit, self.asked = limit, value
             self._condition.notify_all()
         self._residency.trim()
         return limit
@@ -196,8 +201,9 @@ class ModelPool:
         """Take over another pool's settings live. Raises RuntimeConflict when it is for another device."""
         if (self.device.name, self.device.total) != (other.device.name, other.device.total):
             raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {other.device.name} needs a new process")
-        if other.budget != self.budget:
+        if other.asked != self.asked:  # `auto` computed again would differ each time by what others hold just then
             self.set_budget(other.budget)
+            self.asked = other.asked
         with self._condition:
             self.policy, self.lease_timeout = other.policy, other.lease_timeout
             self._ledger.max_models, self._ledger.reserve = other._ledger.max_models, other._ledger.reserve

@@ -606,8 +606,8 @@ def test_a_plan_loads_nothing(pool: ModelPool) -> None:
 
 
 def test_the_shared_pool_is_one_and_takes_new_settings_live() -> None:
-    def make(size: int = 1000, budget: int = 100, timeout: float = 5.0) -> ModelPool:
-        return ModelPool(SimulatedDevice(size * MIB), budget=budget * MIB, lease_timeout=timeout)
+    def make(size: int = 1000, budget: int = 100, timeout: float = 5.0, asked: str | None = None) -> ModelPool:
+        return ModelPool(SimulatedDevice(size * MIB), budget=budget * MIB, lease_timeout=timeout, asked=asked)
 
     close_shared()
     try:
@@ -619,6 +619,8 @@ def test_the_shared_pool_is_one_and_takes_new_settings_live() -> None:
         assert shared(lambda: make(budget=50, timeout=1.0)) is shared()
         assert shared().budget == 50 * MIB
         assert shared().lease_timeout == 1.0
+        assert shared(lambda: make(budget=60, asked="auto")).budget == 60 * MIB
+        assert shared(lambda: make(budget=61, asked="auto")).budget == 60 * MIB  # others hold a little less just now
         with pytest.raises(RuntimeConflict, match="simulated"):
             shared(lambda: make(size=2000))
     finally:

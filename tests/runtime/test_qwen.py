@@ -94,6 +94,19 @@ def test_batched_answers_equal_single_answers(mllm: QwenMLLM, images: list[Image
     assert all(0 < r.new_tokens <= 12 for r in batch)
 
 
+def test_answers_are_greedy_whatever_the_folder_recommends(mllm: QwenMLLM, images: list[Image.Image]) -> None:
+    assert mllm._recommended.repetition_penalty == 1.3  # and yet
+    (reply,) = mllm.generate(images[:1], ["describe"], max_new_tokens=6)
+    inputs, tokens = mllm.inputs(images[:1], ["describe"]), []
+    while len(tokens) < 6 and not (tokens and tokens[-1] in mllm._stops):
+        with torch.inference_mode():
+            tokens.append(int(mllm._module(**inputs).logits[0, -1].argmax()))
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[tokens[-1]]])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros((1, 1), dtype=torch.long)], dim=1)
+    assert reply == mllm._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
 def test_pictures_are_taken_as_well_as_pil_images(mllm: QwenMLLM, images: list[Image.Image]) -> None:
     assert mllm.generate([Picture(images[0], "0")], ["describe"], max_new_tokens=4) == mllm.generate(
         images[:1], ["describe"], max_new_tokens=4

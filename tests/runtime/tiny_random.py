@@ -107,6 +107,7 @@ def write_mllm(folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.25)
     module.generation_config.eos_token_id = ids["<|im_end|>"]
+    module.generation_config.repetition_penalty = 1.3  # as the real one recommends; we decode greedily
     module.to(torch.bfloat16).save_pretrained(folder)
     return folder
 

@@ -64,12 +64,13 @@ class ClipLoader:
 
     def work_bytes(self, spec: ModelSpec) -> int:
         folder = files.locate(spec, _repository(spec))
-        vision = files.read_config(folder / CONFIG)["model_cfg"]["vision_cfg"] if folder and (folder / CONFIG).is_file() else {}
+        config = files.read_config(folder / CONFIG)["model_cfg"] if folder and (folder / CONFIG).is_file() else {}
+        vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
         side, patch, width = vision.get("image_size", 224), vision.get("patch_size", 14), vision.get("width", 1024)
         side = side[0] if isinstance(side, list) else side
         tokens = (side // patch) ** 2 + 1 if isinstance(patch, int) else 256
         per_image = 3 * side * side * 4 + tokens * width * _ACTIVATIONS
-        return spec.batch_size * per_image + _TEXTS * 77 * 512 * _ACTIVATIONS
+        return spec.batch_size * per_image + _TEXTS * text.get("context_length", 77) * text.get("width", 512) * _ACTIVATIONS
 
     def fingerprint(self, spec: ModelSpec) -> str:
         return files.folder_fingerprint(spec, files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec)))

@@ -72,7 +72,8 @@ class QwenLoader:
         pixels = max_pixels(spec, folder)
         patches = pixels // vision.get("patch_size", 14) ** 2
         tokens = patches // vision.get("spatial_merge_size", 2) ** 2 + _TEXT_TOKENS
-        size = 4 if known and spec.source == "tiny" else 2
+        small = folder is not None and sum(f.stat().st_size for f in files.weight_files(folder)) in range(1, files.HASH_WHOLE)
+        size = 4 if small or spec.dtype == "float32" else 2
         cache = tokens * 2 * layers * width * size
         prefill = tokens * (6 * hidden + 2 * text.get("intermediate_size", 18944)) * size
         tower = patches * (8 * vision.get("hidden_size", 1280) + 2 * vision.get("intermediate_size", 3420)) * size + pixels * 24
@@ -118,7 +119,8 @@ class QwenMLLM:
         self._module, self._processor, self._movable = module, processor, movable
         self._tokenizer = processor.tokenizer
         self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
-        stops = module.generation_config.eos_token_id
+        self._recommended = module.generation_config
+        stops = self._recommended.eos_token_id
         self._stops = sorted({self._end, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])})
 
     def place(self, device: Device) -> None:
@@ -134,10 +136,11 @@ class QwenMLLM:
         if not prompts:
             return []
         inputs = self.inputs(images, prompts, system)
-        # A fresh configuration: the model's own asks for sampling and a repetition penalty, which are not greedy decoding.
         greedy = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self._stops, pad_token_id=self._tokenizer.pad_token_id
         )
+        # What is not set here would come from the model's own configuration: sampling and a repetition penalty are not greedy.
+        self._module.generation_config = greedy
         with torch.inference_mode():
             sequences = self._module.generate(**inputs, generation_config=greedy)
         asked = inputs["attention_mask"].sum(1).tolist()

@@ -1,0 +1,80 @@
+"""The real model path, as far as it can be proven without weights: the real processor, real shapes, random weights.
+
+Needs ../shared/data/qwen2_5_vl_7b (or FGVR_TEST_DATA); skipped where the processor files are absent.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvr.agents import prompts
+from fgvr.runtime.devices import pick_device
+from fgvr.runtime.loaders.qwen import LOADER, QwenMLLM
+from fgvr.types import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("FGVR_TEST_DATA", ROOT.parent / "shared" / "data")) / "qwen2_5_vl_7b"
+pytestmark = pytest.mark.skipif(not (DATA / "tokenizer.json").is_file(), reason=f"no processor files in {DATA}")
+
+
+@pytest.fixture(scope="module")
+def mllm(tmp_path_factory: pytest.TempPathFactory) -> QwenMLLM:
+    """Qwen2.5-VL of 126 M random parameters behind the real processor."""
+    out = tmp_path_factory.mktemp("models") / "random-150m"
+    command = [sys.executable, "scripts/make_random_models.py", "150m", "--processor", str(DATA), "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=110)
+    spec = ModelSpec("mllm", "qwen", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
+    return LOADER.load(spec, pick_device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in ((320, 223), (100, 140), (90, 60))]
+
+
+QUESTIONS = [prompts.describe_image("bird"), prompts.choose("dog", ["beagle", "pug"], ["", ""], (), ending="name"), "What is this?"]
+
+
+def test_a_picture_of_320_by_223_costs_88_image_tokens(mllm, pictures):
+    inputs = mllm.inputs(pictures[:1], QUESTIONS[:1], prompts.SYSTEM)
+    image_token = mllm._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert int((inputs["input_ids"] == image_token).sum()) == 88
+
+
+def test_the_chat_is_the_one_the_real_template_makes(mllm):
+    text = mllm.prompt_text(1, "Which bird?", "Look closely.")
+    assert text == (
+        "<|im_start|>system\nLook closely.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Which bird?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_batched_answers_equal_answers_one_by_one(mllm, pictures):
+    together = mllm.generate(pictures, QUESTIONS, system=prompts.SYSTEM, max_new_tokens=6)
+    alone = [mllm.generate([p], [q], system=prompts.SYSTEM, max_new_tokens=6)[0] for p, q in zip(pictures, QUESTIONS, strict=True)]
+    assert together == alone
+    assert [r.prompt_tokens for r in together] == [r.prompt_tokens for r in alone]
+
+
+def test_batched_scores_equal_scores_one_by_one(mllm, pictures):
+    options = [["a red crown", "blue"], ["beagle", "pug"], ["a dog", "a very small cat on a mat"]]
+    together = mllm.score(pictures, QUESTIONS, options, system=prompts.SYSTEM)
+    for i, (picture, question, texts) in enumerate(zip(pictures, QUESTIONS, options, strict=True)):
+        (alone,) = mllm.score([picture], [question], [texts], system=prompts.SYSTEM)
+        assert together[i].log_likelihoods == pytest.approx(alone.log_likelihoods, abs=1e-3)
+        (single,) = mllm.score([picture], [question], [texts[1:]], system=prompts.SYSTEM)
+        assert single.log_likelihoods[0] == pytest.approx(alone.log_likelihoods[1], abs=1e-3)
+
+
+def test_the_cap_on_pixels_holds_for_a_photograph(mllm):
+    inputs = mllm.inputs([Image.new("RGB", (4000, 3000))], ["What is this?"])
+    image_token = mllm._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert 1100 < int((inputs["input_ids"] == image_token).sum()) <= 1280
