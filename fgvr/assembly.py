@@ -164,6 +164,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
     device = pick_device(runtime.device)
     return ModelPool(
         device,
+        asked=runtime.budget,
         budget=parse_budget(runtime.budget, device.total, held=held_by_others(device) if runtime.budget == "auto" else 0),
         policy={"lru": lru}[runtime.policy],
         lease_timeout=runtime.lease_timeout,

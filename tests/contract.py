@@ -60,7 +60,6 @@ KEYS = {
 }
 
 LATER = {
-    **dict.fromkeys(["models=random-7b"], 3),
     **dict.fromkeys(["mode=memory", "models=qwen2_5_vl_7b_mlx", "models/mllm=mlx"], 4),
     **dict.fromkeys(["discover", "mode=discover", "mode=build_experience_base", "mode=baselines", "trigger=gates"], 5),
     **dict.fromkeys(

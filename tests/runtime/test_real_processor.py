@@ -21,15 +21,18 @@ from fgvr.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FGVR_TEST_DATA", ROOT.parent / "shared" / "data")) / "qwen2_5_vl_7b"
-pytestmark = pytest.mark.skipif(not (DATA / "tokenizer.json").is_file(), reason=f"no processor files in {DATA}")
+pytestmark = [
+    pytest.mark.skipif(not (DATA / "tokenizer.json").is_file(), reason=f"no processor files in {DATA}"),
+    pytest.mark.timeout(400),
+]
 
 
 @pytest.fixture(scope="module")
 def mllm(tmp_path_factory: pytest.TempPathFactory) -> QwenMLLM:
     """Qwen2.5-VL of 126 M random parameters behind the real processor."""
     out = tmp_path_factory.mktemp("models") / "random-150m"
-    command = [sys.executable, "scripts/make_random_models.py", "150m", "--processor", str(DATA), "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=110)
+    command = [sys.executable, "scripts/make_random_models.py", "150m", "--only", "mllm", "--processor", str(DATA), "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     spec = ModelSpec("mllm", "qwen", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
     return LOADER.load(spec, pick_device("cpu"))
 
