@@ -36,6 +36,7 @@ from fgvr.utils.progress import track
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True, slots=True)
 class Checkup:
     """What the doctor found."""
@@ -173,7 +174,9 @@ def _notes(cfg: DictConfig, dataset: Dataset, recognizer: Recognizer, overlaps: 
     return (*leaked, *known, *dataset.notes, *recognizer.notes)
 
 
-def _report(cfg: DictConfig, folder: Path, dataset: Dataset, predictions: Sequence[Prediction], *, notes: Sequence[str]) -> reports.RunReport:
+def _report(
+    cfg: DictConfig, folder: Path, dataset: Dataset, predictions: Sequence[Prediction], *, notes: Sequence[str]
+) -> reports.RunReport:
     pool = assembly.shared_pool(cfg)
     return reports.make_report(
         predictions,

@@ -29,7 +29,14 @@ SMALL = {
     "max_window_layers": 10, "tie_word_embeddings": True,
     "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
 }  # fmt: skip
-SMALL_VISION = {"depth": 8, "hidden_size": 384, "num_heads": 6, "intermediate_size": 1024, "out_hidden_size": 512, "fullatt_block_indexes": [3, 7]}
+SMALL_VISION = {
+    "depth": 8,
+    "hidden_size": 384,
+    "num_heads": 6,
+    "intermediate_size": 1024,
+    "out_hidden_size": 512,
+    "fullatt_block_indexes": [3, 7],
+}
 
 
 def main() -> int:

@@ -18,9 +18,7 @@ from fgvr.knowledge.statistics import Statistics
 from fgvr.types import FastResult, History, Picture
 
 
-def rehearse_fast(
-    prototypes: Prototypes, hashes: Sequence[str], *, fusion: Fusion
-) -> tuple[list[FastResult], Statistics]:
+def rehearse_fast(prototypes: Prototypes, hashes: Sequence[str], *, fusion: Fusion) -> tuple[list[FastResult], Statistics]:
     """System 1 on every support image, leave-one-out; a result's history does not count the image itself."""
     met = prototypes.leave_one_out()
     nobody = (History(0, 0, 0),) * len(prototypes.ids)

@@ -91,9 +91,7 @@ class ScoreDecoder:
         asked = [self._ask(options) for options in shown]
         scores = self._mllm.score(pictures, [prompt for prompt, _ in asked], [answers for _, answers in asked], system=prompts.SYSTEM)
         return [
-            Judgement(
-                np.array([value if answer else np.nan for value, answer in zip(s.log_likelihoods, answers, strict=True)])
-            )
+            Judgement(np.array([value if answer else np.nan for value, answer in zip(s.log_likelihoods, answers, strict=True)]))
             for s, (_, answers) in zip(scores, asked, strict=True)
         ]
 

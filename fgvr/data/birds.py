@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,8 @@ _CENTRE = (54, 62)  # of the bird, in its own coordinates
 
 Attributes = tuple[int, ...]
 RGB = tuple[int, int, int]
+Pair = np.ndarray | Sequence[float]  # x, y
+Points = np.ndarray | Sequence[Sequence[float]]  # [n, 2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _draft_genus(rng: np.random.Generator, size: int, others: Sequence[Attribute
     return members if len(members) == size else None
 
 
-def _names(seed: int) -> Iterable[str]:
+def _names(seed: int) -> Iterator[str]:
     """Endless unique pronounceable names in which no word of an attribute can be read."""
     words = {"bird", "wing", "bar", "ring"}
     words |= {w for name, values in ATTRIBUTES.items() for text in (name, *values) for w in text.split()}
@@ -252,28 +254,28 @@ class _Canvas:
         r, g, b = np.clip(varied, 0, 255).astype(int).tolist()
         return r, g, b
 
-    def polygon(self, points: np.ndarray | Sequence[Sequence[float]], fill: RGB, edge: RGB | None = None) -> None:
+    def polygon(self, points: Points, fill: RGB, edge: RGB | None = None) -> None:
         """Fill a polygon given in bird coordinates, float [n, 2]."""
         posed = ((np.asarray(points, float) - _CENTRE) @ self.matrix.T + self.shift).ravel().tolist()
         self.draw.polygon(posed, fill=fill)
         if edge is not None:
             self.draw.line([*posed, *posed[:2]], fill=edge, width=2)
 
-    def ellipse(self, centre: Sequence[float], radii: Sequence[float], fill: RGB, tilt: float = 0.0) -> None:
+    def ellipse(self, centre: Pair, radii: Pair, fill: RGB, tilt: float = 0.0) -> None:
         self.polygon(_oval(centre, radii, tilt), fill)
 
-    def line(self, points: Sequence[Sequence[float]], fill: RGB, width: float) -> None:
+    def line(self, points: Points, fill: RGB, width: float) -> None:
         """A stroke in bird coordinates; width in pixels of the final picture."""
         posed = ((np.asarray(points, float) - _CENTRE) @ self.matrix.T + self.shift).ravel().tolist()
         self.draw.line(posed, fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
 
-def _oval(centre: Sequence[float], radii: Sequence[float], tilt: float = 0.0) -> np.ndarray:
+def _oval(centre: Pair, radii: Pair, tilt: float = 0.0) -> np.ndarray:
     c, s = math.cos(tilt), math.sin(tilt)
     return (_CIRCLE * radii) @ np.array([[c, s], [-s, c]]) + centre
 
 
-def _turned(points: Sequence[Sequence[float]], pivot: Sequence[float], angle: float) -> np.ndarray:
+def _turned(points: Points, pivot: Pair, angle: float) -> np.ndarray:
     c, s = math.cos(angle), math.sin(angle)
     return (np.asarray(points, float) - pivot) @ np.array([[c, s], [-s, c]]) + pivot
 
@@ -358,7 +360,7 @@ def _draw_head(canvas: _Canvas, attributes: Sequence[int]) -> None:
     neck = (72, 50)
     cheek = canvas.shade((150, 130, 108), 1 + canvas.spread(0.12) * canvas.difficulty, 8)
 
-    def posed(points: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    def posed(points: Points | np.ndarray) -> np.ndarray:
         return _turned(points, neck, nod)
 
     beak = canvas.shade((92, 84, 74), 1 + canvas.spread(0.45) * canvas.difficulty, 14)

@@ -41,7 +41,9 @@ def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
 def findings_table(findings: Sequence[Finding]) -> RenderableType:
     """One line each; what is not well comes with its cure."""
     ill = sum(not finding.well for finding in findings)
-    table = Table("", "topic", "found", "cure", title="all is well" if not ill else f"{ill} of {len(findings)} not well", title_justify="left")
+    table = Table(
+        "", "topic", "found", "cure", title="all is well" if not ill else f"{ill} of {len(findings)} not well", title_justify="left"
+    )
     for finding in findings:
         style = "" if finding.well else "red"
         table.add_row("ok" if finding.well else "!!", finding.topic, finding.detail, finding.cure, style=style)

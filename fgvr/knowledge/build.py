@@ -38,7 +38,11 @@ class Rehearse(Protocol):
     """Leave-one-out on the support images, by both systems."""
 
     def __call__(
-        self, prototypes: Prototypes, records: Sequence[ClassRecord], hashes: Sequence[str], pictures: Callable[[Sequence[int]], list[Picture]]
+        self,
+        prototypes: Prototypes,
+        records: Sequence[ClassRecord],
+        hashes: Sequence[str],
+        pictures: Callable[[Sequence[int]], list[Picture]],
     ) -> tuple[Statistics, SlowRehearsal]: ...
 
 
@@ -119,9 +123,7 @@ def batches(n: int, size: int) -> list[range]:
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _encode_images(
-    indices: range, pictures: Callable[[Sequence[int]], list[Picture]], craft: Craft
-) -> tuple[np.ndarray, list[str]]:
+def _encode_images(indices: range, pictures: Callable[[Sequence[int]], list[Picture]], craft: Craft) -> tuple[np.ndarray, list[str]]:
     vectors, hashes = [], []
     for batch in track(batches(len(indices), craft.encode_batch), "support images"):
         seen = pictures(batch)

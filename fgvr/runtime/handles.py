@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +19,15 @@ class Handle:
 
     def __init__(self, pool: ModelPool, spec: ModelSpec) -> None:
         self._pool, self.spec = pool, spec
+        self._fingerprint: str | None = None
         pool.register(spec)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """From the files alone."""
-        return self._pool.loader(self.spec).fingerprint(self.spec)
+        if self._fingerprint is None:
+            self._fingerprint = self._pool.loader(self.spec).fingerprint(self.spec)
+        return self._fingerprint
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.key}, {self.spec.source})"
@@ -34,7 +36,7 @@ class Handle:
 class PooledEncoder(Handle):
     """protocols.Encoder"""
 
-    @cached_property
+    @property
     def logit_scale(self) -> float:
         """From the file alone, so that asking (as `isinstance(handle, Encoder)` does) loads nothing."""
         return self._pool.loader(self.spec).logit_scale(self.spec)

@@ -21,9 +21,16 @@ def stderr_console() -> Console:
 def setup_logging(*, level: str = "info", quiet: bool = False, file: Path | None = None) -> logging.Logger:
     """Show `fgvr` log lines of `level` and above on stderr (`quiet`: warnings only), and write all of them to `file` as well.
 
-    May be called again: it replaces what an earlier call set up. Other libraries' loggers are left alone.
+    May be called again: it replaces what an earlier call set up. Other libraries' warnings are shown, too, and none of ours twice: some
+    of them call `logging.basicConfig`, which does nothing once the root logger has a handler.
     """
     logger = logging.getLogger("fgvr")
+    root = logging.getLogger()
+    if not any(handler.get_name() == _MARK for handler in root.handlers):
+        others = RichHandler(logging.WARNING, stderr_console(), show_path=False)
+        others.set_name(_MARK)
+        others.addFilter(lambda record: not record.name.startswith("fgvr"))
+        root.addHandler(others)
     for handler in [h for h in logger.handlers if h.get_name() == _MARK]:
         logger.removeHandler(handler)
         handler.close()

@@ -24,10 +24,10 @@ ENDINGS = ("letter", "name", "reason")
 class LanguagePlan:
     """Schedule of the language stage; the shares of the tasks `class`, `ask`, `choose` leave the rest to `image`."""
 
-    steps: int = 1800
+    steps: int = 2400
     batch: int = 48
     rate: float = 2e-3
-    vision_rate: float = 5e-4
+    vision_rate: float = 1e-3
     class_share: float = 0.17
     ask_share: float = 0.04
     choose_share: float = 0.09
@@ -156,10 +156,10 @@ class Tutor(nn.Module):
         logits = self.model.lm_head(hidden[:, :-1][told])
         language = F.cross_entropy(logits, targets[:, 1:][told])
         seen = common.attribute_loss(self.sight.query_heads(tokens), lesson.labels)
-        total = language + 0.5 * seen
+        total = language + seen
         if lesson.pixels.shape[2:] == (112, 112):
             flat = self.sight.flat_heads(self.sight.flat_norm(tokens).flatten(1))
-            total = total + 0.5 * common.attribute_loss(flat, lesson.labels)
+            total = total + common.attribute_loss(flat, lesson.labels)
         return total, language, seen
 
     def batch(self, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
@@ -189,7 +189,10 @@ def train(world: TrainingWorld, plan: LanguagePlan, paths: common.Paths, seed: i
     optimizer = common.adamw([(tutor.sight, plan.vision_rate), (model, plan.rate)])
     first = 0
     if state := common.load(paths.checkpoint(STAGE)):
+        peaks = [group["peak"] for group in optimizer.param_groups]  # the plan's, should it have changed since
         tutor.load_state_dict(state["tutor"]), optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak
         first = state["step"]
     held = held_out(9000, shots=1, tests=5)
     sums, count = {}, {}
