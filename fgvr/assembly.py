@@ -26,6 +26,7 @@ from fgvr.agents.rehearse import pooling_cases, rehearse_fast, rehearse_slow
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.agents.trigger import Always
 from fgvr.data.datasets import Dataset
+from fgvr.data.pictures import open_picture
 from fgvr.data.splits import Split
 from fgvr.errors import ConfigError, FgvrError, KnowledgeError
 from fgvr.evaluation.hindsight import Oracle
@@ -50,7 +51,6 @@ from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.store.remember import RememberingEncoder, RememberingMLLM
 from fgvr.types import Category, FastResult, ModelSpec, Picture, Sample
 from fgvr.utils.files import short_hash
-from fgvr.data.pictures import open_picture
 from fgvr.utils.paths import config_dir
 
 # --- configuration -----------------------------------------------------------------------------------------------------------
@@ -261,21 +261,20 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
 
 
 def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, folder: Path) -> KnowledgeBase:
-    with workspace(folder, fresh=cfg.run.fresh) as partial:
-        with SqliteCache(partial / JOURNAL) as journal:
-            models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
-            craft = Craft(
-                encoder=models.encoder,
-                look=_look,
-                describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
-                rehearse=_rehearsal(cfg, models),
-                name_prompts=_name_prompts if cfg.models.name_prompts else None,
-                pictures_per_description=cfg.knowledge.pictures_per_description,
-                cross_fit=cfg.knowledge.cross_fit,
-                encode_batch=cfg.models.encoder.batch_size,
-                describe_batch=cfg.models.mllm.batch_size,
-            )
-            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
+    with workspace(folder, fresh=cfg.run.fresh) as partial, SqliteCache(partial / JOURNAL) as journal:
+        models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
+        craft = Craft(
+            encoder=models.encoder,
+            look=_look,
+            describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
+            rehearse=_rehearsal(cfg, models),
+            name_prompts=_name_prompts if cfg.models.name_prompts else None,
+            pictures_per_description=cfg.knowledge.pictures_per_description,
+            cross_fit=cfg.knowledge.cross_fit,
+            encode_batch=cfg.models.encoder.batch_size,
+            describe_batch=cfg.models.mllm.batch_size,
+        )
+        build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
     return knowledge_base.load(folder)
 
 
