@@ -59,7 +59,8 @@ def main() -> None:
         elif stage == "language":
             language.train(drawn, language.LanguagePlan(**length), paths, args.seed, until)
         elif stage == "card":
-            card.write_all(paths, args.seed)
+            for name in card.MODELS:
+                card.write(name, paths, args.seed)
 
 
 if __name__ == "__main__":

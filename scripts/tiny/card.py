@@ -96,19 +96,22 @@ def measure_mllm(folder: Path, held: HeldOut, pictures: int = 120) -> dict[str, 
     } | {f"description, {n}": float(v) for n, v in zip(ATTRIBUTES, parts, strict=True)}
 
 
-def write_all(paths: common.Paths, seed: int) -> None:
-    """Measure both models and write their README.md."""
-    worlds = [held_out(s) for s in WORLDS]
-    for name, stages, measure, what in (
-        ("encoder", ("encoder",), measure_encoder, "open_clip ViT, 112 px, patch 14"),
-        ("mllm", ("vision", "language"), measure_mllm, "Qwen2_5_VLForConditionalGeneration"),
-    ):
-        folder = paths.models / name
-        started = time.time()
-        rows = [measure(folder, held) for held in worlds]
-        mean = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
-        (folder / "README.md").write_text(_card(name, what, folder, paths, stages, mean, seed))
-        print(name, json.dumps({k: round(v, 4) for k, v in mean.items()}), f"measured in {time.time() - started:.0f} s", flush=True)
+MODELS = {
+    "encoder": (("encoder",), measure_encoder, "open_clip ViT, 112 px, patch 14"),
+    "mllm": (("vision", "language"), measure_mllm, "Qwen2_5_VLForConditionalGeneration"),
+}
+
+
+def write(name: str, paths: common.Paths, seed: int) -> None:
+    """Measure one model as its folder stands and write its README.md."""
+    stages, measure, what = MODELS[name]
+    folder, started = paths.models / name, time.time()
+    rows = [measure(folder, held_out(world)) for world in WORLDS]
+    for world, row in zip(WORLDS, rows, strict=True):
+        print(name, world, json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+    mean = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+    (folder / "README.md").write_text(_card(name, what, folder, paths, stages, mean, seed))
+    print(name, json.dumps({k: round(v, 4) for k, v in mean.items()}), f"measured in {time.time() - started:.0f} s", flush=True)
 
 
 def _card(name: str, what: str, folder: Path, paths: common.Paths, stages: tuple[str, ...], mean: dict[str, float], seed: int) -> str:
