@@ -122,7 +122,8 @@ def _card(name: str, what: str, folder: Path, paths: common.Paths, stages: tuple
     table = "\n".join(f"| {k} | {v:.3f} |" for k, v in mean.items())
     return f"""# Tiny {name}
 
-{what}, trained from nothing by `scripts/train_tiny.py` for the synthetic bird world of `fgvr.data.birds`. A demonstration: it knows nothing
+{what},
+trained from nothing by `scripts/train_tiny.py` for the synthetic bird world of `fgvr.data.birds`. A demonstration: it knows nothing
 but these drawn birds and stands in for no real model. Licence: that of this repository; no third-party data or weights.
 
 | | |

@@ -33,7 +33,7 @@ TEXT_LENGTH = 40
 class EncoderPlan:
     """Schedule of the encoder; `genera` per batch gives genera * 4 species * 2 pictures."""
 
-    steps: int = 3000
+    steps: int = 1600
     genera: int = 16
     rate: float = 2e-3
     report: int = 50
