@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,9 +39,9 @@ def finish(process: subprocess.Popen[str]) -> dict:
 def remembered(home: Path) -> int:
     """Entries in the journal of the unfinished build; 0 before there is one."""
     for journal in home.glob("knowledge/*/*.partial/journal.sqlite"):
-        with sqlite3.connect(f"file:{journal}?mode=ro", uri=True) as database:
-            (table,) = [row[0] for row in database.execute("select name from sqlite_master where type = 'table'")][:1] or [None]
-            return database.execute(f"select count(*) from {table}").fetchone()[0] if table else 0
+        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
+            tables = [row[0] for row in database.execute("select name from sqlite_master where type = 'table'")]
+            return database.execute(f"select count(*) from {tables[0]}").fetchone()[0] if tables else 0
     return 0
 
 
@@ -60,24 +61,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fgvr-kill-") as folder:
         top = Path(folder)
         finish(start(top / "warm", top / "data", args.overrides))  # draws the dataset, so that only builds are timed
-        began = time.monotonic()
         whole = finish(start(top / "whole", top / "data", args.overrides))
-        seconds = time.monotonic() - began
-        print(f"uninterrupted: {seconds:.1f} s, {work(whole)} pieces of model work, content {whole['content_hash'][:12]}")
+        print(f"uninterrupted: {work(whole)} pieces of model work, content {whole['content_hash'][:12]}")
         home = top / "killed"
         kept = 0
-        for kill in range(args.kills):
+        # Moments spread over the work itself: when so many entries are there, and a little later.
+        for kill, moment in enumerate(sorted(rng.sample(range(work(whole)), args.kills)), 1):
             process = start(home, top / "data", args.overrides)
-            wait = rng.uniform(0.2, 0.95) * seconds
-            try:
-                process.wait(wait)
-                print(f"kill {kill + 1}: the build ended by itself before {wait:.1f} s")
+            while remembered(home) < moment and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.3))
+            if process.poll() is not None:
+                print(f"kill {kill}: the build had ended by itself")
                 break
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.communicate()
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
             kept, before = remembered(home), kept
-            print(f"kill {kill + 1} after {wait:.1f} s: journal holds {kept} entries ({kept - before} new)")
+            print(f"kill {kill}: the journal holds {kept} entries, {kept - before} of them new", flush=True)
         last = finish(start(home, top / "data", args.overrides))
         print(f"last run: {work(last)} pieces of work, content {last['content_hash'][:12]}")
         same = last["content_hash"] == whole["content_hash"]
