@@ -181,7 +181,7 @@ def _report(
     return reports.make_report(
         predictions,
         classes={category.id: category.name for category in dataset.catalog.categories},
-        dataset=f"{dataset.name} {dataset.world}".strip(),
+        dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
         trigger=assembly.trigger_name(cfg),
         notes=notes,
         model_loads=pool.loads,
