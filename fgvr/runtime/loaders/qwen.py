@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgvr.errors import ModelLoadError
+from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import SANE_PIXELS
 from fgvr.types import ModelSpec, Picture, Reply, Scores
@@ -84,7 +84,7 @@ class QwenLoader:
         return files.folder_fingerprint(spec, folder, extra=max_pixels(spec, folder))
 
     def logit_scale(self, spec: ModelSpec) -> float:
-        raise NotImplementedError("an MLLM has no logit scale")
+        raise ConfigError(f"{spec.source} is an MLLM: it has no logit scale")
 
     def load(self, spec: ModelSpec, device: Device) -> QwenMLLM:
         folder = files.fetch(spec, NEEDED)
