@@ -357,6 +357,8 @@ def test_every_option_composes_and_binds_to_its_target(option):
                     yield child
                 yield from targets(child)
 
-    for node in targets(cfg):
+    found = list(targets(cfg))
+    assert found
+    for node in found:
         keys = {key for key in node if not key.startswith("_")}
         inspect.signature(get_object(node["_target_"])).bind_partial(**dict.fromkeys(keys))
