@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`paths.home` of this test."""
     monkeypatch.setenv("FGVR_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A run sets up the `fgvr` logger; the next test finds it as Python makes it."""
+    yield
+    for logger in (logging.getLogger("fgvr"), logging.getLogger()):
+        for handler in [h for h in logger.handlers if h.get_name() == "fgvr"]:
+            logger.removeHandler(handler)
+            handler.close()
+    logging.getLogger("fgvr").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from fgvr import __version__
 from fgvr.errors import ConfigError
+from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Alerts:
             except Exception:  # a sink is somebody else's code; it must stop neither the monitor nor the other sinks
                 if id(sink) not in self._broken:
                     self._broken.add(id(sink))
-                    log.exception("the alert callback %r failed; it will be called again, but this is said only once", sink)
+                    log_failure(log, "the alert callback %r failed; it will be called again, but this is said only once", sink)
         return True
 
     def over(self, kind: Kind, subject: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fgvr.runtime.ledger import Entry, Grant, Ledger
+from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Events:
             try:
                 listener(event)
             except Exception:
-                log.exception("a listener of the pool failed on %r and is dropped", event.kind)
+                log_failure(log, "a listener of the pool failed on %r and is dropped", event.kind)
                 self._drop(listener)
 
     def _drop(self, listener: Listener) -> None:

@@ -16,6 +16,7 @@ from fgvr.runtime.admission import Admission, Load, Request
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Ledger
 from fgvr.runtime.residency import Residency
+from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,6 @@ def _run(reference: weakref.ref[Housekeeping], bell: threading.Event) -> None:
         try:
             pause = keeper.round()
         except BaseException:  # in this thread an interrupt is a failure like others: nobody else would ever hear of it
-            log.exception("housekeeping failed and goes on")
+            log_failure(log, "housekeeping failed and goes on")
             pause = _LOOK_SECONDS
         del keeper

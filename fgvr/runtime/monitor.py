@@ -29,6 +29,7 @@ from fgvr.runtime.recording import Recording
 from fgvr.runtime.status import PoolStatus
 from fgvr.runtime.suspicion import Suspicions
 from fgvr.runtime.timeline import Recorder, Sample, Start, residents
+from fgvr.utils.failures import log_failure
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class Monitor:
             try:
                 self.step()
             except Exception:  # whatever goes wrong in watching must not end the watch; the next round may work
-                log.exception("the memory monitor failed in one round and goes on")
+                log_failure(log, "the memory monitor failed in one round and goes on")
                 self._stop.wait(1.0)
 
     def _patience(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
 
@@ -189,3 +190,22 @@ def test_a_least_stay_does_not_slow_down_one_user_alone(make_pool: PoolMaker) ->
             with pool.lease(role, timeout=5):
                 pass
     assert pool.loads == {"mllm": 3, "encoder": 3, "joint": 0}
+
+
+def test_a_kept_log_record_keeps_no_model(make_pool: PoolMaker, device: SimulatedDevice, caplog: pytest.LogCaptureFixture) -> None:
+    """As pytest's own, Sentry's, or a notebook's list of records: found when storms failed only behind tests that show the log."""
+
+    def once(spec: ModelSpec, way: str) -> None:
+        if way == "park" and not failed.is_set():
+            failed.set()
+            raise KeyboardInterrupt
+
+    failed = threading.Event()
+    with caplog.at_level(logging.INFO, logger="fgvr"):
+        pool = make_pool(ttl=0.02, host_budget=50 * MIB, loader=FakeLoader(movable=True, on_move=once))
+        with pool.lease("mllm"):
+            pass
+        assert until(lambda: any("housekeeping failed" in message for message in caplog.messages))
+    assert "KeyboardInterrupt" in caplog.text and all(record.exc_info is None for record in caplog.records)
+    assert pool.evict("mllm", park=False) in (0, 40 * MIB)  # housekeeping may have been first
+    assert until(lambda: device.allocated() == 0)

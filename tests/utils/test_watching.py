@@ -3,21 +3,9 @@
 import logging
 import time
 
-import pytest
-
 from fgvr.utils.logging import setup_logging
 from fgvr.utils.progress import track
 from fgvr.utils.timing import Stopwatch, timed
-
-
-@pytest.fixture(autouse=True)
-def leave_the_logger_as_it_was():
-    yield
-    logger = logging.getLogger("fgvr")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    logger.setLevel(logging.NOTSET)
 
 
 def test_lines_go_to_stderr_and_to_the_file(tmp_path, capsys):
