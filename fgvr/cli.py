@@ -49,14 +49,6 @@ Examples
 """
 
 
-def console() -> int:
-    """The `fgvr` command: `fgvr run ...` is `python discovering.py ...`."""
-    words = sys.argv[1:]
-    if words[:1] == ["run"] or not words or words[0].startswith("-"):
-        return main(words[words[:1] == ["run"] :] or ["--help"])
-    return tell(f"write: fgvr run {' '.join(words)}", 2)
-
-
 def perform(cfg: Any) -> None:
     """One job: what the chosen mode does. A plan needs so little of the house that it is asked directly: it answers in half the time."""
     if cfg.mode == "plan":

@@ -69,14 +69,6 @@ def test_help_lists_every_mode_with_a_line_and_every_option(ask: Ask) -> None:
     assert "birds*" in text
 
 
-def test_the_console_command_runs_discovering(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["fgvr", "run", "--version"])
-    assert cli.console() == 0
-    monkeypatch.setattr(sys, "argv", ["fgvr", "mode=evaluate"])
-    assert cli.console() == 2
-    assert "fgvr run mode=evaluate" in capsys.readouterr().err
-
-
 # --- words that are passed on ------------------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def configuration_key(cfg: DictConfig) -> str:
     """12 hex digits over everything that can change a run's results."""
-    ignored = ("run", "logging", "paths", "pinned_trigger", "store", "runtime", "published")
+    ignored = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "published")
     return short_hash({key: value for key, value in plain(cfg).items() if key not in ignored})
 
 

@@ -10,12 +10,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr.runtime.answers import ModelAnswer, PressureAnswer, Stats, SystemAnswer, gigabytes
+from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer, gigabytes
 from fgvr.store.leftovers import Leftover
 from fgvr.utils.text import format_bytes
 
 _NO_SERVER = "no server: figures of this machine, and of a pool with this configuration"
-Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[Leftover]
+Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[Leftover] | Mapping[str, Any]
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -23,6 +23,8 @@ def as_json(found: Found) -> dict[str, Any]:
     match found:
         case Stats() | PressureAnswer() | SystemAnswer():
             return asdict(found)
+        case Mapping():
+            return dict(found)
         case [ModelAnswer(), *_]:
             return {"models": [asdict(row) for row in found]}  # type: ignore[call-overload]
     removed = sum(left.bytes for left in found if isinstance(left, Leftover) and not left.kept)
@@ -30,16 +32,31 @@ def as_json(found: Found) -> dict[str, Any]:
     return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": gigabytes(removed)}
 
 
-def tables(found: Found) -> list[RenderableType]:
+def tables(found: Found, server: str | None = None) -> list[RenderableType]:
+    """`server`: whose figures these are; None: of this machine."""
+    whose = Text(f"server: {server}" if server else _NO_SERVER)
     match found:
         case Stats():
-            return [_pairs("memory", _stats(found)), Text(_NO_SERVER)]
+            return [_pairs("memory", _stats(found)), whose]
         case PressureAnswer():
-            return [_pairs("pressure", _pressure(found)), Text(_NO_SERVER)]
+            return [_pairs("pressure", _pressure(found)), whose]
         case SystemAnswer():
-            return _system(found)
+            return [*_system(found), whose] if server else _system(found)
+        case Mapping():
+            return [_pairs("answer", {name.replace("_", " "): _said(name, value) for name, value in found.items()}), whose]
     models = [row for row in found if isinstance(row, ModelAnswer)]
-    return [_models(models), Text(_NO_SERVER)] if models else _leftovers([row for row in found if isinstance(row, Leftover)])
+    if models or server:
+        return [_models(models), whose]
+    return _leftovers([row for row in found if isinstance(row, Leftover)])
+
+
+def _said(name: str, value: Any) -> str:
+    """A value of a server's answer; fields of bytes are named so, or are sizes in the contract's words."""
+    if isinstance(value, int) and not isinstance(value, bool) and ("bytes" in name or name in ("released", "limit", "used", "total")):
+        return format_bytes(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def _stats(found: Stats) -> dict[str, str]:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from fgvr import assembly, planning
 from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError
-from fgvr.runtime import answers, health
+from fgvr.runtime import answers, health, levers
 from fgvr.runtime.monitor import watch
 from fgvr.store import leftovers
 from fgvr.types import Finding, MemoryPlan
+from fgvr.utils.service import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class MemoryAnswer:
 
     action: str
     found: Any
+    server: str | None = None  # its address; None: of this machine
 
 
 def plan(cfg: DictConfig) -> MemoryPlan:
@@ -47,12 +49,15 @@ def doctor(cfg: DictConfig) -> Checkup:
 
 
 def memory(cfg: DictConfig) -> MemoryAnswer:
-    """Figures of this machine and of a pool with this configuration; `cleanup` removes what dead runs left. Loads nothing."""
+    """A running server's figures and levers where `server.url` names one. Else figures of this machine and of a pool with this
+    configuration; `cleanup` then removes what dead runs left. Loads nothing."""
     if cfg.action not in MEMORY_ACTIONS:
         raise ConfigError(f"action={cfg.action}: must be one of {', '.join(MEMORY_ACTIONS)}")
+    if cfg.server.url is not None:
+        return _asked_of_a_server(cfg)
     if cfg.action == "limit":
         raise ConfigError(
-            "action=limit: only a running server has a limit to change, and there is none; a run of your own takes runtime.budget=18GiB"
+            "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if cfg.action == "cleanup":
         return MemoryAnswer(cfg.action, leftovers.clean(assembly.home(cfg)))
@@ -65,6 +70,20 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
         "system": lambda: answers.system(pool.device),
     }
     return MemoryAnswer(cfg.action, actions[cfg.action]())
+
+
+def _asked_of_a_server(cfg: DictConfig) -> MemoryAnswer:
+    server = Service.at(cfg.server.url)
+    if cfg.action == "limit" and cfg.limit is None:
+        raise ConfigError("action=limit needs a size: limit=18GiB")
+    match cfg.action:
+        case "limit":
+            found = levers.limit(server, cfg.limit)
+        case "cleanup":
+            found = levers.cleanup(server)
+        case action:
+            found = levers.figures(server, action)
+    return MemoryAnswer(cfg.action, found, server.url)
 
 
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")

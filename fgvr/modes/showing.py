@@ -44,7 +44,7 @@ def _as_json(result: Any) -> Any:
     if isinstance(result, Checkup):
         return asdict(result)
     if isinstance(result, MemoryAnswer):
-        return {"action": result.action, "server": None} | memory_console.as_json(result.found)
+        return {"action": result.action, "server": result.server} | memory_console.as_json(result.found)
     if isinstance(result, MemoryPlan):
         return planning.as_record(result)
     if isinstance(result, comparing.Comparison):
@@ -66,7 +66,7 @@ def _as_text(result: Any) -> list[Any]:
     if isinstance(result, Checkup):
         return [findings_table(result.findings)]
     if isinstance(result, MemoryAnswer):
-        return memory_console.tables(result.found)
+        return memory_console.tables(result.found, result.server)
     if isinstance(result, MemoryPlan):
         return [str(result)]
     if isinstance(result, comparing.Comparison):

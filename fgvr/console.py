@@ -1,0 +1,170 @@
+"""The `fgvr` command: a server's memory at hand, and short words for the modes. What is not of a server is `discovering.py`'s.
+
+Starts in a fraction of a second: argparse and the standard library's HTTP, rich only for tables, and neither Hydra nor numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fgvr import __version__
+from fgvr.errors import ConfigError, FgvrError
+
+HELP = """\
+usage: fgvr COMMAND [...]
+
+  fgvr memory ACTION      a running server's models and memory; see fgvr memory --help
+  fgvr serve [KEY=VALUE]  one machine's shared models behind HTTP (mode=serve)
+  fgvr doctor [KEY=VALUE] what is well on this machine, and the cure for what is not (mode=doctor)
+  fgvr run [KEY=VALUE]    the same as python discovering.py; fgvr run --help lists modes and groups
+  fgvr --version
+"""
+EPILOG = """\
+The server is --url, or FGVR_SERVER_URL; without one, stats, pressure, models, system and cleanup are of this machine. The token is
+--token, or FGVR_ADMIN_TOKEN. A model is named by its key or its role (mllm, encoder, joint).
+"""
+SHORT = {"serve": "mode=serve", "doctor": "mode=doctor"}
+LOCAL = ("stats", "pressure", "models", "system", "cleanup")  # what this machine can be asked without a server
+
+
+def main() -> int:
+    """The exit code: 0 done, 2 wrong words, 3 another error, 130 interrupted."""
+    words = sys.argv[1:]
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0
+    if command == "memory":
+        return _guarded(lambda: memory(rest))
+    from fgvr import cli
+
+    if command in ("run", "--version"):
+        return cli.main((rest or ["--help"]) if command == "run" else words)
+    if command in SHORT:
+        return cli.main([SHORT[command], *rest])
+    return cli.tell(f"write: fgvr run {' '.join(words)}", 2)
+
+
+def memory(words: Sequence[str]) -> int:
+    """`fgvr memory ...`."""
+    asked = _parser().parse_args(list(words))
+    url = asked.url or os.environ.get("FGVR_SERVER_URL")
+    if url is None:
+        if asked.action not in LOCAL or getattr(asked, "models", None) or getattr(asked, "target", None) or asked.watch is not None:
+            raise ConfigError(f"memory {asked.action}: only a running server can be asked that; give --url, or set FGVR_SERVER_URL")
+        from fgvr import cli
+
+        return cli.main(["mode=memory", f"action={asked.action}", *(["logging=json"] if asked.json else [])])
+    from fgvr.utils.service import Service
+
+    server = Service.at(url, asked.token)
+    if asked.action == "events":
+        for event in server.events("/api/v1/memory/events"):
+            sys.stdout.write(json.dumps(event) + "\n" if asked.json else _sentence(event))
+            sys.stdout.flush()
+        return 0
+    _repeated(lambda: _answer(server, asked), server.url, asked)
+    return 0
+
+
+def _answer(server: Any, asked: argparse.Namespace) -> Any:
+    from fgvr.runtime import levers
+
+    match asked.action:
+        case "cleanup":
+            return levers.cleanup(server, *asked.models, target=asked.target)
+        case "limit":
+            return levers.limit(server, asked.size)
+        case action if action in levers.MODEL_LEVERS:
+            return levers.model(server, action, asked.model)
+    return levers.figures(server, asked.action)
+
+
+def _repeated(ask: Callable[[], Any], url: str, asked: argparse.Namespace) -> None:
+    """Once, or every `--watch` seconds until it is interrupted; a server that is away for a while is waited for."""
+    while True:
+        try:
+            _show(ask(), url, as_json=asked.json, clear=asked.watch is not None)
+        except FgvrError as error:
+            if asked.watch is None or isinstance(error, ConfigError):
+                raise
+            sys.stderr.write(f"{error}\n")
+        if asked.watch is None:
+            return
+        time.sleep(asked.watch)
+
+
+def _show(found: Any, url: str, *, as_json: bool, clear: bool) -> None:
+    from fgvr.evaluation import memory_console
+
+    if as_json:
+        sys.stdout.write(json.dumps({"server": url} | memory_console.as_json(found)) + "\n")
+        sys.stdout.flush()
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    if clear and sys.stdout.isatty():
+        console.clear()
+    for part in memory_console.tables(found, server=url):
+        console.print(part, highlight=False, markup=False)
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    told = "  ".join(f"{name}={value}" for name, value in event.items() if name not in ("kind", "time") and value not in ("", None))
+    return f"{time.strftime('%H:%M:%S')}  {event.get('kind', 'event')}  {told}\n"
+
+
+def _guarded(job: Callable[[], int]) -> int:
+    try:
+        return job()
+    except KeyboardInterrupt:
+        return 130
+    except FgvrError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--url", help="of the server")
+    common.add_argument("--token", help="that lets one read, or change, what the server has")
+    common.add_argument("--json", action="store_true", help="one JSON object per line instead of tables")
+    again = argparse.ArgumentParser(add_help=False)
+    again.add_argument("--watch", type=_seconds, nargs="?", const=2.0, metavar="SECONDS", help="again and again (every 2 s)")
+    parser = argparse.ArgumentParser("fgvr memory", description="a running server's models and memory", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=__version__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, help: str, *, watched: bool = False) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=help, description=help, parents=[common, again] if watched else [common])
+        action.set_defaults(watch=None)
+        return action
+
+    add("stats", "how much of the budget is in use", watched=True)
+    add("pressure", "whether memory is short, and whom that would cost", watched=True)
+    add("models", "every model: state, size, leases, hits, loads, pin", watched=True)
+    add("system", "main memory, control group, swap, devices", watched=True)
+    add("cache", "hits, misses, evictions, seconds of loading", watched=True)
+    add("events", "every load, eviction and alert as it happens")
+    cleanup = add("cleanup", "drop idle models: all, or these, or until a target is reached")
+    cleanup.add_argument("models", nargs="*", metavar="MODEL")
+    cleanup.add_argument("--target", metavar="SIZE", help="stop when no more than this is in use, such as 8GiB")
+    add("limit", "set the budget of the running server").add_argument("size", metavar="SIZE", help="18GiB, or 18 (GB)")
+    for lever, what in (("load", "bring a model in"), ("evict", "drop an idle model"), ("pin", "never evict a model"),
+                        ("unpin", "let a model be evicted again"), ("reset", "forget a model's failed load")):  # fmt: skip
+        add(lever, what).add_argument("model", metavar="MODEL")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return seconds

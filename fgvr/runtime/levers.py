@@ -1,0 +1,89 @@
+"""A running server's memory figures and levers, as the records that are shown for this machine, too."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from fgvr.errors import ConfigError, RemoteError
+from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer
+from fgvr.runtime.budget import parse_bytes
+from fgvr.utils.service import Service
+
+T = TypeVar("T")
+FIGURES = ("stats", "pressure", "models", "system", "cache")
+MODEL_LEVERS = ("load", "evict", "pin", "unpin", "reset")
+_MEMORY = "/api/v1/memory"
+_SLOW = 600.0  # seconds a load or a clean-up may take
+
+
+def figures(server: Service, action: str) -> Any:
+    """One of FIGURES: a record, a tuple of rows, or (cache) what the server says."""
+    path = f"{_MEMORY}/{'cache-stats' if action == 'cache' else action}"
+    found = server.get(path)
+    match action:
+        case "stats":
+            return read(Stats, found)
+        case "pressure":
+            return read(PressureAnswer, found)
+        case "system":
+            return read(SystemAnswer, found)
+        case "models":
+            return tuple(read(ModelAnswer, row) for row in (found["models"] if isinstance(found, Mapping) else found))
+    return found
+
+
+def cleanup(server: Service, *models: str, target: str | None = None) -> Any:
+    """Drop idle models: all, down to a target ("8GiB"), or by name. What the server says came back."""
+    wish: dict[str, Any] = {"models": list(models)} if models else {}
+    if target is not None:
+        wish["target_bytes"] = _bytes(target)
+    return _patient(server).post(f"{_MEMORY}/cleanup", wish or None)
+
+
+def limit(server: Service, size: str | float) -> Any:
+    """Set the budget; a bare number is GB (2^30 bytes), as the server counts."""
+    return _patient(server).post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
+
+
+def model(server: Service, lever: str, name: str) -> Any:
+    """One of MODEL_LEVERS, on a model by key or role."""
+    from urllib.parse import quote
+
+    return _patient(server).post(f"/api/v1/models/{quote(name, safe='')}/{lever}")
+
+
+def read(kind: type[T], data: Any) -> T:
+    """A record from JSON; what it does not know is left out. Raises RemoteError when the other side lacks a field."""
+    if not isinstance(data, Mapping):
+        raise RemoteError(f"the server's answer is no {kind.__name__}: {str(data)[:120]}")
+    hints = typing.get_type_hints(kind)
+    missing = [f.name for f in fields(kind) if f.name not in data]  # type: ignore[arg-type]
+    if missing:
+        raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
+    return kind(**{name: _value(hint, data[name]) for name, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return read(hint, value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_value(typing.get_args(hint)[0], item) for item in value)
+    return value
+
+
+def _bytes(size: str | float) -> int:
+    """Raises ConfigError: not a size."""
+    try:
+        return round(float(size) * 2**30)
+    except ValueError:
+        pass
+    if (found := parse_bytes(str(size))) is None:
+        raise ConfigError(f"{size}: no size; write 18GiB, 18GB or 18 (GB)")
+    return found
+
+
+def _patient(server: Service) -> Service:
+    return Service(server.url, server.token, _SLOW)

@@ -1,0 +1,117 @@
+"""A running server asked over HTTP for JSON, with the standard library alone: it is imported in milliseconds.
+
+Redirects are not followed (the token would go with them), and loopback is asked without a proxy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+
+from fgvr.errors import ConfigError, RemoteError
+
+URL = "FGVR_SERVER_URL"
+TOKENS = ("FGVR_ADMIN_TOKEN", "ADMIN_TOKEN", "FGVR_TOKEN")  # the first that is set; what may change things may read, too
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`url`: of the server's root. Every failure is a RemoteError that names it."""
+
+    url: str
+    token: str | None = None
+    timeout: float = 30.0  # seconds without a byte
+
+    @classmethod
+    def at(cls, url: str, token: str | None = None) -> Service:
+        """Raises ConfigError for what is no http address. The token comes from the environment when none is given."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{url!r} is no server's address; write one like http://127.0.0.1:8000")
+        path = parts.path.rstrip("/").removesuffix("/v1")  # an OpenAI base address names the same server
+        return cls(f"{parts.scheme}://{parts.netloc}{path}", token or token_from_environment())
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._json(self._request("GET", path, query))
+
+    def post(self, path: str, body: Any = None, **query: Any) -> Any:
+        return self._json(self._request("POST", path, query, body))
+
+    def lines(self, path: str) -> Iterator[str]:
+        """The lines of a stream, as they come, until the other side ends it."""
+        with self._open(self._request("GET", path, {})) as answer:
+            for line in answer:
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+    def events(self, path: str) -> Iterator[dict[str, Any]]:
+        """The JSON data of server-sent events."""
+        for line in self.lines(path):
+            if line.startswith("data:") and (text := line[5:].strip()):
+                yield json.loads(text)
+
+    def _request(self, method: str, path: str, query: Mapping[str, Any], body: Any = None) -> Request:
+        asked = {name: value for name, value in query.items() if value is not None}
+        address = f"{self.url}/{path.lstrip('/')}" + (f"?{urlencode(asked)}" if asked else "")
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if data else {})
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        return Request(address, data=data, method=method, headers=headers)
+
+    def _json(self, request: Request) -> Any:
+        with self._open(request) as answer:
+            content = answer.read()
+        try:
+            found = json.loads(content)
+        except ValueError as error:
+            raise RemoteError(f"{request.full_url} answered no JSON: {content[:120]!r}; is it a server of fgvr?") from error
+        return found["data"] if isinstance(found, dict) and found.keys() >= {"status", "data"} else found
+
+    def _open(self, request: Request) -> HTTPResponse:
+        try:
+            return _opener(self.url).open(request, timeout=self.timeout)
+        except HTTPError as error:
+            with error:
+                raise RemoteError(
+                    f"{self.url} refused {request.selector} ({error.code}): {reason(error.read())}{_cure(error.code)}"
+                ) from None
+        except (URLError, HTTPException, OSError) as error:
+            why = error.reason if isinstance(error, URLError) else error
+            raise RemoteError(f"no server answers at {self.url} ({why}); start one with: fgvr serve") from error
+
+
+def token_from_environment() -> str | None:
+    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+
+
+def reason(content: bytes) -> str:
+    """What an error's body says, in whichever of the usual forms."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        return content.decode("utf-8", "replace")[:200] or "no reason given"
+    while isinstance(body, dict):  # {"error": {"message": ...}}, {"status": "error", "data": {"message": ...}}, {"detail": ...}
+        body = next((body[key] for key in ("error", "message", "detail", "data") if body.get(key)), str(body))
+    return body if isinstance(body, str) else json.dumps(body)
+
+
+def _cure(code: int) -> str:
+    return f"; set {TOKENS[0]} to the token that the server showed when it started" if code in (401, 403) else ""
+
+
+def _opener(url: str) -> OpenerDirector:
+    near = urlsplit(url).hostname in _LOOPBACK
+    return build_opener(_NoRedirect, *([ProxyHandler({})] if near else []))
