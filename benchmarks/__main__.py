@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,30 +13,45 @@ from benchmarks.measure import machine
 from fgvr.errors import FgvrError
 from fgvr.utils.files import atomic_write
 
-NAMES = ("runtime",)
+NAMES = ("floors", "startup", "load", "runtime", "encode", "prefix", "slow", "fastslow", "kb", "retrieval", "sweep")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--models", default="tiny", help="a bundle: tiny, random-150m (made by scripts/make_random_models.py)")
+    parser.add_argument("name", choices=[*NAMES, "all"])
+    parser.add_argument("--models", default="tiny", help="a bundle: tiny, random-150m, random-7b (made by scripts/make_random_models.py)")
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each figure, at least 2")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--size", type=int, help="how much work: images, classes, rows, as the benchmark says; default: its own")
+    parser.add_argument("--json", type=Path, help="write the figures to this file (`all`: one file per benchmark in this folder)")
     args = parser.parse_args()
     if args.repeat < 2:
         parser.error("--repeat: at least 2")
+    if args.name == "all" and args.size is not None:
+        parser.error("--size: not with all, it means something else to each")
     try:
-        report = importlib.import_module(f"benchmarks.{args.name}").measure(models=args.models, repeat=args.repeat)
+        for name in NAMES if args.name == "all" else (args.name,):
+            one(name, args, args.json / f"{name}.json" if args.json and args.name == "all" else args.json)
     except FgvrError as error:
         print(error, file=sys.stderr)
         return 3
-    about = machine()
-    print("\n".join(report.lines()))
-    print(f"{about['processor']}, {about['cores']} cores, load {about['load'][0]:.1f}, torch {about['torch']}, {about['commit']}")
-    if args.json:
-        figures = {"benchmark": args.name, "models": args.models, "repeat": args.repeat, "machine": about, **report.figures()}
-        atomic_write(args.json, json.dumps(figures, indent=1).encode())
     return 0
+
+
+def one(name: str, args: argparse.Namespace, file: Path | None) -> None:
+    about = machine()
+    print(f"## {name} --models {args.models} --repeat {args.repeat}", flush=True)
+    given = {} if args.size is None or name == "runtime" else {"size": args.size}
+    report = importlib.import_module(f"benchmarks.{name}").measure(models=args.models, repeat=args.repeat, **given)
+    print("\n".join(report.lines()))
+    load = f"load {about['load'][0]:.1f} to {os.getloadavg()[0]:.1f}"
+    print(
+        f"{about['processor']} ({' '.join(about['flags'])}), {about['cores']} cores, {load}, torch {about['torch']}, {about['commit']}",
+        flush=True,
+    )
+    if file:
+        figures = {"schema": 1, "benchmark": name, "models": args.models, "repeat": args.repeat, "machine": about, **report.figures()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(figures, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -64,7 +64,6 @@ KEYS = {
 }
 
 LATER = {
-    "mode=cache": 7,
     **dict.fromkeys(["mode=serve", "models=remote"], 8),
 }  # promise -> issue
 

@@ -36,11 +36,11 @@ class LogLinearPool:
         return ids[best], float(pooled[best])
 
 
-def pool(fast: np.ndarray, slow: np.ndarray, weight: float) -> np.ndarray:
-    """Normalised log-linear pool of two distributions over the same candidates."""
+def pool(fast: np.ndarray, slow: np.ndarray, weight: float | np.ndarray) -> np.ndarray:
+    """Normalised log-linear pool of two distributions over the same candidates (K,); of weights (W, 1) all at once, (W, K)."""
     logits = (1 - weight) * np.log(np.maximum(fast, _FLOOR)) + weight * np.log(np.maximum(slow, 1e-300))
-    exp = np.exp(logits - logits.max())
-    return exp / exp.sum()
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
 
 
 def fit_weight(rehearsed: Sequence[tuple[FastResult, Mapping[str, float], str]]) -> float:
@@ -57,8 +57,8 @@ def fit_weight(rehearsed: Sequence[tuple[FastResult, Mapping[str, float], str]])
     if not cases:
         return 1.0
     weights = np.linspace(0, 1, 101)
-    gains = [np.mean([np.log(max(pool(f, s, w)[t], 1e-12)) for f, s, t in cases]) for w in weights]
-    return float(weights[int(np.argmax(gains))])
+    truths = np.stack([pool(f, s, weights[:, None])[:, t] for f, s, t in cases])
+    return float(weights[int(np.log(np.maximum(truths, 1e-12)).mean(axis=0).argmax())])
 
 
 class AskAgain:

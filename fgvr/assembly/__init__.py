@@ -4,12 +4,12 @@ Hydra's `_target_` stands at leaves only (a dataset, a spec, a policy); the one 
 """
 
 from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines
-from fgvr.assembly.configuration import checked, configuration_key, load_config, make, plain, policy, trigger_name
+from fgvr.assembly.configuration import checked, configuration_key, load_config, make, plain, policy, store_limit, trigger_name
 from fgvr.assembly.discovery import discovered_dataset, find_kinds, open_images
 from fgvr.assembly.experience import build_experience
 from fgvr.assembly.images import looks, open_dataset
 from fgvr.assembly.knowledge import open_knowledge, origin_of
-from fgvr.assembly.models import Models, home, open_models, open_store, sentences, shared_pool, spec
+from fgvr.assembly.models import Models, home, open_models, open_store, sentences, shared_pool, spec, store_path
 from fgvr.assembly.recognizer import build_recognizer
 from fgvr.assembly.replaying import build_replay, replayed_config
 from fgvr.utils.paths import config_dir
@@ -45,5 +45,7 @@ __all__ = [
     "sentences",
     "shared_pool",
     "spec",
+    "store_limit",
+    "store_path",
     "trigger_name",
 ]

@@ -18,7 +18,7 @@ from fgvr.evaluation import protocols
 from fgvr.knowledge.views import MOST
 from fgvr.overrides import explain, tidy
 from fgvr.runtime import allocator, watching
-from fgvr.runtime.budget import parse_budget
+from fgvr.runtime.budget import parse_budget, parse_bytes
 from fgvr.runtime.terms import terms
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
@@ -73,6 +73,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     watching.settings(plain(cfg.runtime))
     allocator.check(plain(cfg.runtime.allocator))
     make(cfg.fusion)
+    store_limit(cfg)
     given_weight(cfg)
     learning(cfg)
     if cfg.slow.exemplars and cfg.slow.decoder == "score" and cfg.slow.target == "description":
@@ -120,6 +121,15 @@ def learning(cfg: DictConfig) -> Kind | None:
     if kind != "off" and cfg.fusion.joint:
         raise ConfigError(f"online={kind} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes")
     return None if kind == "off" else kind
+
+
+def store_limit(cfg: DictConfig) -> int | None:
+    """Bytes of values the store may hold; None: no limit."""
+    limit = cfg.store.limit
+    size = parse_bytes(limit) if isinstance(limit, str) else limit
+    if limit is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+        raise ConfigError(f'store.limit={limit}: must be a size such as "8GiB", a whole number of bytes, or null for no limit')
+    return size
 
 
 def given_weight(cfg: DictConfig) -> float | None:

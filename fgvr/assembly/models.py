@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fgvr.assembly.configuration import load_config, make, plain
+from fgvr.assembly.configuration import load_config, make, plain, store_limit
 from fgvr.errors import ConfigError
 from fgvr.evaluation import protocols
 from fgvr.protocols import Cache
@@ -75,7 +75,11 @@ def home(cfg: DictConfig) -> Path:
 
 def open_store(cfg: DictConfig) -> Cache:
     """The machine's memory of embeddings and replies, or one that forgets (`store.enabled=false`)."""
-    return SqliteCache(home(cfg) / "store" / "cache.sqlite") if cfg.store.enabled else NoCache()
+    return SqliteCache(store_path(cfg), max_bytes=store_limit(cfg)) if cfg.store.enabled else NoCache()
+
+
+def store_path(cfg: DictConfig) -> Path:
+    return home(cfg) / "store" / "cache.sqlite"
 
 
 @dataclass(frozen=True, slots=True)

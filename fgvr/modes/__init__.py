@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from fgvr import assembly
 from fgvr.modes.building import build_experience_base, build_knowledge_base, fit
-from fgvr.modes.checking import MEMORY_ACTIONS, Checkup, MemoryAnswer, doctor, memory, plan
+from fgvr.modes.checking import MEMORY_ACTIONS, Checkup, MemoryAnswer, cache, doctor, memory, plan
 from fgvr.modes.classifying import classify
 from fgvr.modes.comparing_baselines import Baselines, baselines
 from fgvr.modes.discovering import Discovery
@@ -36,6 +36,7 @@ __all__ = [
     "baselines",
     "build_experience_base",
     "build_knowledge_base",
+    "cache",
     "classify",
     "compare",
     "discover",
@@ -55,6 +56,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "baselines": baselines,
     "build_knowledge_base": build_knowledge_base,
     "build_experience_base": build_experience_base,
+    "cache": cache,
     "classify": classify,
     "compare": compare,
     "discover": _discover,

@@ -1,4 +1,4 @@
-"""Modes that look at the machine: plan, doctor, memory. No model is loaded."""
+"""Modes that look at the machine: plan, doctor, memory, cache. No model is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError
 from fgvr.runtime import answers, health, levers
 from fgvr.runtime.monitor import watch
-from fgvr.store import leftovers
+from fgvr.store import leftovers, upkeep
 from fgvr.types import Finding, MemoryPlan
 from fgvr.utils.service import Service
 
@@ -87,3 +87,8 @@ def _asked_of_a_server(cfg: DictConfig) -> MemoryAnswer:
 
 
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
+
+
+def cache(cfg: DictConfig) -> upkeep.Upkeep:
+    """The store of this home: figures, room made down to `store.limit`, or every value compared with its hash."""
+    return upkeep.keep(assembly.store_path(cfg), cfg.action, assembly.store_limit(cfg))

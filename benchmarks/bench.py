@@ -1,0 +1,76 @@
+"""What the model benchmarks start from: a pool with the bundle's models lent for the whole run, pictures of a fixed seed, counted work."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.race import Counts
+from fgvr import assembly
+from fgvr.data.pictures import open_picture
+from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.pool import ModelPool
+from fgvr.types import Picture
+
+WIDTH, HEIGHT = 500, 375  # a photo as the field's datasets have them: 234 image tokens
+_COUNTED = ("encoder_forwards", "text_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Models on lease, and files to look at."""
+
+    pool: ModelPool
+    encoder: Any
+    mllm: Any
+    files: list[Path]
+    opened: list[int]  # one number: files opened so far
+
+    def open(self, file: Path) -> Picture:
+        self.opened[0] += 1
+        return open_picture(file)
+
+    def counted(self, work: Callable[[], object]) -> Counts:
+        """Do it, and say what it cost."""
+        before, opened = self.pool.counters.snapshot(), self.opened[0]
+        work()
+        done = asdict(self.pool.counters.snapshot() - before)
+        return {name: done[name] for name in _COUNTED if done[name]} | {"image_opens": self.opened[0] - opened}
+
+
+@contextmanager
+def bench(models: str, *, images: int, encoder_dtype: str = "float32", mllm_dtype: str = "float32") -> Iterator[Bench]:
+    """Raises FgvrError when the models are not on this machine."""
+    cfg = assembly.load_config(f"models={models}")
+    specs = {
+        "encoder": replace(assembly.spec(cfg, "encoder"), dtype=encoder_dtype),
+        "mllm": replace(assembly.spec(cfg, "mllm"), dtype=mllm_dtype),
+    }
+    device = CpuDevice()
+    pool = ModelPool(device, budget=device.total)
+    try:
+        for spec in specs.values():
+            pool.register(spec)
+            pool.loader(spec).check(spec)
+        with tempfile.TemporaryDirectory() as folder, pool.lease("encoder", "mllm") as (encoder, mllm):
+            yield Bench(pool, encoder, mllm, photos(Path(folder), images), [0])
+    finally:
+        pool.close()
+
+
+def photos(folder: Path, count: int) -> list[Path]:
+    """JPEG files of smooth random colours: they compress as photos do, unlike noise."""
+    files = []
+    for i in range(count):
+        coarse = np.random.default_rng(i).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        file = folder / f"{i:05}.jpg"
+        Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, quality=90)
+        files.append(file)
+    return files

@@ -1,0 +1,74 @@
+"""A sweep computes what its jobs need together, once: in one process, and in several that share the store. Counts, never seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import fgvr
+from fgvr import assembly, cli
+from fgvr.runtime.pool import close_shared
+
+WORLD = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=6", "dataset.calibration=1", "evaluation.batch_size=8")
+JOBS = 20
+SETTINGS = [f"slow_rate:{(i + 1) / (JOBS + 1):.3f}" for i in range(JOBS)]
+
+
+@pytest.fixture(autouse=True)
+def own_pool(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["discovering.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("FGVR_SWEEP", "")
+    close_shared()
+    yield
+    close_shared()
+
+
+def jobs(home: Path) -> list[list[dict]]:
+    """Predictions of each job, in the order of the jobs."""
+    folders = sorted((home / "sweeps").glob("*/*/"), key=lambda folder: int(folder.name))
+    return [[json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()] for folder in folders]
+
+
+def answers(found: list[list[dict]]) -> list[list[tuple]]:
+    """What each job says, without what it cost: that depends on who came first."""
+    return [[(row["image"], row["prediction"], row["confidence"], row["by"], row["slow"]) for row in rows] for rows in found]
+
+
+def test_twenty_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fgvr.build_knowledge_base(fgvr.load_config(*WORLD))
+    close_shared()
+    assert cli.main(["-m", "mode=evaluate", f"trigger.target={','.join(SETTINGS)}", *WORLD]) == 0, capsys.readouterr().err
+    found = jobs(home)
+    assert len(found) == JOBS
+    escalated = [{row["sha256"] for row in rows if row["decision"]["escalate"]} for rows in found]
+    union = set().union(*escalated)
+    assert len({len(some) for some in escalated}) > 3, "the jobs differ"
+    pool = assembly.shared_pool()
+    done = pool.counters.snapshot()
+    assert done.encoder_forwards == len({row["sha256"] for row in found[0]}) == 36
+    assert done.mllm_calls == len(union) > 0
+    assert pool.loads == {"encoder": 1, "mllm": 1, "joint": 0}
+    assert sum(row["cost"]["mllm_calls"] for rows in found for row in rows) == len(union)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_processes_that_share_the_store_give_the_same_answers(
+    launcher: str, home: Path, tmp_path: Path, python, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(
+        {"joblib": "hydra_plugins.hydra_joblib_launcher", "submitit_local": "hydra_plugins.hydra_submitit_launcher"}[launcher]
+    )
+    some = f"trigger.target={','.join(SETTINGS[::5])}"
+    assert cli.main(["-m", "mode=evaluate", some, "logging=quiet", *WORLD]) == 0
+    several = {"joblib": ["hydra.launcher.n_jobs=4"], "submitit_local": ["hydra.launcher.timeout_min=5"]}[launcher]
+    other = tmp_path / "other"
+    words = ["-m", "mode=evaluate", some, f"hydra/launcher={launcher}", *several, f"paths.home={other}", "logging=quiet", *WORLD]
+    ran = python("discovering.py", *words)
+    assert ran.returncode == 0, ran.stderr
+    assert answers(jobs(other)) == answers(jobs(home))
+    # At the same time two may compute the same; more than each of them once would mean that the store is not shared.
+    assert [len(rows) for rows in jobs(other)] == [36] * 4
