@@ -29,8 +29,10 @@ def own_pool(monkeypatch: pytest.MonkeyPatch):
 
 def jobs(home: Path) -> list[list[dict]]:
     """Predictions of each job, in the order of the jobs."""
-    folders = sorted((home / "sweeps").glob("*/*/"), key=lambda folder: int(folder.name))
-    return [[json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()] for folder in folders]
+    files = sorted(
+        (home / "sweeps").glob("*/*/predictions.jsonl"), key=lambda file: int(file.parent.name)
+    )  # launchers leave logs there, too
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
 def answers(found: list[list[dict]]) -> list[list[tuple]]:
