@@ -29,9 +29,8 @@ def own_pool(monkeypatch: pytest.MonkeyPatch):
 
 def jobs(home: Path) -> list[list[dict]]:
     """Predictions of each job, in the order of the jobs."""
-    files = sorted(
-        (home / "sweeps").glob("*/*/predictions.jsonl"), key=lambda file: int(file.parent.name)
-    )  # launchers leave logs there, too
+    # Launchers leave their own logs there, too.
+    files = sorted((home / "sweeps").glob("*/*/predictions.jsonl"), key=lambda file: int(file.parent.name))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
@@ -57,13 +56,10 @@ def test_twenty_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_o
     assert sum(row["cost"]["mllm_calls"] for rows in found for row in rows) == len(union)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_processes_that_share_the_store_give_the_same_answers(
     launcher: str, home: Path, tmp_path: Path, python, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip(
-        {"joblib": "hydra_plugins.hydra_joblib_launcher", "submitit_local": "hydra_plugins.hydra_submitit_launcher"}[launcher]
-    )
     some = f"trigger.target={','.join(SETTINGS[::5])}"
     assert cli.main(["-m", "mode=evaluate", some, "logging=quiet", *WORLD]) == 0
     several = {"joblib": ["hydra.launcher.n_jobs=4"], "submitit_local": ["hydra.launcher.timeout_min=5"]}[launcher]
