@@ -127,10 +127,9 @@ def _needs(cfg: Any) -> dict[str, Need]:
 
 
 def child(task: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """glibc is told to return blocks of 256 KiB and more at once; left to itself it keeps up to 64 MiB of freed ones per arena."""
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+    """What one process says of its task."""
     command = [sys.executable, __file__, "--task", task, *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=7200, check=False, env=env)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=7200, check=False)
     if done.returncode:
         return {"error": done.stderr[-1500:]}
     return json.loads(done.stdout.splitlines()[-1])

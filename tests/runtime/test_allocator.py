@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 
 from fgvr.errors import ConfigError, RuntimeConflict
@@ -9,6 +11,7 @@ from fgvr.runtime.allocator import apply, choose, in_force
 
 HIGH, LOW, FALLBACK = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO", "PYTORCH_ENABLE_MPS_FALLBACK"
 CUDA = "PYTORCH_ALLOC_CONF"
+MMAP = "MALLOC_MMAP_THRESHOLD_"
 
 
 def settings(kind: str, asked: dict | None = None, environ: dict | None = None, *, imported: bool = False) -> dict[str, str]:
@@ -21,7 +24,7 @@ def settings(kind: str, asked: dict | None = None, environ: dict | None = None, 
 def test_each_device_has_its_preset() -> None:
     assert settings("cuda") == {CUDA: "expandable_segments:True,garbage_collection_threshold:0.6"}
     assert settings("mps") == {HIGH: "0.7", LOW: "0.5", FALLBACK: "1"}
-    assert settings("cpu") == settings("simulated") == {}
+    assert settings("simulated") == {}
 
 
 def test_one_setting_can_be_changed() -> None:
@@ -29,7 +32,7 @@ def test_one_setting_can_be_changed() -> None:
         CUDA: "expandable_segments:False,garbage_collection_threshold:0.6,max_split_size_mb:512"
     }
     assert settings("mps", {"high_watermark": 0.9, "fallback": False}) == {HIGH: "0.9", LOW: "0.5", FALLBACK: "0"}
-    assert settings("cpu", {"high_watermark": 0.9}) == {}
+    assert settings("simulated", {"high_watermark": 0.9}) == {}
 
 
 @pytest.mark.parametrize("name", [CUDA, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
@@ -68,14 +71,15 @@ def test_after_torch_is_imported_a_preset_is_a_warning_and_a_wish_a_conflict(cap
     already = settings("cuda", {"expandable_segments": False})
     caplog.clear()
     assert settings("cuda", {"expandable_segments": False}, already, imported=True) == already
-    assert settings("cpu", {"high_watermark": 0.5}, imported=True) == {}
+    assert settings("simulated", {"high_watermark": 0.5}, imported=True) == {}
     assert not caplog.messages
 
 
 @pytest.mark.parametrize(
     "asked",
     [{"watermark": 1}, {"high_watermark": 3}, {"low_watermark": "half"}, {"fallback": "sometimes"}, {"garbage_collection_threshold": 60},
-     {"max_split_size_mb": 4}, {"max_split_size_mb": "big"}, {"expandable_segments": 2}],
+     {"max_split_size_mb": 4}, {"max_split_size_mb": "big"}, {"expandable_segments": 2}, {"mmap_threshold": "1GiB"},
+     {"mmap_threshold": "some"}],
 )  # fmt: skip
 def test_what_pytorch_would_refuse_is_refused_with_the_configuration(asked: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(asked))):
@@ -88,6 +92,26 @@ def test_the_doctor_is_told_what_is_in_force_and_who_set_it() -> None:
     environ = settings("mps", {"low_watermark": 0.4})
     assert [str(s) for s in in_force("mps", environ)] == [f"{HIGH}=0.7 (preset)", f"{LOW}=0.4 (environment)", f"{FALLBACK}=1 (preset)"]
     assert in_force("cpu", environ) == in_force("cuda", environ) == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own setting")
+def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog) -> None:
+    assert settings("cpu") == settings("cpu", imported=True) == {MMAP: str(256 << 10)}
+    assert settings("cpu", {"mmap_threshold": 0}) == {}
+    assert settings("cpu", {"mmap_threshold": "1MiB"}) == {MMAP: str(1 << 20)}
+    assert settings("cpu", {"mmap_threshold": "1MiB"}, {MMAP: "5"}) == {MMAP: "5"} and "wins over runtime.allocator" in caplog.text
+    # The process itself is told, not only its children: what it frees is gone, where glibc would keep 24 MiB of blocks below 32 MiB.
+    code = (
+        "import ctypes, psutil; from fgvr.runtime.allocator import apply; apply('cpu', {'mmap_threshold': %r}, {});"
+        "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p; libc.free.argtypes = [ctypes.c_void_p];"
+        "libc.free(libc.malloc(25 << 20));"  # after which glibc, left alone, would keep blocks of this size
+        "before = psutil.Process().memory_info().rss;"
+        "blocks = [libc.malloc(1 << 20) for _ in range(24)]; wall = libc.malloc(1000);"
+        "[ctypes.memset(block, 1, 1 << 20) for block in blocks]; [libc.free(block) for block in blocks];"
+        "print(psutil.Process().memory_info().rss - before)"
+    )
+    assert int(python("-c", code % "256KiB").stdout) < 2 << 20
+    assert int(python("-c", code % 0).stdout) > 20 << 20
 
 
 def test_settings_come_before_torch(python) -> None:
