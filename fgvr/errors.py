@@ -82,3 +82,7 @@ class UnreadableReply(FgvrError):
 
 class RemoteError(FgvrError):
     """A remote engine failed or lacks a capability."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status  # the HTTP status it answered with; None: it did not answer

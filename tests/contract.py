@@ -64,7 +64,7 @@ KEYS = {
 }
 
 LATER = {
-    **dict.fromkeys(["mode=serve", "models=remote"], 8),
+    "mode=serve": 8,
 }  # promise -> issue
 
 PROMISED_OPTIONS = [f"{group}={option}" for group, options in OPTIONS.items() for option in options.split()]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -38,10 +39,19 @@ class WebFake:
     def __init__(self, respond: Callable[[Asked], Any], port: int = 0) -> None:
         self.asked: list[Asked] = []
         self._respond = respond
+        self._open: set[socket.socket] = set()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                fake._open.add(self.connection)
+
+            def finish(self) -> None:
+                fake._open.discard(self.connection)
+                super().finish()
 
             def do_GET(self) -> None:
                 fake._answer(self)
@@ -79,8 +89,12 @@ class WebFake:
         handler.wfile.write(body)
 
     def close(self) -> None:
+        """As a killed process goes: connections are cut, also those that are kept for later requests."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join(timeout=10)
 
 

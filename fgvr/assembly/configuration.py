@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fgvr.agents import prompts
 from fgvr.agents.calibration import Calibrator
 from fgvr.agents.online import KINDS, Kind
+from fgvr.assembly import served
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import protocols
 from fgvr.knowledge.views import MOST
@@ -23,6 +24,8 @@ from fgvr.runtime.terms import terms
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
 from fgvr.utils.pieces import SPLITS
+
+served.register()  # before any configuration is read
 
 
 def load_config(*overrides: str) -> DictConfig:

@@ -8,7 +8,8 @@ It holds the pool's entry, not the model: a face kept after its lease raises, an
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,7 +74,7 @@ class Borrowed:
         Own lock first, then the construct lock: the other order can wait in a circle with a loading thread.
         """
         outer = sys.exception()
-        with self._entry.computing, CONSTRUCT.read():
+        with self._turn():
             try:
                 answers.append(call(self._model, batch))
                 return None
@@ -85,6 +86,15 @@ class Borrowed:
                 if not exhausted:
                     raise
         return text
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """What computes in another process needs none, and may take long enough to keep everybody here waiting."""
+        if getattr(self._entry.loader, "elsewhere", False):
+            yield
+            return
+        with self._entry.computing, CONSTRUCT.read():
+            yield
 
     def __repr__(self) -> str:
         return f"<{self._entry.key} of {self._entry.spec.source}, {self._entry.state}>"

@@ -249,7 +249,7 @@ class Residency:
             entry.restores += 1
             entry.restore_seconds = now - began
         else:
-            entry.loads += 1
+            entry.loads += not getattr(entry.loader, "elsewhere", False)  # nothing came into this process's memory
             entry.load_seconds = now - began
         self._ledger.note()
         self._events.about("restored" if restored else "loaded", entry, size=measured, seconds=now - began)

@@ -85,9 +85,8 @@ class Service:
             return _opener(self.url).open(request, timeout=self.timeout)
         except HTTPError as error:
             with error:
-                raise RemoteError(
-                    f"{self.url} refused {request.selector} ({error.code}): {reason(error.read())}{_cure(error.code)}"
-                ) from None
+                words = f"{self.url} refused {request.selector} ({error.code}): {reason(error.read())}{_cure(error.code)}"
+                raise RemoteError(words, error.code) from None
         except (URLError, HTTPException, OSError) as error:
             why = error.reason if isinstance(error, URLError) else error
             raise RemoteError(f"no server answers at {self.url} ({why}); start one with: fgvr serve") from error

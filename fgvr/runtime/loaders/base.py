@@ -11,7 +11,7 @@ from fgvr.types import ModelSpec
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
 
-LOADERS = ("clip", "qwen", "blip", "mlx", "fake")
+LOADERS = ("clip", "qwen", "blip", "mlx", "remote", "fake")
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 
@@ -74,7 +74,10 @@ class Movable(Protocol):
 
 
 class Loader(Protocol):
-    """Everything about one family of models. Only `load` may import a tensor library (for local folders)."""
+    """Everything about one family of models. Only `load` may import a tensor library (for local folders).
+
+    One with a true attribute `elsewhere` lends models that compute in another process: they take no turns and exclude no construction.
+    """
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ModelLoadError: which files are missing, where they were looked for, how to get them."""

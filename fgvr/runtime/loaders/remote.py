@@ -1,0 +1,207 @@
+"""Models held elsewhere, behind the OpenAI API. Nothing is loaded here: they weigh nothing, take no turns, and cost only the waiting.
+
+`source`: `http://host:port[/v1]#model`; the model is a name of the other side's list, or a role where a server of fgvr holds it.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fgvr.errors import ConfigError
+from fgvr.runtime.remote import scoring
+from fgvr.runtime.remote.engine import Engine
+from fgvr.runtime.remote.wire import data_url, messages
+from fgvr.types import ModelSpec, Reply, Scores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fgvr.protocols import ImageLike
+    from fgvr.runtime.devices.base import Device
+
+    Images = Sequence[ImageLike | Sequence[ImageLike]]
+
+CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
+_UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
+
+
+class RemoteLoader:
+    """Every role that the other side has."""
+
+    elsewhere = True
+
+    def __init__(self) -> None:
+        self._engines: dict[ModelSpec, Engine] = {}  # what each has learned of the other side stays
+        self._lock = threading.Lock()
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raises RemoteError: nobody there, or no such model. Waits for nobody."""
+        engine = Engine(replace(spec, patience=0.0))
+        try:
+            _ = engine.identity
+        finally:
+            engine.close()
+
+    def estimate(self, spec: ModelSpec) -> int:
+        return 0
+
+    def work_bytes(self, spec: ModelSpec) -> int:
+        return 0
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        """The weights' own where a server of fgvr holds them, so that its answers and those computed here are remembered as one."""
+        return self._engine(spec).identity.fingerprint
+
+    def logit_scale(self, spec: ModelSpec) -> float:
+        return self._engine(spec).identity.logit_scale or CLIP_SCALE
+
+    def load(self, spec: ModelSpec, device: Device) -> Any:
+        """Asks nothing yet: this is called while nothing else may compute."""
+        return {"mllm": RemoteMLLM, "encoder": RemoteEncoder, "joint": RemoteJoint}[spec.role](self._engine(spec))
+
+    def close(self) -> None:
+        """Forget every engine, and let go of the connections."""
+        with self._lock:
+            engines, self._engines = self._engines, {}
+        for engine in engines.values():
+            engine.close()
+
+    def _engine(self, spec: ModelSpec) -> Engine:
+        with self._lock:
+            if spec not in self._engines:
+                self._engines[spec] = Engine(spec)
+            return self._engines[spec]
+
+
+class _Remote:
+    nbytes = 0
+    movable = None
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def fingerprint(self) -> str:
+        return self._engine.identity.fingerprint
+
+
+class RemoteMLLM(_Remote):
+    """protocols.MLLM: the prompts of a batch go out together."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._seen, self._looking = False, threading.Lock()
+
+    def generate(self, images: Images, prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128) -> list[Reply]:
+        if not prompts:
+            return []
+        self._sees(images)
+        name = self._engine.identity.name
+
+        def ask(turns: Any) -> Any:
+            def call(client: Any) -> Reply:
+                found = client.chat.completions.create(model=name, messages=turns, max_tokens=max_new_tokens, temperature=0)
+                said, used = found.choices[0].message.content or "", found.usage
+                return Reply(said.strip(), *((used.prompt_tokens, used.completion_tokens) if used else (0, 0)))
+
+            return call
+
+        return self._engine.each([ask(messages(i, p, system)) for i, p in zip(images, prompts, strict=True)])
+
+    def score(self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = "") -> list[Scores]:
+        if not prompts:
+            return []
+        self._sees(images)
+        return scoring.score(self._engine, [messages(i, p, system) for i, p in zip(images, prompts, strict=True)], continuations)
+
+    def _sees(self, images: Images) -> None:
+        """Once: does a foreign engine look at images? Some take them and look away; then the prompt is no longer with one than without."""
+        with self._looking:
+            shows = any(len(item) if isinstance(item, Sequence) else True for item in images)
+            if self._seen or not shows or self._engine.identity.ours:
+                return
+            without, with_one = self._engine.each([self._length([]), self._length([_blank()])])
+            if without and with_one and with_one <= without:
+                raise self._engine.lacks("does not look at images", "name a multimodal model in models.mllm.source='http://...#MODEL'")
+            self._seen = True
+
+    def _length(self, images: list[Image]) -> Any:
+        turns: Any = messages(images, "What is this?")
+        name = self._engine.identity.name
+
+        def call(client: Any) -> int:
+            used = client.chat.completions.create(model=name, messages=turns, max_tokens=1, temperature=0).usage
+            return used.prompt_tokens if used else 0
+
+        return call
+
+
+class RemoteEncoder(_Remote):
+    """protocols.Encoder: a batch is one request to our server, one request per image to vLLM."""
+
+    @property
+    def logit_scale(self) -> float:
+        return self._engine.identity.logit_scale or CLIP_SCALE
+
+    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
+        name, urls = self._engine.identity.name, [data_url(image) for image in images]
+        if self._engine.identity.ours:
+            return self._vectors({"model": name, "input": urls, "encoding_format": "base64"}, len(urls))
+        asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]} for url in urls]
+        rows = self._engine.each([self._post({"model": name, "messages": [turn], "encoding_format": "float"}, 1) for turn in asked])
+        return _unit(np.concatenate(rows)) if rows else np.zeros((0, 0), np.float32)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors({"model": self._engine.identity.name, "input": list(texts), "encoding_format": "base64"}, len(texts))
+
+    def _vectors(self, body: dict[str, Any], count: int) -> np.ndarray:
+        return _unit(self._engine.ask(self._post(body, count))) if count else np.zeros((0, 0), np.float32)
+
+    def _post(self, body: dict[str, Any], count: int) -> Any:
+        def call(client: Any) -> np.ndarray:
+            found = client.post("/embeddings", body=body, cast_to=object)
+            rows = [_row(entry["embedding"]) for entry in sorted(found["data"], key=lambda entry: entry["index"])]
+            if len(rows) != count or len({len(row) for row in rows}) != 1:
+                raise self._engine.lacks(
+                    f"gave {len(rows)} embeddings for {count} items", "name an image-text encoder in models.encoder.source"
+                )
+            return np.stack(rows)
+
+        return call
+
+
+class RemoteJoint(_Remote):
+    """protocols.JointEncoder, which only our server lends: the OpenAI API has no such call."""
+
+    def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
+        if not self._engine.identity.ours:
+            raise ConfigError(f"{self._engine.address} matches no images with texts: write models/joint=blip_itm_base, which runs here")
+        body = {"model": self._engine.identity.name, "images": [data_url(image) for image in images], "texts": list(texts)}
+        found: Any = self._engine.ask(lambda client: client.post("/match", body=body, cast_to=object))
+        return np.asarray(found["probabilities"], np.float32)
+
+
+def _row(embedding: str | Sequence[float]) -> np.ndarray:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding), "<f4").astype(np.float32)
+    return np.asarray(embedding, np.float32)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows if np.all(np.abs(lengths - 1) < _UNIT) else (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def _blank() -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", (56, 56), (128, 128, 128))
+
+
+LOADER = RemoteLoader()

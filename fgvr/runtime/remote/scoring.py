@@ -1,0 +1,70 @@
+"""Log-likelihoods of given answers over HTTP: our server computes them itself; vLLM tells them of a prompt that holds the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fgvr.runtime.remote.engine import Engine
+from fgvr.runtime.remote.wire import Message
+from fgvr.types import Scores
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+_CURE = "write slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
+
+
+def score(engine: Engine, asked: Sequence[Sequence[Message]], continuations: Sequence[Sequence[str]]) -> list[Scores]:
+    """Per prompt. Raises RemoteError with the cure when the other side gives no log-likelihoods of given text."""
+    if engine.identity.ours:
+        return engine.each([_ours(engine, turns, texts) for turns, texts in zip(asked, continuations, strict=True)])
+    return [_by_prompt(engine, turns, texts) for turns, texts in zip(asked, continuations, strict=True)]
+
+
+def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any:
+    body = {"model": engine.identity.name, "messages": list(turns), "continuations": list(texts)}
+
+    def call(client: OpenAI) -> Scores:
+        found: Any = client.post("/score", body=body, cast_to=object)
+        return Scores(tuple(map(float, found["log_likelihoods"])), tuple(map(int, found["tokens"])), int(found["prompt_tokens"]))
+
+    return call
+
+
+# --- vLLM: `prompt_logprobs` of a chat whose last turn is the answer ---------------------------------------------------------
+
+
+def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
+    name = engine.identity.name
+
+    def length(client: OpenAI) -> int:
+        found: Any = client.chat.completions.create(model=name, messages=list(turns), max_tokens=1, temperature=0)  # type: ignore[arg-type]
+        return 0 if found.usage is None else int(found.usage.prompt_tokens)
+
+    def tokens(text: str) -> Any:
+        whole: Any = [*turns, {"role": "assistant", "content": text}]
+        extra = {"prompt_logprobs": 0, "add_generation_prompt": False}
+
+        def call(client: OpenAI) -> Any:
+            found = client.chat.completions.create(model=name, messages=whole, max_tokens=1, temperature=0, extra_body=extra)
+            return (found.model_extra or {}).get("prompt_logprobs")
+
+        return call
+
+    before, *rows = engine.each([length, *map(tokens, texts)])
+    if not before or any(not isinstance(row, list) for row in rows):
+        raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)
+    answers = [_answer(engine, row[before:]) for row in rows]
+    return Scores(tuple(math.fsum(answer) for answer in answers), tuple(map(len, answers)), before)
+
+
+def _answer(engine: Engine, row: Sequence[Mapping[str, Any] | None]) -> list[float]:
+    """Of the answer and the end of its turn; the template's line break after it is no part of what the model would say."""
+    entries = [next(iter(entry.values())) for entry in row if entry]
+    while len(entries) > 1 and not str(entries[-1].get("decoded_token") or "").strip():
+        entries.pop()
+    if not entries:
+        raise engine.lacks("leaves the answer's turn out of its prompt_logprobs", _CURE)
+    return [float(entry["logprob"]) for entry in entries]

@@ -1,0 +1,41 @@
+"""Images and prompts as the OpenAI API takes them. Pixels go as PNG: what the other side decodes is what was here."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fgvr.types import Picture
+
+if TYPE_CHECKING:
+    from fgvr.protocols import ImageLike
+
+Message = dict[str, Any]
+_QUICK = 1  # of zlib's levels: the network here is memory, the processor is not idle
+
+
+def data_url(image: ImageLike) -> str:
+    """`data:image/png;base64,...`"""
+    picture = image.image if isinstance(image, Picture) else image
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", compress_level=_QUICK)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def messages(images: ImageLike | Sequence[ImageLike], prompt: str, system: str = "") -> list[Message]:
+    """One user turn, images before the text, after a system turn if there is one."""
+    shown = list(images) if isinstance(images, Sequence) else [images]
+    content = [*({"type": "image_url", "image_url": {"url": data_url(image)}} for image in shown), {"type": "text", "text": prompt}]
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": content}]
+
+
+def parse_source(source: str, role: str) -> tuple[str, str]:
+    """`http://host:port[/v1]#model` -> (address ending in its path, model); without a model the role's name. ValueError: neither."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(source)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(source)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}", parts.fragment or role
