@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -34,6 +35,24 @@ def finish(process: subprocess.Popen[str]) -> dict:
     if process.returncode:
         raise SystemExit(f"the build failed with {process.returncode}:\n{err}")
     return json.loads(out.splitlines()[-1])
+
+
+def kill(process: subprocess.Popen[str], far: Callable[[], int], enough: int, pause: float) -> bool:
+    """kill -9 `pause` seconds after `far()` has reached `enough`; False when the process ended by itself before."""
+    while far() < enough and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(pause)
+    if process.poll() is not None:
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return True
+
+
+def moments(total: int, kills: int, rng: random.Random) -> list[int]:
+    """One per stretch of the first nine tenths, so that each kill comes before the end and after the one before it."""
+    stretch = 0.9 * total / kills
+    return [max(1, int((i + rng.random()) * stretch)) for i in range(kills)]
 
 
 def remembered(home: Path) -> int:
@@ -66,18 +85,13 @@ def main() -> int:
         home = top / "killed"
         kept = 0
         # Moments spread over the work itself: when so many entries are there, and a little later.
-        for kill, moment in enumerate(sorted(rng.sample(range(work(whole)), args.kills)), 1):
+        for number, moment in enumerate(moments(work(whole), args.kills, rng), 1):
             process = start(home, top / "data", args.overrides)
-            while remembered(home) < moment and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.3))
-            if process.poll() is not None:
-                print(f"kill {kill}: the build had ended by itself")
+            if not kill(process, lambda: remembered(home), moment, rng.uniform(0, 0.3)):
+                print(f"kill {number}: the build had ended by itself")
                 break
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
             kept, before = remembered(home), kept
-            print(f"kill {kill}: the journal holds {kept} entries, {kept - before} of them new", flush=True)
+            print(f"kill {number}: the journal holds {kept} entries, {kept - before} of them new", flush=True)
         last = finish(start(home, top / "data", args.overrides))
         print(f"last run: {work(last)} pieces of work, content {last['content_hash'][:12]}")
         same = last["content_hash"] == whole["content_hash"]

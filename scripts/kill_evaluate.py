@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from kill_build import ROOT, finish
+from kill_build import ROOT, finish, kill, moments
 
 
 def start(home: Path, data: Path, overrides: list[str]) -> subprocess.Popen[str]:
@@ -55,19 +52,13 @@ def main() -> int:
         print(f"uninterrupted: {len(whole)} images, {report['cost']['mllm_calls']:.0f} MLLM calls")
         home = top / "killed"
         shutil.copytree(top / "whole" / "knowledge", home / "knowledge")  # only the evaluation is killed
-        for kill, moment in enumerate(sorted(rng.sample(range(len(whole)), args.kills)), 1):
-            process = start(home, top / "data", args.overrides)
-            before = len(rows(home))
-            while len(rows(home)) <= max(moment, before) and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.3))
-            if process.poll() is not None:
-                print(f"kill {kill}: the evaluation had ended by itself")
-                break
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
+        for number, moment in enumerate(moments(len(whole), args.kills, rng), 1):
+            process, before = start(home, top / "data", args.overrides), len(rows(home))
+            if not kill(process, lambda: len(rows(home)), max(moment, before + 1), rng.uniform(0, 0.1)):
+                print(f"kill {number}: the evaluation had ended by itself")
+                return 1
             kept = rows(home)
-            print(f"kill {kill}: {len(kept)} images are kept, {len(kept) - before} of them new", flush=True)
+            print(f"kill {number}: {len(kept)} images are kept, {len(kept) - before} of them new", flush=True)
             if kept != whole[: len(kept)]:
                 first = next((ours, theirs) for ours, theirs in zip(kept, whole, strict=False) if ours != theirs)
                 print(
