@@ -6,23 +6,24 @@ import logging
 
 import pytest
 
-from .storm import quick_gc, storms
+from .storm import Verdict, quick_gc, storms
 
 
 @pytest.mark.parametrize("seeds", [range(10), range(10, 20)], ids=lambda s: f"{s.start}-{s.stop - 1}")
 def test_storms_of_threads_leave_nothing_behind(seeds: range, caplog: pytest.LogCaptureFixture) -> None:
-    check(seeds, caplog)
+    verdict = weather(seeds, caplog)
+    assert verdict.good, verdict
+    assert verdict.leases > 50 * len(seeds) and verdict.faults > 3 * len(seeds)  # it did rain
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_three_hundred_storms(caplog: pytest.LogCaptureFixture) -> None:
-    check(range(300), caplog)
-
-
-def check(seeds: range, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.CRITICAL), quick_gc():
-        verdict = storms(seeds)
+    verdict = weather(range(300), caplog)
     assert verdict.good, verdict
-    assert verdict.leases > 50 * len(seeds)  # it did rain
-    assert verdict.faults > 3 * len(seeds)
+    assert verdict.leases > 15_000 and verdict.faults > 900
+
+
+def weather(seeds: range, caplog: pytest.LogCaptureFixture) -> Verdict:
+    with caplog.at_level(logging.CRITICAL), quick_gc():
+        return storms(seeds)

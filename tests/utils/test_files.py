@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 
@@ -103,5 +104,7 @@ def test_a_killed_holder_frees_its_lock(tmp_path):
         time.sleep(0.01)
     holder.kill()
     holder.join()
+    entered = False
     with file_lock(tmp_path / "lock", timeout=1):
-        pass
+        entered = True
+    assert entered and holder.exitcode == -signal.SIGKILL
