@@ -63,9 +63,7 @@ KEYS = {
     "mode=cache": "action",
 }
 
-LATER = {
-    "mode=serve": 8,
-}  # promise -> issue
+LATER: dict[str, int] = {}  # promise -> issue
 
 PROMISED_OPTIONS = [f"{group}={option}" for group, options in OPTIONS.items() for option in options.split()]
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fgvr.types import ImageSource
 
 
-def open_picture(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a path, encoded bytes, a PIL image or an array; see `read_image` for what is accepted. Raises ImageError."""
+def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode a path, encoded bytes, a PIL image or an array; see `read_image` for what is accepted. A Picture is one. Raises ImageError."""
+    if isinstance(source, Picture):
+        return source
     return Picture(*read_image(source, max_pixels=max_pixels))

@@ -18,6 +18,7 @@ from fgvr.modes.discovering import discover_folder as discover
 from fgvr.modes.evaluating import evaluate
 from fgvr.modes.reviewing import compare, replay
 from fgvr.modes.runs import BASE, CONFIG, LESSONS, LOG, PREDICTIONS, recorded_memory, run_folder
+from fgvr.modes.serving import serve
 from fgvr.modes.showing import show
 from fgvr.utils.logging import setup_logging
 
@@ -49,6 +50,7 @@ __all__ = [
     "replay",
     "run",
     "run_folder",
+    "serve",
     "show",
 ]
 
@@ -69,6 +71,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "memory": memory,
     "plan": plan,
     "replay": replay,
+    "serve": serve,
 }
 
 

@@ -26,6 +26,8 @@ from fgvr.types import MemoryPlan, Report
 
 def show(result: Any, cfg: DictConfig) -> None:
     """The result on stdout: for people, or one JSON line (`logging=json`)."""
+    if result is None:  # a server has said all it had to say
+        return
     if cfg.logging.json:
         sys.stdout.write(json.dumps(_as_json(result), ensure_ascii=False, default=str) + "\n")
         return

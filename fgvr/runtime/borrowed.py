@@ -25,6 +25,7 @@ from fgvr.types import Reply, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
+    from fgvr.runtime.conversation import Answer, Conversation, Watch
 
     Images = Sequence[ImageLike | Sequence[ImageLike]]
 
@@ -142,7 +143,17 @@ class BorrowedMLLM(Borrowed):
         self._count(scores, 0)
         return scores
 
-    def _count(self, answers: Sequence[Reply | Scores], new_tokens: int) -> None:
+    def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
+        """runtime.conversation.Conversing, where the loader says that its models can. Text of a batch tried again is told again."""
+
+        def answer(model: Any, b: slice) -> list[Answer]:
+            return model.converse(asks[b], lambda i, text, tokens: watch(b.start + i, text, tokens))
+
+        answers = list(chain.from_iterable(self._each("generate", len(asks), answer)))
+        self._count(answers, sum(a.new_tokens for a in answers))
+        return answers
+
+    def _count(self, answers: Sequence[Reply | Scores | Answer], new_tokens: int) -> None:
         self._counters.add(Work(mllm_calls=len(answers), prompt_tokens=sum(a.prompt_tokens for a in answers), new_tokens=new_tokens))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.runtime.budget import parse_bytes
+from fgvr.runtime.conversation import Answer, Conversation, Sampling, Token, Watch, Writer
 from fgvr.types import ModelSpec, Picture, Reply, Scores
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _PARTS = ("crown", "back", "belly", "breast", "beak", "wing", "tail", "legs")
 class FakeLoader:
     """`on_load(spec)` runs inside each load, `on_move(spec, way)` inside each move (prepare, park, restore) of a `movable` model:
     raise in them to fail it, sleep in them to slow it down."""
+
+    converses = True
 
     def __init__(
         self,
@@ -157,6 +160,8 @@ class FakeEncoder(_Fake):
 class FakeMLLM(_Fake):
     """Writes a description, or picks one of the candidates it is offered; both by hash of image and prompt."""
 
+    seconds = 0.0  # of one step of `converse`
+
     def generate(
         self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
     ) -> list[Reply]:
@@ -183,6 +188,34 @@ class FakeMLLM(_Fake):
         del work
         return scores
 
+    def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
+        """A token is a word; a temperature shuffles them by the seed. `seconds` is what each step of a batch takes."""
+        work = self._begin()
+        rows = [_Words(self._words(ask), ask.sampling) for ask in asks]
+        for step in range(max((ask.sampling.max_new_tokens for ask in asks), default=0)):
+            going = [i for i, row in enumerate(rows) if row.finish is None]
+            if not going:
+                break
+            time.sleep(self.seconds)
+            for i in going:
+                rows[i].take(step)
+                if not watch(i, rows[i].writer.text if rows[i].finish else rows[i].writer.certain, rows[i].tokens):
+                    rows[i].finish = rows[i].finish or "cancelled"
+        del work
+        return [
+            row.answer(sum(len(p.split()) for t in ask.turns for p in t.parts if isinstance(p, str)))
+            for row, ask in zip(rows, asks, strict=True)
+        ]
+
+    def _words(self, ask: Conversation) -> list[str]:
+        pictures = [part for turn in ask.turns for part in turn.parts if isinstance(part, Picture)]
+        prompt = " ".join(part for turn in ask.turns for part in turn.parts if isinstance(part, str))
+        words = str(self._answer(pictures, prompt, 1 << 20)).split()
+        if ask.sampling.temperature:
+            seed = time.time_ns() if ask.sampling.seed is None else ask.sampling.seed % 2**32
+            words = [str(word) for word in np.random.default_rng(seed).permutation(words)]
+        return words
+
     def _answer(self, image: ImageLike | Sequence[ImageLike], prompt: str, max_new_tokens: int) -> Reply:
         seen = f"{image_key(image)} {prompt}"
         offered = _LINES.findall(prompt)
@@ -196,6 +229,35 @@ class FakeMLLM(_Fake):
             text = f"A bird with {_describe(seen)}."
         words = text.split()[:max_new_tokens]
         return Reply(" ".join(words), prompt_tokens=len(prompt.split()), new_tokens=len(words))
+
+
+class _Words:
+    """One answer of a conversation while it grows."""
+
+    def __init__(self, words: Sequence[str], sampling: Sampling) -> None:
+        self._words, self._sampling = words, sampling
+        self.writer = Writer(lambda ids: " ".join(words[i] for i in ids), sampling.stop)
+        self.tokens: list[Token] = []
+        self.finish: Any = None
+        self._new = 0
+
+    def take(self, step: int) -> None:
+        self._new += 1
+        if step >= len(self._words):
+            self.finish = "stop"
+            return
+        self.writer.add(step)
+        if (most := self._sampling.top_logprobs) is not None:
+            word = self._words[step]
+            logprob = -_share(word)
+            self.tokens.append(Token(word, logprob, tuple((f"{word}{n or ''}", logprob - n) for n in range(most))))
+        if self.writer.stopped:
+            self.finish = "stop"
+        elif self._new >= self._sampling.max_new_tokens:
+            self.finish = "length"
+
+    def answer(self, prompt_tokens: int) -> Answer:
+        return Answer(self.writer.text, self.finish or "length", prompt_tokens, self._new, tuple(self.tokens))
 
 
 class FakeJoint(_Fake):

@@ -17,6 +17,7 @@ from fgvr.types import ModelSpec, Picture, Reply, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
+    from fgvr.runtime.conversation import Answer, Conversation, Watch
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.loaders.base import Movable
 
@@ -27,6 +28,8 @@ NEEDED = ("config.json", "*.safetensors", "tokenizer.json|vocab.json", "preproce
 
 class QwenLoader:
     """Loader for role `mllm`."""
+
+    converses = True
 
     def check(self, spec: ModelSpec) -> None:
         folder = files.require(spec, NEEDED)
@@ -106,7 +109,7 @@ class QwenMLLM:
         self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
         self._recommended = module.generation_config
         stops = self._recommended.eos_token_id
-        self._stops = sorted({self._end, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])})
+        self._stops: list[int] = sorted({self._end, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])})
 
     def place(self, device: Device) -> None:
         from fgvr.runtime.loaders import arena
@@ -156,13 +159,28 @@ class QwenMLLM:
             for sums, candidates, count in zip(likelihoods, tokens, asked, strict=True)
         ]
 
+    def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
+        """runtime.conversation.Conversing; greedy answers are those of `generate`."""
+        import torch
+
+        from fgvr.runtime.loaders.decoding import decode
+
+        if not asks:
+            return []
+        texts = [self._processor.apply_chat_template(_turns(ask), add_generation_prompt=True, tokenize=False) for ask in asks]
+        flat = [_pil(part) for ask in asks for turn in ask.turns for part in turn.parts if isinstance(part, Picture)]
+        with torch.inference_mode():
+            return decode(self._module, self._encode(texts, flat), [a.sampling for a in asks], self._tokenizer, self._stops, watch)
+
     def inputs(self, images: Images, prompts: Sequence[str], system: str = "") -> dict[str, Any]:
         """What the module takes for these prompts: left-padded ids, mask, pixels, grids, token kinds; on the module's device."""
         groups = [[_pil(i) for i in group] if isinstance(group, Sequence) else [_pil(group)] for group in images]
         texts = [self.prompt_text(len(group), prompt, system) for group, prompt in zip(groups, prompts, strict=True)]
-        flat = [image for group in groups for image in group]
+        return self._encode(texts, [image for group in groups for image in group])
+
+    def _encode(self, texts: Sequence[str], flat: Sequence[Any]) -> dict[str, Any]:
         with self._tokenizer_lock:
-            encoded = self._processor(text=texts, images=flat or None, padding=True, return_tensors="pt")
+            encoded = self._processor(text=list(texts), images=list(flat) or None, padding=True, return_tensors="pt")
         inputs = dict(encoded.to(self._module.device))
         if "mm_token_type_ids" not in inputs:
             inputs["mm_token_type_ids"] = inputs["input_ids"].new_zeros(inputs["input_ids"].shape)
@@ -179,6 +197,14 @@ class QwenMLLM:
         answer = tokens if stop is None else tokens[:stop]
         text = self._tokenizer.decode(answer, skip_special_tokens=True).strip()
         return Reply(text, prompt_tokens=prompt_tokens, new_tokens=len(answer) + (stop is not None))
+
+
+def _turns(ask: Conversation) -> list[dict[str, Any]]:
+    """As the chat template reads them."""
+    return [
+        {"role": turn.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.parts]}
+        for turn in ask.turns
+    ]
 
 
 def _pil(image: Any) -> Any:

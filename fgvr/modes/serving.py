@@ -1,0 +1,45 @@
+"""mode=serve: the pool of this process, behind HTTP."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+
+from omegaconf import DictConfig, OmegaConf
+
+from fgvr import assembly
+from fgvr.errors import ConfigError
+from fgvr.evaluation.records import to_row
+
+log = logging.getLogger(__name__)
+NEEDED = ("fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "python_multipart")
+
+
+def serve(cfg: DictConfig) -> None:
+    """Until a signal. Models come with the first request that needs them."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ConfigError(f"mode=serve needs {', '.join(missing)}: pip install 'fgvr[serve]'")
+    from fgvr.server.app import make_app
+    from fgvr.server.running import serve as run
+    from fgvr.server.settings import Environment, Settings, Tokens
+
+    environment = Environment.read()
+    cfg = with_environment(cfg, environment.overrides)
+    settings, tokens = Settings.of(assembly.plain(cfg)["server"]), Tokens.of(environment)
+    pool = assembly.shared_pool(cfg)
+    specs = {role: assembly.spec(cfg, role) for role in ("mllm", "encoder", "joint")}
+    server = make_app(pool, specs, settings, tokens, build_recognizer=lambda: assembly.build_recognizer(cfg), to_row=to_row)
+    try:
+        run(server, settings, tokens)
+    finally:
+        pool.close()
+
+
+def with_environment(cfg: DictConfig, overrides: dict[str, object]) -> DictConfig:
+    """The configuration with variables in place of what the command line left at its default; the command line wins."""
+    default, changed = assembly.load_config("mode=serve"), cfg.copy()
+    for key, value in overrides.items():
+        if OmegaConf.select(cfg, key) == OmegaConf.select(default, key):
+            OmegaConf.update(changed, key, value, merge=False)
+            log.info("%s=%s from the environment", key, value)
+    return assembly.checked(changed)

@@ -1,0 +1,40 @@
+"""Who may do what. Tokens come as `Authorization: Bearer ...` and are compared in constant time, by their digests: no length shows."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from fgvr.server.refusals import Refusal
+from fgvr.server.settings import Tokens
+
+_READER = HTTPBearer(auto_error=False, scheme_name="token", description="FGVR_TOKEN, where the server has one")
+_ADMIN = HTTPBearer(auto_error=False, scheme_name="admin token", description="FGVR_ADMIN_TOKEN, or the one shown at start")
+
+
+def may_read(request: Request, given: HTTPAuthorizationCredentials | None = Security(_READER)) -> None:  # noqa: B008
+    """Everybody, unless a token is set."""
+    tokens: Tokens = request.app.state.tokens
+    if tokens.reader is not None:
+        _check(given, tokens.reader, tokens.admin)
+
+
+def may_change(request: Request, given: HTTPAuthorizationCredentials | None = Security(_ADMIN)) -> None:  # noqa: B008
+    """Holders of the admin token."""
+    _check(given, request.app.state.tokens.admin)
+
+
+def _check(given: HTTPAuthorizationCredentials | None, *accepted: str) -> None:
+    if given is None:
+        raise Refusal(401, "this needs a token: Authorization: Bearer TOKEN", code="no_token")
+    shown = _digest(given.credentials)
+    matches = [hmac.compare_digest(shown, _digest(token)) for token in accepted]  # all of them, whichever fits
+    if not any(matches):
+        raise Refusal(401, "this token does not open this", code="wrong_token")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

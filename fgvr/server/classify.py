@@ -1,0 +1,175 @@
+"""`/api/v1/classify`: the whole pipeline, images of concurrent requests in one batch. `/api/v1/query`: one question to the shared MLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+
+from fgvr.runtime.conversation import Conversation, Sampling, Turn
+from fgvr.server import pictures
+from fgvr.server.admin import Success, success
+from fgvr.server.auth import may_read
+from fgvr.server.batching import Batch
+from fgvr.server.engine import Engine
+from fgvr.server.openai import check_text, engine_of, tokens_of
+from fgvr.server.refusals import Refusal, invalid_request, refusal_of
+from fgvr.server.settings import Settings
+from fgvr.server.wire import ClassifyRequest, QueryAnswer, QueryRequest, codes
+from fgvr.types import Picture, Prediction, Sample
+
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(may_read)], tags=["recognition"])
+_COMPUTED = codes(400, 401, 413, 429, 503, 504, 507)
+_WAIT = 10.0  # seconds a request waits for the knowledge base before it is told to come again
+
+
+class Recognizes(Protocol):
+    """What is used of a pipeline.Recognizer, built by assembly."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def batch(self, images: Sequence[Sample]) -> list[Prediction]: ...
+
+
+class Classifier:
+    """The recognizer, made when first asked for (a knowledge base may have to be built: that goes on, whoever waits), and its lane."""
+
+    def __init__(self, engine: Engine, build: Callable[[], Recognizes], to_row: Callable[[Prediction], dict[str, Any]]) -> None:
+        self._engine, self._build, self._to_row = engine, build, to_row
+        self._lock = threading.Lock()
+        self._made: Future[Recognizes] | None = None
+        engine.add_lane("classify", self._classify, most=lambda: 32)
+
+    def ready(self, timeout: float) -> Recognizes:
+        """Raises Refusal (503) while it is being made; a failure is told, and the next request tries again."""
+        with self._lock:
+            if self._made is None:
+                self._made = Future()
+                threading.Thread(target=self._make, args=(self._made,), name="fgvr-recognizer", daemon=True).start()
+            made = self._made
+        try:
+            return made.result(timeout)
+        except TimeoutError:
+            raise Refusal(503, "the knowledge base is being built or opened; come again", code="starting", retry=5) from None
+        except Exception as error:
+            with self._lock:
+                if self._made is made:
+                    self._made = None
+            raise refusal_of(error) from error
+
+    def _make(self, made: Future[Recognizes]) -> None:
+        try:
+            made.set_result(self._build())
+        except Exception as error:  # whoever asked is told
+            made.set_exception(error)
+
+    def _classify(self, batch: Batch) -> Sequence[Any]:
+        recognizer = self.ready(0.0)
+        predictions = recognizer.batch([job.payload for job in batch.jobs])
+        rows = []
+        for p in predictions:
+            named = {c.category: p.names.get(c.category, c.category) for c in p.fast.candidates}
+            rows.append(self._to_row(p) | {"name": p.name, "answer": p.answer, "names": named})
+        return rows
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {"images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            "application/json": {"schema": ClassifyRequest.model_json_schema(), "example": {"images": ["data:image/png;base64,..."]}},
+        },
+    }
+}
+
+
+@router.post("/classify", responses=_COMPUTED | codes(413), openapi_extra=_BODY)
+async def classify(request: Request) -> Success:
+    """Predictions with all their reasons (rows of predictions.jsonl, and names), in the order of the images."""
+    engine, settings = engine_of(request), request.app.state.settings
+    classifier: Classifier = request.app.state.classifier
+    with engine.place():
+        named = await _images(request, settings)
+        pictures.check_count(len(named), settings, param="images")
+        samples, seen = [], 0
+        for i, (name, data) in enumerate(named):
+            if isinstance(data, str):
+                data = await pictures.aside(pictures.content, data, settings, param=f"images.{i}")
+            picture: Picture = await pictures.aside(pictures.decoded, data, settings, param=f"images.{i}")
+            seen += picture.image.width * picture.image.height
+            if seen > settings.max_pixels:
+                message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
+                raise Refusal(400, message, param="images", code="image_too_large")
+            samples.append(Sample(picture, key=name))  # type: ignore[arg-type] (a recognizer looks at a Picture as it is)
+        await asyncio.to_thread(classifier.ready, min(_WAIT, settings.deadline))
+        rows = await engine.compute(request, "classify", samples)
+    return success({"predictions": rows})
+
+
+async def _images(request: Request, settings: Settings) -> list[tuple[str, bytes | str]]:
+    """(name, encoded image or URL) of either kind of body. Raises Refusal."""
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        try:
+            form = await request.form(max_files=settings.max_images, max_fields=16)
+        except MultiPartException as error:
+            raise Refusal(400, f"images: {error.message}", param="images", code="bad_request") from None
+        try:
+            for name, value in form.multi_items():
+                if name != "images" or not isinstance(value, UploadFile):
+                    raise Refusal(400, f"{name[:80]}: only files under the name images", param=name[:80], code="unsupported_parameter")
+            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            if not files:
+                raise Refusal(400, "images: no file", param="images", code="invalid_parameter")
+            return [((file.filename or f"image {i}")[:200], await file.read()) for i, file in enumerate(files)]
+        finally:
+            await form.close()
+    try:
+        asked = ClassifyRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise invalid_request(error.errors()) from None
+    names = asked.names or [f"image {i}" for i in range(len(asked.images))]
+    if len(names) != len(asked.images):
+        raise Refusal(400, f"{len(names)} names for {len(asked.images)} images", param="names", code="invalid_parameter")
+    return [(name[:200], url) for name, url in zip(names, asked.images, strict=True)]
+
+
+@router.post("/query", responses=_COMPUTED)
+async def query(request: Request, asked: QueryRequest) -> Success:
+    """The shared MLLM's answer to one question, with or without an image; greedy."""
+    engine = engine_of(request)
+    settings = engine.settings
+    if asked.max_tokens > settings.max_new_tokens:
+        message = f"max_tokens={asked.max_tokens}, at most {settings.max_new_tokens} (server.max_new_tokens)"
+        raise Refusal(400, message, param="max_tokens", code="invalid_parameter")
+    if len(asked.question) > settings.max_prompt_chars:
+        message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
+        raise Refusal(400, message, param="question", code="prompt_too_long")
+    text = check_text(asked.question, "question")
+    with engine.place():
+        shown = [await pictures.aside(pictures.picture, asked.image, settings, param="image")] if asked.image is not None else []
+        turns = (Turn("user", (*shown, text)),)
+        ask = Conversation(turns, Sampling(max_new_tokens=asked.max_tokens))
+        (found,) = await engine.compute(request, "converse", [ask], tokens=[tokens_of(turns) + asked.max_tokens])
+    answer = QueryAnswer(
+        answer=found.text.strip(),
+        finish=found.finish,
+        model=engine.specs["mllm"].key,
+        prompt_tokens=found.prompt_tokens,
+        new_tokens=found.new_tokens,
+    )
+    return success(answer.model_dump())

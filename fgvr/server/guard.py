@@ -1,0 +1,125 @@
+"""Before any handler: who is addressed, how much may come; after it: headers, one log line, figures. Plain ASGI, so that streams stream."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fgvr.server.refusals import Refusal, answer
+from fgvr.server.settings import Settings
+
+if TYPE_CHECKING:
+    from fgvr.server.metrics import Metrics
+
+access = logging.getLogger("fgvr.server.access")
+_NEAR = ("localhost", "127.0.0.1", "[::1]", "::1", "testserver")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class Guard:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
+        self._app, self._settings, self._metrics, self._route_of = app, settings, metrics, route_of
+        self._hosts = {*_NEAR, settings.host.lower(), *settings.allowed_hosts}
+        self._any_host = "*" in settings.allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await answer(scope["path"], refusal)(scope, receive, sending)
+            else:
+                await self._bounded(scope, receive, sending)
+        except Exception:
+            if not status:
+                raise
+            # Answered and logged by refusals.install; raised again only for servers that would not know.
+        finally:
+            took = time.perf_counter() - began
+            route = self._route_of(scope)
+            self._metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
+            self._metrics.duration.labels(route).observe(took)
+            access.info("%s %s %s %.1f ms", scope["method"], _printable(scope["path"]), status or "left", 1000 * took)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if not self._any_host and name not in self._hosts:  # a page elsewhere may have pointed its own name at this machine
+            return Refusal(421, "this server does not go by that name (server.allowed_hosts)", code="wrong_host")
+        length = headers.get("content-length", "0")
+        if not length.isdigit():
+            return Refusal(400, "Content-Length is no number", code="bad_request")
+        if int(length) > self._settings.max_body:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A body without a length is counted as it comes."""
+        seen, started = 0, False
+
+        async def receiving() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self._settings.max_body:
+                    raise _TooMuch
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receiving, sending)
+        except _TooMuch:
+            if not started:
+                await answer(scope["path"], self._too_large())(scope, receive, send)
+
+
+class _TooMuch(BaseException):
+    """Not an Exception: no handler between here and there shall take it for its own."""
+
+
+def _printable(path: str) -> str:
+    return path.encode("ascii", "backslashreplace").decode()[:200].replace("\n", "\\n").replace("\r", "\\r")
+
+
+def route_template(scope: Any) -> str:
+    """`/api/v1/models/{key}/load`, or "other": label values must be few."""
+    route = scope.get("route")
+    return getattr(route, "path", None) or "other"

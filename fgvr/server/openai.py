@@ -1,0 +1,350 @@
+"""`/v1`: the OpenAI API over the shared models, and two calls it has no word for (`score`, `match`)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from fgvr.errors import FgvrError
+from fgvr.runtime.conversation import Answer, Conversation, Sampling, Token, Turn
+from fgvr.server import pictures
+from fgvr.server.auth import may_read
+from fgvr.server.engine import Engine, plain_only, single
+from fgvr.server.refusals import Refusal
+from fgvr.server.streaming import stream_chat
+from fgvr.server.wire import (
+    ChatAnswer,
+    ChatMessage,
+    ChatRequest,
+    Choice,
+    Embedding,
+    EmbeddingAnswer,
+    EmbeddingRequest,
+    EmbeddingUsage,
+    ImagePart,
+    Logprobs,
+    MatchAnswer,
+    MatchRequest,
+    Message,
+    ModelList,
+    ModelRow,
+    ScoreAnswer,
+    ScoreRequest,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+    codes,
+)
+from fgvr.types import Picture
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(may_read)], tags=["OpenAI"])
+_COMPUTED = codes(400, 401, 404, 413, 429, 503, 504, 507, openai=True)
+_CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>")
+DEFAULT_NEW_TOKENS = 128
+
+
+def engine_of(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+@router.get("/models", responses=codes(401, openai=True))
+async def list_models(request: Request) -> ModelList:
+    """The shared models, by role, with what identifies their answers."""
+    engine = engine_of(request)
+    return ModelList(data=await asyncio.to_thread(_rows, engine))
+
+
+@router.get("/models/{model:path}", responses=codes(401, 404, openai=True))
+async def get_model(request: Request, model: str) -> ModelRow:
+    """One of them, by key, role or source."""
+    for row in await asyncio.to_thread(_rows, engine_of(request)):
+        if model in (row.id, row.role, row.source):
+            return row
+    raise Refusal(404, f"no model {model[:80]!r}", param="model", code="model_not_found")
+
+
+def _rows(engine: Engine) -> list[ModelRow]:
+    states = {m.key: m.state for m in engine.pool.status()}
+    rows = []
+    for role, spec in engine.specs.items():
+        loader = engine.pool.loader(spec)
+        try:
+            fingerprint, scale = loader.fingerprint(spec), loader.logit_scale(spec) if role == "encoder" else None
+        except FgvrError as missing:
+            fingerprint, scale = "", None
+            states[spec.key] = f"missing: {str(missing).splitlines()[0]}"
+        rows.append(
+            ModelRow(id=spec.key, role=role, source=spec.source, state=states[spec.key], fingerprint=fingerprint, logit_scale=scale)
+        )
+    return rows
+
+
+# --- chat ----------------------------------------------------------------------------------------------------------------------
+
+
+@router.post("/chat/completions", response_model=ChatAnswer, responses=_COMPUTED)
+async def chat(request: Request, asked: ChatRequest) -> Response:
+    """An answer of the shared MLLM; with `stream`, as server-sent events."""
+    engine = engine_of(request)
+    spec = engine.named(asked.model, "mllm")
+    sampling = _sampling(asked, engine)
+    with ExitStack() as place:
+        place.enter_context(engine.place())
+        turns = await pictures.aside(turns_of, asked.messages, engine)
+        _check_engine(engine, turns, sampling, asked.n)
+        asks = [Conversation(turns, _numbered(sampling, i)) for i in range(asked.n)]
+        tokens = [tokens_of(turns) + sampling.max_new_tokens] * asked.n
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": spec.key}
+        fingerprint = await asyncio.to_thread(engine.pool.loader(spec).fingerprint, spec)
+        if asked.stream:
+            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            head |= {"system_fingerprint": fingerprint}
+            return await stream_chat(request, engine, asks, tokens, head, place.pop_all(), usage=usage)
+        answers: list[Answer] = await engine.compute(request, "converse", asks, tokens=tokens)
+    body = ChatAnswer(
+        **head,
+        system_fingerprint=fingerprint,
+        choices=[
+            Choice(
+                index=i,
+                message=ChatMessage(content=answer.text),
+                logprobs=logprobs_of(answer.tokens) if asked.logprobs else None,
+                finish_reason="length" if answer.finish == "length" else "stop",
+            )
+            for i, answer in enumerate(answers)
+        ],
+        usage=usage_of(answers),
+    )
+    return JSONResponse(body.model_dump())
+
+
+def _sampling(asked: ChatRequest, engine: Engine) -> Sampling:
+    settings = engine.settings
+    if asked.max_tokens is not None and asked.max_completion_tokens is not None and asked.max_tokens != asked.max_completion_tokens:
+        raise Refusal(400, "max_tokens and max_completion_tokens differ; give one", param="max_tokens", code="invalid_parameter")
+    name = "max_tokens" if asked.max_tokens is not None else "max_completion_tokens"
+    most = asked.max_tokens or asked.max_completion_tokens or min(DEFAULT_NEW_TOKENS, settings.max_new_tokens)
+    if most > settings.max_new_tokens:
+        raise Refusal(
+            400, f"{name}={most}, at most {settings.max_new_tokens} (server.max_new_tokens)", param=name, code="invalid_parameter"
+        )
+    if asked.n > settings.max_n:
+        raise Refusal(400, f"n={asked.n}, at most {settings.max_n} (server.max_n)", param="n", code="invalid_parameter")
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_parameter")
+    if asked.stream_options is not None and not asked.stream:
+        raise Refusal(400, "stream_options needs stream: true", param="stream_options", code="invalid_parameter")
+    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    if len(stop) > 4 or any(not 0 < len(word) <= 200 for word in stop):
+        raise Refusal(400, "stop: at most 4 texts of 1 to 200 characters", param="stop", code="invalid_parameter")
+    top = (asked.top_logprobs or 0) if asked.logprobs else None
+    return Sampling(most, asked.temperature, asked.top_p, asked.seed, stop, top)
+
+
+def _numbered(sampling: Sampling, i: int) -> Sampling:
+    """Of `n` answers each draws its own way, and the same way again."""
+    if sampling.seed is None or i == 0:
+        return sampling
+    return Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed + i, sampling.stop, sampling.top_logprobs)
+
+
+def _check_engine(engine: Engine, turns: tuple[Turn, ...], sampling: Sampling, n: int) -> None:
+    """An engine that only generates cannot be asked for more. Raises Refusal naming the parameter."""
+    if engine.converses():
+        return
+    single(turns)
+    lacking = plain_only(sampling)
+    if lacking is not None:
+        loader = engine.specs["mllm"].loader
+        raise Refusal(400, f"{lacking} is not supported by the {loader} engine; leave it out", param=lacking, code="unsupported_parameter")
+
+
+def turns_of(messages: Sequence[Message], engine: Engine) -> tuple[Turn, ...]:
+    """Decoded and checked. Raises Refusal naming the message."""
+    settings = engine.settings
+    urls = sum(isinstance(part, ImagePart) for m in messages if not isinstance(m.content, str) for part in m.content)
+    pictures.check_count(urls, settings, param="messages")
+    letters = sum(_letters(m) for m in messages)
+    if letters > settings.max_prompt_chars:
+        message = f"{letters} characters, at most {settings.max_prompt_chars} (server.max_prompt_chars)"
+        raise Refusal(400, message, param="messages", code="prompt_too_long")
+    if messages[-1].role != "user":
+        raise Refusal(400, "the last message must be the user's", param="messages", code="unsupported_messages")
+    turns, seen = [], 0
+    for i, message in enumerate(messages):
+        parts: list[Picture | str] = []
+        for j, part in enumerate([message.content] if isinstance(message.content, str) else message.content):
+            where = f"messages.{i}.content" + ("" if isinstance(message.content, str) else f".{j}")
+            if isinstance(part, ImagePart):
+                if message.role != "user":
+                    raise Refusal(400, f"{where}: only the user shows images", param=where, code="unsupported_messages")
+                picture = pictures.picture(part.image_url.url, settings, param=where)
+                seen += picture.image.width * picture.image.height
+                if seen > settings.max_pixels:
+                    message_ = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
+                    raise Refusal(400, message_, param=where, code="image_too_large")
+                parts.append(picture)
+            else:
+                parts.append(check_text(part if isinstance(part, str) else part.text, where))
+        turns.append(Turn(message.role, tuple(parts)))
+    return tuple(turns)
+
+
+def check_text(text: str, where: str) -> str:
+    """Texts are data: what a tokenizer would read as a control mark (the end of a turn, a place for an image) is refused."""
+    if found := _CONTROL.search(text):
+        raise Refusal(
+            400, f"{where}: {found[0]!r} is a control mark of the model and may not stand in a text", param=where, code="control_mark"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refusal(400, f"{where}: half of a surrogate pair is no text", param=where, code="invalid_parameter") from None
+    return text
+
+
+def tokens_of(turns: Sequence[Turn]) -> int:
+    """A guess from above, for the batch's budget: two characters a token, one per 28 x 28 pixels."""
+    parts = [part for turn in turns for part in turn.parts]
+    return sum(len(p) for p in parts if isinstance(p, str)) // 2 + pictures.tokens_of([p for p in parts if isinstance(p, Picture)])
+
+
+def usage_of(answers: Sequence[Answer]) -> Usage:
+    prompt, new = answers[0].prompt_tokens if answers else 0, sum(answer.new_tokens for answer in answers)
+    return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
+
+
+def logprobs_of(tokens: Sequence[Token]) -> Logprobs:
+    return Logprobs(
+        content=[
+            TokenLogprob(
+                token=t.text,
+                logprob=t.logprob,
+                bytes=list(t.text.encode()),
+                top_logprobs=[TopLogprob(token=text, logprob=value, bytes=list(text.encode())) for text, value in t.top],
+            )
+            for t in tokens
+        ]
+    )
+
+
+def _letters(message: Message) -> int:
+    if isinstance(message.content, str):
+        return len(message.content)
+    return sum(len(part.text) for part in message.content if not isinstance(part, ImagePart))
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------------------
+
+
+@router.post("/embeddings", response_model=EmbeddingAnswer, responses=_COMPUTED)
+async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
+    """Unit vectors of texts and images, in one space."""
+    engine = engine_of(request)
+    spec, settings = engine.named(asked.model, "encoder"), engine.settings
+    items = [asked.input] if isinstance(asked.input, str) else asked.input
+    if not 0 < len(items) <= settings.max_items:
+        raise Refusal(400, f"input: 1 to {settings.max_items} items (server.max_items)", param="input", code="invalid_parameter")
+    shown = [i for i, item in enumerate(items) if item[:5].lower() == "data:"]
+    said = [i for i in range(len(items)) if i not in set(shown)]
+    pictures.check_count(len(shown), settings, param="input")
+    if sum(len(items[i]) for i in said) > settings.max_prompt_chars:
+        raise Refusal(
+            400, f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)", param="input", code="prompt_too_long"
+        )
+    texts = [check_text(items[i], f"input.{i}") for i in said]
+    with engine.place():
+        looked = await _opened([items[i] for i in shown], engine, "input")
+        found = await _both(
+            engine.compute(request, "embed_images", looked) if looked else _nothing(),
+            engine.compute(request, "embed_texts", texts) if texts else _nothing(),
+        )
+    rows: dict[int, np.ndarray] = dict(zip([*shown, *said], [*found[0], *found[1]], strict=True))
+    if asked.dimensions is not None and asked.dimensions != len(rows[0]):
+        message = f"dimensions={asked.dimensions} is not supported: this encoder has {len(rows[0])}"
+        raise Refusal(400, message, param="dimensions", code="unsupported_parameter")
+    data = [Embedding(index=i, embedding=_written(rows[i], asked.encoding_format)) for i in range(len(items))]
+    return JSONResponse(EmbeddingAnswer(model=spec.key, data=data, usage=EmbeddingUsage()).model_dump())
+
+
+def _written(row: np.ndarray, form: str) -> list[float] | str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if form == "base64" else [float(value) for value in row]
+
+
+async def _opened(urls: Sequence[str], engine: Engine, name: str) -> list[Picture]:
+    """Decoded, few at a time, in threads. Their pixels together count, too."""
+    settings, seen, opened = engine.settings, 0, []
+    for i, url in enumerate(urls):
+        picture = await pictures.aside(pictures.picture, url, settings, param=f"{name}.{i}")
+        seen += picture.image.width * picture.image.height
+        if seen > settings.max_pixels:
+            message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
+            raise Refusal(400, message, param=name, code="image_too_large")
+        opened.append(picture)
+    return opened
+
+
+async def _nothing() -> list[Any]:
+    return []
+
+
+async def _both(first: Any, second: Any) -> tuple[list[Any], list[Any]]:
+    """One after the other: both listen for the client's leaving, and only one may at a time."""
+    return await first, await second
+
+
+# --- what OpenAI has no word for -------------------------------------------------------------------------------------------------
+
+
+@router.post("/score", responses=_COMPUTED)
+async def score(request: Request, asked: ScoreRequest) -> ScoreAnswer:
+    """Log-likelihood of each continuation as the whole answer."""
+    engine = engine_of(request)
+    engine.named(asked.model, "mllm")
+    settings = engine.settings
+    if len(asked.continuations) > settings.max_items:
+        message = f"continuations: at most {settings.max_items} (server.max_items)"
+        raise Refusal(400, message, param="continuations", code="invalid_parameter")
+    texts = [check_text(text, f"continuations.{i}") for i, text in enumerate(asked.continuations)]
+    if sum(map(len, texts)) > settings.max_prompt_chars:
+        message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
+        raise Refusal(400, message, param="continuations", code="prompt_too_long")
+    with engine.place():
+        turns = await pictures.aside(turns_of, asked.messages, engine)
+        images, prompt, system = single(turns)
+        size = tokens_of(turns) + sum(map(len, texts)) // 2
+        (found,) = await engine.compute(request, "score", [(images, prompt, texts)], group=system, tokens=[size])
+    return ScoreAnswer(log_likelihoods=list(found.log_likelihoods), tokens=list(found.tokens), prompt_tokens=found.prompt_tokens)
+
+
+@router.post("/match", responses=_COMPUTED)
+async def match(request: Request, asked: MatchRequest) -> MatchAnswer:
+    """Probability that image i shows text i."""
+    engine = engine_of(request)
+    engine.named(asked.model, "joint")
+    if len(asked.images) != len(asked.texts):
+        raise Refusal(
+            400, f"{len(asked.images)} images and {len(asked.texts)} texts: one of each per pair", param="texts", code="invalid_parameter"
+        )
+    if not 0 < len(asked.texts) <= engine.settings.max_items:
+        raise Refusal(400, f"1 to {engine.settings.max_items} pairs (server.max_items)", param="texts", code="invalid_parameter")
+    distinct = list(dict.fromkeys(asked.images))
+    pictures.check_count(len(distinct), engine.settings, param="images")
+    texts = [check_text(text, f"texts.{i}") for i, text in enumerate(asked.texts)]
+    if sum(map(len, texts)) > engine.settings.max_prompt_chars:
+        message = f"more than {engine.settings.max_prompt_chars} characters (server.max_prompt_chars)"
+        raise Refusal(400, message, param="texts", code="prompt_too_long")
+    with engine.place():
+        opened = dict(zip(distinct, await _opened(distinct, engine, "images"), strict=True))
+        pairs = [(opened[url], text) for url, text in zip(asked.images, texts, strict=True)]
+        return MatchAnswer(probabilities=await engine.compute(request, "match", pairs))

@@ -1,0 +1,105 @@
+"""A process that serves until it is told to stop: SIGTERM drains and ends with 0, a second one does not wait; Ctrl-C is an interrupt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from fgvr.errors import ConfigError
+from fgvr.server import logs
+from fgvr.server.app import Server
+from fgvr.server.settings import Settings, Tokens
+
+log = logging.getLogger(__name__)
+
+
+class Process(uvicorn.Server):
+    """Drains on the first signal."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._ours = server
+        self.interrupted = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.interrupted |= sig == signal.SIGINT
+        self.force_exit |= self.should_exit
+        self.should_exit = True
+        self._ours.drain()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again: a drained server has ended well."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
+def serve(server: Server, settings: Settings, tokens: Tokens) -> None:
+    """Until a signal. Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
+    config = uvicorn.Config(
+        server.asgi,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain)),
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    listening = _listen(settings)
+    handlers = logs.set_up(settings.logs, days=settings.log_days) if settings.logs is not None else []
+    process = Process(config, server)
+    address = address_of(listening)
+    _announce(address, settings, tokens)
+    try:
+        process.run(sockets=[listening])
+    finally:
+        listening.close()
+        logs.take_down(handlers)
+    if process.interrupted:
+        raise KeyboardInterrupt
+
+
+def address_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"{settings.host}:{settings.port} cannot be had ({error.strerror or error}); write server.port=8001") from None
+    return listening
+
+
+def _announce(address: str, settings: Settings, tokens: Tokens) -> None:
+    """On stderr alone: a token shown here must not get into a file."""
+    lines = [f"fgvr serves at {address}"]
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and tokens.reader is None:
+        lines.append("WARNING: everybody who can reach this machine may use it: set FGVR_TOKEN")
+    if tokens.made:
+        lines.append(f"admin token (made for this run, shown once; set FGVR_ADMIN_TOKEN to choose it): {tokens.admin}")
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
+    log.info("serving at %s", address)

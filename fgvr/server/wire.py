@@ -1,0 +1,310 @@
+"""What requests and answers look like: strict, so that a parameter this server does not know is an error that names it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# --- chat ----------------------------------------------------------------------------------------------------------------------
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Strict):
+    url: str = Field(description="data:image/...;base64,...")
+    detail: Literal["auto"] | None = Field(None, description="only auto: the processor's own cap on pixels")
+
+
+class ImagePart(Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Part]
+    name: None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text"]
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class ChatRequest(Strict):
+    """OpenAI's chat completions, as far as the shared model can honour it. Anything else is a 400 that names the parameter."""
+
+    model: str = Field("mllm", description="role, key or source of the MLLM")
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, strict=False, description="0 (default) is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, strict=False)
+    n: int = Field(1, ge=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = Field(None, description="only text")
+    user: str | None = Field(None, description="whose turn it is, for fairness")
+    # Named for what OpenAI's client sends with them; any other value cannot be honoured.
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    store: Literal[False] | None = None
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "mllm",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": _PIXEL}},
+                                {"type": "text", "text": "Describe the bird."},
+                            ],
+                        }
+                    ],
+                    "max_tokens": 32,
+                }
+            ]
+        },
+    )
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: int
+    message: ChatMessage
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatAnswer(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str
+
+
+# --- embeddings, scores, matches -----------------------------------------------------------------------------------------------
+
+
+class EmbeddingRequest(Strict):
+    """Each item is a text, or an image as a data URL."""
+
+    model: str = Field("encoder", description="role, key or source of the encoder")
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="only the encoder's own")
+    user: str | None = None
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "encoder", "input": ["a blue crown, a grey back", _PIXEL]}]}
+    )
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EmbeddingAnswer(BaseModel):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
+class ScoreRequest(Strict):
+    """One user turn and several whole answers to it."""
+
+    model: str = "mllm"
+    messages: list[Message] = Field(min_length=1)
+    continuations: list[str] = Field(min_length=1)
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"model": "mllm", "messages": [{"role": "user", "content": "A bird?"}], "continuations": ["a crow", "a jay"]}]
+        },
+    )
+
+
+class ScoreAnswer(BaseModel):
+    """In nats, summed over the answer's tokens and the end of the turn."""
+
+    log_likelihoods: list[float]
+    tokens: list[int]
+    prompt_tokens: int
+
+
+class MatchRequest(Strict):
+    model: str = "joint"
+    images: list[str]
+    texts: list[str]
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "joint", "images": [_PIXEL], "texts": ["a grey bird"]}]}
+    )
+
+
+class MatchAnswer(BaseModel):
+    probabilities: list[float]
+
+
+class ModelRow(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "fgvr"
+    role: str
+    source: str
+    state: str
+    fingerprint: str
+    logit_scale: float | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelRow]
+
+
+class OpenAIError(BaseModel):
+    """`param` names the parameter at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    plan: dict[str, Any] | None = None
+
+
+class OpenAIRefusal(BaseModel):
+    error: OpenAIError
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------------------
+
+
+class QueryRequest(Strict):
+    question: str = Field(min_length=1)
+    image: str | None = Field(None, description="data:image/...;base64,...")
+    max_tokens: int = Field(128, ge=1)
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"question": "Describe the bird.", "image": _PIXEL}]}
+    )
+
+
+class QueryAnswer(BaseModel):
+    answer: str
+    finish: str
+    model: str
+    prompt_tokens: int
+    new_tokens: int
+
+
+class ClassifyRequest(Strict):
+    images: list[str] = Field(min_length=1, description="data:image/...;base64,...")
+    names: list[str] | None = Field(None, description="how the answers call them; by default image 0, image 1, ...")
+
+
+class CleanupRequest(Strict):
+    """Nothing: everything idle. `models`: these. `target_bytes`: until no more is in use."""
+
+    models: list[str] | None = None
+    target_bytes: int | None = Field(None, ge=0)
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"target_bytes": 8589934592}, {"models": ["joint"]}]}
+    )
+
+
+class Failure(BaseModel):
+    message: str
+    code: str
+    param: str | None = None
+    plan: dict[str, Any] | None = None
+
+
+class ErrorBody(BaseModel):
+    status: Literal["error"] = "error"
+    data: Failure
+
+
+_TEXTS = {
+    400: "A parameter is wrong or cannot be honoured; it is named",
+    401: "No token, or a wrong one",
+    404: "No such model",
+    409: "The model is leased, pinned or moving; of a limit: more than it is leased, with the plan",
+    413: "The body is larger than server.max_body",
+    429: "server.max_inflight requests are being served; Retry-After",
+    503: "Starting, stopping, or no memory in time; Retry-After",
+    504: "Not done within server.deadline",
+    507: "Can never fit the budget; with the plan",
+}
+
+
+def codes(*which: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
+    """What a route's document says of its refusals."""
+    body = OpenAIRefusal if openai else ErrorBody
+    return {code: {"model": body, "description": _TEXTS[code]} for code in which}
