@@ -128,7 +128,7 @@ def test_the_same_sweep_has_the_same_name(ask: Ask, monkeypatch: pytest.MonkeyPa
     ("words", "hint"),
     [
         ("mode=buld", "Nearest: build_experience_base, build_knowledge_base"),
-        ("mode=buld", "The options of mode: baselines, build_experience_base, build_knowledge_base, classify, "),
+        ("mode=buld", "The options of mode: baselines, build_experience_base, build_knowledge_base, cache, classify, "),
         ("trigger=calibratd", "Nearest: calibrated"),
         ("mode=evaluate trigger.treshold=1", "trigger.threshold (with trigger=sare"),
         ("trigger=sare trigger.treshold=1", "Nearest: trigger.threshold"),
