@@ -29,6 +29,7 @@ def serve(cfg: DictConfig) -> None:
     pool = assembly.shared_pool(cfg)
     specs = {role: assembly.spec(cfg, role) for role in ("mllm", "encoder", "joint")}
     server = make_app(pool, specs, settings, tokens, build_recognizer=lambda: assembly.build_recognizer(cfg), to_row=to_row)
+    server.app.state.bundle = {key: value for key, value in assembly.plain(cfg)["models"].items() if key not in specs}
     try:
         run(server, settings, tokens)
     finally:
