@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fgvr.data.looks import Looks, near
+from fgvr.data.looks import Album, Looks, near
 from fgvr.errors import LeakError
 from fgvr.types import Sample
 
+_AT_ONCE = 1000  # test images looked at together: a long test takes no more memory than a short one
 SCOPE = "leak guard: exact, re-encoded and resized copies are refused; crops of more than 5 % and mirror images are not looked for"
 
 
@@ -31,13 +32,17 @@ def exact_overlaps(test: Iterable[Sample], forbidden: Mapping[str, str]) -> list
 
 def near_overlaps(test: Sequence[Sample], forbidden: Mapping[str, str], used: Iterable[Sample], looks: Looks) -> list[Overlap]:
     """Test samples that look like a forbidden image, but are not the same file. `used`: where those images can be opened."""
-    open_to_us = [sample for sample in used if sample.sha256 in forbidden]
-    found = near(looks.of(test), looks.of(open_to_us))
-    return [
-        Overlap(sample.key, forbidden[found[sample.sha256]], near=True)
-        for sample in test
-        if sample.sha256 in found and sample.sha256 not in forbidden
-    ]
+    album = Album(looks.of([sample for sample in used if sample.sha256 in forbidden]))
+    overlaps = []
+    for start in range(0, len(test), _AT_ONCE):
+        some = test[start : start + _AT_ONCE]
+        found = album.near(looks.of(some))
+        overlaps += [
+            Overlap(sample.key, forbidden[found[sample.sha256]], near=True)
+            for sample in some
+            if sample.sha256 in found and sample.sha256 not in forbidden
+        ]
+    return overlaps
 
 
 def guard(

@@ -63,27 +63,39 @@ class Looks:
         return {sha256: value for sha256 in wanted if (value := known.get(_key(sha256)))}
 
 
+class Album:
+    """Looks to compare others with; prepared once."""
+
+    def __init__(self, looks: Mapping[str, bytes]) -> None:
+        """Args: looks: by content hash."""
+        self._ids = list(looks)
+        self._signs, self._thumbnails, self._fine = _arrays(list(looks.values())) if looks else (np.zeros((0, 4), np.uint64),) * 3
+
+    def near(self, looks: Mapping[str, bytes]) -> dict[str, str]:
+        """Content hash of each look that resembles one of the album -> the one it resembles most. The same content is no near copy."""
+        if not looks or not self._ids:
+            return {}
+        ids, others = list(looks), self._ids
+        signs, thumbnails, fine = _arrays(list(looks.values()))
+        best: dict[str, tuple[float, str]] = {}
+        step = max(1, _BLOCK // len(others))
+        for start in range(0, len(ids), step):
+            distance = np.zeros((len(signs[start : start + step]), len(others)), np.uint16)
+            for word in range(signs.shape[1]):
+                distance += np.bitwise_count(signs[start : start + step, word, None] ^ self._signs[None, :, word])
+            rows, columns = np.nonzero(distance <= BITS)
+            for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
+                correlation = float(thumbnails[row] @ self._thumbnails[column])
+                if correlation < CORRELATION or ids[row] == others[column]:
+                    continue
+                if np.abs(fine[row] - self._fine[column]).max() <= SPOT:
+                    best[ids[row]] = max(best.get(ids[row], (0.0, "")), (correlation, others[column]))
+        return {sha256: other for sha256, (_, other) in best.items()}
+
+
 def near(these: Mapping[str, bytes], those: Mapping[str, bytes]) -> dict[str, str]:
-    """Content hash of each of `these` that looks like one of `those` -> the one it resembles most. The same content is no near copy."""
-    if not these or not those:
-        return {}
-    ids, others = list(these), list(those)
-    signs, thumbnails, fine = _arrays(list(these.values()))
-    other_signs, other_thumbnails, other_fine = _arrays(list(those.values()))
-    best: dict[str, tuple[float, str]] = {}
-    step = max(1, _BLOCK // len(others))
-    for start in range(0, len(ids), step):
-        distance = np.zeros((len(signs[start : start + step]), len(others)), np.uint16)
-        for word in range(signs.shape[1]):
-            distance += np.bitwise_count(signs[start : start + step, word, None] ^ other_signs[None, :, word])
-        rows, columns = np.nonzero(distance <= BITS)
-        for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
-            correlation = float(thumbnails[row] @ other_thumbnails[column])
-            if correlation < CORRELATION or ids[row] == others[column]:
-                continue
-            if np.abs(fine[row] - other_fine[column]).max() <= SPOT:
-                best[ids[row]] = max(best.get(ids[row], (0.0, "")), (correlation, others[column]))
-    return {sha256: other for sha256, (_, other) in best.items()}
+    """Content hash of each of `these` that looks like one of `those` -> the one it resembles most."""
+    return Album(those).near(these)
 
 
 def _arrays(looks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

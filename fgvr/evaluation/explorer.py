@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fgvr.evaluation import figures, html, metrics
-from fgvr.evaluation.records import outcomes
+from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction
 
 if TYPE_CHECKING:
@@ -30,16 +32,14 @@ class Pictures:
     known: Mapping[str, Sequence[ImageSource]]  # support images by class id: what the prototypes were made of
 
 
-def explore(predictions: Sequence[Prediction], classes: Mapping[str, str], pictures: Pictures) -> str:
-    """The most frequent ordered pairs of truth and answer, each to be opened."""
-    seen = outcomes(predictions)
+def explore(predictions: Sequence[Prediction], seen: Outcomes, classes: Mapping[str, str], pictures: Pictures) -> str:
+    """The most frequent ordered pairs of truth and answer, each to be opened. `seen`: the outcomes of the predictions."""
     pairs = metrics.confusions(seen.labels, seen.answers)
     if not pairs:
         return "<p>No image was taken for another class.</p>"
-    wrong: dict[tuple[str, str], list[Prediction]] = {}
-    for p in predictions:
-        if p.label is not None and not p.correct:
-            wrong.setdefault((p.label, p.category), []).append(p)
+    wrong: dict[tuple[str, str], list[int]] = {}
+    for i in np.flatnonzero(~seen.right).tolist():
+        wrong.setdefault((str(seen.labels[i]), str(seen.answers[i])), []).append(i)
     known: dict[str, str] = {}  # a class stands in several pairs; its pictures are made once
 
     def of(category: str) -> str:
@@ -47,19 +47,24 @@ def explore(predictions: Sequence[Prediction], classes: Mapping[str, str], pictu
             known[category] = _known(category, classes, pictures)
         return known[category]
 
-    items = "".join(
-        _pair(pair, wrong[pair.truth, pair.answer], classes, pictures, of(pair.truth) + of(pair.answer)) for pair in pairs[:PAIRS]
-    )
+    items = []
+    for pair in pairs[:PAIRS]:
+        where = wrong[pair.truth, pair.answer]
+        shown = [predictions[int(seen.index[i])] for i in where[:SHOWN]]
+        asked = int(seen.by_slow[where].sum())
+        items.append(_pair(pair, shown, asked, classes, pictures, of(pair.truth) + of(pair.answer)))
     rest = f"<p>{len(pairs) - PAIRS:,} rarer pairs are in predictions.jsonl.</p>" if len(pairs) > PAIRS else ""
-    return f'<div class="pairs" data-filter="pairs">{items}</div>{rest}'
+    return f'<div class="pairs" data-filter="pairs">{"".join(items)}</div>{rest}'
 
 
-def _pair(pair: metrics.Confusion, images: Sequence[Prediction], classes: Mapping[str, str], pictures: Pictures, known: str) -> str:
+def _pair(
+    pair: metrics.Confusion, images: Sequence[Prediction], asked: int, classes: Mapping[str, str], pictures: Pictures, known: str
+) -> str:
+    """`images`: those to show; `asked`: how many of all were answered by System 2."""
     truth, answer = (escape(classes.get(category, category)) for category in (pair.truth, pair.answer))
-    asked = sum(p.by == "slow" for p in images)
     by = f"{asked} of them answered by System 2" if asked else "all answered by System 1"
-    cards = "".join(_card(p, classes, pictures.tests.get(p.image)) for p in images[:SHOWN])
-    more = f"<p>{len(images) - SHOWN:,} more.</p>" if len(images) > SHOWN else ""
+    cards = "".join(_card(p, classes, pictures.tests.get(p.image)) for p in images)
+    more = f"<p>{pair.count - SHOWN:,} more.</p>" if pair.count > SHOWN else ""
     return (
         f'<details data-name="{truth} {answer}"><summary><b>{truth}</b> taken for <b>{answer}</b> '
         f"<span>{pair.count:,} of {pair.of:,} images ({pair.count / pair.of:.0%}), {by}</span></summary>"

@@ -14,7 +14,7 @@ import numpy as np
 from fgvr.evaluation import explorer, figures, html, memory_picture, metrics, protocols, routers
 from fgvr.evaluation.explorer import Pictures
 from fgvr.evaluation.memory_steps import Course
-from fgvr.evaluation.records import Outcomes, outcomes
+from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction, Report
 from fgvr.utils.text import format_bytes
 
@@ -29,11 +29,11 @@ def render(
     report: Report,
     body: Mapping[str, Any],
     predictions: Sequence[Prediction],
+    seen: Outcomes,
     pictures: Pictures,
     memory: Course | None = None,
 ) -> str:
-    """The page for a report, its JSON body, the predictions it was made from, and what the models held meanwhile."""
-    seen = outcomes(predictions)
+    """The page for a report, its JSON body, the predictions it was made from with their outcomes, and what the models held meanwhile."""
     style, script = (resources.files("fgvr.evaluation").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     sections = (
         _notes(report),
@@ -42,7 +42,7 @@ def render(
         _numbers(report, body),
         _budget(body),
         _changed(report, seen, predictions, pictures.tests),
-        html.section("Most confused", explorer.explore(predictions, report.classes, pictures)),
+        html.section("Most confused", explorer.explore(predictions, seen, report.classes, pictures)),
         _classes(report, seen),
         _cost(report, seen, memory),
         _memory(memory) if memory is not None else "",
@@ -155,25 +155,24 @@ def _numbers(report: Report, body: Mapping[str, Any]) -> str:
 
 
 def _changed(report: Report, seen: Outcomes, predictions: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> str:
-    known = [p for p in predictions if p.label is not None]
     parts = []
     for title, which in (("Fixed", seen.fixed), ("Broken", seen.broken)):
-        chosen = [p for p, changed in zip(known, which, strict=True) if changed]
-        cards = "".join(_card(p, report.classes, pictures) for p in _varied(chosen)[:FLIPS])
+        chosen = _varied(seen.labels, np.flatnonzero(which))
+        cards = "".join(_card(predictions[int(seen.index[i])], report.classes, pictures) for i in chosen[:FLIPS])
         more = f", {FLIPS} shown" if len(chosen) > FLIPS else ""
         shown = f'<ul class="cards">{cards}</ul>' if chosen else "<p>None.</p>"
         parts.append(f"<h3>{title} <span>{len(chosen):,}{more}</span></h3>{shown}")
     return html.section("What System 2 changed", "".join(parts))
 
 
-def _varied(predictions: Sequence[Prediction]) -> list[Prediction]:
+def _varied(labels: np.ndarray, chosen: np.ndarray) -> list[int]:
     """The first of each class, then the second of each."""
-    met: Counter[str | None] = Counter()
+    met: Counter[str] = Counter()
     turns = []
-    for p in predictions:
-        turns.append(met[p.label])
-        met[p.label] += 1
-    return [p for _, p in sorted(zip(turns, predictions, strict=True), key=lambda pair: pair[0])]
+    for i in chosen.tolist():
+        turns.append(met[labels[i]])
+        met[labels[i]] += 1
+    return [i for _, i in sorted(zip(turns, chosen.tolist(), strict=True), key=lambda pair: pair[0])]
 
 
 def _card(p: Prediction, classes: Mapping[str, str], pictures: Mapping[str, ImageSource]) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from sys import intern
+from typing import Any, overload
 
 import numpy as np
 
@@ -91,6 +92,31 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         abstention=None if (held := row.get("abstention")) is None else _abstention(held),  # absent in files of 0.1
         names=classes or {},
     )
+
+
+class Recorded(Sequence[Prediction]):
+    """The predictions of rows that lie elsewhere, each made when it is asked for: what has been recorded once need not be held."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None) -> None:
+        self._rows, self._classes = rows, classes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prediction]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
+        if isinstance(index, slice):
+            return [from_row(row, self._classes) for row in self._rows[index]]
+        return from_row(self._rows[index], self._classes)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (from_row(row, self._classes) for row in self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} recorded predictions>"
 
 
 def to_line(prediction: Prediction) -> str:
@@ -175,16 +201,18 @@ def _optional(value: float | None) -> float | str | None:
 class Outcomes:
     """What happened to each labelled image, one array entry per image."""
 
+    index: np.ndarray  # int: which of the predictions it is
     labels: np.ndarray  # class ids, str
     answers: np.ndarray  # final class ids, str
     fast_answers: np.ndarray  # System 1's first candidate, str
     escalated: np.ndarray  # bool
+    by_slow: np.ndarray  # bool: System 2 gave the final answer
     place: np.ndarray  # int: where the truth stands in the final ranking, from 1; 0 = not in it
     fast_place: np.ndarray  # the same in System 1's ranking
     score: np.ndarray  # the trigger's score; low = escalate
     fast_confidence: np.ndarray
     confidence: np.ndarray  # of the final answer
-    rankings: tuple[list[str], ...] = ()  # class ids, best first, as far as they are known
+    rankings: tuple[tuple[str, ...], ...] = ()  # class ids, best first, as far as they are known
     texts: tuple[tuple[str, str], ...] = ()  # (answered name, true name); "" where there is no answer
     classes: Mapping[str, str] = field(default_factory=dict)  # id -> name of every class there is
 
@@ -210,25 +238,48 @@ class Outcomes:
         return len(self.labels)
 
 
-def outcomes(predictions: Sequence[Prediction]) -> Outcomes:
-    """Arrays over the images whose label is known."""
-    known = [p for p in predictions if p.label is not None]
-    if not known:
+def outcomes(predictions: Iterable[Prediction]) -> Outcomes:
+    """Arrays over the images whose label is known. The predictions are walked once and none is kept."""
+    columns = [(i, p.label, *_columns(p, p.label)) for i, p in enumerate(predictions) if p.label is not None]
+    if not columns:
         raise DatasetError("nothing to score: none of the images has a label")
-    labels = [cast(str, p.label) for p in known]
+    index, labels, answers, fast, escalated, by_slow, place, fast_place, score, fast_confidence, confidence, ranked, texts, names = zip(
+        *columns, strict=True
+    )
     return Outcomes(
+        index=np.array(index),
         labels=np.array(labels),
-        answers=np.array([p.category for p in known]),
-        fast_answers=np.array([p.fast.top.category for p in known]),
-        escalated=np.array([p.decision.escalate for p in known], bool),
-        place=np.array([_place(label, ranking(p)) for label, p in zip(labels, known, strict=True)]),
-        fast_place=np.array([_place(label, _shortlist(p)) for label, p in zip(labels, known, strict=True)]),
-        score=np.array([p.decision.score for p in known], float),
-        fast_confidence=np.array([p.fast.confidence for p in known], float),
-        confidence=np.array([p.confidence for p in known], float),
-        rankings=tuple(ranking(p) for p in known),
-        texts=tuple((p.name, p.names.get(label, label)) for p, label in zip(known, labels, strict=True)),
-        classes={label: label for label in labels} | dict(known[0].names),
+        answers=np.array(answers),
+        fast_answers=np.array(fast),
+        escalated=np.array(escalated, bool),
+        by_slow=np.array(by_slow, bool),
+        place=np.array(place),
+        fast_place=np.array(fast_place),
+        score=np.array(score, float),
+        fast_confidence=np.array(fast_confidence, float),
+        confidence=np.array(confidence, float),
+        rankings=ranked,
+        texts=texts,
+        classes={label: label for label in labels} | dict(names[0]),
+    )
+
+
+def _columns(p: Prediction, label: str) -> tuple[Any, ...]:
+    """One image's entries. Class ids are shared: there are few, and they stand in every ranking."""
+    ranked, shortlist = [intern(c) for c in ranking(p)], _shortlist(p)
+    return (
+        intern(p.category),
+        intern(p.fast.top.category),
+        p.decision.escalate,
+        p.by == "slow",
+        _place(label, ranked),
+        _place(label, shortlist),
+        p.decision.score,
+        p.fast.confidence,
+        p.confidence,
+        tuple(ranked),
+        (p.name, p.names.get(label, label)),
+        p.names,
     )
 
 

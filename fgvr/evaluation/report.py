@@ -36,12 +36,13 @@ FILE, PAGE = "report.json", "report.html"
 class RunReport(Report):
     """A report that still holds what it was made from, so that it can be written."""
 
-    predictions: tuple[Prediction, ...] = field(default=(), repr=False)
+    predictions: Sequence[Prediction] = field(default=(), repr=False)  # perhaps read from the disk one by one: walk them, hold none
+    seen: Outcomes = field(kw_only=True, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     pictures: Pictures = field(default_factory=lambda: Pictures({}, {}), repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: Course | None = field(default=None, repr=False)
-    always: tuple[Prediction, ...] = field(default=(), repr=False)  # the same images, all thought over; where all slow answers are known
+    slow_right: np.ndarray | None = field(default=None, repr=False)  # had all been thought over; where all slow answers are known
 
 
 def make_report(
@@ -60,12 +61,13 @@ def make_report(
     known: Mapping[str, Sequence[ImageSource]] | None = None,
     provenance: Mapping[str, str] | None = None,
     memory: Course | None = None,
-    always: Sequence[Prediction] = (),
+    slow_right: np.ndarray | None = None,
     measure: Sequence[str] = protocols.DEFAULT,
     sentences: protocols.Sentences | None = None,
 ) -> RunReport:
     """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
-    looked at for thumbnails only; `provenance` is shown as it is."""
+    looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
+    `provenance` is shown as it is. The predictions are walked, several times, and none is kept."""
     seen = outcomes(predictions)
     scores = protocols.score(seen, measure, sentences)
     return RunReport(
@@ -86,12 +88,13 @@ def make_report(
         trigger=trigger,
         path=Path(path),
         skipped=skipped,
-        predictions=tuple(predictions),
+        predictions=predictions,
+        seen=seen,
         config=config or {},
         pictures=Pictures({} if pictures is None else pictures, known or {}),
         provenance=dict(provenance or {}),
         memory=memory,
-        always=tuple(always),
+        slow_right=slow_right,
     )
 
 
@@ -109,8 +112,7 @@ def total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 def to_json(report: RunReport) -> dict[str, Any]:
     """What `report.json` holds: the report's own fields, then what explains them."""
-    seen = outcomes(report.predictions)
-    slow = [p.slow for p in report.predictions if p.decision.escalate and p.slow is not None]
+    seen = report.seen
     return {
         "n": report.n,
         "top1": report.top1,
@@ -135,7 +137,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "calibration_error": metrics.reliability(seen.confidence, seen.right).error,
         "routers": _routers(report, seen),
         "abstention": abstention(report.predictions),
-        "unreadable": sum(answer.status == "unreadable" for answer in slow),
+        "unreadable": sum(p.slow.status == "unreadable" for p in report.predictions if p.decision.escalate and p.slow is not None),
         "cost": dict(report.cost),
         "peak_device_bytes": report.peak_device_bytes,
         "model_loads": dict(report.model_loads),
@@ -152,30 +154,30 @@ def to_json(report: RunReport) -> dict[str, Any]:
 
 def abstention(predictions: Sequence[Prediction]) -> dict[str, Any] | None:
     """How many answers were given, and how those fare; None where all are. The scores above it are those of the best guesses."""
-    known = [p for p in predictions if p.label is not None and p.abstention is not None]
-    if not known:
+    held = np.array([(p.abstention.withheld, bool(p.correct)) for p in predictions if p.label is not None and p.abstention is not None])
+    if not len(held):
         return None
-    given = [p for p in known if p.abstention is not None and not p.abstention.withheld]
-    wrong = sum(not p.correct for p in given)
+    given = held[~held[:, 0]]
+    wrong = int((~given[:, 1]).sum())
     return {
-        "answered": len(given) / len(known),
-        "withheld": len(known) - len(given),
-        "answered_and_wrong": wrong / len(known),
-        "wrong_of_answered": wrong / len(given) if given else None,
+        "answered": len(given) / len(held),
+        "withheld": len(held) - len(given),
+        "answered_and_wrong": wrong / len(held),
+        "wrong_of_answered": wrong / len(given) if len(given) else None,
     }
 
 
 def _routers(report: RunReport, seen: Outcomes) -> dict[str, Any] | None:
     """Accuracy at equal budget; None where not every slow answer is known (`evaluation.record=all` records them)."""
-    if not report.always:
+    if report.slow_right is None:
         return None
-    return asdict(routers.at_equal_budget(seen.fast_right, outcomes(report.always).right, seen.score, seen.escalated))
+    return asdict(routers.at_equal_budget(seen.fast_right, report.slow_right, seen.score, seen.escalated))
 
 
 def write(report: RunReport, folder: Path) -> None:
     """`report.json` and `report.html`, each whole or not at all; the JSON last, so that its presence means both are there."""
     body = to_json(report)
-    atomic_write(Path(folder) / PAGE, page.render(report, body, report.predictions, report.pictures, report.memory))
+    atomic_write(Path(folder) / PAGE, page.render(report, body, report.predictions, report.seen, report.pictures, report.memory))
     atomic_write(Path(folder) / FILE, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 

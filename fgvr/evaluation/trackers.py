@@ -52,11 +52,12 @@ class Tracker:
         self._tell({f"final/{name}": value for name, value in {**counts, **flat}.items()})
 
     def _count(self, predictions: Sequence[Prediction]) -> None:
-        self._images += len(predictions)
-        self._labelled += sum(p.label is not None for p in predictions)
-        self._right += sum(bool(p.correct) for p in predictions)
-        self._slow += sum(p.decision.escalate for p in predictions)
-        self._seconds += sum(p.cost.seconds for p in predictions)
+        for p in predictions:
+            self._images += 1
+            self._labelled += p.label is not None
+            self._right += bool(p.correct)
+            self._slow += p.decision.escalate
+            self._seconds += p.cost.seconds
 
     def _tell(self, values: Mapping[str, float]) -> None:
         with open(self._file, "a", encoding="utf-8") as rows:

@@ -11,7 +11,7 @@ from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import report as reports
 from fgvr.evaluation import ways
-from fgvr.evaluation.records import from_row, to_row
+from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.evaluating import count_batches
 from fgvr.modes.runs import PREDICTIONS, run_folder
 from fgvr.store.journal import RunFile
@@ -31,7 +31,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     with run_folder(cfg, fresh=True) as folder, RunFile(folder / PREDICTIONS) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", count_batches(samples, recognizer)):
             file.append(to_row(prediction) for prediction in predictions)
-        answered = [from_row(row, recognizer.names) for row in file.done()]
+        answered = list(Recorded(file.done(), recognizer.names))
         notes = [cfg.models.notice] if cfg.models.notice else []
         atomic_write(folder / reports.PAGE, ways.render(answered, {s.key: s.image for s in samples}, notes))
     log.info("with all reasons: %s", folder / reports.PAGE)

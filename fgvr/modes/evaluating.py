@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from fgvr import assembly
@@ -22,7 +23,7 @@ from fgvr.evaluation import report as reports
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.evaluation.memory_steps import course
 from fgvr.evaluation.provenance import provenance
-from fgvr.evaluation.records import from_row, to_row
+from fgvr.evaluation.records import Recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, made_with, recorded_memory, run_folder
@@ -52,30 +53,30 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                 overlaps = _overlaps(cfg, base, dataset)
                 recognizer = build(cfg, base)
                 predictions = _recognise(cfg, folder, dataset, recognizer, tracker)
-            always = _all_thought_over(predictions, recognizer)
+            slow_right = _slow_right(predictions, recognizer)
             notes = _notes(cfg, base, dataset, recognizer, overlaps)
-            report = _report(cfg, folder, base, dataset, predictions, notes=notes, always=always)
+            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right)
             tracker.finish(report)
         reports.write(report, folder)
         return report
 
 
-def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Recognizer, tracker: Tracker) -> list[Prediction]:
-    """All predictions, those of an earlier, interrupted run included."""
+def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
+    """All predictions, those of an earlier, interrupted run included; they stay in the run's file."""
     oracle = assembly.policy(cfg)
     samples = dataset.split.test
     if not samples:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
     with RunFile(folder / PREDICTIONS) as file, _lessons(folder, recognizer, file.done()):
         done = _done(file.done(), samples, recognizer)
-        tracker.resume([from_row(row) for row in file.done()])
+        tracker.resume(Recorded(file.done()))
         stream = recognizer.stream(samples, done=done, unreadable=[])
         for predictions in track(stream, "test images", count_batches(samples, recognizer) - done):
             if isinstance(oracle, Oracle):
                 predictions = [oracle.redecide(prediction, recognizer.names) for prediction in predictions]
             file.append(to_row(prediction) for prediction in predictions)
             tracker.batch(predictions)
-        return [from_row(row, recognizer.names) for row in file.done()]
+        return Recorded(file.done(), recognizer.names)
 
 
 @contextmanager
@@ -135,11 +136,12 @@ def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: R
     return (*leaked, *known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
 
 
-def _all_thought_over(predictions: Sequence[Prediction], recognizer: Recognizer) -> list[Prediction]:
-    """The same images as trigger=always would have them; [] unless every slow answer was recorded."""
+def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
+    """Which labelled images trigger=always would have right; None unless every slow answer was recorded."""
     if any(p.slow is None for p in predictions):
-        return []
-    return [redecide(p, Always(), recognizer.arbitrate, recognizer.names) for p in predictions]
+        return None
+    always = Always()
+    return outcomes(redecide(p, always, recognizer.arbitrate, recognizer.names) for p in predictions).right
 
 
 def _report(
@@ -150,7 +152,7 @@ def _report(
     predictions: Sequence[Prediction],
     *,
     notes: Sequence[str],
-    always: Sequence[Prediction],
+    slow_right: np.ndarray | None,
 ) -> reports.RunReport:
     pool = assembly.shared_pool(cfg)
     return reports.make_report(
@@ -168,7 +170,7 @@ def _report(
         known=_known(dataset.split.support),
         provenance={**provenance(), "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else ""},
         memory=course(timeline.read(folder / timeline.FILE)) if (folder / timeline.FILE).exists() else None,
-        always=always,
+        slow_right=slow_right,
         measure=tuple(cfg.evaluation.protocols),
         sentences=assembly.sentences(cfg),
     )

@@ -37,6 +37,7 @@ DELETE FROM entries WHERE key IN (
 )
 """
 _KEYS_PER_QUERY = 500
+_MOST_TOUCHED = 10_000  # keys whose last use is not written down yet
 _WAIT_SECONDS = 60
 _inherited: list[sqlite3.Connection] = []  # a forked child must not close its parent's connections
 T = TypeVar("T")
@@ -141,6 +142,9 @@ class SqliteCache:
             self._touched.update(dict.fromkeys(found, time.time_ns()))
             self._hits += len(found)
             self._misses += len(wanted) - len(found)
+            if len(self._touched) > _MOST_TOUCHED:
+                with self._transaction():
+                    pass  # which writes them down
         return found
 
     def put(self, entries: Mapping[str, bytes]) -> None:

@@ -5,18 +5,47 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+import weakref
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from fgvr.errors import StoreError
 from fgvr.utils.files import atomic_write, read_json, sync_folder
 
 
+class Rows(Sequence[dict[str, Any]]):
+    """The committed rows of a run's file, each read from the disk when it is asked for: eight bytes per row in memory.
+
+    What is appended later is no part of it. It outlives the RunFile, and a run that starts anew in the same folder.
+    """
+
+    def __init__(self, path: Path, ends: array[int]) -> None:
+        """Args: ends: where each row ends, in bytes."""
+        self._ends = ends
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        start = self._ends[i - 1] if i else 0
+        return json.loads(os.pread(self._file, self._ends[i] - start, start))
+
+
 class RunFile:
     """`predictions.jsonl` of a run: one object per line, the same bytes whether or not the run was interrupted.
 
-    How far the file is committed stands beside it in `<name>.commit`; what lies beyond (a torn line, half a batch) is cut off when it is
+    Rows stay in the file; in memory is where each of them ends. How far the file is committed stands beside it in `<name>.commit`; what lies beyond (a torn line, half a batch) is cut off when it is
     opened. One writer at a time: a second one gets a StoreError. To read somebody else's file, use `read_rows`.
     """
 
@@ -25,6 +54,7 @@ class RunFile:
         self._commit = self.path.with_name(self.path.name + ".commit")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")  # noqa: SIM115 - open for the life of this object
+        self._ends: array[int] = array("Q")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._size = self._recover()
@@ -37,27 +67,28 @@ class RunFile:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Commit one batch: after this call it survives a crash; without it nothing of it does. Keys keep their order."""
-        data = b"".join(_line(row) for row in rows)
+        lines = [_line(row) for row in rows]
         try:
             self._file.truncate(self._size)  # what an append that failed may have left
-            self._file.write(data)
+            self._file.write(b"".join(lines))
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._mark(self._size + len(data))
+            self._mark(self._size + sum(map(len, lines)))
         except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be written ({error.strerror or error}); make room, then run the same command again"
             ) from error
+        for line in lines:
+            self._ends.append((self._ends[-1] if self._ends else 0) + len(line))
 
     def keep(self, count: int) -> None:
         """Hold only the first `count` committed rows from now on."""
-        self._file.seek(0)
-        self._mark(sum(map(len, self._file.read(self._size).splitlines(keepends=True)[:count])))
+        del self._ends[count:]
+        self._mark(self._ends[-1] if self._ends else 0)
 
-    def done(self) -> list[dict[str, Any]]:
-        """The committed rows, in order."""
-        self._file.seek(0)
-        return [json.loads(line) for line in self._file.read(self._size).splitlines()]
+    def done(self) -> Rows:
+        """The rows committed so far, in order."""
+        return Rows(self.path, self._ends[:])
 
     def close(self) -> None:
         self._file.close()
@@ -70,11 +101,20 @@ class RunFile:
 
     def _recover(self) -> int:
         """Bytes that count; the rest is cut off. A file without a commit record (copied, or of another tool) counts by whole lines."""
-        self._file.seek(0)
-        data = self._file.read()
-        committed = read_json(self._commit) if self._commit.exists() else data.rfind(b"\n") + 1
-        if not isinstance(committed, int) or committed > len(data):
+        there = os.fstat(self._file.fileno()).st_size
+        marked = read_json(self._commit) if self._commit.exists() else None
+        if marked is not None and (not isinstance(marked, int) or marked > there):
             raise StoreError(f"{self.path} is shorter than what was committed to it; start anew with run.fresh=true")
+        self._file.seek(0)
+        end = 0
+        for line in self._file:
+            end += len(line)
+            if not line.endswith(b"\n") or (marked is not None and end > marked):
+                break
+            self._ends.append(end)
+        committed = self._ends[-1] if self._ends else 0
+        if marked is not None and committed != marked:
+            raise StoreError(f"{self.path} is not what was committed to it: no row ends at byte {marked}; start anew with run.fresh=true")
         self._file.truncate(committed)
         self._mark(committed)
         sync_folder(self.path.parent)

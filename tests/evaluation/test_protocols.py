@@ -28,7 +28,9 @@ def seen(answers: list[str], labels: list[str], **more) -> Outcomes:
     rankings = tuple([a] for a in answers)
     given = {"rankings": rankings, "texts": texts, "classes": {c: c for c in sorted({*labels, *answers} - {""})}} | more
     no = np.zeros(n, bool)
-    return Outcomes(np.array(labels), np.array(answers), np.array(answers), no, zeros, zeros, zeros, zeros, zeros, **given)
+    return Outcomes(
+        np.arange(n), np.array(labels), np.array(answers), np.array(answers), no, no, zeros, zeros, zeros, zeros, zeros, **given
+    )
 
 
 def best_by_trying(answers: list[str], labels: list[str]) -> float:

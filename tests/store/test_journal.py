@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ def test_rows_come_back_as_they_went_in(tmp_path):
     rows = [row for batch in BATCHES for row in batch]
     assert read_rows(tmp_path / "p.jsonl") == rows
     with RunFile(tmp_path / "p.jsonl") as file:
-        assert file.done() == rows
+        assert list(file.done()) == rows and file.done()[-2:] == rows[-2:] and file.done()[3] == rows[3]
 
 
 @pytest.mark.parametrize("tail", [b'{"image": "to', b'{"image": "x.png", "n": 1}\n', b"\x00\x00\n", b'{"a": 1}\n{"b"'])
@@ -52,7 +53,7 @@ def test_a_copied_file_counts_by_whole_lines(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
     with RunFile(path) as file:
-        assert file.done() == [{"a": 1}, {"a": 2}]
+        assert list(file.done()) == [{"a": 1}, {"a": 2}]
 
 
 def test_a_file_that_lost_committed_rows_is_refused(tmp_path):
@@ -60,6 +61,36 @@ def test_a_file_that_lost_committed_rows_is_refused(tmp_path):
     write_rest(path)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(StoreError, match=r"run\.fresh=true"):
+        RunFile(path)
+
+
+def test_rows_take_next_to_no_memory_and_outlive_the_run_file(tmp_path):
+    path = tmp_path / "p.jsonl"
+    tracemalloc.start()
+    try:
+        with RunFile(path) as file:
+            held = []
+            for batch in range(20):
+                file.append({"i": batch * 100 + i, "much": "x" * 1000} for i in range(100))
+                held.append(tracemalloc.get_traced_memory()[0])
+            rows = file.done()
+            assert sum(row["i"] for row in rows) == sum(range(2000))
+            tracemalloc.reset_peak()
+            assert all(len(row["much"]) == 1000 for row in rows)
+            now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[1] < 200_000 and peak - now < 200_000, "2,000 rows are 2 MB"
+    path.unlink(), path.with_name("p.jsonl.commit").unlink()
+    RunFile(path).close()
+    assert rows[-1]["i"] == 1999 and len(rows) == 2000
+
+
+def test_a_commit_that_ends_within_a_row_is_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_rest(path)
+    path.with_name("p.jsonl.commit").write_text("10\n")
+    with pytest.raises(StoreError, match="no row ends at byte 10"):
         RunFile(path)
 
 
@@ -75,14 +106,14 @@ def test_a_number_that_json_does_not_have_is_refused_and_nothing_is_written(tmp_
         with pytest.raises(StoreError, match="JSON"):
             file.append([{"a": 2}, {"a": float("nan")}])
         file.append([{"a": 3}])
-        assert file.done() == [{"a": 1}, {"a": 3}]
+        assert list(file.done()) == [{"a": 1}, {"a": 3}]
 
 
 def test_undecodable_file_names_survive(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     with RunFile(tmp_path / "p.jsonl") as file:
         file.append([{"image": name}])
-        assert file.done() == [{"image": name}]
+        assert list(file.done()) == [{"image": name}]
     assert read_rows(tmp_path / "p.jsonl") == [{"image": name}]
 
 
@@ -114,7 +145,7 @@ def test_a_killed_run_continues_at_a_batch_border(tmp_path):
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
     with RunFile(path) as file:
-        rows = file.done()
+        rows = list(file.done())
     assert len(rows) >= 39 and rows == [{"batch": n // 3, "i": n % 3} for n in range(len(rows))] and len(rows) % 3 == 0
 
 
