@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Literal
 from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
-from fgvr.store.tally import Work, scope
+from fgvr.store.tally import scope
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
 
 if TYPE_CHECKING:
     from fgvr.types import ImageSource
 
+_DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
 
 class Recognizer:
     """Fast thinking on every image, slow thinking on those the trigger doubts. Holds handles, never weights."""
@@ -82,37 +84,41 @@ class Recognizer:
         return [p for batch in chunks(samples, self.batch_size) for p in self._think(batch, [self._look(s.image) for s in batch])]
 
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
-        """Predictions batch by batch, the next batch decoded while the models work on this one.
+        """Predictions batch by batch, the next batch decoded while the models work on this one; no more than two are held.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
             unreadable: collects images that cannot be decoded; without it the first one raises.
         """
-        batches = list(chunks(samples, self.batch_size))[done:]
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fgvr-decode") as decoder:
-            ahead: Future[list[Picture | ImageError]] | None = decoder.submit(self._open, batches[0]) if batches else None
-            for i, batch in enumerate(batches):
-                assert ahead is not None
-                opened = ahead.result()
-                ahead = decoder.submit(self._open, batches[i + 1]) if i + 1 < len(batches) else None
-                seen = [(s, p) for s, p in zip(batch, opened, strict=True) if isinstance(p, Picture)]
-                for error in (p for p in opened if isinstance(p, ImageError)):
+        batches = islice(chunks(samples, self.batch_size), done, None)
+        decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
+        try:
+            ahead = self._submit(decoder, next(batches, []))
+            while ahead:
+                began = time.perf_counter()
+                opened = [(sample, future.result()) for sample, future in ahead]
+                waited = time.perf_counter() - began
+                ahead = self._submit(decoder, next(batches, []))
+                for error in (picture for _, picture in opened if isinstance(picture, ImageError)):
                     if unreadable is None:
                         raise error
                     unreadable.append(error)
-                yield self._think([s for s, _ in seen], [p for _, p in seen])
+                seen = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
+                yield self._think([sample for sample, _ in seen], [picture for _, picture in seen], waited)
+        finally:
+            decoder.shutdown(cancel_futures=True)
 
-    def _open(self, samples: Sequence[Sample]) -> list[Picture | ImageError]:
-        opened: list[Picture | ImageError] = []
-        for sample in samples:
-            try:
-                opened.append(self._look(sample.image))
-            except ImageError as error:
-                opened.append(error)
-        return opened
+    def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Future[Picture | ImageError]]]:
+        return [(sample, decoder.submit(self._open, sample)) for sample in batch]
 
-    def _think(self, samples: Sequence[Sample], pictures: Sequence[Picture]) -> list[Prediction]:
-        """The method: look at all, decide, think about the doubtful ones, settle."""
+    def _open(self, sample: Sample) -> Picture | ImageError:
+        try:
+            return self._look(sample.image)
+        except ImageError as error:
+            return error
+
+    def _think(self, samples: Sequence[Sample], pictures: Sequence[Picture], waited: float = 0.0) -> list[Prediction]:
+        """The method: look at all, decide, think about the doubtful ones, settle. `waited`: seconds for the pictures of this batch."""
         if not samples:
             return []
         started = time.perf_counter()
@@ -120,9 +126,9 @@ class Recognizer:
             fast = self._fast(pictures)
             decisions = self._trigger(fast)
             slow = self._think_slowly(pictures, fast, decisions)
-            seconds = (time.perf_counter() - started) / len(samples)
+            seconds, share = (time.perf_counter() - started) / len(samples), waited / len(samples)
             settled = [
-                self._settle(sample, result, decision, answer, _cost(work, result.sha256, seconds))
+                self._settle(sample, result, decision, answer, replace(work[result.sha256], seconds=seconds, decode_wait=share))
                 for sample, result, decision, answer in zip(samples, fast, decisions, slow, strict=True)
             ]
         if self._learn is not None:
@@ -188,6 +194,3 @@ def chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     while batch := list(islice(iterator, size)):
         yield batch
 
-
-def _cost(work: Work, sha256: str, seconds: float) -> Cost:
-    return replace(work[sha256], seconds=seconds)

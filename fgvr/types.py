@@ -155,13 +155,18 @@ class SlowResult:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Work actually done (answers from the cache cost nothing); seconds are wall time."""
+    """Work actually done (answers from the cache cost nothing); seconds are wall time of its share of the batch.
+
+    `decode_wait`: its share of the seconds in which the models had nothing to do as the batch was not decoded yet, on top of `seconds`;
+    no part of predictions.jsonl.
+    """
 
     mllm_calls: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
     encoder_forwards: int = 0
     seconds: float = 0.0
+    decode_wait: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))

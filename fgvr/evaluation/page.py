@@ -169,9 +169,9 @@ def _varied(labels: np.ndarray, chosen: np.ndarray) -> list[int]:
     """The first of each class, then the second of each."""
     met: Counter[str] = Counter()
     turns = []
-    for i in chosen.tolist():
-        turns.append(met[labels[i]])
-        met[labels[i]] += 1
+    for label in labels[chosen].tolist():
+        turns.append(met[label])
+        met[label] += 1
     return [i for _, i in sorted(zip(turns, chosen.tolist(), strict=True), key=lambda pair: pair[0])]
 
 
@@ -220,7 +220,9 @@ def _cost(report: Report, seen: Outcomes, memory: Course | None) -> str:
     if "joint" in used:
         rows.append(("joint encoder", "", "", "", *used["joint"]))
     heads = ("Stage", "Images", "Forwards or calls", "Prompt / new tokens", "Loading", "Model in use")
-    caption = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image; what was remembered cost nothing"
+    waited = cost.get("decode_wait", 0.0)
+    idle = f", besides {waited:,.1f} s waiting for pictures to be decoded" if waited else ""
+    caption = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}; what was remembered cost nothing"
     return html.section("Cost by stage", html.table(caption, heads, rows, numeric=range(1, 6)))
 
 

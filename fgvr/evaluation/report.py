@@ -62,12 +62,13 @@ def make_report(
     provenance: Mapping[str, str] | None = None,
     memory: Course | None = None,
     slow_right: np.ndarray | None = None,
+    decode_wait: float | None = None,
     measure: Sequence[str] = protocols.DEFAULT,
     sentences: protocols.Sentences | None = None,
 ) -> RunReport:
     """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
     looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
-    `provenance` is shown as it is. The predictions are walked, several times, and none is kept."""
+    `decode_wait`: seconds the models waited for pictures, where that was measured; `provenance` is shown as it is. The predictions are walked, several times, and none is kept."""
     seen = outcomes(predictions)
     scores = protocols.score(seen, measure, sentences)
     return RunReport(
@@ -79,7 +80,7 @@ def make_report(
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
         protocols=scores,
-        cost=total_cost(predictions),
+        cost=total_cost(predictions) | ({} if decode_wait is None else {"decode_wait": round(decode_wait, 3)}),
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
         notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
@@ -108,6 +109,12 @@ def total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
         "new_tokens": total.new_tokens,
         "seconds": round(total.seconds, 3),
     }
+
+
+def decode_share(cost: Mapping[str, float]) -> float:
+    """Share of a run's time in which the models waited for pictures to be decoded; 0 where none was recorded."""
+    waited = cost.get("decode_wait", 0.0)
+    return waited / (cost["seconds"] + waited) if waited else 0.0
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
@@ -212,7 +219,10 @@ def terminal(report: Report) -> RenderableType:
         table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")
     table.add_row("fixed / broken by System 2", f"{report.fixed} / {report.broken}")
     for name, value in report.cost.items():
-        table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
+        if name == "decode_wait":
+            table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")
+        else:
+            table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
     return Group(*(Text(note, style="yellow") for note in report.notes), table, Text(f"{report.path}/{PAGE}", overflow="fold"))
 

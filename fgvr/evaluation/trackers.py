@@ -27,19 +27,21 @@ class Tracker:
     def __init__(self, file: Path, others: Sequence[Any] = ()) -> None:
         self._file, self._others = file, others
         self._images = self._labelled = self._right = self._slow = 0
-        self._seconds = 0.0
+        self._seconds = self.decode_wait = 0.0
 
     def resume(self, done: Sequence[Prediction]) -> None:
         """What an earlier, interrupted run has answered; its steps stay in the file, later ones go."""
         self._count(done)
         lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True) if self._file.exists() else []
         rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]  # the last one may be half written
-        atomic_write(self._file, "".join(line for line, row in rows if row["step"] <= self._images and "final/top1" not in row))
+        kept = [(line, row) for line, row in rows if row["step"] <= self._images and "final/top1" not in row]
+        self.decode_wait = kept[-1][1].get("decode_wait", 0.0) if kept else 0.0
+        atomic_write(self._file, "".join(line for line, _ in kept))
 
     def batch(self, predictions: Sequence[Prediction]) -> None:
         """Running figures after one more batch."""
         self._count(predictions)
-        values = {"slow_rate": self._slow / self._images, "seconds": round(self._seconds, 3)}
+        values = {"slow_rate": self._slow / self._images, "seconds": round(self._seconds, 3), "decode_wait": round(self.decode_wait, 3)}
         if self._labelled:
             values["top1"] = self._right / self._labelled
         self._tell(values)
@@ -58,6 +60,7 @@ class Tracker:
             self._right += bool(p.correct)
             self._slow += p.decision.escalate
             self._seconds += p.cost.seconds
+            self.decode_wait += p.cost.decode_wait
 
     def _tell(self, values: Mapping[str, float]) -> None:
         with open(self._file, "a", encoding="utf-8") as rows:

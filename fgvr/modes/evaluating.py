@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                 predictions = _recognise(cfg, folder, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             notes = _notes(cfg, base, dataset, recognizer, overlaps)
-            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right)
+            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, decode_wait=tracker.decode_wait)
             tracker.finish(report)
         reports.write(report, folder)
         return report
@@ -153,6 +153,7 @@ def _report(
     *,
     notes: Sequence[str],
     slow_right: np.ndarray | None,
+    decode_wait: float,
 ) -> reports.RunReport:
     pool = assembly.shared_pool(cfg)
     return reports.make_report(
@@ -171,6 +172,7 @@ def _report(
         provenance={**provenance(), "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else ""},
         memory=course(timeline.read(folder / timeline.FILE)) if (folder / timeline.FILE).exists() else None,
         slow_right=slow_right,
+        decode_wait=decode_wait,
         measure=tuple(cfg.evaluation.protocols),
         sentences=assembly.sentences(cfg),
     )

@@ -45,8 +45,9 @@ class Rows(Sequence[dict[str, Any]]):
 class RunFile:
     """`predictions.jsonl` of a run: one object per line, the same bytes whether or not the run was interrupted.
 
-    Rows stay in the file; in memory is where each of them ends. How far the file is committed stands beside it in `<name>.commit`; what lies beyond (a torn line, half a batch) is cut off when it is
-    opened. One writer at a time: a second one gets a StoreError. To read somebody else's file, use `read_rows`.
+    Rows stay in the file; in memory is where each of them ends. How far it is committed stands beside it in `<name>.commit`; what lies
+    beyond (a torn line, half a batch) is cut off when it is opened. One writer at a time: a second one gets a StoreError. To read
+    somebody else's file, use `read_rows`.
     """
 
     def __init__(self, path: str | Path) -> None:
