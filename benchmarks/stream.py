@@ -69,7 +69,7 @@ def _run(home: Path, models: str, per_class: int) -> Streamed:
     shutil.rmtree(home / "store")
     wall, cpu, rss, own = _command([*words, "mode=fast_slow"])
     (report,) = (json.loads(file.read_text()) for file in (home / "runs" / "fast_slow").glob("*/report.json"))
-    (steps,) = ((home / "runs" / "fast_slow").glob("*/metrics.jsonl"))
+    (steps,) = (home / "runs" / "fast_slow").glob("*/metrics.jsonl")
     told = [json.loads(line) for line in steps.read_text().splitlines()][:-1]  # the last one is the report
     images = np.array([0] + [row["step"] for row in told])
     seconds = np.array([0.0] + [row["seconds"] + row["decode_wait"] for row in told])

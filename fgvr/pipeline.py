@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
 
+
 class Recognizer:
     """Fast thinking on every image, slow thinking on those the trigger doubts. Holds handles, never weights."""
 
@@ -193,4 +194,3 @@ def chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     iterator = iter(samples)
     while batch := list(islice(iterator, size)):
         yield batch
-

@@ -9,7 +9,18 @@ from fgvr.assembly.discovery import discovered_dataset, find_kinds, open_images
 from fgvr.assembly.experience import build_experience
 from fgvr.assembly.images import looks, open_dataset
 from fgvr.assembly.knowledge import open_knowledge, origin_of
-from fgvr.assembly.models import Models, home, open_models, open_store, sentences, shared_pool, spec, store_path
+from fgvr.assembly.models import (
+    Models,
+    home,
+    looking_ahead,
+    open_models,
+    open_store,
+    sentences,
+    shared_pool,
+    spec,
+    stages_of_recognition,
+    store_path,
+)
 from fgvr.assembly.recognizer import build_recognizer
 from fgvr.assembly.replaying import build_replay, replayed_config
 from fgvr.utils.paths import config_dir
@@ -31,6 +42,7 @@ __all__ = [
     "find_kinds",
     "home",
     "load_config",
+    "looking_ahead",
     "looks",
     "make",
     "open_dataset",
@@ -45,6 +57,7 @@ __all__ = [
     "sentences",
     "shared_pool",
     "spec",
+    "stages_of_recognition",
     "store_limit",
     "store_path",
     "trigger_name",

@@ -13,7 +13,7 @@ from fgvr.agents.rehearse import rehearse_fast, rehearse_slow
 from fgvr.agents.slow import Exemplars, Shortlist
 from fgvr.assembly.configuration import make
 from fgvr.assembly.images import look, open_dataset
-from fgvr.assembly.models import Models, home, open_models, open_store
+from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store
 from fgvr.assembly.thinking import build_decoder
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
@@ -97,7 +97,8 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, folder: Path) -> K
             encode_batch=cfg.models.encoder.batch_size,
             describe_batch=cfg.models.mllm.batch_size,
         )
-        build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
+        with looking_ahead(cfg, ("encoder",), ("mllm",)):
+            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
     return knowledge_base.load(folder)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fgvr.assembly.configuration import load_config, make, plain, store_limit
+from fgvr.assembly.configuration import load_config, make, plain, store_limit, trigger_name
 from fgvr.errors import ConfigError
 from fgvr.evaluation import protocols
 from fgvr.protocols import Cache
@@ -63,6 +65,25 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
         pin=on.pin,
         priority=on.priority,
     )
+
+
+@contextmanager
+def looking_ahead(cfg: DictConfig, *stages: Sequence[str]) -> Iterator[None]:
+    """Inside, the pool knows the order in which roles are used, over and over: the next stage's models are brought in while the present
+    one's work, if there is room, and what is used soonest is evicted last. Not for models that may not be needed: they would be loaded."""
+    pool = shared_pool(cfg)
+    pool.expect(*stages)
+    try:
+        yield
+    finally:
+        pool.expect()
+
+
+def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
+    """What a run with this configuration uses for each batch; one stage where System 2 is never asked."""
+    looks = [("encoder",), *([("joint",)] if cfg.fusion.joint else [])]
+    thinks = trigger_name(cfg) != "never" or cfg.evaluation.record == "all"
+    return [*looks, *([("mllm",)] if thinks else [])]
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:

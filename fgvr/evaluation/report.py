@@ -68,7 +68,9 @@ def make_report(
 ) -> RunReport:
     """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
     looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
-    `decode_wait`: seconds the models waited for pictures, where that was measured; `provenance` is shown as it is. The predictions are walked, several times, and none is kept."""
+    `decode_wait`: seconds the models waited for pictures, where that was measured; `provenance` is shown as it is. The predictions are
+    walked, several times, and none is kept.
+    """
     seen = outcomes(predictions)
     scores = protocols.score(seen, measure, sentences)
     return RunReport(

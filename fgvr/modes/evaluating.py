@@ -52,7 +52,9 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                 made_with(base, folder)
                 overlaps = _overlaps(cfg, base, dataset)
                 recognizer = build(cfg, base)
-                predictions = _recognise(cfg, folder, dataset, recognizer, tracker)
+                stages = assembly.stages_of_recognition(cfg) if build is assembly.build_recognizer else []
+                with assembly.looking_ahead(cfg, *stages):
+                    predictions = _recognise(cfg, folder, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             notes = _notes(cfg, base, dataset, recognizer, overlaps)
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, decode_wait=tracker.decode_wait)
