@@ -105,7 +105,8 @@ class Recognizer:
                         raise error
                     unreadable.append(error)
                 seen = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
-                yield self._think([sample for sample, _ in seen], [picture for _, picture in seen], waited)
+                answers = self._think([sample for sample, _ in seen], [picture for _, picture in seen])
+                yield [replace(p, cost=replace(p.cost, decode_wait=waited / len(answers))) for p in answers]
         finally:
             decoder.shutdown(cancel_futures=True)
 
@@ -118,8 +119,8 @@ class Recognizer:
         except ImageError as error:
             return error
 
-    def _think(self, samples: Sequence[Sample], pictures: Sequence[Picture], waited: float = 0.0) -> list[Prediction]:
-        """The method: look at all, decide, think about the doubtful ones, settle. `waited`: seconds for the pictures of this batch."""
+    def _think(self, samples: Sequence[Sample], pictures: Sequence[Picture]) -> list[Prediction]:
+        """The method: look at all, decide, think about the doubtful ones, settle."""
         if not samples:
             return []
         started = time.perf_counter()
@@ -127,9 +128,9 @@ class Recognizer:
             fast = self._fast(pictures)
             decisions = self._trigger(fast)
             slow = self._think_slowly(pictures, fast, decisions)
-            seconds, share = (time.perf_counter() - started) / len(samples), waited / len(samples)
+            seconds = (time.perf_counter() - started) / len(samples)
             settled = [
-                self._settle(sample, result, decision, answer, replace(work[result.sha256], seconds=seconds, decode_wait=share))
+                self._settle(sample, result, decision, answer, replace(work[result.sha256], seconds=seconds))
                 for sample, result, decision, answer in zip(samples, fast, decisions, slow, strict=True)
             ]
         if self._learn is not None:

@@ -1,0 +1,104 @@
+"""Streaming: each picture opened once, in threads, two batches ahead at most; what is unreadable stops nobody else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.agents.trigger import Never
+from fgvr.errors import ImageError
+from fgvr.pipeline import Recognizer
+from fgvr.types import Candidate, FastResult, History, Picture, Sample
+from tests.runtime.helpers import until
+
+SIZE = 4
+
+
+class Opened:
+    """Opens nothing, slowly; remembers what was asked for, and how far ahead of the answers that was."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.keys: list[str] = []
+        self.threads: set[str] = set()
+        self.answered = self.ahead = 0
+        self._seconds, self._lock = seconds, threading.Lock()
+
+    def __call__(self, image: Path) -> Picture:
+        with self._lock:
+            self.keys.append(image.name)
+            self.threads.add(threading.current_thread().name)
+            self.ahead = max(self.ahead, len(self.keys) - self.answered)
+        time.sleep(self._seconds)
+        if image.name.startswith("bad"):
+            raise ImageError(f"{image} cannot be read")
+        return Picture(None, image.name)  # type: ignore[arg-type]
+
+
+def recognizer(opened: Opened, *, of: int = 0) -> Recognizer:
+    """`of`: so many images there are; System 1 then thinks until the next batch is open, too."""
+
+    def fast(pictures):
+        assert until(lambda: len(opened.keys) >= min(of, opened.answered + 2 * SIZE))
+        one = Candidate("a", 1.0, 1.0, None)
+        return [FastResult(p.sha256, (one,), 1.0, 1.0, 0.0, True, History(0, 0, 0)) for p in pictures]
+
+    def learn(predictions) -> None:
+        opened.answered += len(predictions)
+
+    return Recognizer(
+        look=opened,
+        fast=fast,
+        trigger=Never(),
+        slow=lambda *_: [],
+        arbitrate=LogLinearPool(weight=0.5),
+        names={"a": "A"},
+        learn=learn,
+        batch_size=SIZE,
+    )
+
+
+def samples(names: list[str]) -> list[Sample]:
+    return [Sample(Path(name), name) for name in names]
+
+
+def test_every_picture_is_opened_once_in_order_of_the_answers_and_at_most_two_batches_are_held() -> None:
+    opened = Opened()
+    names = [f"{i:03}" for i in range(42)]
+    found = list(recognizer(opened, of=42).stream(samples(names)))
+    assert [p.image for batch in found for p in batch] == names and [len(batch) for batch in found] == [4] * 10 + [2]
+    assert sorted(opened.keys) == names
+    assert opened.ahead == 2 * SIZE
+    assert all(name.startswith("fgvr-decode") for name in opened.threads)
+
+
+def test_a_resumed_run_opens_only_what_is_left() -> None:
+    opened = Opened()
+    names = [f"{i:03}" for i in range(10)]
+    found = list(recognizer(opened).stream(samples(names), done=2))
+    assert [p.image for batch in found for p in batch] == sorted(opened.keys) == names[8:]
+    assert list(recognizer(opened).stream(samples(names), done=3)) == []
+
+
+def test_time_spent_waiting_for_pictures_is_told() -> None:
+    (first, *rest) = recognizer(Opened(0.02)).stream(samples(["a", "b", "c", "d"]))
+    assert not rest and sum(p.cost.decode_wait for p in first) >= 0.015
+    assert all(p.cost.decode_wait == first[0].cost.decode_wait for p in first)
+
+
+def test_what_cannot_be_read_is_collected_or_raised_and_a_stream_left_early_opens_nothing_more() -> None:
+    names = ["a", "bad1", "b", "c", *["bad2"] * 4, "d"]
+    unreadable: list[ImageError] = []
+    found = [p.image for batch in recognizer(Opened()).stream(samples(names), unreadable=unreadable) for p in batch]
+    assert found == ["a", "b", "c", "d"] and len(unreadable) == 5
+    with pytest.raises(ImageError, match="bad1"):
+        list(recognizer(Opened()).stream(samples(names)))
+    opened = Opened()
+    stream = recognizer(opened).stream(samples([f"{i:03}" for i in range(100)]))
+    next(stream)
+    stream.close()
+    assert len(opened.keys) <= 2 * SIZE
+    assert not any(thread.name.startswith("fgvr-decode") for thread in threading.enumerate())
