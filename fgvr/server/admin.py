@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -20,6 +20,7 @@ from fgvr.runtime.pressure import idle_models
 from fgvr.server.auth import may_change, may_read
 from fgvr.server.refusals import Refusal, plan_record
 from fgvr.server.wire import CleanupRequest, codes
+from fgvr.utils.text import format_bytes
 
 router = APIRouter(prefix="/api/v1", tags=["memory"])
 READ, CHANGE = [Depends(may_read)], [Depends(may_change)]
@@ -127,10 +128,16 @@ def limit(
         float, Query(gt=0, le=LARGEST_GB, allow_inf_nan=False, description="the budget in GB of 2^30 bytes", examples=[18])
     ],
 ) -> Success:
-    """Sets the budget, live: idle models go until it holds. 409 with the plan when leased or pinned models need more."""
+    """Sets the budget, live: idle models go until it holds. 409 with the plan when what is leased, pinned or
+    needed by requests that are being served is more."""
     pool = pool_of(request)
     if not math.isfinite(limit_gb) or (nbytes := round(limit_gb * 2**30)) <= 1:
         raise Refusal(400, "limit_gb: too small to be meant", param="limit_gb", code="invalid_parameter")
+    for role in request.app.state.engine.busy_roles():  # also what waits for its batch, and holds no lease at this moment
+        plan = replace(pool.plan(role), budget=nbytes)
+        if not plan.fits:
+            message = f"requests for {role} are being served and need {format_bytes(plan.needed)}\n{plan}"
+            raise Refusal(409, message, param="limit_gb", code="below_what_is_in_use", plan=plan_record(plan))
     try:
         pool.set_budget(nbytes)
     except OutOfBudget as refused:

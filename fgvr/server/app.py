@@ -75,7 +75,7 @@ def make_app(
 
     refusals.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
-    return Server(app, Guard(app, settings, metrics, route_template), engine, broadcast)
+    return Server(app, Guard(app, settings, metrics, route_template, engine.full), engine, broadcast)
 
 
 class Server:

@@ -103,7 +103,7 @@ async def classify(request: Request) -> Success:
     """Predictions with all their reasons (rows of predictions.jsonl, and names), in the order of the images."""
     engine, settings = engine_of(request), request.app.state.settings
     classifier: Classifier = request.app.state.classifier
-    with engine.place():
+    with engine.place("encoder"):
         named = await _images(request, settings)
         pictures.check_count(len(named), settings, param="images")
         samples, seen = [], 0
@@ -160,7 +160,7 @@ async def query(request: Request, asked: QueryRequest) -> Success:
         message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
         raise Refusal(400, message, param="question", code="prompt_too_long")
     text = check_text(asked.question, "question")
-    with engine.place():
+    with engine.place("mllm"):
         shown = [await pictures.aside(pictures.picture, asked.image, settings, param="image")] if asked.image is not None else []
         turns = (Turn("user", (*shown, text)),)
         ask = Conversation(turns, Sampling(max_new_tokens=asked.max_tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ class Engine:
         self.pool, self.specs, self.settings, self.metrics = pool, dict(specs), settings, metrics
         self.lanes: dict[str, Lane] = {}
         self.draining = False
-        self._inflight, self._lock = 0, threading.Lock()
+        self._inflight, self._lock = Counter[str](), threading.Lock()
+        self._fingerprints: dict[str, str] = {}
         for name, role, compute in (
             ("converse", "mllm", self._converse),
             ("score", "mllm", self._score),
@@ -57,6 +59,12 @@ class Engine:
             return spec
         raise Refusal(404, f"no model {name[:80]!r} for this; it is {role!r} ({spec.key})", param="model", code="model_not_found")
 
+    def fingerprint(self, role: str) -> str:
+        """Read from the files once: a server lends one model per role, all its life. Raises ModelLoadError while they are not there."""
+        if role not in self._fingerprints:
+            self._fingerprints[role] = self.pool.loader(self.specs[role]).fingerprint(self.specs[role])
+        return self._fingerprints[role]
+
     def converses(self) -> bool:
         return bool(getattr(self.pool.loader(self.specs["mllm"]), "converses", False))
 
@@ -64,23 +72,34 @@ class Engine:
 
     @property
     def inflight(self) -> int:
-        return self._inflight
+        return self._inflight.total()
+
+    def busy_roles(self) -> list[str]:
+        """Of the models that requests with a place need."""
+        with self._lock:
+            return [role for role in ROLES if self._inflight[role]]
+
+    def full(self) -> Refusal | None:
+        """Why no request gets a place now."""
+        if self.draining:
+            return Refusal(503, "the server is stopping", code="draining", retry=5)
+        if self.inflight >= self.settings.max_inflight:
+            self.metrics.refused.labels("busy").inc()
+            return Refusal(429, f"{self.inflight} requests are being served (server.max_inflight)", code="busy", retry=self.patience())
+        return None
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of `server.max_inflight` places. Raises Refusal: 429 when all are taken, 503 while draining."""
+    def place(self, role: str) -> Iterator[None]:
+        """One of `server.max_inflight` places, for work with this model. Raises Refusal: 429 when all are taken, 503 while draining."""
         with self._lock:
-            if self.draining:
-                raise Refusal(503, "the server is stopping", code="draining", retry=5)
-            if self._inflight >= self.settings.max_inflight:
-                self.metrics.refused.labels("busy").inc()
-                raise Refusal(429, f"{self._inflight} requests are being served (server.max_inflight)", code="busy", retry=self.patience())
-            self._inflight += 1
+            if (refusal := self.full()) is not None:
+                raise refusal
+            self._inflight[role] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._inflight -= 1
+                self._inflight[role] -= 1
 
     def patience(self) -> int:
         """Seconds after which what waits now may be done, at least 1."""

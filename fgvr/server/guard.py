@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 access = logging.getLogger("fgvr.server.access")
 _NEAR = ("localhost", "127.0.0.1", "[::1]", "::1", "testserver")
+_COMPUTING = frozenset(
+    ("/v1/chat/completions", "/v1/embeddings", "/v1/score", "/v1/match", "/api/v1/classify", "/api/v1/query")
+)  # where what cannot be served is refused before it is parsed
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -33,8 +36,11 @@ _HEADERS = {
 class Guard:
     """The outermost layer."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
-        self._app, self._settings, self._metrics, self._route_of = app, settings, metrics, route_of
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[Scope], str], full: Callable[[], Refusal | None]
+    ) -> None:
+        """Args: full: why no request that computes gets a place now."""
+        self._app, self._settings, self._metrics, self._route_of, self._full = app, settings, metrics, route_of, full
         self._hosts = {*_NEAR, settings.host.lower(), *settings.allowed_hosts}
         self._any_host = "*" in settings.allowed_hosts
 
@@ -55,6 +61,9 @@ class Guard:
 
         try:
             refusal = self._refusal(scope)
+            if refusal is None and scope["path"] in _COMPUTING and scope["method"] == "POST" and (refusal := self._full()) is not None:
+                while (await receive()).get("more_body"):  # read, not parsed: the connection stays of use
+                    pass
             if refusal is not None:
                 await answer(scope["path"], refusal)(scope, receive, sending)
             else:

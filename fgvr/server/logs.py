@@ -8,7 +8,9 @@ from logging.handlers import TimedRotatingFileHandler
 from pathlib import Path
 
 _FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_SECRET = re.compile(r"(?i)(bearer\s+|(?:token|api[_-]?key|authorization)[\"']?\s*[=:]\s*[\"']?)([\w.~+/=-]{6,})")
+_SECRET = re.compile(
+    r"(?i)((?:token|api[_-]?key|password|authorization)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+|basic\s+)?|bearer\s+)[^\s\"',;&]{4,}"
+)
 _DATA = re.compile(r"(data:image/[\w.+-]+;base64,)[\w+/=]{16,}")
 
 

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -79,7 +78,7 @@ def _rows(engine: Engine) -> list[ModelRow]:
     for role, spec in engine.specs.items():
         loader = engine.pool.loader(spec)
         try:
-            fingerprint, scale = loader.fingerprint(spec), loader.logit_scale(spec) if role == "encoder" else None
+            fingerprint, scale = engine.fingerprint(role), loader.logit_scale(spec) if role == "encoder" else None
         except FgvrError as missing:
             fingerprint, scale = "", None
             states[spec.key] = f"missing: {str(missing).splitlines()[0]}"
@@ -99,13 +98,13 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     spec = engine.named(asked.model, "mllm")
     sampling = _sampling(asked, engine)
     with ExitStack() as place:
-        place.enter_context(engine.place())
+        place.enter_context(engine.place("mllm"))
         turns = await pictures.aside(turns_of, asked.messages, engine)
         _check_engine(engine, turns, sampling, asked.n)
         asks = [Conversation(turns, _numbered(sampling, i)) for i in range(asked.n)]
         tokens = [tokens_of(turns) + sampling.max_new_tokens] * asked.n
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": spec.key}
-        fingerprint = await asyncio.to_thread(engine.pool.loader(spec).fingerprint, spec)
+        fingerprint = engine.fingerprint("mllm")
         if asked.stream:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
             head |= {"system_fingerprint": fingerprint}
@@ -263,13 +262,12 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
             400, f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)", param="input", code="prompt_too_long"
         )
     texts = [check_text(items[i], f"input.{i}") for i in said]
-    with engine.place():
+    with engine.place("encoder"):
         looked = await _opened([items[i] for i in shown], engine, "input")
-        found = await _both(
-            engine.compute(request, "embed_images", looked) if looked else _nothing(),
-            engine.compute(request, "embed_texts", texts) if texts else _nothing(),
-        )
-    rows: dict[int, np.ndarray] = dict(zip([*shown, *said], [*found[0], *found[1]], strict=True))
+        # One after the other: both listen for the client's leaving, and only one may at a time.
+        seen = await engine.compute(request, "embed_images", looked) if looked else []
+        read = await engine.compute(request, "embed_texts", texts) if texts else []
+    rows: dict[int, np.ndarray] = dict(zip([*shown, *said], [*seen, *read], strict=True))
     if asked.dimensions is not None and asked.dimensions != len(rows[0]):
         message = f"dimensions={asked.dimensions} is not supported: this encoder has {len(rows[0])}"
         raise Refusal(400, message, param="dimensions", code="unsupported_parameter")
@@ -294,15 +292,6 @@ async def _opened(urls: Sequence[str], engine: Engine, name: str) -> list[Pictur
     return opened
 
 
-async def _nothing() -> list[Any]:
-    return []
-
-
-async def _both(first: Any, second: Any) -> tuple[list[Any], list[Any]]:
-    """One after the other: both listen for the client's leaving, and only one may at a time."""
-    return await first, await second
-
-
 # --- what OpenAI has no word for -------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +308,7 @@ async def score(request: Request, asked: ScoreRequest) -> ScoreAnswer:
     if sum(map(len, texts)) > settings.max_prompt_chars:
         message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
         raise Refusal(400, message, param="continuations", code="prompt_too_long")
-    with engine.place():
+    with engine.place("mllm"):
         turns = await pictures.aside(turns_of, asked.messages, engine)
         images, prompt, system = single(turns)
         size = tokens_of(turns) + sum(map(len, texts)) // 2
@@ -344,7 +333,7 @@ async def match(request: Request, asked: MatchRequest) -> MatchAnswer:
     if sum(map(len, texts)) > engine.settings.max_prompt_chars:
         message = f"more than {engine.settings.max_prompt_chars} characters (server.max_prompt_chars)"
         raise Refusal(400, message, param="texts", code="prompt_too_long")
-    with engine.place():
+    with engine.place("joint"):
         opened = dict(zip(distinct, await _opened(distinct, engine, "images"), strict=True))
         pairs = [(opened[url], text) for url, text in zip(asked.images, texts, strict=True)]
         return MatchAnswer(probabilities=await engine.compute(request, "match", pairs))

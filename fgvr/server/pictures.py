@@ -24,6 +24,7 @@ from fgvr.utils.images import read_image
 
 T = TypeVar("T")
 _HEAD = re.compile(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,", re.IGNORECASE)
+_PLAIN = re.compile(r"[^\s\\@\x00-\x1f\x7f]{1,2000}")  # what two readers of an address could read differently is in none of ours
 _FETCH_SECONDS = 10.0
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 DECODERS = ThreadPoolExecutor(2, thread_name_prefix="fgvr-pictures")
@@ -93,7 +94,7 @@ def tokens_of(pictures: Sequence[Picture]) -> int:
 def _fetched(url: str, settings: Settings, param: str) -> bytes:
     """Only http(s), only hosts that are named, no redirects, no more bytes than a body may have."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url if _PLAIN.fullmatch(url) else "")
         host, scheme = (parts.hostname or "").lower(), parts.scheme.lower()
     except ValueError:
         host, scheme = "", ""

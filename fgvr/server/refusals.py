@@ -63,6 +63,8 @@ def plan_record(plan: MemoryPlan | None) -> dict[str, Any] | None:
 def answer(path: str, refusal: Refusal) -> JSONResponse:
     """As the address's family writes it: OpenAI's below /v1, ours elsewhere."""
     headers = {"Retry-After": str(refusal.retry)} if refusal.retry is not None else {}
+    if refusal.status == 413:
+        headers["Connection"] = "close"  # else the rest of the body would be read, if only to forget it
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body(path, refusal), refusal.status, headers)

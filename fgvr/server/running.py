@@ -19,6 +19,7 @@ from fgvr.server.app import Server
 from fgvr.server.settings import Settings, Tokens
 
 log = logging.getLogger(__name__)
+_SWITCH = 0.0005  # seconds a computing thread keeps the interpreter while the loop wants it; Python's own 5 ms make every socket wait
 
 
 class Process(uvicorn.Server):
@@ -51,19 +52,10 @@ class Process(uvicorn.Server):
 
 def serve(server: Server, settings: Settings, tokens: Tokens) -> None:
     """Until a signal. Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
-    config = uvicorn.Config(
-        server.asgi,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain)),
-        timeout_keep_alive=30,
-        h11_max_incomplete_event_size=1 << 16,
-    )
     listening = _listen(settings)
     handlers = logs.set_up(settings.logs, days=settings.log_days) if settings.logs is not None else []
-    process = Process(config, server)
+    sys.setswitchinterval(_SWITCH)
+    process = Process(config_of(server, settings), server)
     address = address_of(listening)
     _announce(address, settings, tokens)
     try:
@@ -73,6 +65,20 @@ def serve(server: Server, settings: Settings, tokens: Tokens) -> None:
         logs.take_down(handlers)
     if process.interrupted:
         raise KeyboardInterrupt
+
+
+def config_of(server: Server, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        server.asgi,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain)),
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=1 << 16,
+    )
 
 
 def address_of(listening: socket.socket) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from fgvr.evaluation.records import to_row
@@ -21,7 +20,7 @@ from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.runtime.pool import ModelPool
 from fgvr.server.app import Server, make_app
-from fgvr.server.running import Process
+from fgvr.server.running import Process, config_of
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import Candidate, Decision, FastResult, History, ModelSpec, Prediction, Sample
 
@@ -101,7 +100,8 @@ def serve() -> Iterator[Serve]:
         build = recognizer if callable(recognizer) else lambda: recognizer
         chosen = Settings(port=0, **settings)
         server = make_app(pool, SPECS, chosen, Tokens("secret-admin", reader), build_recognizer=build, to_row=to_row)
-        config = uvicorn.Config(server.asgi, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+        config = config_of(server, chosen)
+        config.port = 0
         process = Process(config, server)
         thread = threading.Thread(target=process.run, daemon=True)
         thread.start()
