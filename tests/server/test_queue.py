@@ -276,9 +276,8 @@ def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None
         while time.monotonic() < end:
             i += 1
             path, body = kinds[i % len(kinds)]
-            with served.web() as web:
-                with contextlib.suppress(httpx.TimeoutException):
-                    codes.append(web.post(path, json=body, timeout=0.02 if i % 7 == 0 else 20).status_code)
+            with served.web() as web, contextlib.suppress(httpx.TimeoutException):
+                codes.append(web.post(path, json=body, timeout=0.02 if i % 7 == 0 else 20).status_code)
 
     def pull() -> None:
         levers = [
