@@ -60,7 +60,7 @@ def measure(*, models: str, repeat: int, size: int = 500) -> Races:
 
 
 def _run(home: Path, models: str, per_class: int) -> Streamed:
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     source = home_of(load_config()) / "models"
     if source.exists():
         (home / "models").symlink_to(source.resolve())

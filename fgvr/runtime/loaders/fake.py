@@ -161,6 +161,11 @@ class FakeMLLM(_Fake):
     """Writes a description, or picks one of the candidates it is offered; both by hash of image and prompt."""
 
     seconds = 0.0  # of one step of `converse`
+    tokens_per_item = 512
+
+    def lengths(self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], system: str) -> list[int]:
+        """A token is a word; pictures take none."""
+        return [len(prompt.split()) for prompt in prompts]
 
     def generate(
         self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fgvr.errors import ConfigError
 from fgvr.runtime.loaders import files, kept, libraries, quantized
 from fgvr.runtime.sizes.footprint import Footprint
-from fgvr.runtime.sizes.qwen import SCORING_BYTES, footprint, max_pixels
+from fgvr.runtime.sizes.qwen import PROMPT_TOKENS, SCORING_BYTES, footprint, max_pixels
 from fgvr.types import ModelSpec, Picture, Reply, Scores
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Images = Sequence[ImageLike | Sequence[ImageLike]]
 
 NEEDED = ("config.json", "*.safetensors", "tokenizer.json|vocab.json", "preprocessor_config.json|processor_config.json")
+_PIXELS_PER_TOKEN = 28 * 28
+_CHARACTERS_PER_TOKEN = 3  # English has four: an estimate that errs on the long side
+_TEMPLATE = 32  # tokens of the chat template
 
 
 class QwenLoader:
@@ -110,6 +113,18 @@ class QwenMLLM:
         self._recommended = module.generation_config
         stops = self._recommended.eos_token_id
         self._stops: list[int] = sorted({self._end, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])})
+
+        self._pixels = int(processor.image_processor.size["longest_edge"])  # of an image at most
+        self.tokens_per_item = self._pixels // _PIXELS_PER_TOKEN + PROMPT_TOKENS
+
+    def lengths(self, images: Images, prompts: Sequence[str], system: str) -> list[int]:
+        """Tokens of each prompt with its images, about: nothing is tokenised for it."""
+        found = []
+        for item, prompt in zip(images, prompts, strict=True):
+            sides = [_pil(image).size for image in (item if isinstance(item, Sequence) else [item])]
+            seen = sum(min(width * height, self._pixels) // _PIXELS_PER_TOKEN for width, height in sides)
+            found.append(seen + (len(prompt) + len(system)) // _CHARACTERS_PER_TOKEN + _TEMPLATE)
+        return found
 
     def place(self, device: Device) -> None:
         from fgvr.runtime.loaders import arena
