@@ -32,6 +32,7 @@ TARGETS = {
     "mutants": ("one-line mistakes in the pool's sources: does the stress harness catch them?", ("python scripts/mutants.py",)),
     "birds-table": ("fast, slow and both on the reserved worlds", ("python scripts/birds_table.py",)),
     "ablation": ("what each part adds, on the reserved worlds", ("python scripts/ablation.py --write-docs",)),
+    "serve-demo": ("one server, three kinds of client, each model loaded once", ("python scripts/serve_demo.py",)),
     "browser": ("chromium for the tests of pages (Debian, Ubuntu; as root)", ("apt-get install --yes --no-install-recommends chromium",)),
     "train-tiny": ("train the shipped tiny models again", ("python scripts/train_tiny.py",)),
 }

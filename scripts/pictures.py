@@ -1,7 +1,8 @@
-"""The pictures of README and docs, made anew: `python scripts/pictures.py [key=value ...]`. Takes Debian's chromium.
+"""The pictures of README and docs, made anew: `python scripts/pictures.py [--server] [key=value ...]`. Takes Debian's chromium.
 
-A contact sheet of the birds; the report of the default run; and one image's way: of the test images that System 1 got wrong and System 2
-put right, the first one of which System 1 was nearly sure goes as a file through `mode=classify`.
+`--server`: only the server's page, of a server started for it. Else a contact sheet of the birds; the report of the default run; and one
+image's way: of the test images that System 1 got wrong and System 2 put right, the first one of which System 1 was nearly sure goes as a
+file through `mode=classify`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main(words: list[str]) -> None:
+    if "--server" in words:
+        server_page([word for word in words if word != "--server"])
+        return
     contact_sheet().quantize(256).save(DOCS / "birds-contact-sheet.png", optimize=True)
     cfg = fgvr.load_config("mode=fast_slow", *words)
     report = fgvr.evaluate(cfg)
@@ -49,6 +53,50 @@ def main(words: list[str]) -> None:
         photograph(newest, DOCS / "one-image.png", height=2000)
 
 
+def server_page(words: list[str]) -> None:
+    """The dashboard while somebody works with it: models used, one pinned, an image dropped; then on a phone, and in the dark."""
+    from serving import Server
+
+    with tempfile.TemporaryDirectory() as folder:
+        bird = Path(folder) / "bird.png"
+        sample = assembly.open_dataset(fgvr.load_config(f"paths.home={folder}", *words)).split.test[1]
+        read_image(sample.image)[0].save(bird)
+        server = Server(Path(folder), ["runtime.budget=256MiB", *words])
+        try:
+            server.wait()
+            with sync_playwright() as playwright:
+                chromium = playwright.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
+                for name, context in (
+                    ("dashboard", {"viewport": {"width": 1100, "height": 900}}),
+                    ("dashboard-dark", {"viewport": {"width": 1100, "height": 900}, "color_scheme": "dark"}),
+                    ("dashboard-phone", {"viewport": {"width": 390, "height": 844}}),
+                ):
+                    tab = chromium.new_context(**context).new_page()
+                    _work_with(tab, server, bird)
+                    tab.screenshot(path=DOCS / f"{name}.png", full_page=True)
+                    Image.open(DOCS / f"{name}.png").convert("RGB").quantize(128).save(DOCS / f"{name}.png", optimize=True)
+                chromium.close()
+        finally:
+            server.stop()
+
+
+def _work_with(tab: Any, server: Any, bird: Path) -> None:
+    tab.goto(server.url)
+    tab.get_by_role("button", name="Token").click()
+    tab.get_by_label("Token", exact=True).fill(server.token)
+    tab.get_by_role("button", name="Use it").click()
+    tab.locator("#listening:has-text('live')").wait_for()
+    tab.get_by_role("button", name="Drop all idle models").click()
+    tab.locator("#said:has-text('came back')").wait_for()
+    tab.wait_for_timeout(6000)
+    tab.set_input_files("#file", bird)
+    tab.locator("#answer .way").wait_for(timeout=600_000)
+    pin = tab.locator("#models button[aria-label^='pin mllm']")
+    if pin.is_enabled():  # pinned for the first picture, it stays so for the others
+        pin.click()
+    tab.wait_for_timeout(12000)
+
+
 def put_right(report: Report) -> Prediction:
     """An image that System 1 got wrong with a wide margin and System 2 right."""
     rows = records.read(report.path / modes.PREDICTIONS, report.classes)
@@ -60,9 +108,8 @@ def put_right(report: Report) -> Prediction:
 
 def photograph(page: Path, target: Path, *, height: int, open_first_pair: bool = False, **context: Any) -> None:
     """A PNG of the page, at most `height` CSS pixels of it; raises SystemExit without a browser."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None) or sys.exit("no chromium here: python3 scripts/dev.py browser")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        chromium = playwright.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
         tab = chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **context}).new_page()
         tab.goto(page.resolve().as_uri())
         if open_first_pair:
@@ -73,6 +120,10 @@ def photograph(page: Path, target: Path, *, height: int, open_first_pair: bool =
         tab.screenshot(path=target, full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(height, whole)})
         chromium.close()
     Image.open(target).convert("RGB").quantize(128).save(target, optimize=True)
+
+
+def _browser() -> str:
+    return next(filter(None, map(shutil.which, BROWSERS)), None) or sys.exit("no chromium here: python3 scripts/dev.py browser")
 
 
 if __name__ == "__main__":

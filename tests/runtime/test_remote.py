@@ -64,9 +64,16 @@ def test_answers_are_those_of_the_model_itself_and_nothing_is_loaded_here(pool: 
         assert np.array_equal(encoder.encode(IMAGES), engine.models["encoder"].encode(IMAGES))
         assert np.array_equal(encoder.encode_text(PROMPTS), engine.models["encoder"].encode_text(PROMPTS))
         assert np.array_equal(joint.match(IMAGES, PROMPTS), engine.models["joint"].match(IMAGES, PROMPTS))
+        assert mllm.score(IMAGES[:1], PROMPTS[:1], [[f"bird {i}" for i in range(300)]]) == engine.models["mllm"].score(
+            IMAGES[:1], PROMPTS[:1], [[f"bird {i}" for i in range(300)]]
+        )
+        many = [*IMAGES * 4, Image.new("RGB", (3000, 3000)), *IMAGES]
+        assert np.array_equal(encoder.encode(many), engine.models["encoder"].encode(many))
+        sizes = [len(a.body["input"]) for a in server.asked if a.path.endswith("embeddings") and a.body["input"][0].startswith("data:")]
+        assert sorted(sizes[-5:]) == [1, 4, 5, 8, 8], "few enough images in each request, and a huge one alone"
         assert (encoder.logit_scale, mllm.fingerprint, encoder.fingerprint) == (42.0, "weights-1-mllm", "weights-1-encoder")
     assert sum(pool.loads.values()) == 0 and sum(model.bytes for model in pool.status()) == 0
-    assert pool.counters.snapshot().mllm_calls == 10
+    assert pool.counters.snapshot().mllm_calls == 11
 
 
 def test_a_foreign_engines_models_work_by_the_same_protocols(pool: ModelPool) -> None:

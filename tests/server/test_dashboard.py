@@ -227,7 +227,7 @@ def test_words_stand_out_from_their_ground_and_everything_has_a_name(serve: Serv
                 const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
                 return (a + 0.05) / (b + 0.05);
             };
-            const words = "h1,h2,h2 span,p,dt,dd,small,th,td,label,a,li,button:not(:disabled)";
+            const words = "h1,h2,h2 span,p,dt,dd,small,th,td,label,a,li,button:not([aria-disabled=true])";
             const shown = [...document.querySelectorAll(words)].filter((e) => e.checkVisibility() && e.textContent.trim());
             return Math.min(...shown.map(contrast));
         }"""

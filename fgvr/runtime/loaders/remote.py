@@ -16,7 +16,7 @@ import numpy as np
 from fgvr.errors import ConfigError
 from fgvr.runtime.remote import scoring
 from fgvr.runtime.remote.engine import Engine
-from fgvr.runtime.remote.wire import data_url, messages
+from fgvr.runtime.remote.wire import data_url, messages, parcels
 from fgvr.types import ModelSpec, Reply, Scores
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class RemoteMLLM(_Remote):
 
 
 class RemoteEncoder(_Remote):
-    """protocols.Encoder: a batch is one request to our server, one request per image to vLLM."""
+    """protocols.Encoder: a batch goes out at once, in requests of a few images to our server, of one image to others."""
 
     @property
     def logit_scale(self) -> float:
@@ -152,16 +152,19 @@ class RemoteEncoder(_Remote):
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         name, urls = self._engine.identity.name, [data_url(image) for image in images]
         if self._engine.identity.ours:
-            return self._vectors({"model": name, "input": urls, "encoding_format": "base64"}, len(urls))
-        asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]} for url in urls]
-        rows = self._engine.each([self._post({"model": name, "messages": [turn], "encoding_format": "float"}, 1) for turn in asked])
+            inputs = [urls[some] for some in parcels(images)]
+            calls = [self._post({"model": name, "input": some, "encoding_format": "base64"}, len(some)) for some in inputs]
+        else:
+            turns = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]} for url in urls]
+            calls = [self._post({"model": name, "messages": [turn], "encoding_format": "float"}, 1) for turn in turns]
+        rows = self._engine.each(calls)
         return _unit(np.concatenate(rows)) if rows else np.zeros((0, 0), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return self._vectors({"model": self._engine.identity.name, "input": list(texts), "encoding_format": "base64"}, len(texts))
-
-    def _vectors(self, body: dict[str, Any], count: int) -> np.ndarray:
-        return _unit(self._engine.ask(self._post(body, count))) if count else np.zeros((0, 0), np.float32)
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        body = {"model": self._engine.identity.name, "input": list(texts), "encoding_format": "base64"}
+        return _unit(self._engine.ask(self._post(body, len(texts))))
 
     def _post(self, body: dict[str, Any], count: int) -> Any:
         def call(client: Any) -> np.ndarray:
@@ -182,9 +185,13 @@ class RemoteJoint(_Remote):
     def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
         if not self._engine.identity.ours:
             raise ConfigError(f"{self._engine.address} matches no images with texts: write models/joint=blip_itm_base, which runs here")
-        body = {"model": self._engine.identity.name, "images": [data_url(image) for image in images], "texts": list(texts)}
-        found: Any = self._engine.ask(lambda client: client.post("/match", body=body, cast_to=object))
-        return np.asarray(found["probabilities"], np.float32)
+
+        def ask(some: slice) -> Any:
+            body = {"model": self._engine.identity.name, "images": [data_url(i) for i in images[some]], "texts": list(texts[some])}
+            return lambda client: np.asarray(client.post("/match", body=body, cast_to=object)["probabilities"], np.float32)
+
+        parts = self._engine.each([ask(some) for some in parcels(images)])
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _row(embedding: str | Sequence[float]) -> np.ndarray:

@@ -13,14 +13,24 @@ from fgvr.types import Scores
 if TYPE_CHECKING:
     from openai import OpenAI
 
+_TOGETHER = 128  # continuations in one request: our server takes 256 by default
 _CURE = "write slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
 
 
 def score(engine: Engine, asked: Sequence[Sequence[Message]], continuations: Sequence[Sequence[str]]) -> list[Scores]:
     """Per prompt. Raises RemoteError with the cure when the other side gives no log-likelihoods of given text."""
     if engine.identity.ours:
-        return engine.each([_ours(engine, turns, texts) for turns, texts in zip(asked, continuations, strict=True)])
+        parts = [texts[i : i + _TOGETHER] for texts in continuations for i in range(0, max(1, len(texts)), _TOGETHER)]
+        owners = [turns for turns, texts in zip(asked, continuations, strict=True) for _ in range(0, max(1, len(texts)), _TOGETHER)]
+        found = iter(engine.each([_ours(engine, turns, texts) for turns, texts in zip(owners, parts, strict=True)]))
+        return [_joined([next(found) for _ in range(0, max(1, len(texts)), _TOGETHER)]) for texts in continuations]
     return [_by_prompt(engine, turns, texts) for turns, texts in zip(asked, continuations, strict=True)]
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """Of one prompt whose continuations went in several requests."""
+    likelihoods = tuple(value for part in parts for value in part.log_likelihoods)
+    return Scores(likelihoods, tuple(count for part in parts for count in part.tokens), parts[0].prompt_tokens)
 
 
 def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any:

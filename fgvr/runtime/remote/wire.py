@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fgvr.types import Picture
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
 
 Message = dict[str, Any]
+_TOGETHER, _PIXELS = 8, 6_000_000  # of one request; as PNG and base64 at most 24 MB
 _QUICK = 1  # of zlib's levels: the network here is memory, the processor is not idle
 
 
@@ -22,6 +23,19 @@ def data_url(image: ImageLike) -> str:
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG", compress_level=_QUICK)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def parcels(images: Sequence[ImageLike]) -> Iterator[slice]:
+    """Which images go into one request: servers limit count, pixels and bytes of each. One huge image goes alone, as it is."""
+    start, pixels = 0, 0
+    for i, image in enumerate(images):
+        size = (image.image if isinstance(image, Picture) else image).size
+        pixels += size[0] * size[1]
+        if i > start and (i - start >= _TOGETHER or pixels > _PIXELS):
+            yield slice(start, i)
+            start, pixels = i, size[0] * size[1]
+    if start < len(images):
+        yield slice(start, len(images))
 
 
 def messages(images: ImageLike | Sequence[ImageLike], prompt: str, system: str = "") -> list[Message]:

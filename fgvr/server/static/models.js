@@ -17,7 +17,7 @@ function row(key, act) {
   const buttons = Object.fromEntries(
     Object.keys(LEVERS).map((lever) => {
       const button = make("button", { type: "button", "aria-label": `${lever} ${key}` }, lever);
-      button.addEventListener("click", () => act(lever, key));
+      button.addEventListener("click", () => button.getAttribute("aria-disabled") === "true" || act(lever, key));
       return [lever, button];
     }),
   );
@@ -67,7 +67,11 @@ function fill({ head, cells, buttons }, model) {
   set(cells.hits, model.hits.toLocaleString("en"));
   set(cells.loads, String(model.loads));
   set(cells.idle, model.state === "resident" && !model.leases ? seconds(model.idle_seconds) : "–");
-  for (const [lever, button] of Object.entries(buttons)) button.disabled = !LEVERS[lever](model) && document.activeElement !== button;
+  for (const [lever, button] of Object.entries(buttons)) {
+    const off = !LEVERS[lever](model);
+    button.disabled = off && document.activeElement !== button; // a disabled button would lose the focus
+    button.setAttribute("aria-disabled", String(off));
+  }
 }
 
 function set(cell, words, small = "", kind = null) {
