@@ -82,17 +82,22 @@ class Outcome:
 
 
 def web(url: str, **options: Any) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=url, timeout=180, limits=limits, trust_env=False, **options)
+    return httpx.AsyncClient(base_url=url, timeout=180, trust_env=False, verify=False, **options)
 
 
-async def drive(client: httpx.AsyncClient, endpoint: str, concurrent: int, seconds: float, *, patient: bool = False) -> Outcome:
-    """`concurrent` users, each with one request at a time. `patient`: a 429 is obeyed, else asked again after a moment."""
+async def drive(url: str, endpoint: str, concurrent: int, seconds: float, *, patient: bool = False) -> Outcome:
+    """`concurrent` users, each with one request at a time. `patient`: a 429 is obeyed, else asked again after a moment.
+
+    Each has a connection pool of his own: one of 200 connections would look at all of them with each request, and measure itself.
+    """
     outcome, began = Outcome(), time.perf_counter()
     end = began + seconds
 
     async def user(number: int) -> None:
-        i = number
+        async with web(url) as client:
+            await ask(number, client)
+
+    async def ask(i: int, client: httpx.AsyncClient) -> None:
         while time.perf_counter() < end:
             path, body = request(endpoint, i)
             i += concurrent
@@ -133,12 +138,11 @@ async def sampled(client: httpx.AsyncClient, ended: asyncio.Event) -> list[tuple
 
 
 async def load(args: argparse.Namespace) -> list[str]:
-    async with web(args.url) as client:
-        await drive(client, args.endpoint, 2, 3)  # models come in
-        one = await drive(client, args.endpoint, 1, min(20.0, args.seconds))
-        print(one.line(f"{args.endpoint}, 1 at a time"), flush=True)
-        many = await drive(client, args.endpoint, args.concurrent, args.seconds)
-        print(many.line(f"{args.endpoint}, {args.concurrent} concurrent"), flush=True)
+    await drive(args.url, args.endpoint, 2, 3)  # models come in
+    one = await drive(args.url, args.endpoint, 1, min(20.0, args.seconds))
+    print(one.line(f"{args.endpoint}, 1 at a time"), flush=True)
+    many = await drive(args.url, args.endpoint, args.concurrent, args.seconds)
+    print(many.line(f"{args.endpoint}, {args.concurrent} concurrent"), flush=True)
     ratio = many.rate / one.rate
     print(f"ratio {ratio:.2f}")
     failed = [] if set(many.statuses) == {200} else [f"not only 200: {dict(many.statuses)}"]
@@ -149,7 +153,7 @@ async def flood(args: argparse.Namespace) -> list[str]:
     async with web(args.url) as client:
         ended = asyncio.Event()
         watching = asyncio.create_task(sampled(client, ended))
-        outcome = await drive(client, args.endpoint, args.concurrent, args.seconds)
+        outcome = await drive(args.url, args.endpoint, args.concurrent, args.seconds)
         ended.set()
         samples = await watching
     print(outcome.line(f"{args.endpoint}, {args.concurrent} concurrent"))
@@ -193,7 +197,7 @@ async def hangups(args: argparse.Namespace) -> list[str]:
         else:
             failed.append(f"still held after 30 s: {held}")
         print(f"afterwards: {held}")
-        after = await drive(client, "chat", 2, 2)
+        after = await drive(args.url, "chat", 2, 2)
         print(after.line("and it still serves"))
         if set(after.statuses) != {200}:
             failed.append(f"afterwards {dict(after.statuses)}")
@@ -208,7 +212,7 @@ async def limit(args: argparse.Namespace) -> list[str]:
         before = (await client.get("/api/v1/memory/stats")).json()["data"]["memory_limit"]
         for role in ("mllm", "encoder", "joint"):
             (await client.post(f"/api/v1/models/{role}/load", headers=admin)).raise_for_status()
-        running = asyncio.create_task(drive(client, args.endpoint, 8, args.seconds, patient=True))
+        running = asyncio.create_task(drive(args.url, args.endpoint, 8, args.seconds, patient=True))
         await asyncio.sleep(args.seconds / 6)
         rows = (await client.get("/api/v1/memory/models")).json()["data"]
         full = sum(row["bytes"] for row in rows if row["state"] == "resident")
@@ -256,18 +260,17 @@ async def soak(args: argparse.Namespace) -> list[str]:
     """Every kind of request at once; memory, handles and threads of the server's process once a minute."""
     process = psutil.Process(args.pid)
     mix, rows = ("chat", "stream", "score", "embeddings", "text"), []
-    async with web(args.url) as client:
-        for endpoint in mix:
-            await drive(client, endpoint, 4, 5)
-        total: Counter[int | str] = Counter()
-        for minute in range(round(args.minutes) + 1):
-            full = process.memory_full_info()
-            rows.append((full.uss / MIB, process.num_fds(), process.num_threads()))
-            print(f"minute {minute}: USS {rows[-1][0]:.1f} MiB, {rows[-1][1]} handles, {rows[-1][2]} threads; {dict(total)}", flush=True)
-            if minute == round(args.minutes):
-                break
-            done = await asyncio.gather(*(drive(client, endpoint, 4, 60) for endpoint in mix))
-            total.update(sum((o.statuses for o in done), Counter()))
+    for endpoint in mix:
+        await drive(args.url, endpoint, 4, 5)
+    total: Counter[int | str] = Counter()
+    for minute in range(round(args.minutes) + 1):
+        full = process.memory_full_info()
+        rows.append((full.uss / MIB, process.num_fds(), process.num_threads()))
+        print(f"minute {minute}: USS {rows[-1][0]:.1f} MiB, {rows[-1][1]} handles, {rows[-1][2]} threads; {dict(total)}", flush=True)
+        if minute == round(args.minutes):
+            break
+        done = await asyncio.gather(*(drive(args.url, endpoint, 4, 60) for endpoint in mix))
+        total.update(sum((o.statuses for o in done), Counter()))
     failed = [] if set(total) <= {200, 429} else [f"other answers than 200 and 429: {dict(total)}"]
     settled = rows[len(rows) // 2 :]  # caches of allocators and libraries fill in the first half
     growth = (settled[-1][0] - settled[0][0]) / max(1, len(settled) - 1)

@@ -155,13 +155,17 @@ class Lane:
     def _run(self) -> None:
         while (batch := self._next()) is not None:
             began = time.monotonic()
-            self._work(batch)
-            took = time.monotonic() - began
-            self._running = None
-            self.seconds = took if not self.seconds else 0.8 * self.seconds + 0.2 * took
-            self.size = 0.8 * self.size + 0.2 * len(batch.jobs)
-            if self._done is not None:
-                self._done(self.name, len(batch.jobs), took)
+            try:
+                self._work(batch)
+                took = time.monotonic() - began
+                self.seconds = took if not self.seconds else 0.8 * self.seconds + 0.2 * took
+                self.size = 0.8 * self.size + 0.2 * len(batch.jobs)
+                if self._done is not None:
+                    self._done(self.name, len(batch.jobs), took)
+            except Exception as error:  # a bug here must not end the lane: whoever comes next would wait for nobody
+                self._fail(batch.jobs, error)
+            finally:
+                self._running = None
 
     def _next(self) -> Batch | None:
         """The jobs that go together now; None at the end."""
@@ -232,7 +236,7 @@ class Lane:
             for job in batch.jobs:
                 self._work(Batch([job]))
             return
-        for job, result in zip(batch.jobs, results, strict=True):
+        for job, result in list(zip(batch.jobs, results, strict=True)):  # all of them, or none
             if isinstance(result, Exception):
                 job.settle(error=refusal_of(result))
             else:

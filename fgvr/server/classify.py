@@ -48,15 +48,16 @@ class Classifier:
         self._made: Future[Recognizes] | None = None
         engine.add_lane("classify", self._classify, most=lambda: 32)
 
-    def ready(self, timeout: float) -> Recognizes:
+    async def ready(self, timeout: float) -> None:
         """Raises Refusal (503) while it is being made; a failure is told, and the next request tries again."""
         with self._lock:
             if self._made is None:
                 self._made = Future()
+                self._made.set_running_or_notify_cancel()  # so that whoever stops waiting stops only that
                 threading.Thread(target=self._make, args=(self._made,), name="fgvr-recognizer", daemon=True).start()
             made = self._made
         try:
-            return made.result(timeout)
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(made)), timeout)
         except TimeoutError:
             raise Refusal(503, "the knowledge base is being built or opened; come again", code="starting", retry=5) from None
         except Exception as error:
@@ -72,7 +73,9 @@ class Classifier:
             made.set_exception(error)
 
     def _classify(self, batch: Batch) -> Sequence[Any]:
-        recognizer = self.ready(0.0)
+        made = self._made
+        assert made is not None, "requests wait for it before they come here"
+        recognizer = made.result(0)
         predictions = recognizer.batch([job.payload for job in batch.jobs])
         rows = []
         for p in predictions:
@@ -116,7 +119,7 @@ async def classify(request: Request) -> Success:
                 message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
                 raise Refusal(400, message, param="images", code="image_too_large")
             samples.append(Sample(picture, key=name))  # type: ignore[arg-type] (a recognizer looks at a Picture as it is)
-        await asyncio.to_thread(classifier.ready, min(_WAIT, settings.deadline))
+        await classifier.ready(min(_WAIT, settings.deadline))
         rows = await engine.compute(request, "classify", samples)
     return success({"predictions": rows})
 

@@ -227,9 +227,9 @@ def plain_only(sampling: Sampling) -> str | None:
 
 
 def client_of(request: Request) -> str:
-    """Whose turn it is: the token's holder, else the address. (Only ever compared, never logged.)"""
+    """Whose turn it is: by address, token and the request's `user`. (Only ever compared, never logged.)"""
     sent = request.headers.get("authorization", "")
-    return f"{request.client.host if request.client else ''} {hash(sent)} {request.headers.get('x-fgvr-client', '')[:64]}"
+    return f"{request.client.host if request.client else ''} {hash(sent)} {getattr(request.state, 'user', None) or ''}"
 
 
 async def _gone(request: Request) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
+from concurrent.futures import Future
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -29,37 +31,31 @@ class Pulse:
 
     def __init__(self, pool: ModelPool, spec: ModelSpec, engine: Engine) -> None:
         self._pool, self._spec, self._engine = pool, spec, engine
-        self._lock = threading.Lock()
-        self._trying: threading.Thread | None = None
-        self._done = threading.Event()
-        self._found: tuple[float, str] | None = None  # when, and what is wrong
+        self._trying: Future[str] | None = None
+        self._tried = -math.inf
 
-    def reason(self, timeout: float) -> str:
+    async def reason(self, timeout: float) -> str:
         """What is wrong; "" when nothing is."""
         if self._engine.draining:
             return "stopping"
         stuck = [f"{name} ({seconds:.0f} s)" for name, lane in self._engine.lanes.items() if (seconds := lane.running[1]) > self._patience]
         if stuck:
             return f"stuck in one batch: {', '.join(stuck)}"
-        with self._lock:
-            if self._found is not None and time.monotonic() - self._found[0] < _FRESH and self._trying is None:
-                return self._found[1]
-            if self._trying is None:
-                self._done.clear()
-                self._trying = threading.Thread(target=self._try, name="fgvr-health", daemon=True)
-                self._trying.start()
-            done = self._done
-        if not done.wait(timeout):
+        if self._trying is None or (self._trying.done() and time.monotonic() - self._tried > _FRESH):
+            self._trying = Future()
+            self._trying.set_running_or_notify_cancel()  # so that whoever stops waiting stops only that
+            threading.Thread(target=self._try, args=(self._trying,), name="fgvr-health", daemon=True).start()
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._trying)), timeout)
+        except TimeoutError:
             return f"no lease of {self._spec.key} within {timeout:g} s"
-        found = self._found
-        return found[1] if found is not None else "unknown"
 
     @property
     def _patience(self) -> float:
         """A batch may take as long as a request may, and once more for a load."""
         return 2 * self._engine.settings.deadline
 
-    def _try(self) -> None:
+    def _try(self, found: Future[str]) -> None:
         wrong = ""
         try:
             with self._pool.lease(self._spec, work=0, timeout=self._engine.settings.deadline):
@@ -68,9 +64,8 @@ class Pulse:
             wrong = str(error).splitlines()[0]
         except Exception as error:  # a loader's own failure: not ready, whatever it was
             wrong = f"{type(error).__name__}: {error}"
-        with self._lock:
-            self._found, self._trying = (time.monotonic(), wrong), None
-            self._done.set()
+        self._tried = time.monotonic()
+        found.set_result(wrong)
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "Starting, stopping or stuck; the reason is given"}})
@@ -78,7 +73,7 @@ async def health(request: Request) -> JSONResponse:
     """Asks the pool for a real lease. Needs no token, tells no secrets."""
     pulse: Pulse = request.app.state.pulse
     settings = request.app.state.settings
-    wrong = await asyncio.to_thread(pulse.reason, settings.health_seconds)
+    wrong = await pulse.reason(settings.health_seconds)
     found = Health(status="ok" if not wrong else "unavailable", reason=wrong)
     headers = {"Retry-After": "1"} if wrong else {}
     return JSONResponse(found.model_dump(), 503 if wrong else 200, headers)

@@ -97,6 +97,7 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     engine = engine_of(request)
     spec = engine.named(asked.model, "mllm")
     sampling = _sampling(asked, engine)
+    request.state.user = asked.user
     with ExitStack() as place:
         place.enter_context(engine.place("mllm"))
         turns = await pictures.aside(turns_of, asked.messages, engine)
@@ -251,6 +252,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
     """Unit vectors of texts and images, in one space."""
     engine = engine_of(request)
     spec, settings = engine.named(asked.model, "encoder"), engine.settings
+    request.state.user = asked.user
     items = [asked.input] if isinstance(asked.input, str) else asked.input
     if not 0 < len(items) <= settings.max_items:
         raise Refusal(400, f"input: 1 to {settings.max_items} items (server.max_items)", param="input", code="invalid_parameter")

@@ -178,6 +178,26 @@ def test_a_batch_keeps_to_its_tokens_and_its_group() -> None:
         lane.submit(Job("late", loop))
 
 
+def test_a_lane_outlives_a_bug() -> None:
+    loop = asyncio.new_event_loop()
+    done: list[int] = []
+
+    def report(name: str, jobs: int, seconds: float) -> None:
+        done.append(jobs)
+        if len(done) == 1:
+            raise RuntimeError("a bug")
+
+    lane = Lane("test", lambda batch: [None] * (len(batch.jobs) + ("odd" in [j.payload for j in batch.jobs])), most=lambda: 1, done=report)
+    jobs = [Job(name, loop) for name in ("first", "odd", "last")]
+    for job in jobs:
+        lane.submit(job)
+    until(lambda: len(done) == 2)
+    lane.close()
+    loop.run_until_complete(asyncio.wait_for(asyncio.gather(*(job.future for job in jobs), return_exceptions=True), 5))
+    loop.close()
+    assert isinstance(jobs[1].future.exception(), Refusal) and jobs[2].future.result() is None
+
+
 def test_health_is_a_real_lease(serve: Serve) -> None:
     loading = threading.Event()
     served = serve(loader=FakeLoader(work=MIB, on_load=lambda spec: loading.wait(20)), health_seconds=0.3)
