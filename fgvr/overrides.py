@@ -76,6 +76,9 @@ def explain(error: BaseException, words: Sequence[str], tree: Path | None = None
 
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=VALUE is needed here"
+    before, asked, told = str(error).partition(" raised while resolving interpolation: ")
+    if asked and before.endswith("Error"):  # what a resolver of ours says needs no frame around it
+        return told.splitlines()[0]
     tree = tree or config_dir()
     known = groups(tree)
     if isinstance(error, OverrideParseException):

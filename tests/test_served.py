@@ -33,6 +33,12 @@ def test_the_servers_word_holds_and_is_asked_once(monkeypatch: pytest.MonkeyPatc
         assert len(server.asked) == 1
 
 
+def test_nobody_there_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "_PATIENCE", 0.0)
+    with pytest.raises(fgvr.ConfigError, match=r"^no server answers at http://127\.0\.0\.1:9 .*start one with: fgvr serve$"):
+        fgvr.load_config("models=remote", "server.url=http://127.0.0.1:9")
+
+
 def test_another_engine_has_no_word_and_none_is_asked_where_none_is_named() -> None:
     with serving(lambda asked: Answer(404, {"detail": "Not Found"})) as server:
         cfg = fgvr.load_config("models=remote", f"server.url={server.url}")
