@@ -23,6 +23,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_
 RUN = ("python discovering.py mode=build_knowledge_base", "python discovering.py mode=fast_slow")
 LINT = ("ruff format --check .", "ruff check .", "pyright", "lint-imports")
 TEST = "python -m pytest -n 2 --dist loadfile"
+AT_START = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "psutil", "packaging", "hydra_plugins")
 TARGETS = {
     "run": ("build the birds knowledge base, then recognise with it", RUN),
     "test": ("the tests", (TEST,)),
@@ -71,7 +72,17 @@ def install() -> None:
     with_uv = subprocess.run([*pip, "uv"]).returncode == 0 and subprocess.run([*uv, *package]).returncode == 0
     if not with_uv and subprocess.run([*pip, *package]).returncode:
         sys.exit("The installation failed (see above); the same command tries again.")
+    compile_start()
     STAMP.write_text(wanted)
+
+
+def compile_start() -> None:
+    """Bytecode of what every command imports. uv makes none, and where PYTHONDONTWRITEBYTECODE is set each start would compile it anew:
+    1.1 instead of .8 s CPU before a wrong key is named."""
+    sites = [*VENV.glob("lib/python*/site-packages"), *VENV.glob("Lib/site-packages")]
+    folders = [site / name for site in sites for name in AT_START if (site / name).is_dir()]
+    if subprocess.run([BIN / "python", "-m", "compileall", "-q", *folders, ROOT / "fgvr"]).returncode:
+        sys.exit("Compiling to bytecode failed (see above); the same command tries again.")
 
 
 if __name__ == "__main__":

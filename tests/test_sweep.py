@@ -70,3 +70,15 @@ def test_processes_that_share_the_store_give_the_same_answers(
     assert answers(jobs(other)) == answers(jobs(home))
     # At the same time two may compute the same; more than each of them once would mean that the store is not shared.
     assert [len(rows) for rows in jobs(other)] == [36] * 4
+
+
+@pytest.mark.slow
+def test_a_search_by_optuna_computes_what_its_trials_need_together_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scripts.tune_trigger import tune
+
+    study = tune(6, 0.1, 9010, 9011, list(WORLD))
+    told = [trial.user_attrs for trial in study.trials]
+    assert len(told) == 6 and study.best_value == max(t["top1"] - 0.1 * t["slow_rate"] for t in told)
+    assert [t["encoder_forwards"] for t in told] == [36, 0, 0, 0, 0, 0]
+    assert sum(t["mllm_calls"] for t in told) <= max(round(36 * t["slow_rate"]) for t in told)
+    assert "on 9011, which was not searched" in capsys.readouterr().out
