@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ def serve(cfg: DictConfig) -> None:
     from fgvr.server.running import serve as run
     from fgvr.server.settings import Environment, Settings, Tokens
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch comes in: idle OpenMP threads else spin on what the loop needs
     environment = Environment.read()
     cfg = with_environment(cfg, environment.overrides)
     settings, tokens = Settings.of(assembly.plain(cfg)["server"]), Tokens.of(environment)

@@ -1,4 +1,7 @@
-"""Who may do what. Tokens come as `Authorization: Bearer ...` and are compared in constant time, by their digests: no length shows."""
+"""Who may do what. Tokens come as `Authorization: Bearer ...` and are compared in constant time, by their digests: no length shows.
+
+Coroutines: what is a plain function would cost each request a thread.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ _READER = HTTPBearer(auto_error=False, scheme_name="token", description="FGVR_TO
 _ADMIN = HTTPBearer(auto_error=False, scheme_name="admin token", description="FGVR_ADMIN_TOKEN, or the one shown at start")
 
 
-def may_read(request: Request, given: HTTPAuthorizationCredentials | None = Security(_READER)) -> None:  # noqa: B008
+async def may_read(request: Request, given: HTTPAuthorizationCredentials | None = Security(_READER)) -> None:  # noqa: B008
     """Everybody, unless a token is set."""
     tokens: Tokens = request.app.state.tokens
     if tokens.reader is not None:
         _check(given, tokens.reader, tokens.admin)
 
 
-def may_change(request: Request, given: HTTPAuthorizationCredentials | None = Security(_ADMIN)) -> None:  # noqa: B008
+async def may_change(request: Request, given: HTTPAuthorizationCredentials | None = Security(_ADMIN)) -> None:  # noqa: B008
     """Holders of the admin token."""
     _check(given, request.app.state.tokens.admin)
 
