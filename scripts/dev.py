@@ -23,7 +23,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_
 RUN = ("python discovering.py mode=build_knowledge_base", "python discovering.py mode=fast_slow")
 LINT = ("ruff format --check .", "ruff check .", "pyright", "lint-imports")
 TEST = "python -m pytest -n 2 --dist loadfile"
-AT_START = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "psutil", "packaging", "hydra_plugins")
+AT_START = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "psutil", "packaging", "hydra_plugins", "numpy", "PIL", "pyarrow")
 TARGETS = {
     "run": ("build the birds knowledge base, then recognise with it", RUN),
     "test": ("the tests", (TEST,)),
