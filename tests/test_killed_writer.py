@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.calibration=0", "logging=quiet", "evaluation.batch_size=4", "dataset.shots=6")
 BUILDING = (*SMALL, "dataset.seed=9000", "dataset.test_per_class=1", "models.mllm.batch_size=1")
 EVALUATING = (*SMALL, "dataset.seed=9001", "dataset.test_per_class=40", "trigger=always")
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
