@@ -39,9 +39,8 @@ def measure(*, models: str, repeat: int, size: int = 1_000_000) -> Races:
 
 def _against_floors(table: np.ndarray, races: dict, rows: int, facts: dict) -> list[str]:
     floor = 1000 * table.nbytes / read_rate(1 << 30)
-    began = time.perf_counter()
-    _loop(table[:_LOOP_ROWS], table[:1])
-    loop = 1000 * (time.perf_counter() - began) * rows / _LOOP_ROWS
+    lap = race([Way("loop", lambda: _loop(table[:_LOOP_ROWS], table[:1]))], items=1, repeat=5)[0]
+    loop = lap.wall.median * rows / _LOOP_ROWS
     one, many = (races[f"{rows} rows, {count} queries"][-1].wall.median for count in (1, 32))
     facts |= {"read_floor_ms": floor, "loop_ms": loop, "one_query_of_floor": one / floor, "many_ahead_of_loop": loop / many}
     return [

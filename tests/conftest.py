@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -18,11 +20,39 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`paths.data` of all tests and of all their processes: a world is drawn once. Who damages its images draws its own."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGVR_DATA", str(shared))
+        yield shared
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`paths.home` of this test."""
     monkeypatch.setenv("FGVR_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """The same words are composed once by Hydra (.2 s): many tests share them. What depends on the environment is resolved when read."""
+    from fgvr.assembly import configuration
+
+    original, known = configuration.compose, {}
+
+    def compose(name: str, words: Sequence[str]) -> DictConfig:
+        key = (name, *words)
+        if key not in known:
+            known[key] = original(name, words)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "compose", compose)
+        yield
 
 
 @pytest.fixture(autouse=True)

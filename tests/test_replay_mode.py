@@ -74,7 +74,7 @@ def test_a_replay_is_the_fresh_run_to_the_last_digit(world: Path, tmp_path: Path
     home = tmp_path / "fresh"
     shutil.copytree(world / "knowledge", home / "knowledge")
     replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={file}", f"paths.home={world}", *words))
-    fresh = fgvr.evaluate(fgvr.load_config(*SMALL, f"paths.home={home}", f"dataset.root={world / 'data'}", "store.enabled=false", *words))
+    fresh = fgvr.evaluate(fgvr.load_config(*SMALL, f"paths.home={home}", "store.enabled=false", *words))
     assert verdicts(replayed) == verdicts(fresh)
     assert (replayed.top1, replayed.slow_rate, replayed.macro) == (fresh.top1, fresh.slow_rate, fresh.macro)
 

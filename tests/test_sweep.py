@@ -13,8 +13,10 @@ from fgvr import assembly, cli
 from fgvr.runtime.pool import close_shared
 
 WORLD = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=6", "dataset.calibration=1", "evaluation.batch_size=8")
-JOBS = 20
-SETTINGS = [f"slow_rate:{(i + 1) / (JOBS + 1):.3f}" for i in range(JOBS)]
+
+
+def settings(jobs: int) -> list[str]:
+    return [f"slow_rate:{(i + 1) / (jobs + 1):.3f}" for i in range(jobs)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +41,15 @@ def answers(found: list[list[dict]]) -> list[list[tuple]]:
     return [[(row["image"], row["prediction"], row["confidence"], row["by"], row["slow"]) for row in rows] for rows in found]
 
 
-def test_twenty_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_once(
+    count: int, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fgvr.build_knowledge_base(fgvr.load_config(*WORLD))
     close_shared()
-    assert cli.main(["-m", "mode=evaluate", f"trigger.target={','.join(SETTINGS)}", *WORLD]) == 0, capsys.readouterr().err
+    assert cli.main(["-m", "mode=evaluate", f"trigger.target={','.join(settings(count))}", *WORLD]) == 0, capsys.readouterr().err
     found = jobs(home)
-    assert len(found) == JOBS
+    assert len(found) == count
     escalated = [{row["sha256"] for row in rows if row["decision"]["escalate"]} for rows in found]
     union = set().union(*escalated)
     assert len({len(some) for some in escalated}) > 3, "the jobs differ"
@@ -60,7 +65,7 @@ def test_twenty_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_o
 def test_processes_that_share_the_store_give_the_same_answers(
     launcher: str, home: Path, tmp_path: Path, python, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = f"trigger.target={','.join(SETTINGS[::5])}"
+    some = f"trigger.target={','.join(settings(4))}"
     assert cli.main(["-m", "mode=evaluate", some, "logging=quiet", *WORLD]) == 0
     several = {"joblib": ["hydra.launcher.n_jobs=4"], "submitit_local": ["hydra.launcher.timeout_min=5"]}[launcher]
     other = tmp_path / "other"

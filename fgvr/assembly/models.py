@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from omegaconf import DictConfig
 
@@ -36,10 +38,24 @@ def shared_pool(cfg: DictConfig | None = None) -> ModelPool:
             return pools.shared()
         except ConfigError:
             cfg = load_config()
-    pool = pools.shared(lambda: _new_pool(cfg))
-    watching.adopt(pool, plain(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
+    pool = _with_settings(cfg)
     for role in ("encoder", "mllm", "joint"):
         pool.register(spec(cfg, role))
+    return pool
+
+
+_settings: WeakKeyDictionary[ModelPool, tuple[Any, Any, Path]] = WeakKeyDictionary()  # what each pool was last told
+
+
+def _with_settings(cfg: DictConfig) -> ModelPool:
+    """Every stage of every job asks: what the pool already knows is not worked out again (on a CPU the kernel would walk all its pages)."""
+    wanted = (plain(cfg.runtime), plain(cfg.models), home(cfg))
+    with suppress(ConfigError):  # there is none yet
+        if _settings.get(pool := pools.shared()) == wanted:
+            return pool
+    pool = pools.shared(lambda: _new_pool(cfg))
+    watching.adopt(pool, plain(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
+    _settings[pool] = wanted
     return pool
 
 

@@ -15,27 +15,22 @@ def nearest(table: np.ndarray, queries: np.ndarray, k: int, *, block: int = BLOC
     (B, k) float32. Ties go to the lower row; k is at most N. 16-bit tables are widened block by block."""
     k = min(k, len(table))
     queries = np.ascontiguousarray(queries, np.float32)
-    best = np.full((len(queries), 0), -np.inf, np.float32)
-    rows = np.zeros((len(queries), 0), np.int64)
-    for start in range(0, len(table), block):
+    best, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for start in range(0, len(table) if k else 0, block):
         products = queries @ np.asarray(table[start : start + block], np.float32).T
-        found = _top(products, k)
-        best = np.concatenate([best, np.take_along_axis(products, found, 1)], axis=1)
-        rows = np.concatenate([rows, found + start], axis=1)
-        if best.shape[1] > k:
-            kept = _top(best, k)
-            best, rows = np.take_along_axis(best, kept, 1), np.take_along_axis(rows, kept, 1)
-    order = np.lexsort((rows, -best), axis=1)
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
+        had = min(start, k)
+        for query, values in enumerate(products):
+            # Past the first k only what beats the worst of them enters; ranking whole blocks would cost as much as the products.
+            enters = np.flatnonzero(values > best[query, -1]) if had == k else np.arange(len(values))
+            ranked = _ranked(np.concatenate([best[query, :had], values[enters]]), np.concatenate([rows[query, :had], enters + start]), k)
+            best[query, : len(ranked[0])], rows[query, : len(ranked[1])] = ranked
+    return rows, best
 
 
-def _top(products: np.ndarray, k: int) -> np.ndarray:
-    """Columns of the k greatest of each row, in ascending order; among equals the lower columns."""
-    if k >= products.shape[1]:
-        return np.tile(np.arange(products.shape[1]), (len(products), 1))
-    least = -np.partition(-products, k - 1, axis=1)[:, k - 1 : k]
-    chosen = np.empty((len(products), k), np.int64)
-    for row, (values, border) in enumerate(zip(products, least[:, 0], strict=True)):
-        above = np.flatnonzero(values > border)
-        chosen[row] = np.sort(np.concatenate([above, np.flatnonzero(values == border)[: k - len(above)]]))
-    return chosen
+def _ranked(values: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k greatest values, in descending order, and their rows; among equals the lower rows."""
+    if len(values) > k:
+        kept = np.flatnonzero(values >= np.partition(values, -k)[-k])
+        values, rows = values[kept], rows[kept]
+    order = np.lexsort((rows, -values))[:k]
+    return values[order], rows[order]

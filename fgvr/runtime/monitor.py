@@ -237,7 +237,9 @@ class Monitor:
         before = pool.status()
         process = self._measured(pool, before)
         host, now = self._host(), self._clock()
-        allocated, reserved = pool.device.allocated(), pool.device.reserved()
+        allocated = reserved = process.uss if process.uss is not None else process.rss
+        if pool.device.exact:  # else it is the process itself, and the kernel would walk all its pages again
+            allocated, reserved = pool.device.allocated(), pool.device.reserved()
         after = pool.status()
         moving = any(m.state in _MOVING for status in (before, after) for m in status) or _residents(before) != _residents(after)
         weights = {m.key: m.bytes for m in after if m.state in ("loading", "resident", "evicting")}
