@@ -13,7 +13,7 @@ from benchmarks.measure import machine
 from fgvr.errors import FgvrError
 from fgvr.utils.files import atomic_write
 
-NAMES = ("floors", "startup", "load", "runtime", "encode", "prefix", "slow", "fastslow", "kb", "retrieval", "sweep", "stream")
+NAMES = ("floors", "startup", "load", "runtime", "encode", "prefix", "batching", "slow", "fastslow", "kb", "retrieval", "sweep", "stream")
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from benchmarks import batching
+
 
 def test_the_runtime_benchmark_on_the_tiny_models(python: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
@@ -41,3 +43,14 @@ def test_the_reference_does_the_work_of_its_description(python: Callable[..., Co
     assert all("new_tokens" not in lap["counts"] and not lap["same_work"] for lap in likelihoods)
     assert figures["same_answers"] == figures["images"] == 2
     assert all(lap["steady"] for lap in figures["races"]["slow"])
+
+
+def test_batches_of_any_size_and_order_give_the_answers_of_one_by_one() -> None:
+    """The trained tiny models, pictures of three sizes, every image thought over."""
+    small = ("dataset.genera=[3,3]", "dataset.shots=1", "knowledge.rehearse=false", "slow.weight=0.5")
+    found = batching.measure(models="tiny", repeat=2, size=2, words=small, half=False).facts
+    assert found["images"] == 12
+    assert set(found["compared"]) == {"batches of 8, in order", "batches of 32, in order", "batches of 8, shuffled"}
+    for row in found["compared"].values():
+        assert row["flips"] == row["fast_flips"] == 0
+        assert row["fast_apart"] < 1e-5 and 0 < row["slow_apart"] < 1e-3
