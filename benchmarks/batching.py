@@ -1,5 +1,5 @@
-"""Do batches change answers? The same rendered birds, in pictures of several sizes, one by one and in batches, in order and shuffled, and in
-bfloat16; every image thought over, nothing remembered. Says how many answers differ, and by how much the numbers behind them do."""
+"""Do batches change answers? Rendered birds in pictures of several sizes, one by one, in batches, shuffled, in bfloat16; all thought
+over, nothing remembered. Says how many answers differ, and by how much the numbers behind them do."""
 
 from __future__ import annotations
 

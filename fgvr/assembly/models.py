@@ -103,7 +103,7 @@ def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
-    return checked_spec(make(cfg.models[role]))
+    return checked_spec(make(cfg.models[role]), cfg.runtime.device)
 
 
 def home(cfg: DictConfig) -> Path:

@@ -171,7 +171,13 @@ def _report(
         config=assembly.plain(cfg),
         pictures={sample.key: sample.image for sample in dataset.split.test},
         known=_known(dataset.split.support),
-        provenance={**provenance(), "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else ""},
+        provenance={
+            **provenance(),
+            "models": ", ".join(
+                f"{one.role} {one.source} {one.dtype}" for one in (assembly.spec(cfg, role) for role in ("encoder", "mllm"))
+            ),
+            "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
+        },
         memory=course(timeline.read(folder / timeline.FILE)) if (folder / timeline.FILE).exists() else None,
         slow_right=slow_right,
         decode_wait=decode_wait,

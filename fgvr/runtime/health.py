@@ -12,6 +12,7 @@ from pathlib import Path
 from fgvr.errors import FgvrError
 from fgvr.runtime import allocator
 from fgvr.runtime.devices import Device, kind_of
+from fgvr.runtime.devices.fast_dtype import BF16_FLAGS, cpu_flags, fastest
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.plan import OPTIONAL
@@ -21,7 +22,7 @@ from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
 _ROOM = 2 << 30  # bytes a home should have left
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_FLAGS = ("avx2", "avx512f", *BF16_FLAGS)
 
 
 def libraries() -> Iterator[Finding]:
@@ -41,9 +42,9 @@ def machine(pool: ModelPool) -> Iterator[Finding]:
     device = pool.device
     yield Finding("device", True, f"{device.name}: {format_bytes(device.total)} in all, {format_bytes(device.free())} free")
     yield _allocator(device)
-    flags = _cpu_flags()
-    fast = [flag for flag in _FLAGS if flag in flags]
-    yield Finding("processor", True, f"{os.cpu_count()} cores, {', '.join(fast) or 'no vector flags known'}")
+    flags = cpu_flags()
+    fast = ", ".join(flag for flag in _FLAGS if flag in flags) or "no vector flags known"
+    yield Finding("processor", True, f"{os.cpu_count()} cores, {fast}; dtype=fastest is {fastest('cpu')} on it")
 
 
 def _allocator(device: Device) -> Finding:
@@ -106,9 +107,3 @@ def _required() -> Iterator[tuple[str, str]]:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
-
-
-def _cpu_flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}

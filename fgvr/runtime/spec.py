@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fgvr.errors import ConfigError
+from fgvr.runtime.devices.fast_dtype import fastest
 from fgvr.types import ModelSpec
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
 QUANTIZATIONS = (None, "int8", "nf4")
 _ALSO = {"int4": "nf4"}  # what people write
 
 
-def checked(spec: ModelSpec) -> ModelSpec:
-    """The spec, once its values are among the known ones. Raises ConfigError listing all that is wrong."""
+def checked(spec: ModelSpec, device: str = "auto") -> ModelSpec:
+    """The spec, once its values are among the known ones, and `fastest` is what it means on this device (a `runtime.device`).
+
+    Raises ConfigError listing all that is wrong.
+    """
     if spec.quantization in _ALSO:
         spec = replace(spec, quantization=_ALSO[spec.quantization])
     wrong = []
@@ -29,4 +33,4 @@ def checked(spec: ModelSpec) -> ModelSpec:
         wrong.append(f"models.{spec.role}.max_pixels={spec.max_pixels}: must be at least {28 * 28}")
     if wrong:
         raise ConfigError("; ".join(wrong))
-    return spec
+    return replace(spec, dtype=fastest(device)) if spec.dtype == "fastest" else spec

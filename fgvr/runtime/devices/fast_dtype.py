@@ -1,0 +1,31 @@
+"""`dtype=fastest`: bfloat16 where the processor multiplies it, float32 where it would be emulated (there it is many times slower)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fgvr.runtime.devices import kind_of
+
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # of x86; each multiplies bfloat16 at a multiple of float32's rate
+_AMPERE = (8, 0)  # the first NVIDIA generation with bfloat16 units
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def fastest(device: str) -> str:
+    """`bfloat16` or `float32` for a device as `runtime.device` names it. Imports torch only for a CUDA device."""
+    kind = kind_of(device)
+    if kind == "cuda":
+        return "bfloat16" if _capability(int(device.partition(":")[2] or 0)) >= _AMPERE else "float32"
+    return "bfloat16" if kind == "cpu" and cpu_flags() & set(BF16_FLAGS) else "float32"
+
+
+def cpu_flags() -> set[str]:
+    """What the processor says it has; nothing where the system does not tell (macOS, Windows)."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
+
+
+def _capability(index: int) -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else (0, 0)
