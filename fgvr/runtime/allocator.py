@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 # CUDA and ROCm: segments that grow fight the fragmentation that models of different sizes leave, and old free blocks go before memory is
 # short. MPS: shares of the recommended working set above which PyTorch refuses (high) and cleans up (low); what MPS lacks runs on the CPU.
 # CPU: glibc gives blocks from this size on back to the system as they are freed; left to itself it raises the size to 32 MiB and keeps what
-# is smaller, a fifth of the ledger in one run. The price is page faults: 7 % of the processor's time there (docs/LOG.md, 2026-11-21).
+# is smaller, a fifth of the ledger in one run. The price is page faults: 11 % of the processor's time of the tiny models (docs/adr/0020).
 PRESETS: dict[str, dict[str, Any]] = {
     "cuda": {"expandable_segments": True, "garbage_collection_threshold": 0.6},
     "mps": {"high_watermark": 0.7, "low_watermark": 0.5, "fallback": True},
-    "cpu": {"mmap_threshold": "256KiB"},
+    "cpu": {"mmap_threshold": "1MiB"},
 }
 KEYS = {kind: tuple(preset) for kind, preset in PRESETS.items()} | {"cuda": (*PRESETS["cuda"], "max_split_size_mb")}
 _CUDA, _CUDA_BEFORE = "PYTORCH_ALLOC_CONF", ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the older names still work
