@@ -12,8 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fgvr.runtime.devices.fast_dtype import BF16_FLAGS, cpu_flags
+
 ROOT = Path(__file__).resolve().parents[1]
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_FLAGS = ("avx2", "avx512f", *BF16_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Series:
 
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    flags = {flag for line in info.splitlines() if line.startswith("flags") for flag in line.partition(":")[2].split()}
+    flags = cpu_flags()
     names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),

@@ -55,7 +55,7 @@ def roles(cfg: DictConfig, among: Sequence[str]) -> list[str]:
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
     fields: Any = OmegaConf.to_container(cfg.models[role], resolve=True)
     fields.pop("_target_")
-    return checked(ModelSpec(**fields))
+    return checked(ModelSpec(**fields), cfg.runtime.device)
 
 
 def _device_and_budget(cfg: DictConfig) -> tuple[str, int]:

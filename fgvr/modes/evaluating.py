@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from fgvr import assembly
+from fgvr import assembly, planning
 from fgvr.agents.online import Lesson, OnlineRetrieval
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
@@ -174,7 +174,7 @@ def _report(
         provenance={
             **provenance(),
             "models": ", ".join(
-                f"{one.role} {one.source} {one.dtype}" for one in (assembly.spec(cfg, role) for role in ("encoder", "mllm"))
+                f"{one.role} {one.source} {one.dtype}" for one in (assembly.spec(cfg, role) for role in planning.used(cfg))
             ),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },

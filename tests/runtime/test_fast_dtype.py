@@ -30,11 +30,19 @@ def test_where_the_system_tells_nothing_it_is_float32(monkeypatch, tmp_path):
     assert fastest("cpu") == fastest("mps") == fastest("simulated:24GiB") == "float32"
 
 
-@pytest.mark.parametrize("capability,wanted", [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16"), ((0, 0), "float32")])
+@pytest.mark.parametrize("capability,wanted", [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
 def test_a_gpu_is_asked_for_its_generation(monkeypatch, capability, wanted):
     asked = []
     monkeypatch.setattr(fast_dtype, "_capability", lambda index: asked.append(index) or capability)
     assert fastest("cuda:1") == wanted and asked == [1]
+
+
+def test_a_gpu_that_pytorch_cannot_use_leaves_the_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(fast_dtype, "_capability", lambda index: None)
+    processor(monkeypatch, tmp_path / "cpuinfo", "amx_bf16")
+    assert fastest("cuda") == "bfloat16"
+    processor(monkeypatch, tmp_path / "cpuinfo", "avx2")
+    assert fastest("cuda") == "float32"
 
 
 def test_the_doctor_says_what_it_means_here(monkeypatch, tmp_path):

@@ -14,9 +14,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 def fastest(device: str) -> str:
     """`bfloat16` or `float32` for a device as `runtime.device` names it. Imports torch only for a CUDA device."""
     kind = kind_of(device)
-    if kind == "cuda":
-        return "bfloat16" if _capability(int(device.partition(":")[2] or 0)) >= _AMPERE else "float32"
-    return "bfloat16" if kind == "cpu" and cpu_flags() & set(BF16_FLAGS) else "float32"
+    if kind == "cuda" and (generation := _capability(int(device.partition(":")[2] or 0))):
+        return "bfloat16" if generation >= _AMPERE else "float32"
+    return "bfloat16" if kind in ("cpu", "cuda") and cpu_flags() & set(BF16_FLAGS) else "float32"
 
 
 def cpu_flags() -> set[str]:
@@ -25,7 +25,8 @@ def cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
 
 
-def _capability(index: int) -> tuple[int, int]:
+def _capability(index: int) -> tuple[int, int] | None:
+    """None: a GPU that PyTorch cannot use; `auto` then means the CPU."""
     import torch
 
-    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else (0, 0)
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else None
