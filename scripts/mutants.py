@@ -39,7 +39,7 @@ MUTANTS = (
         "mark drains before taking the ticket",
         "admission.py",
         "        if not nested and (absent or short or blocked) and ask not in self._queue:\n",
-        "        if not nested and short: self._drain(ask, short)\n"
+        "        if not nested and short: self._drain(ask, short, now)\n"
         "        if not nested and (absent or short or blocked) and ask not in self._queue:\n",
     ),
     Mutant("a ticket is kept after the lease", "admission.py", "            self._queue.remove(ask)\n", "            pass\n"),
@@ -104,6 +104,13 @@ MUTANTS = (
         "            self._queue.append(ask)\n",
         "            self._queue.appendleft(ask)\n",
         "test_waiting.py::test_capacity_is_given_in_order_of_asking",
+    ),
+    Mutant(
+        "a second look at the clock in one decision",
+        "admission.py",
+        '(left := ledger.young(e, "", now))',
+        '(left := ledger.young(e, "", time.monotonic()))',
+        "test_housekeeping.py::test_the_end_of_a_least_stay_between_two_looks_at_the_clock_is_not_missed",
     ),
     Mutant(
         "a size that worked is forgotten",

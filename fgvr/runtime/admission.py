@@ -68,7 +68,8 @@ class Admission:
 
     def decide(self, ask: Request) -> Action:
         """The next step for this request. Raises its refusal: OutOfBudget, WouldDeadlock, or the failure of a load in back-off."""
-        self._raise_failures(ask)
+        now = time.monotonic()  # one for all: what ends between two looks would be refused by the first and not waited for by the second
+        self._raise_failures(ask, now)
         nested = any(grant in self._ledger.grants for grant in ask.own)
         self._refuse_what_never_fits(ask)
         absent = [e for e in ask.entries if e.state in ("absent", "parked")]
@@ -80,10 +81,10 @@ class Admission:
         if not nested and (absent or short or blocked) and ask not in self._queue:
             self._queue.append(ask)
         if moving or not (nested or self._queue[0] is ask):
-            return Wait(self._sooner())
+            return Wait(self._sooner(now))
         if not short:
-            return self._reserve(ask, absent[0]) if absent else Wait(self._sooner())
-        return self._make_room(ask, short, nested=nested)
+            return self._reserve(ask, absent[0]) if absent else Wait(self._sooner(now))
+        return self._make_room(ask, short, now, nested=nested)
 
     def ahead(self, ask: Request) -> Load | Evict | None:
         """The next step to have one model ready before it is asked for; None when that is done, or would be at others' cost.
@@ -99,8 +100,9 @@ class Admission:
         short = self._ledger.shortage([entry], ask.work)
         if not short:
             return self._reserve(ask, entry)
-        mine = self._ledger.stage_of(entry)
-        spare = [e for e in self._ledger.idle(besides=[entry]) if not self._ledger.young(e, ask.holder) and self._later(e, mine)]
+        mine, now = self._ledger.stage_of(entry), time.monotonic()
+        idle = self._ledger.idle(besides=[entry], now=now)
+        spare = [e for e in idle if not self._ledger.young(e, ask.holder, now) and self._later(e, mine)]
         victims = self._ledger.victims(spare, short)
         if sum(e.charge for e in victims) < short.bytes or len(victims) < short.slots:
             return None
@@ -151,11 +153,11 @@ class Admission:
     def _own(self, ask: Request) -> list[Grant]:
         return [g for g in ask.own if g in self._ledger.grants]
 
-    def _raise_failures(self, ask: Request) -> None:
+    def _raise_failures(self, ask: Request, now: float) -> None:
         for entry in ask.entries:
             if entry.state != "failed" or entry.failure is None:
                 continue
-            if time.monotonic() < entry.retry_at:
+            if now < entry.retry_at:
                 failure = entry.failure
                 raise OutOfBudget(failure.text, self.plan(ask)) if failure.kind is OutOfBudget else failure.kind(failure.text)
             entry.state = entry.at_rest
@@ -189,24 +191,24 @@ class Admission:
         self._ledger.note()
         return Load(entry)
 
-    def _make_room(self, ask: Request, short: Shortage, *, nested: bool) -> Action:
+    def _make_room(self, ask: Request, short: Shortage, now: float, *, nested: bool) -> Action:
         ledger = self._ledger
-        idle = ledger.idle(besides=ask.entries)
+        idle = ledger.idle(besides=ask.entries, now=now)
         enough = sum(e.charge for e in idle) >= short.bytes and len(idle) >= short.slots
         if nested and not enough:
             if ledger.in_transition():
-                return Wait(self._sooner())
+                return Wait(self._sooner(now))
             holders = sorted({g.holder for g in ledger.grants if g not in ask.own})
             raise WouldDeadlock(
                 f"{', '.join(e.key for e in ask.entries)} would wait for leases of {', '.join(holders) or 'nobody (see pool.status())'} "
                 "while holding others; take all models in one lease: pool.lease(a, b)"
             )
-        victims = ledger.victims([e for e in idle if not ledger.young(e, ask.holder)], short)
+        victims = ledger.victims([e for e in idle if not ledger.young(e, ask.holder, now)], short)
         if victims:
             return self._evict(ask, victims)
         if not nested and not ledger.in_transition():
-            self._drain(ask, short)
-        return Wait(self._sooner())
+            self._drain(ask, short, now)
+        return Wait(self._sooner(now))
 
     def _evict(self, ask: Request, victims: tuple[Entry, ...]) -> Evict:
         for entry in victims:
@@ -218,22 +220,22 @@ class Admission:
         planned = self._ledger.stage_of(entry)
         return planned is None or (stage is not None and planned > stage)
 
-    def _sooner(self) -> float | None:
+    def _sooner(self, now: float) -> float | None:
         """Seconds after which a look is worth it although nothing was reported: memory may come back, a model may have stayed enough."""
         ledger = self._ledger
-        if ledger.unreturned or any(e.stuck_until > time.monotonic() for e in ledger.entries.values()):
+        if ledger.unreturned or any(e.stuck_until > now for e in ledger.entries.values()):
             return _LOOK_SECONDS
         if not ledger.min_residency:
             return None
-        waits = [left for e in ledger.entries.values() if e.state == "resident" and (left := ledger.young(e, ""))]
+        waits = [left for e in ledger.entries.values() if e.state == "resident" and (left := ledger.young(e, "", now))]
         return min(waits, default=None)
 
-    def _drain(self, ask: Request, short: Shortage) -> None:
+    def _drain(self, ask: Request, short: Shortage, now: float) -> None:
         """Mark what is leased now, longest unused first, until its return will be enough: nobody new gets it before this request."""
         ledger = self._ledger
         missing, slots = short.bytes, short.slots
         leased = sorted(
-            (e for e in ledger.entries.values() if e.leases and not ledger.young(e, ask.holder)),
+            (e for e in ledger.entries.values() if e.leases and not ledger.young(e, ask.holder, now)),
             key=lambda e: (e.drain_for is not ask, e.last_used),
         )
         for entry in leased:

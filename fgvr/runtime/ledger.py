@@ -147,20 +147,20 @@ class Ledger:
     def priority(self, entry: Entry) -> int:
         return max((level for name, level in self.priorities.items() if self.aliases.get(name, name) == entry.key), default=0)
 
-    def idle(self, *, besides: Iterable[Entry] = ()) -> list[Entry]:
+    def idle(self, *, besides: Iterable[Entry] = (), now: float | None = None) -> list[Entry]:
         """What may be evicted now."""
-        now, kept = time.monotonic(), set(besides)
+        now, kept = time.monotonic() if now is None else now, set(besides)
         return [
             e
             for e in self.entries.values()
             if e.state == "resident" and not e.leases and not self.pinned(e) and e.stuck_until <= now and e not in kept
         ]
 
-    def young(self, entry: Entry, holder: str) -> float:
+    def young(self, entry: Entry, holder: str, now: float) -> float:
         """Seconds for which it must still be spared for others than who used it last, so that two users in turn do not thrash."""
         if not self.min_residency or entry.last_holder in ("", holder):
             return 0.0
-        return max(0.0, entry.since + self.min_residency - time.monotonic())
+        return max(0.0, entry.since + self.min_residency - now)
 
     def in_transition(self) -> bool:
         return any(e.state in ("loading", "evicting") for e in self.entries.values())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,11 @@ from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
 from .helpers import Gate, state, until, used
+
+
+def use(pool: ModelPool, role: str) -> None:
+    with pool.lease(role):
+        pass
 
 
 def keepers(before: frozenset[threading.Thread] = frozenset()) -> frozenset[threading.Thread]:
@@ -190,6 +197,26 @@ def test_a_least_stay_does_not_slow_down_one_user_alone(make_pool: PoolMaker) ->
             with pool.lease(role, timeout=5):
                 pass
     assert pool.loads == {"mllm": 3, "encoder": 3, "joint": 0}
+
+
+def test_the_end_of_a_least_stay_between_two_looks_at_the_clock_is_not_missed(
+    make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it falls, who waits looks again: a stay seen as not over, then as over, once left nothing to wait for (one storm in 500)."""
+    stay = 0.05
+    for early in range(12):  # so many looks before the end, all others after it
+        pool = make_pool(budget=45 * MIB, loader=FakeLoader(work=0), min_residency=stay)
+        another = threading.Thread(target=use, args=(pool, "mllm"), name="another")
+        another.start()
+        another.join(10)
+        began, looks = time.monotonic(), itertools.count()
+        clock = SimpleNamespace(monotonic=lambda n=looks, t=began, early=early: t if next(n) < early else max(t + stay, time.monotonic()))
+        with monkeypatch.context() as patched:
+            for module in ("admission", "ledger"):
+                patched.setattr(f"fgvr.runtime.{module}.time", clock)
+            with pool.lease("encoder", timeout=20):
+                assert time.monotonic() - began < 10, f"{early} looks before the end: nothing woke it but its own timeout"
+        pool.close()
 
 
 def test_a_kept_log_record_keeps_no_model(make_pool: PoolMaker, device: SimulatedDevice, caplog: pytest.LogCaptureFixture) -> None:
