@@ -96,7 +96,7 @@ class Housekeeping:
             parked = self._ledger.parked()
             waits = [e.last_used + ttl - now for e in idle if e not in due] + [e.last_used + 2 * ttl - now for e in parked]
         self._residency.evict(due)
-        self._residency.drop_parked(lambda e: now - e.last_used >= 2 * ttl)
+        self._residency.host.drop(lambda e: now - e.last_used >= 2 * ttl)
         return max(0.001, min([ttl, *waits]))
 
     def _fetch(self, entry: Entry) -> None:

@@ -18,6 +18,11 @@ def clear_frames(error: BaseException, *, outer: BaseException | None = None) ->
         current = current.__cause__ or current.__context__
 
 
+def still_held(survivor: Any) -> str:
+    """The alert about a model that should be gone; empty when it is (None)."""
+    return f"not released, still referred to by {referrers(survivor)}" if survivor is not None else ""
+
+
 def referrers(target: Any) -> str:
     """Names of what still refers to an object: function frames, containers, instances; at most three."""
     found = []

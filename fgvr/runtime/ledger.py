@@ -221,30 +221,6 @@ class Ledger:
         """Call after every change that adds bytes."""
         self.peak = max(self.peak, self.used)
 
-    def claim_host(self, entry: Entry, size: int) -> list[Any] | None:
-        """Charge `size` bytes of main memory to this entry, dropping parked models, longest unused first, to make room.
-
-        Returns what was dropped, for the caller to let go of outside the condition; None, and nothing changed, when it cannot fit.
-        """
-        short = self.host_used - entry.host_charge + size - self.host_limit
-        victims = []
-        for other in sorted(self.parked(besides=entry), key=lambda e: e.last_used):
-            if short > 0 and other.host_charge:
-                victims.append(other)
-                short -= other.host_charge
-        if short > 0:
-            return None
-        entry.host_charge = size
-        return [self.drop_parked(e) for e in victims]
-
-    def drop_parked(self, entry: Entry) -> Any:
-        """Forget the parked copy; returns the model, which goes with its last reference."""
-        model, entry.model = entry.model, None
-        entry.host_charge = 0
-        if entry.state == "parked":
-            entry.state = "absent"
-        return model
-
     def parked(self, *, besides: Entry | None = None) -> list[Entry]:
         """What lies in main memory or in a flat file; also when bringing it back failed."""
         return [e for e in self.entries.values() if e.state in ("parked", "failed") and e.model is not None and e is not besides]

@@ -174,14 +174,14 @@ class ModelPool:
             self._events.asked("evict", [entry.key])
             if here:
                 entry.state, entry.mover = "evicting", self
-        return self._residency.evict([entry], park=park) if here else self._residency.drop_parked(lambda e: e is entry)
+        return self._residency.evict([entry], park=park) if here else self._residency.host.drop(lambda e: e is entry)
 
     def cleanup(self) -> int:
         """Drop everything idle and unpinned, from main memory too, and empty the device's cache; bytes that came back to the device."""
         with self._condition:
             self._events.asked("cleanup")
         released = self._residency.evict_idle(park=False)
-        self._residency.drop_parked()
+        self._residency.host.drop()
         self.device.empty_cache()
         self._residency.recheck()
         return released
@@ -304,7 +304,7 @@ class ModelPool:
                 self._ledger.pins, self._ledger.priorities = other._ledger.pins, other._ledger.priorities
             self._condition.notify_all()
         self._residency.trim()
-        self._residency.trim_host()
+        self._residency.host.trim()
         self._housekeeping.keep(other._housekeeping.ttl)
 
     def _entry(self, spec: ModelSpec) -> Entry:

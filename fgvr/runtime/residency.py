@@ -17,8 +17,9 @@ from typing import Any
 
 from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, WouldDeadlock
 from fgvr.runtime.devices.base import Device
-from fgvr.runtime.events import WAS_PARKED, Events
-from fgvr.runtime.leaks import clear_frames, referrers
+from fgvr.runtime.events import Events
+from fgvr.runtime.host_tier import HostTier
+from fgvr.runtime.leaks import clear_frames, still_held
 from fgvr.runtime.ledger import Entry, Failure, Ledger, Shortage
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
@@ -36,6 +37,7 @@ class Residency:
 
     def __init__(self, condition: Condition, ledger: Ledger, events: Events, device: Device) -> None:
         self._condition, self._ledger, self._events, self._device = condition, ledger, events, device
+        self.host = HostTier(condition, ledger, events)
         self._baseline: int | None = None  # what the process had on the device before the first load
         self.closed = False
 
@@ -101,23 +103,11 @@ class Residency:
         while idle := self._mark(self._ledger.idle):
             for entry in idle:
                 self._release(entry, park=False)
-        self.drop_parked()
+        self.host.drop()
 
     def evict_idle(self, *, park: bool = True) -> int:
         """Everything that is neither leased nor pinned; bytes that came back to the device."""
         return self.evict(self._mark(self._ledger.idle), park=park)
-
-    def drop_parked(self, which: Callable[[Entry], bool] = lambda entry: True) -> int:
-        """Let parked copies go; their bytes in main memory."""
-        with self._condition:
-            chosen = [e for e in self._ledger.parked() if not self._ledger.pinned(e) and which(e)]
-            sizes = {e: e.host_charge for e in chosen}
-            models = [self._ledger.drop_parked(e) for e in chosen]
-            for entry, size in sizes.items():
-                self._events.about("evicted", entry, size=size, text=WAS_PARKED)
-        models.clear()  # outside the condition: freeing gigabytes takes its time
-        self._events.deliver()
-        return sum(sizes.values())
 
     def trim(self) -> int:
         """Evict by policy until the ledger is within the limit, as after a lowered budget or a size that was underestimated."""
@@ -130,16 +120,6 @@ class Residency:
             return ledger.victims(ledger.idle(), short) if short else ()
 
         return self.evict(self._mark(excess))
-
-    def trim_host(self) -> int:
-        """Drop copies in main memory, longest unused first, until they are within their limit."""
-        with self._condition:
-            excess, chosen = self._ledger.host_used - self._ledger.host_limit, set()
-            for entry in sorted(self._ledger.parked(), key=lambda e: e.last_used):
-                if excess > 0 and entry.host_charge:
-                    chosen.add(entry)
-                    excess -= entry.host_charge
-        return self.drop_parked(chosen.__contains__) if chosen else 0
 
     def recheck(self) -> None:
         """See whether memory that did not come back with its model has come back since."""
@@ -164,6 +144,9 @@ class Residency:
             box.append(bring(entry, *how))
             return None
         except (LeaseTimeout, WouldDeadlock):  # says nothing about the model
+            raise
+        except (KeyboardInterrupt, SystemExit) as interrupt:  # on its way out it would keep a half-made model beside the next one
+            clear_frames(interrupt)
             raise
         except Exception as error:
             log.debug("loading %s failed:\n%s", entry.key, traceback.format_exc())
@@ -217,23 +200,21 @@ class Residency:
         return Failure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
 
     def _settle(self, entry: Entry, box: list[Any], failure: Failure | None, began: float, *, restored: bool) -> None:
-        lost = None
+        broken = failure is not None and not failure.oom  # it would fail again: next time from disk
+        if restored and not box and (broken or not is_parked(entry.model)):  # or stopped half-way: not whole in either place
+            entry.model = None  # gone before anybody may bring in another
         with self._condition:
             entry.failure, entry.alert, entry.mover = failure, "", None
             if box:
                 self._arrived(entry, box.pop(), began, restored=restored)
             else:
                 entry.host_charge = host_bytes(entry.model)
-                broken = failure is not None and not failure.oom  # it would fail again: next time from disk
-                if restored and (broken or not is_parked(entry.model)):  # or stopped half-way: not whole in either place
-                    lost = self._ledger.drop_parked(entry)
                 entry.state, entry.charge = ("failed" if failure else entry.at_rest), 0
                 if failure:
                     entry.retry_at = time.monotonic() + min(BACKOFF_MOST, BACKOFF_SECONDS * 2**entry.fails)
                     entry.fails += 1
                     self._events.about("failed", entry, text=failure.text)
             self._condition.notify_all()
-        del lost
 
     def _arrived(self, entry: Entry, model: Any, began: float, *, restored: bool) -> None:
         measured, now = int(model.nbytes), time.monotonic()
@@ -284,7 +265,7 @@ class Residency:
             allocated = self._look(entry) if self._device.exact else None
         finally:
             survivor = watch() if watch is not None else None
-            holders = f"not released, still referred to by {referrers(survivor)}" if survivor is not None else ""
+            holders = still_held(survivor)
             with self._condition:
                 released = self._settle_release(entry, survivor, holders, allocated)
                 if entry.state != "resident":
@@ -319,13 +300,7 @@ class Residency:
         """Whether there is a place to park it. A file is written only for a model that takes turns: that has gone and come back."""
         if not size:
             return entry.loads > 1 or entry.restores > 0
-        if not self._ledger.host_limit:
-            return False
-        with self._condition:
-            dropped = self._ledger.claim_host(entry, size)
-        if dropped is None:
-            log.info("%s: no room in main memory for %s (runtime.host_budget)", entry.key, format_bytes(size))
-        return dropped is not None  # what was dropped goes here, outside the condition
+        return bool(self._ledger.host_limit) and self.host.claim(entry, size)
 
     def _settle_release(self, entry: Entry, survivor: Any, holders: str, allocated: int | None) -> int:
         entry.alert, entry.mover = holders, None
