@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,6 +31,7 @@ class Recognizer:
         self,
         *,
         look: Callable[[ImageSource], Picture],
+        late: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples),
         fast: FastThinker,
         trigger: Trigger,
         slow: SlowThinker,
@@ -43,11 +45,13 @@ class Recognizer:
     ) -> None:
         """Args:
         abstain: withholds answers that are too uncertain; None = all are given.
+        late: pictures that need not be opened now, because what is asked of them is remembered; None for the others.
         learn: is told each batch's answers; None = nothing is learned while running.
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
         record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
         """
         self._look = look
+        self._late = late
         self._fast = fast
         self._trigger = trigger
         self._slow = slow
@@ -97,7 +101,7 @@ class Recognizer:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
                 began = time.perf_counter()
-                opened = [(sample, future.result()) for sample, future in ahead]
+                opened = [(sample, picture()) for sample, picture in ahead]
                 waited = time.perf_counter() - began
                 ahead = self._submit(decoder, next(batches, []))
                 for error in (picture for _, picture in opened if isinstance(picture, ImageError)):
@@ -110,8 +114,10 @@ class Recognizer:
         finally:
             decoder.shutdown(cancel_futures=True)
 
-    def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Future[Picture | ImageError]]]:
-        return [(sample, decoder.submit(self._open, sample)) for sample in batch]
+    def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Callable[[], Picture | ImageError]]]:
+        """Begin to open a batch; calling what stands beside a sample waits for its picture."""
+        late = self._late(batch)
+        return [(s, decoder.submit(self._open, s).result if p is None else partial(_same, p)) for s, p in zip(batch, late, strict=True)]
 
     def _open(self, sample: Sample) -> Picture | ImageError:
         try:
@@ -180,6 +186,10 @@ def redecide(prediction: Prediction, trigger: Trigger, arbitrate: LogLinearPool,
     (decision,) = trigger([prediction.fast])
     category, confidence, by = settle(prediction.fast, decision, prediction.slow, arbitrate)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
+
+
+def _same(picture: Picture) -> Picture:
+    return picture
 
 
 def as_sample(image: ImageSource | Sample | str, index: int = 0) -> Sample:

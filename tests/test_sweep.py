@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import fgvr
 from fgvr import assembly, cli
+from fgvr.data import pictures
 from fgvr.runtime.pool import close_shared
 
 WORLD = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=6", "dataset.calibration=1", "evaluation.batch_size=8")
@@ -59,6 +61,37 @@ def test_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_once(
     assert done.mllm_calls == len(union) > 0
     assert pool.loads == {"encoder": 1, "mllm": 1, "joint": 0}
     assert sum(row["cost"]["mllm_calls"] for rows in found for row in rows) == len(union)
+
+
+def test_a_job_whose_answers_are_remembered_opens_no_picture(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    whole = pictures.read_image
+    monkeypatch.setattr(pictures, "read_image", lambda source, **limits: (opened.append(source), whole(source, **limits))[1])
+
+    def looked_at(*words: str) -> int:
+        opened.clear()
+        fgvr.evaluate(fgvr.load_config(*WORLD, "trigger=always", *words))
+        return sum("test" in file.parts for file in opened)
+
+    assert looked_at() == 36
+    assert looked_at("run.fresh=true") == 0
+    assert looked_at("run.fresh=true", "store.enabled=false") == 36
+
+
+def test_only_choices_of_groups_are_tried_before_the_first_job(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    whole = ConfigLoaderImpl.load_sweep_config
+
+    def counted(self, master_config, sweep_overrides):
+        composed.append(list(sweep_overrides))
+        return whole(self, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    done: list[object] = []
+    assert cli.main(["-m", "mode=plan", "seed=1,2,3", "trigger=never,always", *WORLD], done.append) == 0
+    assert len(done) == 6 and len(composed) == 2 + 6
+    assert cli.main(["-m", "mode=plan", "seed=1,2,3", "trigger=never,nonsense", *WORLD], done.append) == 2
+    assert len(done) == 6, "a wrong choice is told before the first job"
 
 
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])

@@ -6,8 +6,10 @@ RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -121,19 +123,29 @@ def _ranked(
     # Ties (equal probabilities) fall to the better reciprocal rank, then to the class order: never to chance.
     order = np.lexsort((-rrf, -probabilities), axis=1)
     sizes = shortlist.sum(axis=1)
+    chosen = order[:, : sizes.max(initial=0)]
+
+    def column(table: np.ndarray) -> list[list[Any]]:
+        return np.take_along_axis(table, chosen, axis=1).tolist()  # plain numbers: looking at scalars of numpy's one by one is slow
+
+    name = similarities.name
+    names = [[math.nan] * chosen.shape[1]] * len(hashes) if name is None else column(name)
+    tables = [column(table) for table in (probabilities, similarities.image, similarities.text)]
+    columns = [*tables, names, column(image_ranks), column(text_ranks)]
     results = []
-    for b, sha256 in enumerate(hashes):
-        chosen = order[b, : sizes[b]]
-        p = probabilities[b, chosen].astype(np.float64)
+    for b, (sha256, size) in enumerate(zip(hashes, sizes.tolist(), strict=True)):
+        places: list[int] = chosen[b, :size].tolist()
+        p = probabilities[b, places].astype(np.float64)
+        candidates = _candidates([ids[c] for c in places], *(rows[b] for rows in columns))
         results.append(
             FastResult(
                 sha256=sha256,
-                candidates=tuple(_candidate(b, c, ids, probabilities, similarities, image_ranks, text_ranks) for c in chosen),
-                confidence=float(p[0] + fusion.rrf_weight * rrf[b, chosen[0]]),
+                candidates=candidates,
+                confidence=float(p[0] + fusion.rrf_weight * rrf[b, places[0]]),
                 margin=float(p[0] - p[1]) if len(p) > 1 else float(p[0]),
                 entropy=entropy(p),
-                agreement=bool(image_ranks[b, chosen[0]] == 1 and text_ranks[b, chosen[0]] == 1),
-                history=histories[chosen[0]],
+                agreement=candidates[0].image_rank == 1 and candidates[0].text_rank == 1,
+                history=histories[places[0]],
             )
         )
     return results
@@ -178,24 +190,29 @@ def _softmax(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def _candidate(
-    b: int,
-    c: int,
+def _candidates(
     ids: Sequence[str],
-    probabilities: np.ndarray,
-    similarities: Similarities,
-    image_ranks: np.ndarray,
-    text_ranks: np.ndarray,
-) -> Candidate:
-    def score(table: np.ndarray) -> float | None:
-        return None if np.isnan(table[b, c]) else float(table[b, c])
+    probabilities: Sequence[float],
+    image: Sequence[float],
+    text: Sequence[float],
+    name: Sequence[float],
+    image_ranks: Sequence[int],
+    text_ranks: Sequence[int],
+) -> tuple[Candidate, ...]:
+    """Of one image, best first; beyond the last of `ids` the others hold what is not on its shortlist."""
 
-    return Candidate(
-        category=ids[c],
-        probability=float(probabilities[b, c]),
-        image_score=score(similarities.image),
-        text_score=score(similarities.text),
-        name_score=None if similarities.name is None else score(similarities.name),
-        image_rank=int(image_ranks[b, c]),
-        text_rank=int(text_ranks[b, c]),
+    def known(score: float) -> float | None:
+        return None if math.isnan(score) else score
+
+    return tuple(
+        Candidate(
+            category=category,
+            probability=probabilities[i],
+            image_score=known(image[i]),
+            text_score=known(text[i]),
+            name_score=known(name[i]),
+            image_rank=image_ranks[i],
+            text_rank=text_ranks[i],
+        )
+        for i, category in enumerate(ids)
     )

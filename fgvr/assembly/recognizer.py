@@ -21,7 +21,7 @@ from fgvr.assembly.models import open_models, open_store
 from fgvr.assembly.rehearsal import build_matcher, rehearsed
 from fgvr.assembly.thinking import build_decoder, build_exemplars, build_pool
 from fgvr.assembly.triggers import build_trigger
-from fgvr.data.pictures import open_picture
+from fgvr.data.pictures import late_pictures, open_picture
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
 from fgvr.pipeline import Recognizer
@@ -50,6 +50,7 @@ def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Reco
     whole = partial(
         Recognizer,
         look=open_picture,
+        late=partial(late_pictures, models.encoder.remembered),
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,

@@ -19,7 +19,7 @@ from fgvr.data.roles import OnBadImage, Wishes, cast, check_on_bad_image
 from fgvr.data.splits import Split, choose_shots
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
-from fgvr.utils.files import file_lock, read_json, sha256_file, short_hash, write_json
+from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
 from fgvr.utils.images import pixels_sha256
 from fgvr.utils.progress import track
 
@@ -164,10 +164,10 @@ def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[s
     """Samples by role and class, in the order they were drawn, and the files that are not what they were."""
     pools: dict[str, dict[str, list[Sample]]] = {role: {id: [] for id in catalog.ids} for role in ("support", "test", "calibration")}
     bad: list[BadImage] = []
+    root = str(folder)
     for key, row in sorted(read_json(folder / "manifest.json")["files"].items()):
-        path = folder / key
-        if path.is_file() and path.stat().st_size == row["bytes"]:
-            pools[row["role"]][row["label"]].append(Sample(path, key, row["label"], row["sha256"]))
+        if file_size(f"{root}/{key}") == row["bytes"]:
+            pools[row["role"]][row["label"]].append(Sample(Path(root, key), key, row["label"], row["sha256"]))
         else:
             bad.append(BadImage(key, f"is not the file that was drawn; delete {folder} to draw it again"))
     if bad and strict:

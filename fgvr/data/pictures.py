@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgvr.types import Picture
+from fgvr.errors import ImageError
+from fgvr.types import Picture, Sample
 from fgvr.utils.images import MAX_PIXELS, read_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fgvr.types import ImageSource
 
 
@@ -16,3 +21,32 @@ def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX
     if isinstance(source, Picture):
         return source
     return Picture(*read_image(source, max_pixels=max_pixels))
+
+
+class LatePicture(Picture):
+    """A file of known content, read and decoded when first somebody looks. Looking raises ImageError where the content is another one."""
+
+    __slots__ = ("_decoded", "_file")
+
+    _decoded: Image | None
+    _file: Path
+
+    def __init__(self, file: Path, sha256: str) -> None:
+        for name, value in (("sha256", sha256), ("_file", file), ("_decoded", None)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def image(self) -> Image:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self._decoded is None:
+            decoded, sha256 = read_image(self._file)
+            if sha256 != self.sha256:
+                raise ImageError(f"{self._file}: has changed since the dataset was listed; run the same command again")
+            object.__setattr__(self, "_decoded", decoded)
+        return self._decoded  # pyright: ignore[reportReturnType]
+
+
+def late_pictures(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
+    """Of each sample a Picture that is not opened, or None where it has to be. `remembered`: which of some content hashes need no look,
+    because the answers are in a store; with all of them there, a run opens no file."""
+    known = remembered([sample.sha256 for sample in samples if sample.sha256])
+    return [LatePicture(s.image, s.sha256) if isinstance(s.image, Path) and s.sha256 in known else None for s in samples]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,8 +86,20 @@ def chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], points:
 
 def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str | None:
     """A small JPEG as a data URL; None when the picture is not to be had."""
-    if source is None:
-        return None
+    if isinstance(source, Path):
+        with suppress(OSError):
+            stat = source.stat()
+            return _of_file(source, side, stat.st_size, stat.st_mtime_ns)
+    return None if source is None else _small(source, side)
+
+
+@lru_cache(maxsize=2048)
+def _of_file(file: Path, side: int, size: int, modified: int) -> str | None:
+    """The jobs of a sweep show much the same pictures. (About 4 kB each.)"""
+    return _small(file, side)
+
+
+def _small(source: ImageSource, side: int) -> str | None:
     try:
         picture, _ = read_image(source)
     except ImageError:

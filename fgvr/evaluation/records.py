@@ -94,11 +94,18 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
     )
 
 
+_KEPT = 4096
+
+
 class Recorded(Sequence[Prediction]):
-    """The predictions of rows that lie elsewhere, each made when it is asked for: what has been recorded once need not be held."""
+    """The predictions of rows that lie elsewhere, each made when it is asked for: what has been recorded once need not be held.
+
+    The first 4,096 stay once they are made (some 25 MB): a report walks them five times, and most test sets are no larger.
+    """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None) -> None:
         self._rows, self._classes = rows, classes
+        self._made: dict[int, Prediction] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -109,11 +116,19 @@ class Recorded(Sequence[Prediction]):
     def __getitem__(self, index: slice) -> list[Prediction]: ...
     def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
         if isinstance(index, slice):
-            return [from_row(row, self._classes) for row in self._rows[index]]
-        return from_row(self._rows[index], self._classes)
+            return [self._at(i) for i in range(len(self))[index]]
+        return self._at(range(len(self))[index])
 
     def __iter__(self) -> Iterator[Prediction]:
-        return (from_row(row, self._classes) for row in self._rows)
+        return (self._at(i) for i in range(len(self)))
+
+    def _at(self, i: int) -> Prediction:
+        made = self._made.get(i)
+        if made is None:
+            made = from_row(self._rows[i], self._classes)
+            if i < _KEPT:
+                self._made[i] = made
+        return made
 
     def __repr__(self) -> str:
         return f"<{len(self):,} recorded predictions>"
@@ -151,7 +166,9 @@ def _candidate_row(candidate: Candidate) -> dict[str, Any]:
 
 def _candidate(row: Mapping[str, Any]) -> Candidate:
     scores = ("probability", "image_score", "text_score", "name_score", "joint_score")
-    return Candidate(**{**row, **{key: None if row[key] is None else float(row[key]) for key in scores}})
+    return Candidate(
+        **{**row, "category": intern(row["category"]), **{key: None if row[key] is None else float(row[key]) for key in scores}}
+    )
 
 
 def _slow_row(slow: SlowResult) -> dict[str, Any]:

@@ -39,6 +39,13 @@ class RememberingEncoder:
         (value,) = _remembered(self._cache, [key], lambda _: [_to_json(float(self._encoder.logit_scale))])
         return json.loads(value)
 
+    def remembered(self, hashes: Sequence[str]) -> set[str]:
+        """Those content hashes whose vectors are known, so that nobody need look at the pictures for them."""
+        if not hashes:
+            return set()
+        keys = {_key("image", self.fingerprint, sha256): sha256 for sha256 in hashes}
+        return {keys[key] for key in self._cache.get(keys)}
+
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         names = [content_hash(image) for image in images]
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvr.errors import DatasetError, StoreError
-from fgvr.evaluation.records import from_row, outcomes, ranking, read, to_line, to_row
+from fgvr.evaluation import records
+from fgvr.evaluation.records import Recorded, from_row, outcomes, ranking, read, to_line, to_row
 from fgvr.types import Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 
 numbers = st.floats(-1e6, 1e6).map(lambda x: round(x, 6) + 0.0)
@@ -134,3 +135,13 @@ def test_fixed_and_broken_speak_of_images_sent_to_system_2_only(run):
     assert (seen.fixed.sum(), seen.broken.sum()) == (len(fixed), len(broken))
     assert len(fixed) > len(broken) > 0
     assert not (seen.fixed & ~seen.escalated).any()
+
+
+def test_the_first_recorded_predictions_stay_once_made_and_the_rest_is_made_anew(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "_KEPT", 2)
+    rows = [to_row(prediction) for prediction in run()[:4]]
+    recorded = Recorded(rows)
+    first, again = list(recorded), list(recorded)
+    assert first == again == recorded[0:4] == [from_row(row) for row in rows]
+    assert [a is b for a, b in zip(first, again, strict=True)] == [True, True, False, False]
+    assert recorded[-4] is first[0]
