@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fgvr.errors import FgvrError, ModelLoadError
+from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS, Loader
 from fgvr.runtime.sizes import Footprint, footprint
@@ -45,7 +46,8 @@ def plan(
     result = describe([need(spec, device, loaders) for spec in specs], budget, reserve=reserve)
     shown = [part for spec in optional for part in _optional(spec, device, loaders)]
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, device)}" for spec in specs if spec.quantization]
-    return replace(result, optional=tuple(shown), facts=(*result.facts, *facts))
+    kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if device == "cpu" else []
+    return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
 
 def _optional(spec: ModelSpec, device: str, loaders: Callable[[ModelSpec], Loader] | None) -> Iterator[PlanPart]:

@@ -9,8 +9,7 @@ assumes: pictures at the pixel cap, prompts of `PROMPT_TOKENS`, shortlists whose
 so many sentences that 64 pieces go through the text tower at once (eight short texts take 130 MiB less).
 
 The peak is read every 5 ms from /proc/self/statm: pages that no file backs (USS less what the page cache can take back: while loading,
-the mapped file). The C allocator is told to return blocks of 1 MiB and more at once (MALLOC_MMAP_THRESHOLD_); left to itself it keeps up
-to 64 MiB of freed blocks per arena, which made the same run measure 12 to 14 % more.
+the mapped file). The C allocator has fgvr's own preset (runtime.allocator), and the plan counts the freed blocks that it may keep.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from pathlib import Path
 
 import psutil
 
+from fgvr.runtime.allocator import apply
+
 GIB = 1 << 30
 TOLERANCE = 0.05
 STATM = Path("/proc/self/statm")
@@ -37,7 +38,8 @@ _PAGE = mmap.PAGESIZE
 
 def measure(folder: Path) -> Iterator[tuple[str, int, str, bool]]:
     """Name, measured peak, what was forecast, whether it is near enough; one row per model and one for both at once."""
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    env = dict(os.environ)
+    apply("cpu", {}, env)
     done = subprocess.run(
         [sys.executable, __file__, "--one", str(folder)], capture_output=True, text=True, timeout=1800, check=False, env=env
     )

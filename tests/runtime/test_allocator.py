@@ -11,7 +11,7 @@ from fgvr.runtime.allocator import apply, choose, in_force
 
 HIGH, LOW, FALLBACK = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO", "PYTORCH_ENABLE_MPS_FALLBACK"
 CUDA = "PYTORCH_ALLOC_CONF"
-MMAP = "MALLOC_MMAP_THRESHOLD_"
+MMAP, TRIM = "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"
 
 
 def settings(kind: str, asked: dict | None = None, environ: dict | None = None, *, imported: bool = False) -> dict[str, str]:
@@ -79,7 +79,7 @@ def test_after_torch_is_imported_a_preset_is_a_warning_and_a_wish_a_conflict(cap
     "asked",
     [{"watermark": 1}, {"high_watermark": 3}, {"low_watermark": "half"}, {"fallback": "sometimes"}, {"garbage_collection_threshold": 60},
      {"max_split_size_mb": 4}, {"max_split_size_mb": "big"}, {"expandable_segments": 2}, {"mmap_threshold": "1GiB"},
-     {"mmap_threshold": "some"}],
+     {"mmap_threshold": "some"}, {"trim_threshold": 0}, {"trim_threshold": "2GiB"}],
 )  # fmt: skip
 def test_what_pytorch_would_refuse_is_refused_with_the_configuration(asked: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(asked))):
@@ -96,11 +96,13 @@ def test_the_doctor_is_told_what_is_in_force_and_who_set_it() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own setting")
 def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(MMAP, raising=False)  # a run in this process sets it for its children
-    assert settings("cpu") == settings("cpu", imported=True) == {MMAP: str(1 << 20)}
+    for name in (MMAP, TRIM):
+        monkeypatch.delenv(name, raising=False)  # a run in this process sets them for its children
+    assert settings("cpu") == settings("cpu", imported=True) == {MMAP: str(4 << 20), TRIM: str(32 << 20)}
     assert settings("cpu", {"mmap_threshold": 0}) == {}
-    assert settings("cpu", {"mmap_threshold": "4MiB"}) == {MMAP: str(4 << 20)}
-    assert settings("cpu", {"mmap_threshold": "1MiB"}, {MMAP: "5"}) == {MMAP: "5"} and "wins over runtime.allocator" in caplog.text
+    assert settings("cpu", {"mmap_threshold": "1MiB", "trim_threshold": "2MiB"}) == {MMAP: str(1 << 20), TRIM: str(2 << 20)}
+    assert settings("cpu", {"mmap_threshold": "1MiB"}, {MMAP: "5"}) == {MMAP: "5", TRIM: str(32 << 20)}
+    assert "wins over runtime.allocator" in caplog.text
     # The process itself is told, not only its children: what it frees is gone, where glibc would keep 24 MiB of blocks below 32 MiB.
     code = (
         "import ctypes, psutil; from fgvr.runtime.allocator import apply; apply('cpu', {'mmap_threshold': %r}, {});"
@@ -112,6 +114,9 @@ def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog, monkeypatch: pyte
         "print(psutil.Process().memory_info().rss - before)"
     )
     assert int(python("-c", code % "1MiB").stdout) < 2 << 20
+    keeps, trims = (code.replace("{'mmap_threshold': %r}", f"{{'trim_threshold': {size!r}}}") for size in ("32MiB", "1MiB"))
+    assert int(python("-c", keeps.replace("wall = libc.malloc(1000)", "0")).stdout) > 20 << 20
+    assert int(python("-c", trims.replace("wall = libc.malloc(1000)", "0")).stdout) < 2 << 20
     assert int(python("-c", code % 0).stdout) > 20 << 20
 
 
