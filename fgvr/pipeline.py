@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,13 +15,27 @@ from typing import TYPE_CHECKING, Literal
 from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
-from fgvr.store.tally import scope
+from fgvr.store.tally import Work, scope
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
 
 if TYPE_CHECKING:
     from fgvr.types import ImageSource
 
 _DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
+_TOGETHER = 8  # batches whose doubtful images may be thought about together
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A batch that System 1 has answered and the trigger has judged. Of its pictures only the doubtful ones are kept."""
+
+    samples: Sequence[Sample]
+    fast: Sequence[FastResult]
+    decisions: Sequence[Decision]
+    doubtful: Mapping[int, Picture]  # by place in the batch
+    work: Work
+    seconds: float  # of all its images together
+    decode_wait: float = 0.0
 
 
 class Recognizer:
@@ -86,10 +100,15 @@ class Recognizer:
     def batch(self, images: Iterable[ImageSource | Sample | str]) -> list[Prediction]:
         """Predictions in input order; an unreadable image raises ImageError."""
         samples = [as_sample(image, i) for i, image in enumerate(images)]
-        return [p for batch in chunks(samples, self.batch_size) for p in self._think(batch, [self._look(s.image) for s in batch])]
+        seen = (self._see(batch, [self._look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
+        return [p for one in seen for p in self._think([one])]
 
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
-        """Predictions batch by batch, the next batch decoded while the models work on this one; no more than two are held.
+        """Predictions in order, the next batch decoded while the models work on this one; no more than two are held.
+
+        A batch comes alone, or, where few of its images are doubtful, with up to seven others: System 2 is asked when a batch's worth of
+        doubtful images has come together, since its cost per image falls with the size of its own batches. Who learns from each batch
+        gets each alone.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
@@ -97,6 +116,7 @@ class Recognizer:
         """
         batches = islice(chunks(samples, self.batch_size), done, None)
         decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
+        waiting: list[_Seen] = []
         try:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
@@ -109,8 +129,10 @@ class Recognizer:
                         raise error
                     unreadable.append(error)
                 seen = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
-                answers = self._think([sample for sample, _ in seen], [picture for _, picture in seen])
-                yield [replace(p, cost=replace(p.cost, decode_wait=waited / len(answers))) for p in answers]
+                waiting.append(self._see([sample for sample, _ in seen], [picture for _, picture in seen], decode_wait=waited))
+                if not ahead or self._enough(waiting):
+                    yield self._think(waiting)
+                    waiting = []
         finally:
             decoder.shutdown(cancel_futures=True)
 
@@ -125,33 +147,51 @@ class Recognizer:
         except ImageError as error:
             return error
 
-    def _think(self, samples: Sequence[Sample], pictures: Sequence[Picture]) -> list[Prediction]:
-        """The method: look at all, decide, think about the doubtful ones, settle."""
-        if not samples:
-            return []
+    def _see(self, samples: Sequence[Sample], pictures: Sequence[Picture], *, decode_wait: float = 0.0) -> _Seen:
+        """Look at all, and decide which are doubtful."""
         started = time.perf_counter()
         with scope() as work:
-            fast = self._fast(pictures)
-            decisions = self._trigger(fast)
-            slow = self._think_slowly(pictures, fast, decisions)
-            seconds = (time.perf_counter() - started) / len(samples)
-            settled = [
-                self._settle(sample, result, decision, answer, replace(work[result.sha256], seconds=seconds))
-                for sample, result, decision, answer in zip(samples, fast, decisions, slow, strict=True)
-            ]
+            fast = self._fast(pictures) if samples else []
+            decisions = self._trigger(fast) if samples else []
+        doubtful = {i: pictures[i] for i, decision in enumerate(decisions) if decision.escalate or self._record_all}
+        return _Seen(samples, fast, decisions, doubtful, work, time.perf_counter() - started, decode_wait)
+
+    def _enough(self, waiting: Sequence[_Seen]) -> bool:
+        doubtful = sum(len(seen.doubtful) for seen in waiting)
+        return self._learn is not None or not doubtful or doubtful >= self.batch_size or len(waiting) >= _TOGETHER
+
+    def _think(self, waiting: Sequence[_Seen]) -> list[Prediction]:
+        """Think about the doubtful ones of all these batches, and settle."""
+        started = time.perf_counter()
+        with scope() as work:
+            slow = self._think_slowly(waiting)
+        count = sum(len(seen.samples) for seen in waiting)
+        seconds = (time.perf_counter() - started) / max(1, count)
+        settled = [p for seen, answers in zip(waiting, slow, strict=True) for p in self._settle_all(seen, answers, work, seconds)]
         if self._learn is not None:
             self._learn(settled)
-        return settled if self._abstain is None else self._abstain(settled)
+        return settled if self._abstain is None or not settled else self._abstain(settled)
 
-    def _think_slowly(
-        self, pictures: Sequence[Picture], fast: Sequence[FastResult], decisions: Sequence[Decision]
-    ) -> list[SlowResult | None]:
-        doubtful = [i for i, decision in enumerate(decisions) if decision.escalate or self._record_all]
-        answers: list[SlowResult | None] = [None] * len(fast)
-        if doubtful:
-            for i, answer in zip(doubtful, self._slow([pictures[i] for i in doubtful], [fast[i] for i in doubtful]), strict=True):
-                answers[i] = answer
-        return answers
+    def _think_slowly(self, waiting: Sequence[_Seen]) -> list[dict[int, SlowResult]]:
+        """Of each batch the slow answers by place."""
+        places = [(b, i) for b, seen in enumerate(waiting) for i in seen.doubtful]
+        if not places:
+            return [{} for _ in waiting]
+        answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
+        found: list[dict[int, SlowResult]] = [{} for _ in waiting]
+        for (b, i), answer in zip(places, answers, strict=True):
+            found[b][i] = answer
+        return found
+
+    def _settle_all(self, seen: _Seen, slow: Mapping[int, SlowResult], thought: Work, seconds: float) -> list[Prediction]:
+        """`seconds`: of thinking, per image."""
+        own = len(seen.samples) or 1
+        passed = Cost(seconds=seen.seconds / own + seconds, decode_wait=seen.decode_wait / own)
+        rows = zip(seen.samples, seen.fast, seen.decisions, strict=True)
+        return [
+            self._settle(sample, fast, decision, slow.get(i), seen.work[fast.sha256] + thought[fast.sha256] + passed)
+            for i, (sample, fast, decision) in enumerate(rows)
+        ]
 
     def _settle(self, sample: Sample, fast: FastResult, decision: Decision, slow: SlowResult | None, cost: Cost) -> Prediction:
         category, confidence, by = settle(fast, decision, slow, self.arbitrate)

@@ -12,7 +12,7 @@ from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.agents.trigger import Never
 from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
-from fgvr.types import Candidate, FastResult, History, Picture, Sample
+from fgvr.types import Candidate, Decision, FastResult, History, Picture, Sample, SlowResult
 from tests.runtime.helpers import until
 
 SIZE = 4
@@ -81,6 +81,37 @@ def test_a_resumed_run_opens_only_what_is_left() -> None:
     found = list(recognizer(opened).stream(samples(names), done=2))
     assert [p.image for batch in found for p in batch] == sorted(opened.keys) == names[8:]
     assert list(recognizer(opened).stream(samples(names), done=3)) == []
+
+
+@pytest.mark.parametrize(("rate", "asked"), [(4, [4, 4, 2]), (2, [4, 4, 2]), (1, [4, 4, 2]), (0, [])])
+def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, asked: list[int]) -> None:
+    """Every batch of four has `rate` doubtful images: System 2 is asked for a batch's worth at least; borders stay."""
+    questions: list[int] = []
+
+    def slow(pictures, fast):
+        questions.append(len(pictures))
+        return [SlowResult(None, {}, p.sha256, (), "unreadable") for p in pictures]
+
+    def trigger(fast):
+        return [Decision(i < rate, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
+
+    names = [f"{i:03}" for i in range(40 if rate == 1 else 20 if rate == 2 else 10)]
+    whole = recognizer(Opened())
+    whole._learn, whole._trigger, whole._slow = None, trigger, slow
+    found = list(whole.stream(samples(names)))
+    assert [p.image for group in found for p in group] == names
+    assert all(len(group) % SIZE == 0 for group in found[:-1])
+    assert questions == asked
+    thought = {p.image: p.slow.rationale for group in found for p in group if p.slow is not None}
+    assert thought == {name: name for i, name in enumerate(names) if i % SIZE < rate}, "each answer is with its image"
+
+
+def test_who_learns_from_each_batch_gets_each_alone() -> None:
+    names = [f"{i:03}" for i in range(12)]
+    learner = recognizer(Opened())
+    learner._trigger = lambda fast: [Decision(i < 1, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
+    learner._slow = lambda pictures, fast: [SlowResult(None, {}, "", (), "unreadable") for _ in pictures]
+    assert [len(group) for group in learner.stream(samples(names))] == [4, 4, 4]
 
 
 def test_time_spent_waiting_for_pictures_is_told() -> None:

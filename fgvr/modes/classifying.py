@@ -12,7 +12,6 @@ from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import report as reports
 from fgvr.evaluation import ways
 from fgvr.evaluation.records import Recorded, to_row
-from fgvr.modes.evaluating import count_batches
 from fgvr.modes.runs import PREDICTIONS, run_folder
 from fgvr.store.journal import RunFile
 from fgvr.types import Prediction, Sample
@@ -29,7 +28,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     recognizer = assembly.build_recognizer(cfg)
     unreadable: list[ImageError] = []
     with run_folder(cfg, fresh=True) as folder, RunFile(folder / PREDICTIONS) as file:
-        for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", count_batches(samples, recognizer)):
+        for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))
         notes = [cfg.models.notice] if cfg.models.notice else []

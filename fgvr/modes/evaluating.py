@@ -27,7 +27,7 @@ from fgvr.evaluation.records import Recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, made_with, recorded_memory, run_folder
-from fgvr.pipeline import Recognizer, chunks, redecide
+from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
 from fgvr.store.journal import RunFile
 from fgvr.types import Prediction, Report, Sample
@@ -73,7 +73,8 @@ def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Reco
         done = _done(file.done(), samples, recognizer)
         tracker.resume(Recorded(file.done()))
         stream = recognizer.stream(samples, done=done, unreadable=[])
-        for predictions in track(stream, "test images", count_batches(samples, recognizer) - done):
+        left = len(samples) - done * recognizer.batch_size
+        for predictions in track(stream, "test images", left, weigh=len):
             if isinstance(oracle, Oracle):
                 predictions = [oracle.redecide(prediction, recognizer.names) for prediction in predictions]
             file.append(to_row(prediction) for prediction in predictions)
@@ -102,10 +103,6 @@ def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer:
         return 0
     position = {sample.key: i for i, sample in enumerate(samples)}
     return position[rows[-1]["image"]] // recognizer.batch_size + 1
-
-
-def count_batches(samples: Sequence[Sample], recognizer: Recognizer) -> int:
-    return sum(1 for _ in chunks(samples, recognizer.batch_size))
 
 
 def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:

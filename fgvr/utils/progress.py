@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import psutil
@@ -16,8 +16,15 @@ from fgvr.utils.text import format_bytes
 T = TypeVar("T")
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None, *, show: bool | None = None) -> Iterator[T]:
-    """The same items, with a bar that shows count, rate, remaining time and the process's memory (RSS).
+def track(
+    iterable: Iterable[T],
+    description: str,
+    total: int | None = None,
+    *,
+    show: bool | None = None,
+    weigh: Callable[[T], int] = lambda item: 1,
+) -> Iterator[T]:
+    """The same items, with a bar that shows count, rate, remaining time and the process's memory (RSS). `weigh`: what an item counts for.
 
     Shown when stderr is a terminal, unless FGVR_PROGRESS=0 (FGVR_PROGRESS=1 or `show` forces it). Nested bars stay silent.
     """
@@ -29,7 +36,10 @@ def track(iterable: Iterable[T], description: str, total: int | None = None, *, 
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), _Memory())
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+        task = progress.add_task(description, total=total)
+        for item in iterable:
+            yield item
+            progress.advance(task, weigh(item))
 
 
 def _wanted(terminal: bool) -> bool:

@@ -139,12 +139,12 @@ def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch
     cfg = fgvr.load_config(*words, f"paths.home={tmp_path / 'parts'}")
     think = Recognizer._think
 
-    def dies(self, samples, pictures, calls=[]):  # noqa: B006 - counts over calls
+    def dies(self, waiting, calls=[]):  # noqa: B006 - counts over calls
         calls.append(1)
         if len(calls) == 4:
-            think(self, samples, pictures)  # learned and journalled, but never recorded
+            think(self, waiting)  # learned and journalled, but never recorded
             raise KeyboardInterrupt
-        return think(self, samples, pictures)
+        return think(self, waiting)
 
     with monkeypatch.context() as patch:
         patch.setattr(Recognizer, "_think", dies)
