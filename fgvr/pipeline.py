@@ -189,7 +189,7 @@ class Recognizer:
         passed = Cost(seconds=seen.seconds / own + seconds, decode_wait=seen.decode_wait / own)
         rows = zip(seen.samples, seen.fast, seen.decisions, strict=True)
         return [
-            self._settle(sample, fast, decision, slow.get(i), seen.work[fast.sha256] + thought[fast.sha256] + passed)
+            self._settle(sample, fast, decision, slow.get(i), seen.work.take(fast.sha256) + thought.take(fast.sha256) + passed)
             for i, (sample, fast, decision) in enumerate(rows)
         ]
 

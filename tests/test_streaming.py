@@ -12,6 +12,7 @@ from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.agents.trigger import Never
 from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
+from fgvr.store import tally
 from fgvr.types import Candidate, Decision, FastResult, History, Picture, Sample, SlowResult
 from tests.runtime.helpers import until
 
@@ -104,6 +105,20 @@ def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, a
     assert questions == asked
     thought = {p.image: p.slow.rationale for group in found for p in group if p.slow is not None}
     assert thought == {name: name for i, name in enumerate(names) if i % SIZE < rate}, "each answer is with its image"
+
+
+def test_work_for_equal_pictures_is_counted_once() -> None:
+    whole = recognizer(Opened())
+
+    def slow(pictures, fast):
+        tally.add(pictures[0].sha256, mllm_calls=1)
+        return [SlowResult(None, {}, "", (), "unreadable") for _ in pictures]
+
+    whole._learn, whole._slow = None, slow
+    whole._trigger = lambda fast: [Decision(i < 1, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
+    equal = [Sample(Path("same"), f"{i}") for i in range(10)]
+    found = [p for group in whole.stream(equal) for p in group]
+    assert len(found) == 10 and sum(p.cost.mllm_calls for p in found) == 1
 
 
 def test_who_learns_from_each_batch_gets_each_alone() -> None:

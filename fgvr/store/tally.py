@@ -23,6 +23,11 @@ class Work:
     def __getitem__(self, sha256: str) -> Cost:
         return self._costs.get(sha256, Cost())
 
+    def take(self, sha256: str) -> Cost:
+        """This picture's cost, once: the second of two equal pictures cost nothing."""
+        with self._lock:
+            return self._costs.pop(sha256, Cost())
+
     @property
     def costs(self) -> Mapping[str, Cost]:
         with self._lock:
