@@ -105,13 +105,13 @@ def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
-    return _spec(json.dumps(plain(cfg.models[role])), cfg.runtime.device)
+    return checked_spec(_spec(json.dumps(plain(cfg.models[role]))), cfg.runtime.device)
 
 
 @lru_cache(maxsize=64)
-def _spec(node: str, device: str) -> ModelSpec:
+def _spec(node: str) -> ModelSpec:
     """Asked for in every stage of every job; Hydra takes six milliseconds to make one."""
-    return checked_spec(make(DictConfig(json.loads(node))), device)
+    return make(DictConfig(json.loads(node)))
 
 
 def home(cfg: DictConfig) -> Path:
