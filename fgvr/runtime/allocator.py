@@ -93,6 +93,8 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
         wrong.append("mmap_threshold must be a size of at most 32MiB; 0 leaves the C library as it is")
     if not 0 < _bytes(given.get("trim_threshold", 1)) <= 1 << 30:
         wrong.append("trim_threshold must be a size of at most 1GiB")
+    if "trim_threshold" in given and _bytes(given.get("mmap_threshold", 1)) == 0:
+        wrong.append("trim_threshold would end what mmap_threshold=0 leaves to the C library; give one of the two")
     if not _within(given.get("max_split_size_mb", 21), float("inf")) or given.get("max_split_size_mb", 21) <= 20:
         wrong.append("max_split_size_mb must be more than 20")
     if wrong:

@@ -5,14 +5,12 @@ A copy on its way out is `evicting`, like a model on the device: until it is tru
 
 from __future__ import annotations
 
-import gc
 import logging
-import weakref
 from collections.abc import Callable, Sequence
 from threading import Condition
 
 from fgvr.runtime.events import WAS_PARKED, Events
-from fgvr.runtime.leaks import still_held
+from fgvr.runtime.leaks import let_go, still_held
 from fgvr.runtime.ledger import Entry, Ledger, State
 from fgvr.utils.text import format_bytes
 
@@ -74,7 +72,9 @@ class HostTier:
         try:
             while left:
                 entry, before = left[0]
-                kept = release(entry)
+                survivor = let_go(entry)()
+                kept = still_held(survivor)
+                entry.model = survivor  # rather that one again than a second beside it
                 left.pop(0)
                 released += self._settle(entry, before, kept)
         finally:
@@ -89,21 +89,11 @@ class HostTier:
             entry.mover, entry.alert, size = None, kept, 0
             if entry.model is not None:
                 entry.state = before
-                self._events.about("alert", entry, text=kept or "its release was interrupted")
+                if kept:
+                    self._events.about("alert", entry, text=kept)
             else:
                 size, entry.host_charge = entry.host_charge, 0
                 entry.state = "absent" if before == "parked" else before
                 self._events.about("evicted", entry, size=size, text=WAS_PARKED)
             self._condition.notify_all()
         return size
-
-
-def release(entry: Entry) -> str:
-    """Let go of its model, cycles included. Where somebody still refers to it, it stays (rather that one again than a second beside it);
-    who, or nothing when it is gone."""
-    watch = weakref.ref(entry.model)
-    entry.model = None
-    if watch() is not None:
-        gc.collect()
-    entry.model = watch()
-    return still_held(entry.model)

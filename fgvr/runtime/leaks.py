@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+import weakref
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,15 @@ def clear_frames(error: BaseException, *, outer: BaseException | None = None) ->
         current = current.__cause__ or current.__context__
 
 
+def let_go(entry: Any) -> weakref.ref[Any]:
+    """Drop an entry's reference to its model, cycles included; what is returned says whether somebody else still has one."""
+    watch = weakref.ref(entry.model)
+    entry.model = None
+    if watch() is not None:
+        gc.collect()
+    return watch
+
+
 def still_held(survivor: Any) -> str:
     """The alert about a model that should be gone; empty when it is (None)."""
     return f"not released, still referred to by {referrers(survivor)}" if survivor is not None else ""
@@ -25,13 +35,13 @@ def still_held(survivor: Any) -> str:
 
 def referrers(target: Any) -> str:
     """Names of what still refers to an object: function frames, containers, instances; at most three."""
-    found = []
+    found, mark = [], id(target)  # by its number: a comprehension over `target` itself would be one more holder
     for holder in gc.get_referrers(target):
         if isinstance(holder, FrameType):
             if "fgvr/runtime/" not in holder.f_code.co_filename.replace("\\", "/"):
                 found.append(f"{holder.f_code.co_name}() in {holder.f_code.co_filename}")
         elif isinstance(holder, dict):
-            names = [str(name) for name, value in holder.items() if value is target]
+            names = [str(name) for name, value in holder.items() if id(value) == mark]
             found.append(f"a dictionary under {', '.join(names)}")
         else:
             found.append(f"a {type(holder).__name__}")

@@ -19,7 +19,7 @@ from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, Wo
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Events
 from fgvr.runtime.host_tier import HostTier
-from fgvr.runtime.leaks import clear_frames, still_held
+from fgvr.runtime.leaks import clear_frames, let_go, still_held
 from fgvr.runtime.ledger import Entry, Failure, Ledger, Shortage
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
@@ -255,10 +255,7 @@ class Residency:
             self._tell("evicting", entry, charge)
             parked = park and self._park(entry)
             if not parked:
-                watch = weakref.ref(entry.model)
-                entry.model = None
-                if watch() is not None:
-                    gc.collect()
+                watch = let_go(entry)
             self._device.synchronize()
             if not parked or entry.model.movable.cached:  # else the next forward pass pays for its working memory anew, for nothing
                 self._device.empty_cache()

@@ -79,7 +79,8 @@ def test_after_torch_is_imported_a_preset_is_a_warning_and_a_wish_a_conflict(cap
     "asked",
     [{"watermark": 1}, {"high_watermark": 3}, {"low_watermark": "half"}, {"fallback": "sometimes"}, {"garbage_collection_threshold": 60},
      {"max_split_size_mb": 4}, {"max_split_size_mb": "big"}, {"expandable_segments": 2}, {"mmap_threshold": "1GiB"},
-     {"mmap_threshold": "some"}, {"trim_threshold": 0}, {"trim_threshold": "2GiB"}],
+     {"mmap_threshold": "some"}, {"trim_threshold": 0}, {"trim_threshold": "2GiB"},
+     {"trim_threshold": "2MiB", "mmap_threshold": 0}],
 )  # fmt: skip
 def test_what_pytorch_would_refuse_is_refused_with_the_configuration(asked: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(asked))):

@@ -179,6 +179,22 @@ def test_a_copy_made_with_the_load_is_there_before_the_first_eviction(make_pool:
         assert status(pool, ENCODER).host_bytes == 0
 
 
+def test_a_copy_that_somebody_keeps_stays_the_one_copy_and_who_is_told(tiered: ModelPool) -> None:
+    with tiered.lease("mllm") as mllm:
+        keeper = {"kept by me": mllm._model}
+    tiered.evict("mllm", park=True)
+    assert tiered.evict("mllm") == 0
+    assert (state(tiered, MLLM), tiered.status().host_used) == ("parked", 40 * MIB)
+    assert status(tiered, MLLM).error == "not released, still referred to by a dictionary under kept by me"
+    with tiered.lease("mllm") as mllm:
+        assert mllm._model is keeper["kept by me"]
+    assert tiered.loads["mllm"] == 1
+    del mllm
+    keeper.clear()
+    tiered.evict("mllm", park=True)
+    assert tiered.evict("mllm") == 40 * MIB and tiered.status().host_used == 0
+
+
 class SlowToGo:
     """Part of a model whose memory takes its time to be freed."""
 
