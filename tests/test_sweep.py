@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
+from hydra_plugins.fgvr_sweeper import QuickLoader
+from omegaconf import OmegaConf
 
 import fgvr
 from fgvr import assembly, cli
 from fgvr.data import pictures
 from fgvr.runtime.pool import close_shared
+from fgvr.utils.paths import config_dir
 
 WORLD = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=6", "dataset.calibration=1", "evaluation.batch_size=8")
 
@@ -78,7 +85,7 @@ def test_a_job_whose_answers_are_remembered_opens_no_picture(home: Path, monkeyp
     assert looked_at("run.fresh=true", "store.enabled=false") == 36
 
 
-def test_only_choices_of_groups_are_tried_before_the_first_job(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_combination_of_choices_is_composed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[list[str]] = []
     whole = ConfigLoaderImpl.load_sweep_config
 
@@ -89,7 +96,7 @@ def test_only_choices_of_groups_are_tried_before_the_first_job(home: Path, monke
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
     done: list[object] = []
     assert cli.main(["-m", "mode=plan", "seed=1,2,3", "trigger=never,always", *WORLD], done.append) == 0
-    assert len(done) == 6 and len(composed) == 2 + 6
+    assert len(done) == 6 and len(composed) == 2
     assert cli.main(["-m", "mode=plan", "seed=1,2,3", "trigger=never,nonsense", *WORLD], done.append) == 2
     assert len(done) == 6, "a wrong choice is told before the first job"
 
@@ -120,3 +127,32 @@ def test_a_search_by_optuna_computes_what_its_trials_need_together_once(home: Pa
     assert [t["encoder_forwards"] for t in told] == [36, 0, 0, 0, 0, 0]
     assert sum(t["mllm_calls"] for t in told) <= max(round(36 * t["slow_rate"]) for t in told)
     assert "on 9011, which was not searched" in capsys.readouterr().out
+
+
+def test_a_job_is_composed_as_hydra_itself_composes_it() -> None:
+    jobs = [
+        ["trigger=calibrated", "trigger.target=slow_rate:0.1", "mode=evaluate"],
+        ["trigger=calibrated", "trigger.target=slow_rate:0.2", "mode=evaluate"],  # a copy of the first
+        ["trigger=never", "fusion.top_k=3", "dataset.genera=[3,3]"],
+        ["fusion.top_k=${evaluation.batch_size}", "evaluation.batch_size=4", "models.mllm={batch_size: 2}"],
+        ["+note=1", "~logging.level", "run.fresh=true"],
+        ["hydra.job.name=other", "++trigger.target=slow_rate:0.3", "mode=fastonly"],
+    ]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().config_loader()
+        assert isinstance(hydra, ConfigLoaderImpl)
+        master = hydra.load_configuration("config", ["hydra.sweep.dir=/tmp/elsewhere", "mode=evaluate"], RunMode.MULTIRUN)
+        quick = QuickLoader(hydra)
+        for job in jobs:
+            expected, found = (OmegaConf.to_yaml(loader.load_sweep_config(master, list(job))) for loader in (hydra, quick))
+            assert found == expected, job
+            assert "hydra:" in found and job[1] in found
+
+
+def test_a_key_there_is_not_is_told_in_hydras_words() -> None:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().config_loader()
+        assert isinstance(hydra, ConfigLoaderImpl)
+        master = hydra.load_configuration("config", [], RunMode.MULTIRUN)
+        with pytest.raises(ConfigCompositionException, match="Could not override 'fusion.top_q'"):
+            QuickLoader(hydra).load_sweep_config(master, ["fusion.top_q=3"])
