@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.data.pictures import LatePicture
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.tally import Work, scope
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from fgvr.types import ImageSource
 
 _DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
-_TOGETHER = 8  # batches whose doubtful images may be thought about together
+_TOGETHER = 32  # batches whose doubtful images may be thought about together
+_BATCHES_OF_DOUBT = 8  # the doubtful of a group are at most as many; what is remembered is a guess, and their pictures may yet be opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class _Seen:
     fast: Sequence[FastResult]
     decisions: Sequence[Decision]
     doubtful: Mapping[int, Picture]  # by place in the batch
+    late: bool  # no picture of it was opened
     work: Work
     seconds: float  # of all its images together
     decode_wait: float = 0.0
@@ -106,9 +109,9 @@ class Recognizer:
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
         """Predictions in order, the next batch decoded while the models work on this one; no more than two are held.
 
-        A batch comes alone, or, where few of its images are doubtful, with up to seven others: System 2 is asked when a batch's worth of
-        doubtful images has come together, since its cost per image falls with the size of its own batches. Who learns from each batch
-        gets each alone.
+        A batch comes alone, or, where few of its images are doubtful or most answers are remembered, with up to 31 others: System 2 is
+        asked when a batch's worth of questions has come together, since its cost per image falls with the size of its own batches. Never
+        are more than a batch's worth of open pictures kept for it. Who learns from each batch gets each alone.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
@@ -117,6 +120,7 @@ class Recognizer:
         batches = islice(chunks(samples, self.batch_size), done, None)
         decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
         waiting: list[_Seen] = []
+        asked = 1.0  # share of the doubtful whose answers were not remembered, in the last group
         try:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
@@ -129,10 +133,12 @@ class Recognizer:
                         raise error
                     unreadable.append(error)
                 seen = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
-                waiting.append(self._see([sample for sample, _ in seen], [picture for _, picture in seen], decode_wait=waited))
-                if not ahead or self._enough(waiting):
-                    yield self._think(waiting)
-                    waiting = []
+                late = all(isinstance(picture, LatePicture) for _, picture in seen)
+                waiting.append(self._see([sample for sample, _ in seen], [picture for _, picture in seen], late=late, decode_wait=waited))
+                if not ahead or self._enough(waiting, asked):
+                    predictions, waiting = self._think(waiting), []
+                    asked = _asked(predictions, before=asked)
+                    yield predictions
         finally:
             decoder.shutdown(cancel_futures=True)
 
@@ -147,18 +153,22 @@ class Recognizer:
         except ImageError as error:
             return error
 
-    def _see(self, samples: Sequence[Sample], pictures: Sequence[Picture], *, decode_wait: float = 0.0) -> _Seen:
+    def _see(self, samples: Sequence[Sample], pictures: Sequence[Picture], *, late: bool = False, decode_wait: float = 0.0) -> _Seen:
         """Look at all, and decide which are doubtful."""
         started = time.perf_counter()
         with scope() as work:
             fast = self._fast(pictures) if samples else []
             decisions = self._trigger(fast) if samples else []
         doubtful = {i: pictures[i] for i, decision in enumerate(decisions) if decision.escalate or self._record_all}
-        return _Seen(samples, fast, decisions, doubtful, work, time.perf_counter() - started, decode_wait)
+        return _Seen(samples, fast, decisions, doubtful, late, work, time.perf_counter() - started, decode_wait)
 
-    def _enough(self, waiting: Sequence[_Seen]) -> bool:
+    def _enough(self, waiting: Sequence[_Seen], asked: float) -> bool:
+        """Whether to think now. `asked`: share of the doubtful that are likely to need the MLLM."""
+        if self._learn is not None or len(waiting) >= _TOGETHER:
+            return True
         doubtful = sum(len(seen.doubtful) for seen in waiting)
-        return self._learn is not None or not doubtful or doubtful >= self.batch_size or len(waiting) >= _TOGETHER
+        opened = sum(len(seen.doubtful) for seen in waiting if not seen.late)
+        return not doubtful or max(opened, doubtful * asked, doubtful / _BATCHES_OF_DOUBT) >= self.batch_size
 
     def _think(self, waiting: Sequence[_Seen]) -> list[Prediction]:
         """Think about the doubtful ones of all these batches, and settle."""
@@ -226,6 +236,12 @@ def redecide(prediction: Prediction, trigger: Trigger, arbitrate: LogLinearPool,
     (decision,) = trigger([prediction.fast])
     category, confidence, by = settle(prediction.fast, decision, prediction.slow, arbitrate)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
+
+
+def _asked(predictions: Sequence[Prediction], *, before: float) -> float:
+    """Share of System 2's answers that cost a call; without any, what it was before."""
+    thought = [p for p in predictions if p.slow is not None]
+    return sum(p.cost.mllm_calls > 0 for p in thought) / len(thought) if thought else before
 
 
 def _same(picture: Picture) -> Picture:

@@ -169,7 +169,14 @@ class Cost:
     decode_wait: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+        return Cost(
+            self.mllm_calls + other.mllm_calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.new_tokens + other.new_tokens,
+            self.encoder_forwards + other.encoder_forwards,
+            self.seconds + other.seconds,
+            self.decode_wait + other.decode_wait,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pytest
 
 from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.agents.trigger import Never
+from fgvr.data.pictures import LatePicture
 from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
 from fgvr.store import tally
@@ -91,6 +92,8 @@ def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, a
 
     def slow(pictures, fast):
         questions.append(len(pictures))
+        for picture in pictures:
+            tally.add(picture.sha256, mllm_calls=1)
         return [SlowResult(None, {}, p.sha256, (), "unreadable") for p in pictures]
 
     def trigger(fast):
@@ -105,6 +108,26 @@ def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, a
     assert questions == asked
     thought = {p.image: p.slow.rationale for group in found for p in group if p.slow is not None}
     assert thought == {name: name for i, name in enumerate(names) if i % SIZE < rate}, "each answer is with its image"
+
+
+@pytest.mark.parametrize(("late", "asked"), [(True, [4, 32, 32, 12]), (False, [4] * 20)])
+def test_questions_whose_answers_are_remembered_do_not_count_as_a_batchs_worth(late: bool, asked: list[int], tmp_path: Path) -> None:
+    """Half of each batch of four is doubtful, and no answer costs a call. Open pictures are not kept for more than a batch's worth."""
+    questions: list[int] = []
+
+    def slow(pictures, fast):
+        questions.append(len(pictures))
+        return [SlowResult(None, {}, p.sha256, (), "unreadable") for p in pictures]
+
+    whole = recognizer(Opened())
+    whole._learn, whole._slow = None, slow
+    whole._trigger = lambda fast: [Decision(i < 2, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
+    if late:
+        whole._late = lambda batch: [LatePicture(tmp_path / s.key, s.key) for s in batch]
+    names = [f"{i:03}" for i in range(160)]
+    found = list(whole.stream(samples(names)))
+    assert [p.image for group in found for p in group] == names
+    assert questions == asked
 
 
 def test_work_for_equal_pictures_is_counted_once() -> None:

@@ -12,7 +12,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from hydra_plugins.fgvr_sweeper import QuickLoader
 from omegaconf import OmegaConf
 
 import fgvr
@@ -20,6 +19,7 @@ from fgvr import assembly, cli
 from fgvr.data import pictures
 from fgvr.runtime.pool import close_shared
 from fgvr.utils.paths import config_dir
+from hydra_plugins.fgvr_sweeper import QuickLoader
 
 WORLD = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=6", "dataset.calibration=1", "evaluation.batch_size=8")
 

@@ -6,7 +6,6 @@ RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,26 +125,40 @@ def _ranked(
     chosen = order[:, : sizes.max(initial=0)]
 
     def column(table: np.ndarray) -> list[list[Any]]:
-        return np.take_along_axis(table, chosen, axis=1).tolist()  # plain numbers: looking at scalars of numpy's one by one is slow
+        """Plain numbers, None where nothing is known: looking at scalars of numpy's one by one is slow."""
+        rows = np.take_along_axis(table, chosen, axis=1).tolist()
+        if table.dtype.kind != "f" or not np.isnan(table).any():
+            return rows
+        return [[None if value != value else value for value in row] for row in rows]
 
     name = similarities.name
-    names = [[math.nan] * chosen.shape[1]] * len(hashes) if name is None else column(name)
-    tables = [column(table) for table in (probabilities, similarities.image, similarities.text)]
-    columns = [*tables, names, column(image_ranks), column(text_ranks)]
+    unknown = [[None] * chosen.shape[1]] * len(hashes)
+    best = column(probabilities)
+    columns = (
+        [[ids[c] for c in row] for row in chosen.tolist()],
+        best,
+        column(similarities.image),
+        column(similarities.text),
+        unknown if name is None else column(name),
+        unknown,  # the joint score: somebody else's
+        column(image_ranks),
+        column(text_ranks),
+    )
+    entropies = _entropies(np.take_along_axis(probabilities, chosen, axis=1).astype(np.float64), sizes)
+    places, first = chosen[:, :1].ravel().tolist(), np.take_along_axis(rrf, chosen[:, :1], axis=1).ravel().tolist()
     results = []
     for b, (sha256, size) in enumerate(zip(hashes, sizes.tolist(), strict=True)):
-        places: list[int] = chosen[b, :size].tolist()
-        p = probabilities[b, places].astype(np.float64)
-        candidates = _candidates([ids[c] for c in places], *(rows[b] for rows in columns))
+        candidates = tuple(map(Candidate, *(rows[b][:size] for rows in columns)))
+        p = best[b]
         results.append(
             FastResult(
                 sha256=sha256,
                 candidates=candidates,
-                confidence=float(p[0] + fusion.rrf_weight * rrf[b, places[0]]),
-                margin=float(p[0] - p[1]) if len(p) > 1 else float(p[0]),
-                entropy=entropy(p),
+                confidence=p[0] + fusion.rrf_weight * first[b],
+                margin=p[0] - p[1] if size > 1 else p[0],
+                entropy=entropies[b],
                 agreement=candidates[0].image_rank == 1 and candidates[0].text_rank == 1,
-                history=histories[places[0]],
+                history=histories[places[b]],
             )
         )
     return results
@@ -163,6 +176,17 @@ def entropy(probabilities: np.ndarray) -> float:
     """Shannon entropy in nats."""
     p = probabilities[probabilities > 0]
     return max(0.0, float(-(p * np.log(p)).sum()))
+
+
+def _entropies(probabilities: np.ndarray, sizes: np.ndarray) -> list[float]:
+    """`entropy` of the first `sizes` of each row, to the same bits; rows fall, so zeros stand at their end."""
+    positive = np.minimum(sizes, (probabilities > 0).sum(axis=1))
+    terms = probabilities * np.log(np.where(probabilities > 0, probabilities, 1))
+    out = np.zeros(len(probabilities))
+    for size in np.unique(positive):  # numpy sums as many numbers in its own order
+        rows = positive == size
+        out[rows] = np.maximum(0.0, 0.0 - terms[rows, :size].sum(axis=1))
+    return out.tolist()
 
 
 def _text_scores(similarities: Similarities, name_weight: float) -> np.ndarray:
@@ -188,31 +212,3 @@ def _softmax(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     masked = np.where(mask, logits, -np.inf)
     exp = np.exp(masked - masked.max(axis=1, keepdims=True))
     return exp / exp.sum(axis=1, keepdims=True)
-
-
-def _candidates(
-    ids: Sequence[str],
-    probabilities: Sequence[float],
-    image: Sequence[float],
-    text: Sequence[float],
-    name: Sequence[float],
-    image_ranks: Sequence[int],
-    text_ranks: Sequence[int],
-) -> tuple[Candidate, ...]:
-    """Of one image, best first; beyond the last of `ids` the others hold what is not on its shortlist."""
-
-    def known(score: float) -> float | None:
-        return None if math.isnan(score) else score
-
-    return tuple(
-        Candidate(
-            category=category,
-            probability=probabilities[i],
-            image_score=known(image[i]),
-            text_score=known(text[i]),
-            name_score=known(name[i]),
-            image_rank=image_ranks[i],
-            text_rank=text_ranks[i],
-        )
-        for i, category in enumerate(ids)
-    )

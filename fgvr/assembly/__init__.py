@@ -4,7 +4,7 @@ Hydra's `_target_` stands at leaves only (a dataset, a spec, a policy); the one 
 """
 
 from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines
-from fgvr.assembly.configuration import checked, configuration_key, load_config, make, plain, policy, store_limit, trigger_name
+from fgvr.assembly.configuration import checked, configuration_key, load_config, make, plain, policy, settled, store_limit, trigger_name
 from fgvr.assembly.discovery import discovered_dataset, find_kinds, open_images
 from fgvr.assembly.experience import build_experience
 from fgvr.assembly.images import looks, open_dataset
@@ -55,6 +55,7 @@ __all__ = [
     "policy",
     "replayed_config",
     "sentences",
+    "settled",
     "shared_pool",
     "spec",
     "stages_of_recognition",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -98,6 +99,13 @@ def make(node: DictConfig) -> Any:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain containers."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def settled(cfg: DictConfig) -> DictConfig:
+    """A copy without references among its keys: each stage reads it many times, and a reference is parsed each time."""
+    copied = copy.deepcopy(cfg)
+    OmegaConf.resolve(copied)
+    return copied
 
 
 def configuration_key(cfg: DictConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,10 +41,7 @@ def shared_pool(cfg: DictConfig | None = None) -> ModelPool:
             return pools.shared()
         except ConfigError:
             cfg = load_config()
-    pool = _with_settings(cfg)
-    for role in ("encoder", "mllm", "joint"):
-        pool.register(spec(cfg, role))
-    return pool
+    return _with_settings(cfg)
 
 
 _settings: WeakKeyDictionary[ModelPool, tuple[Any, Any, Path]] = WeakKeyDictionary()  # what each pool was last told
@@ -57,6 +55,8 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
             return pool
     pool = pools.shared(lambda: _new_pool(cfg))
     watching.adopt(pool, plain(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
+    for role in ("encoder", "mllm", "joint"):
+        pool.register(spec(cfg, role))
     _settings[pool] = wanted
     return pool
 
@@ -120,7 +120,16 @@ def home(cfg: DictConfig) -> Path:
 
 def open_store(cfg: DictConfig) -> Cache:
     """The machine's memory of embeddings and replies, or one that forgets (`store.enabled=false`)."""
-    return SqliteCache(store_path(cfg), max_bytes=store_limit(cfg)) if cfg.store.enabled else NoCache()
+    return _store(store_path(cfg), store_limit(cfg)) if cfg.store.enabled else NoCache()
+
+
+@lru_cache(maxsize=1)
+def _store(path: Path, limit: int | None) -> SqliteCache:
+    """Stays open from job to job: closing writes down when each entry was last used."""
+    return SqliteCache(path, max_bytes=limit)
+
+
+atexit.register(_store.cache_clear)
 
 
 def store_path(cfg: DictConfig) -> Path:

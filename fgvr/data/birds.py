@@ -97,7 +97,12 @@ def make_world(seed: int = 9000, genera: Sequence[int] = DEFAULT_GENERA, difficu
         raise ValueError(f"difficulty {difficulty} is outside [0, 1]")
     if max(genera, default=0) > MAX_GENUS:
         raise ValueError(f"a genus of {max(genera)} has no room; ask for at most {MAX_GENUS} species per genus")
-    drafts = _draft_genera(seed, tuple(genera))
+    return _world(seed, tuple(genera), difficulty)
+
+
+@functools.lru_cache(maxsize=16)
+def _world(seed: int, genera: tuple[int, ...], difficulty: float) -> World:
+    drafts = _draft_genera(seed, genera)
     names = _names(seed)
     species = [
         Species(next(names), genus, attributes)

@@ -9,8 +9,9 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fgvr.data import birds
 from fgvr.data.catalog import Catalog
@@ -117,19 +118,19 @@ def open_birds(
     folder = _rendered(world, tuple(genera), counts, Path(root).expanduser() / "birds")
     catalog = Catalog(tuple(Category(f"{i:03d}", species.name, "bird") for i, species in enumerate(world.species)))
     pools, bad = _bird_files(folder, catalog, strict=on_bad_image == "error")
-    split = Split(
+    chosen = (
         choose_shots(pools["support"], wishes.shots_of(catalog.ids) or shots, split_seed),
-        tuple(sample for samples in pools["test"].values() for sample in samples),
+        [drawn for some in pools["test"].values() for drawn in some],
         choose_shots(pools["calibration"], calibration, split_seed),
     )
+    split = Split(*(tuple(Sample(Path(folder, drawn.key), *drawn) for drawn in some) for some in chosen))
     notes = [] if birds.is_reserved(seed) else [f"world {seed} is not reserved: it may overlap with the training world of models=tiny"]
     return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *bad_image_notes(bad)), bad)
 
 
 def _rendered(world: birds.World, genera: tuple[int, ...], counts: Mapping[str, int], parent: Path) -> Path:
     """`<parent>/<world>/<counts>`, drawn first if need be; it appears when it is whole. The world's name does not depend on the counts."""
-    probe = pixels_sha256(birds.render(world, 0, "support", 0))  # another renderer or Pillow draws another world
-    settings = {"seed": world.seed, "genera": genera, "difficulty": world.difficulty, "probe": probe}
+    settings = {"seed": world.seed, "genera": genera, "difficulty": world.difficulty, "probe": _probe(world)}
     folder = parent / f"world{world.seed}-{short_hash(settings)}" / "-".join(f"{role}{count}" for role, count in counts.items())
     settings["counts"] = dict(counts)
     if not (folder / "manifest.json").exists():
@@ -137,6 +138,12 @@ def _rendered(world: birds.World, genera: tuple[int, ...], counts: Mapping[str, 
             if not (folder / "manifest.json").exists():
                 _draw(world, settings, folder)
     return folder
+
+
+@cache
+def _probe(world: birds.World) -> str:
+    """Another renderer or Pillow draws another world."""
+    return pixels_sha256(birds.render(world, 0, "support", 0))
 
 
 def _draw(world: birds.World, settings: Mapping[str, Any], folder: Path) -> None:
@@ -160,14 +167,22 @@ def _draw(world: birds.World, settings: Mapping[str, Any], folder: Path) -> None
     partial.rename(folder)
 
 
-def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[str, dict[str, list[Sample]]], tuple[BadImage, ...]]:
-    """Samples by role and class, in the order they were drawn, and the files that are not what they were."""
-    pools: dict[str, dict[str, list[Sample]]] = {role: {id: [] for id in catalog.ids} for role in ("support", "test", "calibration")}
+class _Drawn(NamedTuple):
+    """A rendered file that is what it was; most are in a pool and never chosen."""
+
+    key: str
+    label: str
+    sha256: str
+
+
+def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[str, dict[str, list[_Drawn]]], tuple[BadImage, ...]]:
+    """Files by role and class, in the order they were drawn, and those that are not what they were."""
+    pools: dict[str, dict[str, list[_Drawn]]] = {role: {id: [] for id in catalog.ids} for role in ("support", "test", "calibration")}
     bad: list[BadImage] = []
     root = str(folder)
     for key, row in sorted(read_json(folder / "manifest.json")["files"].items()):
         if file_size(f"{root}/{key}") == row["bytes"]:
-            pools[row["role"]][row["label"]].append(Sample(Path(root, key), key, row["label"], row["sha256"]))
+            pools[row["role"]][row["label"]].append(_Drawn(key, row["label"], row["sha256"]))
         else:
             bad.append(BadImage(key, f"is not the file that was drawn; delete {folder} to draw it again"))
     if bad and strict:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fgvr.errors import DatasetError
 from fgvr.types import Sample
@@ -58,7 +58,19 @@ class Split:
         return split
 
 
-def choose_shots(samples_by_class: Mapping[str, Sequence[Sample]], shots: int | Mapping[str, int], seed: int) -> tuple[Sample, ...]:
+class Named(Protocol):
+    """What an image is chosen by."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def label(self) -> str | None: ...
+
+
+S = TypeVar("S", bound=Named)
+
+
+def choose_shots(samples_by_class: Mapping[str, Sequence[S]], shots: int | Mapping[str, int], seed: int) -> tuple[S, ...]:
     """`shots` samples of each class, the same for the same keys and seed in whatever order they come; fewer shots are among more.
 
     Sorted by class, then by rank. Classes with too few samples are a DatasetError that names them.
@@ -80,13 +92,13 @@ def long_tail(ids: Sequence[str], most: int, fewest: int, seed: int) -> dict[str
     return {id: counts[id] for id in ids}
 
 
-def rank(samples: Sequence[Sample], seed: int) -> list[Sample]:
+def rank(samples: Sequence[S], seed: int) -> list[S]:
     """The samples in the order in which they are chosen: by a hash of seed, label and key."""
     return sorted(samples, key=lambda s: sha256(f"{seed}\0{s.label}\0{s.key}".encode("utf-8", "surrogateescape")).digest())
 
 
 def require(
-    samples_by_class: Mapping[str, Sequence[Sample]],
+    samples_by_class: Mapping[str, Sequence[Named]],
     needed: int | Mapping[str, int],
     wish: str,
     names: Mapping[str, str] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -32,8 +33,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+@functools.cache
 def _commit() -> str:
-    """Of our own checkout only: an installed package may lie in somebody else's repository."""
+    """Of our own checkout only: an installed package may lie in somebody else's repository. Asked once: what runs stays the same."""
     root = Path(fgvr.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
 from typing import Any, overload
@@ -94,18 +94,39 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
     )
 
 
-_KEPT = 4096
+def as_recorded(prediction: Prediction) -> Prediction:
+    """What `from_row` makes of the prediction's row, without writing and reading it: verdicts are rounded, evidence is exact."""
+    p, decision, held = prediction, prediction.decision, prediction.abstention
+    return replace(
+        p,
+        confidence=_rounded(p.confidence),
+        decision=Decision(
+            decision.escalate,
+            _rounded(decision.score),
+            _rounded(decision.threshold),
+            {name: _rounded(value) for name, value in decision.terms.items()},
+        ),
+        abstention=None if held is None else replace(held, score=_rounded(held.score), threshold=_rounded(held.threshold)),
+        cost=replace(p.cost, seconds=_rounded(p.cost.seconds), decode_wait=0.0),
+    )
+
+
+KEPT = 4096
+"""Of how many recorded predictions there is a copy in memory (some 25 MB): most test sets are no larger."""
 
 
 class Recorded(Sequence[Prediction]):
     """The predictions of rows that lie elsewhere, each made when it is asked for: what has been recorded once need not be held.
 
-    The first 4,096 stay once they are made (some 25 MB): a report walks them five times, and most test sets are no larger.
+    The first `KEPT` stay once they are made: a report walks them five times.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None, made: Mapping[int, Prediction] | None = None
+    ) -> None:
+        """Args: made: some of them by their place, `as_recorded`; they need not be read again."""
         self._rows, self._classes = rows, classes
-        self._made: dict[int, Prediction] = {}
+        self._made = dict(made or {})
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -126,7 +147,7 @@ class Recorded(Sequence[Prediction]):
         made = self._made.get(i)
         if made is None:
             made = from_row(self._rows[i], self._classes)
-            if i < _KEPT:
+            if i < KEPT:
                 self._made[i] = made
         return made
 
@@ -200,6 +221,10 @@ def _number(value: float) -> float | str:
     """Rounded; JSON has no infinities, so they are written as the strings that `float` reads. Minus zero becomes zero."""
     value = float(value)
     return round(value, DECIMALS) + 0.0 if math.isfinite(value) else str(value)
+
+
+def _rounded(value: float) -> float:
+    return float(_number(value))
 
 
 def _exact(value: float) -> float | str:

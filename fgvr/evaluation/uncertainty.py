@@ -12,8 +12,7 @@ Interval = tuple[float, float]
 
 def image_bootstrap(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Percentile bootstrap of the mean over images: other images of *these* classes (Efron and Tibshirani 1993, ch. 13)."""
-    values = np.asarray(values, float)
-    return _bootstrap(values, np.ones_like(values), level, draws, seed)
+    return _bootstrap(np.asarray(values, float), None, level, draws, seed)
 
 
 def class_bootstrap(values: np.ndarray, labels: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
@@ -43,13 +42,13 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))) if only_a + only_b else 1.0
 
 
-def _bootstrap(sums: np.ndarray, sizes: np.ndarray, level: float, draws: int, seed: int) -> Interval:
-    """Percentile interval of sum(sums) / sum(sizes) over resampled units."""
+def _bootstrap(sums: np.ndarray, sizes: np.ndarray | None, level: float, draws: int, seed: int) -> Interval:
+    """Percentile interval of sum(sums) / sum(sizes) over resampled units; sizes of None: 1 each."""
     rng, n = np.random.default_rng(seed), len(sums)
     block = max(1, _BLOCK // n)
     means = []
     for start in range(0, draws, block):
         drawn = rng.integers(0, n, (min(block, draws - start), n))
-        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+        means.append(np.take(sums, drawn).sum(1) / (n if sizes is None else np.take(sizes, drawn).sum(1)))
     low, high = np.quantile(np.concatenate(means), [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)

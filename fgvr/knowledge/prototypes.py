@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Similarities:
     name: np.ndarray | None = None  # (B, C) against the class-name prompts
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Prototypes:
     """Three prototypes per class and the support vectors they come from."""
 
@@ -40,9 +41,9 @@ class Prototypes:
     name: np.ndarray | None = None  # (C, d) class-name prompts
     temperature: float = 0.01  # the encoder's own, 1 / logit_scale
 
-    @property
+    @cached_property
     def image(self) -> np.ndarray:
-        """(C, d) re-normalised means of the support vectors (algorithm.md 1)."""
+        """(C, d) re-normalised means of the support vectors (algorithm.md 1); every batch asks."""
         return unit(self._sums())
 
     def _sums(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from fgvr.evaluation import report as reports
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.evaluation.memory_steps import course
 from fgvr.evaluation.provenance import provenance
-from fgvr.evaluation.records import Recorded, outcomes, to_row
+from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, made_with, recorded_memory, run_folder
@@ -69,7 +69,9 @@ def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Reco
     samples = dataset.split.test
     if not samples:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
+    made: dict[int, Prediction] = {}
     with RunFile(folder / PREDICTIONS) as file, _lessons(folder, recognizer, file.done()):
+        first = len(file.done())
         done = _done(file.done(), samples, recognizer)
         tracker.resume(Recorded(file.done()))
         stream = recognizer.stream(samples, done=done, unreadable=[])
@@ -79,7 +81,9 @@ def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Reco
                 predictions = [oracle.redecide(prediction, recognizer.names) for prediction in predictions]
             file.append(to_row(prediction) for prediction in predictions)
             tracker.batch(predictions)
-        return Recorded(file.done(), recognizer.names)
+            place = first + len(made)
+            made.update(enumerate(map(as_recorded, predictions[: max(0, KEPT - place)]), place))
+        return Recorded(file.done(), recognizer.names, made)
 
 
 @contextmanager

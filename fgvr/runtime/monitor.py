@@ -40,6 +40,7 @@ _FREQUENT = ("lease", "return")  # events too many to measure after each
 _COMING = ("loaded", "restored")
 _GOING = ("evicted", "parked", "failed")
 _MOVING = ("loading", "evicting")
+_STILL = 1.0  # seconds for which a figure stands where nothing has happened; the kernel walks all pages for it, 33 ms with the tiny models
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Monitor:
         self._level: Level = "ok"
         self._low = ""
         self._sampled = self._cleaned = clock()
+        self._process: ProcessMemory | None = None  # as last measured
         self._pool = weakref.ref(pool, lambda _: self._end())
         ear = _Ear(self)
         ear.unsubscribe = pool.subscribe(ear)
@@ -232,10 +234,10 @@ class Monitor:
 
     # --- measuring ---------------------------------------------------------------------------------------------------------
 
-    def _sample(self, pool: ModelPool, reason: str) -> Sample:
+    def _sample(self, pool: ModelPool, reason: str, *, measured: ProcessMemory | None = None) -> Sample:
         self._drain()  # what is written before the sample is what the sample has seen
         before = pool.status()
-        process = self._measured(pool, before)
+        process = self._process = measured or self._measured(pool, before)
         host, now = self._host(), self._clock()
         allocated = reserved = process.uss if process.uss is not None else process.rss
         if pool.device.exact:  # else it is the process itself, and the kernel would walk all its pages again
@@ -351,9 +353,10 @@ class Monitor:
     def add(self, recorder: Recorder) -> None:
         """What Recording does; use `record`."""
         with self._working:
-            self._drain()  # what happened before is not this recorder's
+            quiet = not self._drain()  # what happened before is not this recorder's
             self._recorders.append(recorder)
-            self._sample(self._living(), "start")
+            just_seen = quiet and self._clock() - self._sampled < _STILL  # the job of a sweep before this one has ended with a sample
+            self._sample(self._living(), "start", measured=self._process if just_seen else None)
 
     def remove(self, recorder: Recorder) -> None:
         """What Recording does; use `record`."""

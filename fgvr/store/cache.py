@@ -114,7 +114,7 @@ class LayeredCache:
 
 
 class SqliteCache:
-    """One SQLite file, shared by threads and processes; a killed writer leaves all of a `put` or none of it.
+    """One SQLite file, shared by threads and processes; a killed writer leaves all of a `put` or none of it. Deleted, it begins anew.
 
     Each value is stored with its sha256; one that no longer matches counts as absent and is computed anew. With `max_bytes` (of values)
     the least recently used entries make room now and then, so the total may pass it for a while. Not for network file systems.
@@ -128,6 +128,7 @@ class SqliteCache:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._process = 0
+        self._opened: tuple[int, int] | None = None  # which file the connection is to
         self._touched: dict[str, int] = {}
         self._hits = self._misses = 0
 
@@ -228,10 +229,15 @@ class SqliteCache:
         """The connection, for one thread at a time; a forked child opens its own."""
         with self._lock:
             try:
-                if self._connection is None or self._process != os.getpid():
-                    if self._connection is not None:
-                        _inherited.append(self._connection)
+                if self._connection is not None and self._process != os.getpid():
+                    _inherited.append(self._connection)
+                    self._connection = None
+                if self._connection is not None and self._opened != _identity(self.path):  # somebody has deleted the file
+                    self._connection.close()
+                    self._connection = None
+                if self._connection is None:
                     self._connection, self._process = self._open(), os.getpid()
+                    self._opened = _identity(self.path)
                 yield self._connection
             except sqlite3.Error as error:
                 raise self._explained(error) from error
@@ -263,6 +269,14 @@ class SqliteCache:
         else:
             cure = f"delete {self.path}* and run the same command again; it only holds what can be computed anew"
         return StoreError(f"the cache {self.path} failed ({words}): {cure}")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

