@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
 _TOGETHER = 32  # batches whose doubtful images may be thought about together
-_BATCHES_OF_DOUBT = 8  # the doubtful of a group are at most as many; what is remembered is a guess, and their pictures may yet be opened
+_ASKED = 1 / 8  # share of the doubtful that need the MLLM although System 1's answer was remembered: a first guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Recognizer:
         batches = islice(chunks(samples, self.batch_size), done, None)
         decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
         waiting: list[_Seen] = []
-        asked = 1.0  # share of the doubtful whose answers were not remembered, in the last group
+        asked = _ASKED
         try:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
@@ -163,12 +163,12 @@ class Recognizer:
         return _Seen(samples, fast, decisions, doubtful, late, work, time.perf_counter() - started, decode_wait)
 
     def _enough(self, waiting: Sequence[_Seen], asked: float) -> bool:
-        """Whether to think now. `asked`: share of the doubtful that are likely to need the MLLM."""
+        """Whether to think now. `asked`: of those whose picture was not opened, the share that is likely to need the MLLM."""
         if self._learn is not None or len(waiting) >= _TOGETHER:
             return True
-        doubtful = sum(len(seen.doubtful) for seen in waiting)
         opened = sum(len(seen.doubtful) for seen in waiting if not seen.late)
-        return not doubtful or max(opened, doubtful * asked, doubtful / _BATCHES_OF_DOUBT) >= self.batch_size
+        late = sum(len(seen.doubtful) for seen in waiting if seen.late)
+        return not opened + late or opened + asked * late >= self.batch_size
 
     def _think(self, waiting: Sequence[_Seen]) -> list[Prediction]:
         """Think about the doubtful ones of all these batches, and settle."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -235,6 +236,9 @@ def letters(options: Sequence[Option]) -> list[str]:
 def posterior(log_likelihoods: np.ndarray, priors: np.ndarray) -> np.ndarray:
     """Softmax over the options that were scored; one without words keeps its System 1 share: neither lifted nor sunk."""
     unscored = np.isnan(log_likelihoods)
+    if not unscored.any():
+        exp = np.exp(log_likelihoods - log_likelihoods.max())
+        return exp / exp.sum()
     if unscored.all():
         return priors / priors.sum()
     kept = np.where(unscored, priors / max(priors.sum(), 1e-12), 0.0)
@@ -244,7 +248,7 @@ def posterior(log_likelihoods: np.ndarray, priors: np.ndarray) -> np.ndarray:
 
 def nats(options: Sequence[Option], log_likelihoods: np.ndarray) -> dict[str, float]:
     """By class id, without those that had no words to judge."""
-    return {option.category: float(v) for option, v in zip(options, log_likelihoods, strict=True) if not np.isnan(v)}
+    return {option.category: v for option, v in zip(options, log_likelihoods.tolist(), strict=True) if not math.isnan(v)}
 
 
 def answer(question: Question, judged: Judgement) -> SlowResult:
@@ -254,7 +258,7 @@ def answer(question: Question, judged: Judgement) -> SlowResult:
     best = options[int(probabilities.argmax())]
     return SlowResult(
         category=best.category,
-        probabilities={option.category: float(p) for option, p in zip(options, probabilities, strict=True)},
+        probabilities={option.category: p for option, p in zip(options, probabilities.tolist(), strict=True)},
         rationale=judged.rationale or (f"fits best what is known of {best.name}: {best.description}" if best.description else ""),
         rules=question.rules,
         log_likelihoods=nats(options, judged.log_likelihoods),

@@ -24,25 +24,25 @@ def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX
 
 
 class LatePicture(Picture):
-    """A file of known content, read and decoded when first somebody looks. Looking raises ImageError where the content is another one."""
+    """A file of known content, read and decoded whenever somebody looks, which is seldom; a thousand of them take no memory.
 
-    __slots__ = ("_decoded", "_file")
+    Looking raises ImageError where the content is another one.
+    """
 
-    _decoded: Image | None
+    __slots__ = ("_file",)
+
     _file: Path
 
     def __init__(self, file: Path, sha256: str) -> None:
-        for name, value in (("sha256", sha256), ("_file", file), ("_decoded", None)):
+        for name, value in (("sha256", sha256), ("_file", file)):
             object.__setattr__(self, name, value)
 
     @property
     def image(self) -> Image:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self._decoded is None:
-            decoded, sha256 = read_image(self._file)
-            if sha256 != self.sha256:
-                raise ImageError(f"{self._file}: has changed since the dataset was listed; run the same command again")
-            object.__setattr__(self, "_decoded", decoded)
-        return self._decoded  # pyright: ignore[reportReturnType]
+        decoded, sha256 = read_image(self._file)
+        if sha256 != self.sha256:
+            raise ImageError(f"{self._file}: has changed since the dataset was listed; run the same command again")
+        return decoded
 
 
 def late_pictures(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:

@@ -96,7 +96,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
 
 def as_recorded(prediction: Prediction) -> Prediction:
     """What `from_row` makes of the prediction's row, without writing and reading it: verdicts are rounded, evidence is exact."""
-    p, decision, held = prediction, prediction.decision, prediction.abstention
+    p, decision, cost, held = prediction, prediction.decision, prediction.cost, prediction.abstention
     return replace(
         p,
         confidence=_rounded(p.confidence),
@@ -107,7 +107,7 @@ def as_recorded(prediction: Prediction) -> Prediction:
             {name: _rounded(value) for name, value in decision.terms.items()},
         ),
         abstention=None if held is None else replace(held, score=_rounded(held.score), threshold=_rounded(held.threshold)),
-        cost=replace(p.cost, seconds=_rounded(p.cost.seconds), decode_wait=0.0),
+        cost=Cost(cost.mllm_calls, cost.prompt_tokens, cost.new_tokens, cost.encoder_forwards, _rounded(cost.seconds)),
     )
 
 
@@ -224,7 +224,8 @@ def _number(value: float) -> float | str:
 
 
 def _rounded(value: float) -> float:
-    return float(_number(value))
+    """As a number of a row comes back."""
+    return round(float(value), DECIMALS) + 0.0
 
 
 def _exact(value: float) -> float | str:

@@ -143,9 +143,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _line(row: Mapping[str, Any]) -> bytes:
     """Readable UTF-8; undecodable bytes of a file name (lone surrogates) stay JSON escapes."""
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+        return _ENCODE(row).encode("utf-8", "backslashreplace") + b"\n"
     except (TypeError, ValueError) as error:
         raise StoreError(f"a row of {sorted(row)} cannot be written as JSON: {error}") from error

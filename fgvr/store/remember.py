@@ -200,7 +200,9 @@ def _key(kind: str, fingerprint: str, *parts: object) -> str:
 
 
 def _hashes(item: ImageLike | Sequence[ImageLike]) -> list[str]:
-    return [content_hash(image) for image in item] if isinstance(item, Sequence) else [content_hash(item)]
+    if isinstance(item, Picture) or not isinstance(item, Sequence):  # the usual first: the other takes long to say no
+        return [content_hash(item)]
+    return [content_hash(image) for image in item]
 
 
 def _tally_mllm(pictures: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:

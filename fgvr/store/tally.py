@@ -11,6 +11,7 @@ from fgvr.types import Cost
 
 ELSEWHERE = ""
 """The key of work that belongs to no image, such as encoding class names."""
+_NOTHING = Cost()
 
 
 class Work:
@@ -21,12 +22,12 @@ class Work:
         self._lock = threading.Lock()
 
     def __getitem__(self, sha256: str) -> Cost:
-        return self._costs.get(sha256, Cost())
+        return self._costs.get(sha256, _NOTHING)
 
     def take(self, sha256: str) -> Cost:
         """This picture's cost, once: the second of two equal pictures cost nothing."""
         with self._lock:
-            return self._costs.pop(sha256, Cost())
+            return self._costs.pop(sha256, _NOTHING)
 
     @property
     def costs(self) -> Mapping[str, Cost]:

@@ -1,0 +1,37 @@
+"""Libraries come ahead of the first load."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from types import SimpleNamespace
+
+import pytest
+
+from fgvr.runtime.loaders import libraries
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_the_collector_rests_while_they_are_imported_and_is_left_as_it_was(
+    works: bool, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def import_module(name: str) -> SimpleNamespace:
+        seen.append(gc.isenabled())
+        if not there:
+            raise ImportError(name)
+        return SimpleNamespace()
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    (gc.enable if works else gc.disable)()
+    try:
+        if there:
+            libraries.bring_in("clip")
+        else:
+            with pytest.raises(ImportError, match="open_clip"):
+                libraries.bring_in("clip")
+        assert seen == [False] and gc.isenabled() == works
+    finally:
+        gc.enable()
