@@ -110,8 +110,8 @@ class Recognizer:
         """Predictions in order, the next batch decoded while the models work on this one; no more than two are held.
 
         A batch comes alone, or, where few of its images are doubtful or most answers are remembered, with up to 31 others: System 2 is
-        asked when a batch's worth of questions has come together, since its cost per image falls with the size of its own batches. Never
-        are more than a batch's worth of open pictures kept for it. Who learns from each batch gets each alone.
+        asked when a batch's worth of questions has come together, since its cost per image falls with the size of its own batches. Fewer
+        than two batches of open pictures are kept for it. Who learns from each batch gets each alone.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.

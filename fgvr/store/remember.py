@@ -1,7 +1,8 @@
 """Models that never answer the same question twice.
 
-What a call misses is asked of the wrapped model without repeats, up to `AT_ONCE` in one call, and remembered in one transaction; results
-keep the order of the input. Only work really done is tallied. Wrappers hold no model of their own: when all is remembered, none is touched.
+What a call misses is asked of the wrapped model in one call (an MLLM: up to `AT_ONCE` in one), without repeats, and remembered in one
+transaction; results keep the order of the input. Only work really done is tallied. Wrappers hold no model of their own: when all is
+remembered, none is touched.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 64
-"""Questions whose answers a crash may cost."""
+"""Questions to an MLLM, whose answers a crash may cost; that many fill its batches."""
 
 
 class RememberingEncoder:
@@ -114,7 +115,7 @@ class RememberingMLLM:
                 _tally_mllm(shown[i], reply.prompt_tokens, reply.new_tokens)
             return [_to_json({"text": str(r), "prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens}) for r in replies]
 
-        values = _remembered(self._cache, keys, compute, keep=lambda value: json.loads(value)["text"].strip())
+        values = _remembered(self._cache, keys, compute, keep=lambda value: json.loads(value)["text"].strip(), at_once=AT_ONCE)
         return [Reply(**json.loads(value)) for value in values]
 
     def score(
@@ -140,7 +141,7 @@ class RememberingMLLM:
                 _tally_mllm(shown[i], score.prompt_tokens, 0)  # scoring generates nothing
             return [_to_json([list(map(float, s.log_likelihoods)), list(map(int, s.tokens)), int(s.prompt_tokens)]) for s in scores]
 
-        return [_scores(*json.loads(value)) for value in _remembered(self._cache, keys, compute)]
+        return [_scores(*json.loads(value)) for value in _remembered(self._cache, keys, compute, at_once=AT_ONCE)]
 
 
 class RememberingJointEncoder:
@@ -180,15 +181,17 @@ def _remembered(
     *,
     keep: Callable[[bytes], object] = lambda value: True,
     known: Mapping[str, bytes] | None = None,
+    at_once: int | None = None,
 ) -> list[bytes]:
     """One value per key. `compute` is called with the first index of each key the cache lacks; what `keep` refuses is returned but not
-    remembered. `known`: what of the cache was looked up before."""
+    remembered. `known`: what of the cache was looked up before. `at_once`: most indices of one call, and of one transaction."""
     known = dict(known or {})
     known.update(cache.get(unseen) if (unseen := [key for key in dict.fromkeys(keys) if key not in known]) else {})
     missing: Mapping[str, int] = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     indices = sorted(missing.values())
-    for start in range(0, len(indices), AT_ONCE):
-        some = indices[start : start + AT_ONCE]
+    step = at_once or max(1, len(indices))
+    for start in range(0, len(indices), step):
+        some = indices[start : start + step]
         fresh = {keys[i]: value for i, value in zip(some, compute(some), strict=True)}
         cache.put({key: value for key, value in fresh.items() if keep(value)})
         known.update(fresh)
