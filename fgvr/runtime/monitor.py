@@ -36,10 +36,11 @@ log = logging.getLogger(__name__)
 
 KEPT = 0.05  # of the ledger: what a resting process may hold beyond it before its allocator is asked to give it back,
 KEPT_LEAST = 24 << 20  # but at least these bytes: with tiny models every look would be a page fault per page of their next batch
-_FREQUENT = ("lease", "return")  # events too many to measure after each
+_FREQUENT = ("lease", "return", "asked")  # too many to measure after each; what is asked for is told again as it happens
 _COMING = ("loaded", "restored")
 _GOING = ("evicted", "parked", "failed")
 _MOVING = ("loading", "evicting")
+_PARTS = 50
 _STILL = 1.0  # seconds for which a figure stands where nothing has happened; the kernel walks all pages for it, 33 ms with the tiny models
 
 
@@ -48,7 +49,9 @@ class Settings:
     """How a pool is watched; seconds and bytes."""
 
     check_interval: float = 60.0
-    sample_gap: float = 1.0  # leases and returns are followed by a sample at most this often; loads and evictions always
+    sample_gap: float = (
+        1.0  # leases and returns are followed by a sample at most this often, or less where it costs; loads and evictions always
+    )
     watermarks: Watermarks = field(default_factory=Watermarks)
     host_low: HostMarks = field(default_factory=HostMarks)
     auto_cleanup: bool = True
@@ -89,6 +92,7 @@ class Monitor:
         self._low = ""
         self._sampled = self._cleaned = clock()
         self._process: ProcessMemory | None = None  # as last measured
+        self._cost = 0.0  # seconds it took
         self._pool = weakref.ref(pool, lambda _: self._end())
         ear = _Ear(self)
         ear.unsubscribe = pool.subscribe(ear)
@@ -200,13 +204,18 @@ class Monitor:
         now = self._clock()
         waits = [self._sampled + self.settings.check_interval - now]
         if self._queue:
-            waits.append(self._sampled + self.settings.sample_gap - now)
+            waits.append(self._sampled + self._gap - now)
         return max(0.05, min(waits))
+
+    @property
+    def _gap(self) -> float:
+        """Seconds between samples after frequent events: watching may take one part in `_PARTS` of the time, however large the process."""
+        return max(self.settings.sample_gap, _PARTS * self._cost)
 
     def _take(self) -> list[Event]:
         """Events to deal with now: none while they are only leases and returns and the last sample is recent."""
         waiting = list(self._queue)
-        recent = self._clock() - self._sampled < self.settings.sample_gap
+        recent = self._clock() - self._sampled < self._gap
         if recent and all(event.kind in _FREQUENT for event in waiting):
             return []
         return self._drain()
@@ -237,7 +246,9 @@ class Monitor:
     def _sample(self, pool: ModelPool, reason: str, *, measured: ProcessMemory | None = None) -> Sample:
         self._drain()  # what is written before the sample is what the sample has seen
         before = pool.status()
+        began = time.thread_time()
         process = self._process = measured or self._measured(pool, before)
+        self._cost = self._cost if measured else time.thread_time() - began
         host, now = self._host(), self._clock()
         allocated = reserved = process.uss if process.uss is not None else process.rss
         if pool.device.exact:  # else it is the process itself, and the kernel would walk all its pages again
@@ -353,7 +364,7 @@ class Monitor:
     def add(self, recorder: Recorder) -> None:
         """What Recording does; use `record`."""
         with self._working:
-            quiet = not self._drain()  # what happened before is not this recorder's
+            quiet = all(event.kind == "asked" for event in self._drain())  # what happened before is not this recorder's
             self._recorders.append(recorder)
             just_seen = quiet and self._clock() - self._sampled < _STILL  # the job of a sweep before this one has ended with a sample
             self._sample(self._living(), "start", measured=self._process if just_seen else None)

@@ -591,3 +591,35 @@ def test_the_base_is_measured_anew_when_a_model_comes_and_no_other_is_there(make
     with pool.lease("encoder"):
         assert monitor.sample().base_uss == 530 * MIB
     pool.close()
+
+
+def test_watching_takes_a_small_share_of_the_time_however_large_the_process(make_pool: PoolMaker, monkeypatch) -> None:
+    pool = make_pool()
+    watched, walks = Watched(pool, Settings(check_interval=600, sample_gap=1.0)), list[int]()
+
+    def slow_walk() -> ProcessMemory:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.05:
+            pass
+        walks.append(1)
+        return ProcessMemory(MIB, MIB)
+
+    use(pool, "mllm")
+    monkeypatch.setattr(machine, "memory_of", slow_walk)
+    watched.monitor.sample()
+    before = len(walks)
+    for _ in range(10):  # ten leases, a second apart
+        use(pool, "mllm")
+        watched.later(1.0)
+    assert 0 < len(walks) - before <= 5, "every two and a half seconds at most, not every second"
+
+
+def test_what_is_asked_for_is_no_reason_to_measure(make_pool: PoolMaker, tmp_path) -> None:
+    pool = make_pool()
+    watched = Watched(pool, Settings(check_interval=60, sample_gap=1.0))
+    with watched.monitor.record(tmp_path / "m.jsonl", policy="lru"):
+        pool.expect(["encoder"])
+        watched.monitor.step()
+        pool.expect()
+        watched.monitor.step()
+    assert [sample.reason for sample in read(tmp_path / "m.jsonl").samples] == ["start", "end"]
