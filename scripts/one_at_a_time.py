@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=["tiny", "random-150m"], default="random-150m")
     parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/fgvr-one-at-a-time"), help="a home for the runs; models lie below it")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "fgvr-one-at-a-time", help="a home for the runs; models lie below it"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ["FGVR_HOME"] = str(args.work)

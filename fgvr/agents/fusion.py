@@ -133,10 +133,10 @@ def _ranked(
 
     name = similarities.name
     unknown = [[None] * chosen.shape[1]] * len(hashes)
-    best = column(probabilities)
+    best = np.take_along_axis(probabilities, chosen, axis=1).astype(np.float64)
     columns = (
         [[ids[c] for c in row] for row in chosen.tolist()],
-        best,
+        best.tolist(),
         column(similarities.image),
         column(similarities.text),
         unknown if name is None else column(name),
@@ -144,18 +144,18 @@ def _ranked(
         column(image_ranks),
         column(text_ranks),
     )
-    entropies = _entropies(np.take_along_axis(probabilities, chosen, axis=1).astype(np.float64), sizes)
+    entropies = _entropies(best, sizes)
     places, first = chosen[:, :1].ravel().tolist(), np.take_along_axis(rrf, chosen[:, :1], axis=1).ravel().tolist()
     results = []
     for b, (sha256, size) in enumerate(zip(hashes, sizes.tolist(), strict=True)):
         candidates = tuple(map(Candidate, *(rows[b][:size] for rows in columns)))
-        p = best[b]
+        p = [candidate.probability for candidate in candidates[:2]]
         results.append(
             FastResult(
                 sha256=sha256,
                 candidates=candidates,
                 confidence=p[0] + fusion.rrf_weight * first[b],
-                margin=p[0] - p[1] if size > 1 else p[0],
+                margin=p[0] - p[1] if len(p) > 1 else p[0],
                 entropy=entropies[b],
                 agreement=candidates[0].image_rank == 1 and candidates[0].text_rank == 1,
                 history=histories[places[b]],

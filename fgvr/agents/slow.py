@@ -236,9 +236,6 @@ def letters(options: Sequence[Option]) -> list[str]:
 def posterior(log_likelihoods: np.ndarray, priors: np.ndarray) -> np.ndarray:
     """Softmax over the options that were scored; one without words keeps its System 1 share: neither lifted nor sunk."""
     unscored = np.isnan(log_likelihoods)
-    if not unscored.any():
-        exp = np.exp(log_likelihoods - log_likelihoods.max())
-        return exp / exp.sum()
     if unscored.all():
         return priors / priors.sum()
     kept = np.where(unscored, priors / max(priors.sum(), 1e-12), 0.0)

@@ -219,8 +219,8 @@ def _abstention(row: Mapping[str, Any]) -> Abstention:
 
 def _number(value: float) -> float | str:
     """Rounded; JSON has no infinities, so they are written as the strings that `float` reads. Minus zero becomes zero."""
-    value = float(value)
-    return round(value, DECIMALS) + 0.0 if math.isfinite(value) else str(value)
+    rounded = _rounded(value)
+    return rounded if math.isfinite(rounded) else str(rounded)
 
 
 def _rounded(value: float) -> float:

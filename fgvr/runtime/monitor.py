@@ -41,7 +41,7 @@ _COMING = ("loaded", "restored")
 _GOING = ("evicted", "parked", "failed")
 _MOVING = ("loading", "evicting")
 _PARTS = 50
-_STILL = 1.0  # seconds for which a figure stands where nothing has happened; the kernel walks all pages for it, 33 ms with the tiny models
+_STILL = 1.0  # seconds for which a figure stands where nothing has happened; the kernel walks all pages for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,7 @@ class Settings:
     """How a pool is watched; seconds and bytes."""
 
     check_interval: float = 60.0
-    sample_gap: float = (
-        1.0  # leases and returns are followed by a sample at most this often, or less where it costs; loads and evictions always
-    )
+    sample_gap: float = 1.0  # frequent events are followed by a sample at most this often; loads and evictions always
     watermarks: Watermarks = field(default_factory=Watermarks)
     host_low: HostMarks = field(default_factory=HostMarks)
     auto_cleanup: bool = True
@@ -248,7 +246,8 @@ class Monitor:
         before = pool.status()
         began = time.thread_time()
         process = self._process = measured or self._measured(pool, before)
-        self._cost = self._cost if measured else time.thread_time() - began
+        if measured is None:
+            self._cost = time.thread_time() - began
         host, now = self._host(), self._clock()
         allocated = reserved = process.uss if process.uss is not None else process.rss
         if pool.device.exact:  # else it is the process itself, and the kernel would walk all its pages again
