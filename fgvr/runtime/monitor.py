@@ -70,12 +70,13 @@ class Monitor:
         prepare: Callable[[str], None] | None = None,
         host: Callable[[], Host] = machine.host,
         clock: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.thread_time,
         thread: bool = True,
     ) -> None:
         self.settings = settings or Settings()
         self.alerts = alerts or Alerts([log_alert])
         self.prepare = prepare
-        self._host, self._clock = host, clock
+        self._host, self._clock, self._spent = host, clock, spent
         self._storages: dict[str, int] = {}  # key -> bytes under its tensors, as counted when it came
         self._suspicions = Suspicions()
         self._recorders: list[Recorder] = []
@@ -244,10 +245,10 @@ class Monitor:
     def _sample(self, pool: ModelPool, reason: str, *, measured: ProcessMemory | None = None) -> Sample:
         self._drain()  # what is written before the sample is what the sample has seen
         before = pool.status()
-        began = time.thread_time()
+        began = self._spent()
         process = self._process = measured or self._measured(pool, before)
         if measured is None:
-            self._cost = time.thread_time() - began
+            self._cost = self._spent() - began
         host, now = self._host(), self._clock()
         allocated = reserved = process.uss if process.uss is not None else process.rss
         if pool.device.exact:  # else it is the process itself, and the kernel would walk all its pages again
