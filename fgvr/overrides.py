@@ -14,7 +14,20 @@ from pathlib import Path
 from fgvr.errors import ConfigError
 from fgvr.utils.paths import config_dir
 
-PATH_KEYS = {"image", "images", "root", "predictions", "path", "home", "source"}  # last part of a key whose value is a path
+PATH_KEYS = {
+    "image",
+    "images",
+    "root",
+    "predictions",
+    "path",
+    "home",
+    "source",
+    "split_file",
+    "cache_dir",
+    "scratch",
+    "logs",
+}  # last part of a key whose value is a path
+PATHS_KEYS = {"runs"}  # whose value is a path, or a list of them in brackets
 LITERALS = {"", "null", "???"}
 
 
@@ -43,7 +56,9 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]]) -> str:
         raise ConfigError(f"{word!r} is not key=value; write {_instead(word, before, known)}")
     if "." in key and key.replace(".", "/") in known:
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
-    return f"{name}={_quoted(value)}" if _is_path(key) else word
+    if key in PATHS_KEYS and value[:1] == "[" and value[-1:] == "]":
+        return f"{name}=[{','.join(_quoted(path.strip()) for path in value[1:-1].split(','))}]"
+    return f"{name}={_quoted(value)}" if _is_path(key) or key in PATHS_KEYS else word
 
 
 def _instead(word: str, before: str, known: Mapping[str, list[str]]) -> str:

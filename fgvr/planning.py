@@ -14,12 +14,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fgvr import keys
+from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget, parse_bytes
 from fgvr.runtime.devices import pick_device
 from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
+from fgvr.runtime.terms import terms
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes, plan_rows
 
@@ -29,12 +32,16 @@ ROLES = ("encoder", "mllm", "joint")
 def plan(cfg: DictConfig) -> MemoryPlan:
     """What would be resident at once, and whether it fits the budget. Loads nothing.
 
-    Raises ConfigError (models, budget, device) and ModelLoadError (a size that cannot be known).
+    Raises ConfigError (any key) and ModelLoadError (a size that cannot be known).
     """
+    keys.check(_plain(cfg, resolve=False))  # as written: a reference may lead to a server
+    runtime = _plain(cfg.runtime)
+    allocator.check(runtime["allocator"])
+    reserve = terms(runtime).reserve
     specs = [spec(cfg, role) for role in roles(cfg, used(cfg))]
     device, budget = _device_and_budget(cfg)
     optional = [spec(cfg, role) for role in roles(cfg, optional_roles(cfg))]
-    return plan_memory(specs, budget, reserve=int(cfg.runtime.reserve), device=device, optional=optional)
+    return plan_memory(specs, budget, reserve=reserve, device=device, optional=optional)
 
 
 def used(cfg: DictConfig) -> tuple[str, ...]:
@@ -53,9 +60,13 @@ def roles(cfg: DictConfig, among: Sequence[str]) -> list[str]:
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
-    fields: Any = OmegaConf.to_container(cfg.models[role], resolve=True)
+    fields = _plain(cfg.models[role])
     fields.pop("_target_")
     return checked(ModelSpec(**fields), cfg.runtime.device)
+
+
+def _plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
 
 
 def _device_and_budget(cfg: DictConfig) -> tuple[str, int]:

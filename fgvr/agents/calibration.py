@@ -10,53 +10,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 
 from fgvr.agents import promises
 from fgvr.agents.promises import NOTHING, Promise
+from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.types import Decision, FastResult, History
 
 FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
 _PRIOR_STRENGTH = 2.0  # a class's history counts as if two more predictions of average precision had been seen
 _RIDGE = 1.0  # on standardised features; keeps separable support sets finite
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the threshold is chosen for: `slow_rate:0.45`, `precision:0.9` or `risk:0.1@0.1` (epsilon@delta)."""
-
-    kind: Literal["slow_rate", "precision", "risk"]
-    value: float
-    delta: float = 0.1
-
-    @classmethod
-    def parse(cls, text: str, key: str = "trigger.target") -> Target:
-        kind, _, value = str(text).partition(":")
-        given = f"{key}={text!r}"
-        if kind not in ("slow_rate", "precision", "risk"):
-            raise ConfigError(f"{given}: write slow_rate:0.45, precision:0.9 or risk:0.1@0.1")
-        if kind == "risk":
-            share, _, delta = value.partition("@")
-            promised = cls(
-                kind, _share(f"{key}={text!r}", share, "risk:0.1@0.1"), _share(f"{key}={text!r}", delta or "0.1", "risk:0.1@0.1")
-            )
-            if not (0 < promised.value < 1 and 0 < promised.delta < 1):
-                raise ConfigError(f"{given}: a risk lies strictly between 0 and 1, and so does its delta, e.g. risk:0.1@0.1")
-            return promised
-        return cls(kind, _share(given, value, f"{kind}:0.45"))
-
-
-def _share(given: str, value: str, example: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise ConfigError(f"{given}: {value!r} is no share between 0 and 1, e.g. {example}")
-    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,31 +106,46 @@ class Calibrator:
             groups: images of one group are left out together when scores for the threshold are made.
             calibration: for a risk target: images that no prototype, description, rule or weight has met.
         """
-        table, right, group = features(support.results), np.asarray(support.right, bool), np.asarray(groups)
-        outcome = right.astype(float)
-        scores = np.empty(len(table))
-        for held_out in np.unique(group):
-            out = group == held_out
-            scores[out] = fit_logistic(table[~out], outcome[~out]).probability(table[out])
-        model = fit_logistic(table, outcome)
+        table, right = features(support.results), np.asarray(support.right, bool)
+        model = fit_logistic(table, right)
         if self.target.kind == "risk":
-            promise = self._promise(model, scores, right, calibration)
+            promise = self._promise(model, partial(out_of_fold, table, right, groups), right, calibration)
             return Calibrated(model, promise.threshold, promise)
-        threshold = choose_threshold(scores, outcome, self.target)
+        scores = out_of_fold(table, right, groups)
+        threshold = choose_threshold(scores, right, self.target)
         fast = scores >= threshold
-        precision = float(outcome[fast].mean()) if fast.any() else 1.0
+        precision = float(right[fast].mean()) if fast.any() else 1.0
         return Calibrated(model, threshold, Expectation(float(1 - fast.mean()), precision, len(table)))
 
-    def _promise(self, model: Logistic, left_out: np.ndarray, right: np.ndarray, calibration: Evidence | None) -> Promise:
+    def _promise(self, model: Logistic, left_out: Callable[[], np.ndarray], right: np.ndarray, calibration: Evidence | None) -> Promise:
         epsilon, delta = self.target.value, self.target.delta
-        scores = left_out
-        if calibration is not None:
+        if calibration is None:
+            scores = left_out()
+        else:
             scores, right = model.probability(features(calibration.results)), np.asarray(calibration.right, bool)
         if self.form == "joint":
             promise = promises.joint(scores, right, epsilon, delta)
         else:
-            promise = promises.selective(scores, right, epsilon, delta, promises.ladder(left_out, len(scores), epsilon, delta))
+            promise = promises.selective(scores, right, epsilon, delta, promises.ladder(left_out(), len(scores), epsilon, delta))
         return replace(promise, proven=calibration is not None)
+
+
+def out_of_fold(table: np.ndarray, right: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    """P(right) of each image, (n,), by a model that has seen none of its group.
+
+    Raises:
+        ConfigError: all are one group, so nothing is left to learn from (and retrieval without a class's only image cannot be right).
+    """
+    group, scores = np.asarray(groups), np.empty(len(table))
+    if len(set(groups)) < 2:
+        raise ConfigError(
+            "trigger=calibrated learns from support images that were left out, and with one image per class nothing is left: "
+            "write dataset.shots=2 or more, or another trigger (never, always, random, sare, gates)"
+        )
+    for held_out in np.unique(group):
+        out = group == held_out
+        scores[out] = fit_logistic(table[~out], right[~out]).probability(table[out])
+    return scores
 
 
 class Deferred:
@@ -211,7 +192,7 @@ def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> Logistic:
     design = np.column_stack([np.ones(len(table)), (table - mean) / scale])
     # One imagined success and failure keep the intercept finite when every outcome is the same.
     design = np.vstack([design, np.eye(1, design.shape[1]), np.eye(1, design.shape[1])])
-    outcome = np.concatenate([outcome, [0.0, 1.0]])
+    outcome = np.concatenate([np.asarray(outcome, float), [0.0, 1.0]])
     penalty = np.diag([0.0] + [_RIDGE] * table.shape[1])
     weights = np.zeros(design.shape[1])
     for _ in range(50):

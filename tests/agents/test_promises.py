@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fgvr.agents.calibration import Calibrator, Deferred, Evidence, Target
+from fgvr.agents.calibration import Calibrator, Deferred, Evidence
 from fgvr.agents.promises import joint, ladder, least_accepted, most_errors, selective, upper_limit
+from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.evaluation import promised
 from fgvr.evaluation.promised import DELTA, MOST_VIOLATIONS, World

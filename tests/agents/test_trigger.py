@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fgvr import assembly
-from fgvr.agents.calibration import FEATURES, Calibrator, Evidence, Target, choose_threshold, fit_logistic
+from fgvr.agents.calibration import FEATURES, Calibrator, Evidence, choose_threshold, fit_logistic
+from fgvr.agents.targets import Target
 from fgvr.agents.trigger import Always, Gates, Never, Random, Sare, lower_bound
 from fgvr.errors import ConfigError
 from fgvr.types import Candidate, History

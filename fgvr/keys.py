@@ -1,0 +1,254 @@
+"""What may stand behind each key of the configuration: looked at before anything else happens, in every mode, also where it plays no part.
+
+Here is what a value must be by itself. What it means together with others, or on this machine, is judged by the part that uses it.
+Imports nothing heavy: `mode=plan` answers in less time than numpy takes to import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fgvr.agents.targets import Target
+from fgvr.errors import ConfigError
+
+Rule = Callable[[Any], str]
+"""A value -> what it must be; "" when it is that."""
+
+
+def choice(*values: Any) -> Rule:
+    said = f"must be one of {', '.join(_spelled(value) for value in values)}"
+    return lambda value: "" if any(value is v or (type(value) is type(v) and value == v) for v in values) else said
+
+
+def number(least: float = -math.inf, most: float = math.inf, *, also: tuple[Any, ...] = ()) -> Rule:
+    """A finite number, or one of `also`."""
+    return _number(int | float, "a number", least, most, also)
+
+
+def whole(least: float = -math.inf, most: float = math.inf, *, also: tuple[Any, ...] = ()) -> Rule:
+    """A whole number, or one of `also`."""
+    return _number(int, "a whole number", least, most, also)
+
+
+def _number(kind: Any, name: str, least: float, most: float, also: tuple[Any, ...]) -> Rule:
+    if math.isfinite(most):
+        name += f" from {least:g} to {most:g}"
+    elif math.isfinite(least):
+        name += f" from {least:g} up"
+    said = "must be " + ", or ".join([name, *map(_spelled, also)])
+
+    def rule(value: Any) -> str:
+        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
+        return "" if fits or value in also else said
+
+    return rule
+
+
+def text(*, null: bool = False) -> Rule:
+    said = "must be text" + (", or null" if null else "") + """ (digits alone in two kinds of quotes: '"123"')"""
+    return lambda value: "" if isinstance(value, str) or (null and value is None) else said
+
+
+def each(rule: Rule, *, least: int = 0, most: float = math.inf) -> Rule:
+    """A list whose every entry follows the rule."""
+    size = f"{least}" if least == most else f"at least {least}"
+    said = f"must be a list of {size} entries, such as [A,B]" if least else "must be a list, such as [A,B]"
+
+    def judge(value: Any) -> str:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            return said
+        return next((f"entry {entry!r} {wrong}" for entry in value if (wrong := rule(entry))), "")
+
+    return judge
+
+
+def target(*, null: bool = False) -> Rule:
+    """Of a calibrated trigger; the message is the parser's own."""
+
+    def rule(value: Any) -> str:
+        try:
+            Target.parse("slow_rate:0" if null and value is None else value)
+        except ConfigError as error:
+            return str(error).partition(": ")[2]
+        return ""
+
+    return rule
+
+
+def level(value: Any) -> str:
+    """Of the log, in any case of letters."""
+    return choice("debug", "info", "warning", "error", "critical")(value.lower() if isinstance(value, str) else value)
+
+
+def _spelled(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def anything(value: Any) -> str:
+    """Judged by the part that uses it, before it uses it."""
+    return ""
+
+
+SWITCH = choice(True, False)
+SHARE = number(0, 1)
+SECONDS = number(0)
+COUNT = whole(1)
+NULL = (None,)
+
+RULES: dict[str, Rule] = {
+    "mode": text(),
+    "pinned_trigger": text(null=True),
+    "published": anything,
+    "seed": whole(0),
+    "online": choice("off", False, "statistics", "prototypes"),  # YAML reads a bare off as false
+    "store.enabled": SWITCH,
+    "store.limit": anything,
+    "run.fresh": SWITCH,
+    "paths.home": text(),
+    "paths.data": text(),
+    "logging.level": level,
+    "logging.quiet": SWITCH,
+    "logging.json": SWITCH,
+    "logging.tracker": choice(None, "tensorboard", "wandb", "mlflow", "trackio"),
+    # what a mode is asked about
+    "image": anything,
+    "images": anything,
+    "predictions": anything,
+    "runs": anything,
+    "action": text(),
+    "limit": anything,
+    "baselines.which": anything,
+    "baselines.neighbours": COUNT,
+    "experience.failures": COUNT,
+    "experience.max_new_tokens": COUNT,
+    "experience.alike": SHARE,
+    "experience.level": SHARE,
+    "experience.least": COUNT,
+    "discover.superclass": text(null=True),
+    "discover.shortlist": COUNT,
+    "discover.alike": SHARE,
+    "discover.price": number(0, also=NULL),
+    "discover.shots": whole(1, also=NULL),
+    "discover.max_new_tokens": COUNT,
+    # images
+    "dataset.root": text(),
+    "dataset.name": text(),
+    "dataset.shots": whole(1),
+    "dataset.tail_shots": whole(1, also=NULL),
+    "dataset.test_per_class": whole(0, also=NULL),
+    "dataset.calibration": whole(0),
+    "dataset.split_seed": whole(0),
+    "dataset.partition": COUNT,
+    "dataset.split_file": text(null=True),
+    "dataset.seed": whole(0),
+    "dataset.genera": each(COUNT, least=1),
+    "dataset.difficulty": SHARE,
+    "dataset.superclass": text(),
+    "dataset.cache_dir": text(null=True),
+    "dataset.on_bad_image": choice("skip", "error"),
+    # models
+    "models.name_prompts": SWITCH,
+    "models.description_tokens": COUNT,
+    "models.notice": text(null=True),
+    "models.slow_target": choice("description", "name", "letter"),
+    **{
+        f"models.{role}.{key}": rule
+        for role in ("mllm", "encoder", "joint")
+        for key, rule in {
+            "role": text(),
+            "loader": text(),
+            "source": text(null=True),
+            "revision": text(null=True),
+            "dtype": text(),
+            "quantization": text(null=True),
+            "max_pixels": whole(28 * 28, also=NULL),
+            "batch_size": COUNT,
+            "patience": SECONDS,
+        }.items()
+    },
+    # System 1, the trigger, System 2
+    "fusion.top_k": COUNT,
+    "fusion.image_weight": SHARE,
+    "fusion.name_weight": SHARE,
+    "fusion.rrf_weight": number(0),
+    "fusion.temperature": number(1e-6, also=NULL),
+    "fusion.joint": choice(None, "score", "rerank"),
+    "fusion.joint_weight": SHARE,
+    "fusion.joint_top": COUNT,
+    "trigger.target": target(),
+    "trigger.abstain": target(null=True),
+    "trigger.form": text(),
+    "trigger.eta": number(0),
+    "trigger.alpha": number(0),
+    "trigger.threshold": number(),
+    "trigger.shots": COUNT,
+    "trigger.slow_rate": SHARE,
+    "trigger.seed": whole(0),
+    "trigger.certain": each(number(), least=2, most=2),
+    "trigger.agreed": number(),
+    "trigger.overlap": number(),
+    "trigger.bound": number(),
+    "trigger.close": each(number(), least=2, most=2),
+    "trigger.temperature": number(1e-6),
+    "slow.decoder": choice("score", "reason", "analyse"),
+    "slow.target": choice("description", "name", "letter"),
+    "slow.candidates": whole(1, also=("all",)),
+    "slow.arbitrate": choice("pool", "slow", "mllm"),
+    "slow.weight": number(0, 1, also=("fitted",)),
+    "slow.max_new_tokens": COUNT,
+    "slow.rules": whole(0),
+    "slow.exemplars": SWITCH,
+    # the base, the evaluation
+    "knowledge.build": choice("missing", "never", "always"),
+    "knowledge.path": text(null=True),
+    "knowledge.pictures_per_description": COUNT,
+    "knowledge.cross_fit": SWITCH,
+    "knowledge.split": choice("length", "sentences", "clauses"),
+    "knowledge.templates": whole(1, 3, also=NULL),
+    "knowledge.views": whole(1, 4),
+    "knowledge.rehearse": SWITCH,
+    "evaluation.record": choice("needed", "all"),
+    "evaluation.allow_overlap": SWITCH,
+    "evaluation.protocols": each(text(), least=1),
+    "evaluation.batch_size": COUNT,
+    # the runtime; its sizes, policies, pins and the allocator: runtime/terms.py, watching.py, allocator.py
+    "runtime.auto_cleanup": SWITCH,
+    "runtime.check_interval": number(0.1),
+    "runtime.cleanup_idle": SECONDS,
+    "runtime.cleanup_interval": number(0, also=("auto", None)),
+    "runtime.watermarks.low": SHARE,
+    "runtime.watermarks.high": SHARE,
+    "runtime.watermarks.critical": SHARE,
+    "runtime.host_low.used": SHARE,
+    "runtime.alerts.log": SWITCH,
+    "runtime.alerts.timeout": SECONDS,
+    "runtime.alerts.repeat": SECONDS,
+    "runtime.alerts.lease_seconds": SECONDS,
+    "runtime": anything,
+    "server": anything,  # server/settings.py, which reads the environment, too
+}
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError that lists every wrong value, with what may stand there."""
+    wrong = [f"{key}={_spelled(value)}: {what}" for key, value, rule in _judged(values, "") if (what := rule(value))]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def _judged(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Rule]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if (rule := RULES.get(key)) and not (isinstance(value, str) and "${" in value):  # a reference: judged where it is resolved
+            yield key, value, rule
+        if isinstance(value, Mapping):
+            yield from _judged(value, f"{key}.")
+
+
+def rule_of(key: str) -> Rule | None:
+    """The rule of a key, or of the section it belongs to."""
+    while key not in RULES and "." in key:
+        key = key.rpartition(".")[0]
+    return RULES.get(key)
