@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import machine
@@ -14,6 +15,7 @@ from fgvr.errors import FgvrError
 from fgvr.utils.files import atomic_write
 
 NAMES = ("floors", "startup", "load", "runtime", "encode", "prefix", "batching", "slow", "fastslow", "kb", "retrieval", "sweep", "stream")
+STDOUT = Path("-")
 APART = ("batching", "stream")  # not in `all`: bfloat16 where it is emulated, and half an hour
 
 
@@ -23,7 +25,13 @@ def main() -> int:
     parser.add_argument("--models", default="tiny", help="a bundle: tiny, random-150m, random-7b (made by scripts/make_random_models.py)")
     parser.add_argument("--repeat", type=int, default=5, help="measurements of each figure, at least 2")
     parser.add_argument("--size", type=int, help="how much work: images, classes, rows, as the benchmark says; default: its own")
-    parser.add_argument("--json", type=Path, help="write the figures to this file (`all`: one file per benchmark in this folder)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        help="write the figures to this file (`all`: a file per benchmark in this folder); no name: a line on stdout",
+    )
     args = parser.parse_args()
     if args.repeat < 2:
         parser.error("--repeat: at least 2")
@@ -31,7 +39,8 @@ def main() -> int:
         parser.error("--size: not with all, it means something else to each")
     try:
         for name in [n for n in NAMES if n not in APART] if args.name == "all" else (args.name,):
-            one(name, args, args.json / f"{name}.json" if args.json and args.name == "all" else args.json)
+            folder = args.name == "all" and args.json not in (None, STDOUT)
+            one(name, args, args.json / f"{name}.json" if folder else args.json)
     except FgvrError as error:
         print(error, file=sys.stderr)
         return 3
@@ -40,17 +49,19 @@ def main() -> int:
 
 def one(name: str, args: argparse.Namespace, file: Path | None) -> None:
     about = machine()
-    print(f"## {name} --models {args.models} --repeat {args.repeat}", flush=True)
+    show = (lambda line: print(line, file=sys.stderr, flush=True)) if file == STDOUT else partial(print, flush=True)
+    show(f"## {name} --models {args.models} --repeat {args.repeat}")
     given = {} if args.size is None or name == "runtime" else {"size": args.size}
     report = importlib.import_module(f"benchmarks.{name}").measure(models=args.models, repeat=args.repeat, **given)
-    print("\n".join(report.lines()))
+    show("\n".join(report.lines()))
     load = f"load {about['load'][0]:.1f} to {os.getloadavg()[0]:.1f}"
-    print(
-        f"{about['processor']} ({' '.join(about['flags'])}), {about['cores']} cores, {load}, torch {about['torch']}, {about['commit']}",
-        flush=True,
-    )
-    if file:
-        figures = {"schema": 1, "benchmark": name, "models": args.models, "repeat": args.repeat, "machine": about, **report.figures()}
+    show(f"{about['processor']} ({' '.join(about['flags'])}), {about['cores']} cores, {load}, torch {about['torch']}, {about['commit']}")
+    if file is None:
+        return
+    figures = {"schema": 1, "benchmark": name, "models": args.models, "repeat": args.repeat, "machine": about, **report.figures()}
+    if file == STDOUT:
+        print(json.dumps(figures), flush=True)
+    else:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(figures, indent=1).encode())
 

@@ -80,6 +80,12 @@ class Recognizer:
         self._record_all = record_all
         self.batch_size = batch_size
 
+    def __repr__(self) -> str:
+        first = ", ".join(list(self.names.values())[:3])
+        trigger = getattr(self._trigger, "name", type(self._trigger).__name__)
+        more = ", ..." if len(self.names) > 3 else ""
+        return f"Recognizer({len(self.names)} classes: {first}{more}; trigger {trigger}; batches of {self.batch_size}; holds no weights)"
+
     @property
     def fast(self) -> FastThinker:
         return self._fast

@@ -32,3 +32,4 @@ def test_the_quickstart_runs_from_top_to_bottom(monkeypatch):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
     assert names["report"].n == 24 and len(names["predictions"]) == 8 and names["answers"][0]
+    assert "6 classes" in repr(names["recognizer"]) and "trigger" in repr(names["recognizer"])

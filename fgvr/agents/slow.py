@@ -32,17 +32,19 @@ class Option:
     exemplar: Picture | None = None  # one of its support images, where exemplars are shown
 
 
+_EXEMPLARS = 16  # pictures: of twelve million pixels each, half a GiB
+
 Exemplar = Callable[[str, int | None], Picture | None]
 """(class id, half of its shots that must not be shown) -> a support image of the class, None when there is no other."""
 
 
 class Exemplars:
-    """The first support image of each class; where one half of its shots must not be shown, the first of the other. Opened once each."""
+    """The first support image of each class; where one half of its shots must not be shown, the other's first. The last few stay open."""
 
     def __init__(self, ids: Sequence[str], owners: Sequence[int], folds: Sequence[int], picture: Callable[[int], Picture]) -> None:
         """Args: ids: of the classes; owners, folds: class index and half of each support image; picture: opens one by its index."""
         self._own = {category: [(i, folds[i]) for i, owner in enumerate(owners) if ids[owner] == category] for category in ids}
-        self._picture = lru_cache(maxsize=None)(picture)
+        self._picture = lru_cache(maxsize=_EXEMPLARS)(picture)
 
     def __call__(self, category: str, without: int | None) -> Picture | None:
         return next((self._picture(i) for i, fold in self._own.get(category, ()) if fold != without), None)

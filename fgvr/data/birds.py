@@ -117,9 +117,9 @@ def distance(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(x != y for x, y in zip(a, b, strict=True))
 
 
-def is_reserved(seed: int) -> bool:
-    """Whether the shipped models are guaranteed never to have seen the species of this world."""
-    return seed in RESERVED_SEEDS
+def is_reserved(seed: int, genera: Sequence[int] = DEFAULT_GENERA) -> bool:
+    """Whether the shipped models are guaranteed never to have seen the species of this world, see `reserved`."""
+    return seed in RESERVED_SEEDS and len(genera) <= len(DEFAULT_GENERA) and max(genera, default=0) <= _DRAFT_GENUS
 
 
 @functools.cache

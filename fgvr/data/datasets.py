@@ -124,7 +124,10 @@ def open_birds(
         choose_shots(pools["calibration"], calibration, split_seed),
     )
     split = Split(*(tuple(Sample(Path(folder, drawn.key), *drawn) for drawn in some) for some in chosen))
-    notes = [] if birds.is_reserved(seed) else [f"world {seed} is not reserved: it may overlap with the training world of models=tiny"]
+    notes = []
+    if not birds.is_reserved(seed, tuple(genera)):
+        shape = f" with genera {[*genera]}" if birds.is_reserved(seed) else ""
+        notes.append(f"world {seed}{shape} is not reserved: it may overlap with the training world of models=tiny")
     return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *bad_image_notes(bad)), bad)
 
 

@@ -174,9 +174,10 @@ class BadImage:
 
 
 class Inspector:
-    """Decodes each image once and remembers its content hash, or why it cannot be used, by path, size and time of change.
+    """Decodes each image once and remembers its content hash by path, size and time of change.
 
-    The index is a JSON file below `cache_dir` (None: this process only); losing it costs time.
+    The index is a JSON file below `cache_dir` (None: this process only); losing it costs time. What could not be used is looked at again
+    by the next process: permissions, a network disk or too many open files may have been the reason.
     """
 
     def __init__(self, root: Path, *, cache_dir: Path | None, strict: bool) -> None:
@@ -226,7 +227,7 @@ class Inspector:
                     self._index[sample.key] = [stamps[sample.key], sha256, reason]
         finally:  # an interrupted look keeps what it has seen
             if self._file is not None:
-                write_json(self._file, self._index)
+                write_json(self._file, {key: entry for key, entry in self._index.items() if not entry[2]})
 
     def _load(self) -> dict[str, list[str]]:
         if self._file is None or not self._file.exists():

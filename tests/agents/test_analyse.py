@@ -157,3 +157,11 @@ def test_the_open_cases_are_asked_between_the_two_answers_only() -> None:
     assert settled[0].probabilities["c"] == 0.2
     assert settled[1] == answers[1]
     assert "System 1 stands" in settled[2].rationale
+
+
+def test_few_exemplars_stay_open_however_many_classes_there_are() -> None:
+    opened: list[int] = []
+    shown = Exemplars([f"{i:03d}" for i in range(100)], list(range(100)), [0] * 100, lambda i: (opened.append(i), picture(f"shot {i}"))[1])
+    for category in ("000", "000", *(f"{i:03d}" for i in range(1, 100)), "000"):
+        assert shown(category, None) is not None
+    assert opened == [*range(100), 0], "the one in use is opened once, the first one again after a hundred others"

@@ -56,6 +56,20 @@ def test_calibrated_keeps_its_slow_rate_on_new_images(rate):
     assert trigger.expectation.slow_rate == pytest.approx(rate, abs=0.01)
 
 
+@pytest.mark.parametrize("target", ["slow_rate:0.5", "precision:0.9", "risk:0.1@0.1"])
+def test_one_image_per_class_leaves_nothing_to_learn_from(target):
+    """It was a threshold of NaN that escalated nothing and expected a slow rate of one."""
+    results, right = world(40)
+    with pytest.raises(ConfigError, match=r"one image per class.*dataset\.shots=2"):
+        Calibrator(target=target).fit(Evidence(results, right), [0] * 40)
+
+
+def test_a_promise_needs_only_its_calibration_images():
+    results, right = world(400)
+    promise = Calibrator(target="risk:0.5@0.1").fit(Evidence(results[:40], right[:40]), [0] * 40, Evidence(results, right)).expectation
+    assert promise.kept and promise.proven and promise.n == 400
+
+
 def test_calibrated_escalates_the_doubtful_ones():
     results, right = world()
     trigger = Calibrator(target="slow_rate:0.5").fit(Evidence(results, right), [i % 4 for i in range(len(results))])

@@ -74,6 +74,9 @@ def test_reserved_seeds_are_known_as_such() -> None:
     assert birds.is_reserved(9000)
     assert birds.is_reserved(9099)
     assert not birds.is_reserved(9100)
+    assert birds.is_reserved(9000, (6, 2, 6))
+    assert not birds.is_reserved(9000, (9, 9)), "larger genera are drawn otherwise, and were not left out of training"
+    assert not birds.is_reserved(9000, (4,) * 9)
 
 
 def test_names_are_unique_and_hold_no_attribute_word() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgvr.data import folder
 from fgvr.data.datasets import open_folder
 from fgvr.data.leaks import guard
 from fgvr.errors import ConfigError, DatasetError, ImageError, LeakError
@@ -334,3 +335,17 @@ def test_a_damaged_index_costs_time_only(tmp_path):
     for junk in ("{", "[]", '{"red_kite/0.png": 3}'):
         next(cache.glob("*.json")).write_text(junk)
         assert open_folder(root=root, shots=2, cache_dir=cache).split == first.split
+
+
+def test_a_failure_to_read_that_passes_is_not_remembered(tmp_path, monkeypatch):
+    root, read = classes(tmp_path / "images"), folder.read_image
+
+    def refused(path):
+        if Path(path).name == "2.png":
+            raise ImageError(f"{path}: cannot be read (Too many open files)")
+        return read(path)
+
+    monkeypatch.setattr(folder, "read_image", refused)
+    assert open_folder(root=root, shots=2, cache_dir=tmp_path / "store").bad_images
+    monkeypatch.undo()
+    assert not open_folder(root=root, shots=2, cache_dir=tmp_path / "store").bad_images
