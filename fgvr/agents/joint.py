@@ -17,7 +17,7 @@ from fgvr.agents.fusion import RRF_OFFSET, Fusion, entropy
 from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.statistics import Statistics
 from fgvr.protocols import FastThinker, JointEncoder
-from fgvr.types import Candidate, FastResult, History, Picture
+from fgvr.types import Candidate, FastResult, Picture
 
 _LEAST = 1e-6  # a match is never surer than this; float32 has no odds beyond
 
@@ -122,8 +122,9 @@ def rehearse_joint(
     matcher: Matcher,
     *,
     batch_size: int,
+    families: np.ndarray | None = None,
 ) -> tuple[list[FastResult], Statistics]:
-    """Leave-one-out results of retrieval -> those with the matcher; a result's history does not count the image itself."""
+    """Leave-one-out results of retrieval -> those with the matcher; a result's history counts neither the image itself nor its copies."""
     matched: list[FastResult] = []
     for start in range(0, len(results), batch_size):
         batch = range(start, min(start + batch_size, len(results)))
@@ -132,7 +133,7 @@ def rehearse_joint(
     place = {category: i for i, category in enumerate(ids)}
     truth, predicted = np.asarray(owners, np.int64), np.array([place[result.top.category] for result in matched], np.int64)
     statistics = Statistics.count(tuple(ids), truth, predicted)
-    histories: list[History] = [statistics.without(int(t), int(p)) for t, p in zip(truth, predicted, strict=True)]
+    histories = statistics.left_out(truth, predicted, families)
     return [replace(result, history=history) for result, history in zip(matched, histories, strict=True)], statistics
 
 

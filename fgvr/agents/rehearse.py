@@ -19,14 +19,14 @@ from fgvr.types import FastResult, History, Picture
 
 
 def rehearse_fast(prototypes: Prototypes, hashes: Sequence[str], *, fusion: Fusion) -> tuple[list[FastResult], Statistics]:
-    """System 1 on every support image, leave-one-out; a result's history does not count the image itself."""
+    """System 1 on every support image, leave-one-out; a result's history counts neither the image itself nor its copies."""
     met = prototypes.leave_one_out()
     nobody = (History(0, 0, 0),) * len(prototypes.ids)
     results = fuse(hashes, met, prototypes.ids, nobody, fusion=fusion, temperature=prototypes.temperature)
     position = {category: i for i, category in enumerate(prototypes.ids)}
     predicted = np.array([position[result.top.category] for result in results], np.int64)
     statistics = Statistics.count(prototypes.ids, prototypes.owners, predicted)
-    histories = [statistics.without(int(t), int(p)) for t, p in zip(prototypes.owners, predicted, strict=True)]
+    histories = statistics.left_out(prototypes.owners, predicted, prototypes.families)
     return [replace(result, history=history) for result, history in zip(results, histories, strict=True)], statistics
 
 

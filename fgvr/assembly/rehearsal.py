@@ -36,7 +36,7 @@ def rehearsed(cfg: DictConfig, base: KnowledgeBase, matcher: Matcher | None) -> 
         def pictures(indices: Sequence[int]) -> list[Picture]:
             return [look(support[i]) for i in indices]
 
-        size = cfg.evaluation.batch_size
-        return rehearse_joint(results, known.ids, known.owners.tolist(), known.folds.tolist(), pictures, matcher, batch_size=size)
+        owners, folds, size = known.owners.tolist(), known.folds.tolist(), cfg.evaluation.batch_size
+        return rehearse_joint(results, known.ids, owners, folds, pictures, matcher, batch_size=size, families=known.families)
 
     return Rehearsed(make_them)

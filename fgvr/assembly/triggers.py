@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from omegaconf import DictConfig
 
 from fgvr.agents.calibration import Calibrated, Calibrator, Deferred, Evidence
@@ -14,6 +12,7 @@ from fgvr.assembly.images import look, looks, open_dataset
 from fgvr.data.leaks import without_near_copies
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.knowledge.prototypes import turns
 from fgvr.pipeline import chunks
 from fgvr.protocols import FastThinker, Trigger
 from fgvr.types import Sample
@@ -26,8 +25,11 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed, fa
         return Always()  # the oracle speaks afterwards, in the evaluation
     if not isinstance(chosen, Calibrator):
         return chosen
-    owners = base.prototypes.owners
-    groups, promised = _groups(owners.tolist()), chosen.target.kind == "risk"
+    owners, families = base.prototypes.owners, base.prototypes.families
+    groups = turns(
+        owners.tolist(), None if families is None else families.tolist()
+    )  # the k-th image of every class: each judged without its group
+    promised = chosen.target.kind == "risk"
 
     def fit() -> Calibrated:
         results, _ = rehearsed()
@@ -52,13 +54,3 @@ def _calibration(cfg: DictConfig, base: KnowledgeBase, fast: FastThinker) -> Evi
         return None
     results = [r for batch in chunks(samples, cfg.evaluation.batch_size) for r in fast([look(sample) for sample in batch])]
     return Evidence(results, [result.top.category == sample.label for result, sample in zip(results, samples, strict=True)])
-
-
-def _groups(owners: Sequence[int]) -> list[int]:
-    """The k-th image of every class forms group k: each is scored by a model that saw none of its group."""
-    seen: dict[int, int] = {}
-    groups = []
-    for owner in owners:
-        groups.append(seen.get(owner, 0))
-        seen[owner] = groups[-1] + 1
-    return groups

@@ -10,7 +10,7 @@ without structure (one plain colour) has no look and is known by its content onl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -73,11 +73,17 @@ class Album:
 
     def near(self, looks: Mapping[str, bytes]) -> dict[str, str]:
         """Content hash of each look that resembles one of the album -> the one it resembles most. The same content is no near copy."""
+        best: dict[str, tuple[float, str]] = {}
+        for one, other, correlation in self.pairs(looks):
+            best[one] = max(best.get(one, (0.0, "")), (correlation, other))
+        return {one: other for one, (_, other) in best.items()}
+
+    def pairs(self, looks: Mapping[str, bytes]) -> Iterator[tuple[str, str, float]]:
+        """Every (look, look of the album, correlation) that resemble each other; never the same content."""
         if not looks or not self._ids:
-            return {}
+            return
         ids, others = list(looks), self._ids
         signs, thumbnails, fine = _arrays(list(looks.values()))
-        best: dict[str, tuple[float, str]] = {}
         step = max(1, _BLOCK // len(others))
         for start in range(0, len(ids), step):
             distance = np.zeros((len(signs[start : start + step]), len(others)), np.uint16)
@@ -89,13 +95,39 @@ class Album:
                 if correlation < CORRELATION or ids[row] == others[column]:
                     continue
                 if np.abs(fine[row] - self._fine[column]).max() <= SPOT:
-                    best[ids[row]] = max(best.get(ids[row], (0.0, "")), (correlation, others[column]))
-        return {sha256: other for sha256, (_, other) in best.items()}
+                    yield ids[row], others[column], correlation
 
 
 def near(these: Mapping[str, bytes], those: Mapping[str, bytes]) -> dict[str, str]:
     """Content hash of each of `these` that looks like one of `those` -> the one it resembles most."""
     return Album(those).near(these)
+
+
+def families(samples: Sequence[Sample], looks: Looks) -> list[int]:
+    """Of each sample the place of the first one of its class that it is a copy of (exact or near, or a copy of a copy); mostly its own."""
+    places: dict[tuple[str | None, str], list[int]] = {}
+    for i, sample in enumerate(samples):
+        places.setdefault((sample.label, sample.sha256 or f"unknown {i}"), []).append(i)
+    seen, labels = looks.of(samples), {sample.label for sample in samples}
+    first = list(range(len(samples)))
+
+    def root(i: int) -> int:
+        while first[i] != i:
+            i = first[i]
+        return i
+
+    def join(a: int, b: int) -> None:
+        low, high = sorted((root(a), root(b)))
+        first[high] = low
+
+    for same in places.values():
+        for i in same[1:]:
+            join(same[0], i)
+    for one, other, _ in Album(seen).pairs(seen):
+        for label in labels:
+            if (label, one) in places and (label, other) in places:
+                join(places[label, one][0], places[label, other][0])
+    return [root(i) for i in range(len(samples))]
 
 
 def _arrays(looks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -40,6 +40,7 @@ class Prototypes:
     fold_text: np.ndarray  # (2, C, d) descriptions written without the images of fold 0, of fold 1
     name: np.ndarray | None = None  # (C, d) class-name prompts
     temperature: float = 0.01  # the encoder's own, 1 / logit_scale
+    families: np.ndarray | None = None  # (N,) int64: images of a class with the same number are copies of each other; None: there are none
 
     @cached_property
     def image(self) -> np.ndarray:
@@ -51,32 +52,46 @@ class Prototypes:
         np.add.at(sums, self.owners, self.shots)
         return sums
 
+    def _copies(self) -> np.ndarray:
+        """(N, d): the sum of each support image and its copies in its class."""
+        if self.families is None:
+            return self.shots
+        _, family = np.unique(self.families, return_inverse=True)
+        sums = np.zeros((family.max(initial=-1) + 1, self.shots.shape[1]), np.float32)
+        np.add.at(sums, family, self.shots)
+        return sums[family]
+
     def compare(self, queries: np.ndarray) -> Similarities:
         """Cosines of unit queries (B, d) with every class."""
         name = None if self.name is None else _cosines(queries, self.name)
         return Similarities(_cosines(queries, self.image), _cosines(queries, self.text), name)
 
     def leave_one_out(self) -> Similarities:
-        """Each support image against prototypes that have never met it, (N, C), in closed form from the sum of shots.
+        """Each support image against prototypes that have never met it nor a copy of it, (N, C), in closed form from the sum of shots.
 
-        Its own class's mean is taken without it, and its own class's description is the one written without its half of the shots.
+        Its own class's mean is taken without them, and its own class's description is the one written without its half of the shots.
         """
         met = self.compare(self.shots)
         rows = np.arange(len(self.shots))
         image, text = met.image.copy(), met.text.copy()
-        image[rows, self.owners] = np.sum(self.shots * _or_nan(unit(self._sums()[self.owners] - self.shots)), axis=1)
+        image[rows, self.owners] = np.sum(self.shots * _or_nan(unit(self._sums()[self.owners] - self._copies())), axis=1)
         text[rows, self.owners] = np.sum(self.shots * _or_nan(self.fold_text[self.folds, self.owners]), axis=1)
         return Similarities(image, text, met.name)
 
 
-def halves(owners: Sequence[int]) -> np.ndarray:
-    """Fold of each support image: within a class, images alternate between the two halves."""
-    seen: dict[int, int] = {}
-    folds = np.zeros(len(owners), np.int64)
-    for i, owner in enumerate(owners):
-        folds[i] = seen.get(owner, 0) % 2
-        seen[owner] = seen.get(owner, 0) + 1
-    return folds
+def halves(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    """Fold of each support image: within a class, images alternate between the two halves; copies of each other go together."""
+    return np.array([turn % 2 for turn in turns(owners, families)], np.int64)
+
+
+def turns(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> list[int]:
+    """The how manieth image of its class each support image is; copies of each other count as one."""
+    known: dict[int, dict[int, int]] = {}
+    places = []
+    for owner, family in zip(owners, range(len(owners)) if families is None else families, strict=True):
+        own = known.setdefault(owner, {})
+        places.append(own.setdefault(int(family), len(own)))
+    return places
 
 
 def _or_nan(prototypes: np.ndarray) -> np.ndarray:

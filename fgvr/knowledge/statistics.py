@@ -40,8 +40,11 @@ class Statistics:
         total = int(self.confusion.sum())
         return tuple(History(int(s), int(c), total) for s, c in zip(self.predicted, self.correct, strict=True))
 
-    def without(self, truth: int, predicted: int) -> History:
-        """The history of class `predicted` as it was before one image with this outcome was counted."""
-        own = int(truth == predicted)
-        total = int(self.confusion.sum())
-        return History(int(self.predicted[predicted]) - 1, int(self.correct[predicted]) - own, total - 1)
+    def left_out(self, truth: np.ndarray, predicted: np.ndarray, families: np.ndarray | None = None) -> list[History]:
+        """For each image (N,): the history of the class it was taken for, before it and its copies (the same family) were counted."""
+        _, family = np.unique(np.arange(len(truth)) if families is None else families, return_inverse=True)
+        _, alike = np.unique(family * len(self.ids) + predicted, return_inverse=True)  # copies that were taken for the same class
+        seen = self.predicted[predicted] - np.bincount(alike)[alike]
+        correct = self.correct[predicted] - np.bincount(alike, weights=truth == predicted)[alike].astype(np.int64)
+        total = int(self.confusion.sum()) - np.bincount(family)[family]
+        return [History(*counts) for counts in zip(seen.tolist(), correct.tolist(), total.tolist(), strict=True)]

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from fgvr.data import birds
 from fgvr.data.leaks import near_overlaps
-from fgvr.data.looks import Looks, near
+from fgvr.data.looks import Looks, families, near
 from fgvr.store.cache import NoCache
 from fgvr.types import Sample
 
@@ -63,3 +64,12 @@ def test_different_birds_raise_no_alarm(tmp_path):
 def test_exact_copies_and_nothing_are_no_near_copies(tmp_path):
     some = samples(flock(2), tmp_path)
     assert near_copies(some, some) == [] and near_copies([], some) == [] and near_copies(some, []) == []
+
+
+def test_copies_of_one_class_are_one_family_however_they_were_saved(tmp_path):
+    first, second, third = flock(3)
+    pictures = [first, second, recoded(first, "JPEG", quality=75), third, recoded(first.resize((56, 56)), "JPEG", quality=75), first]
+    labelled = [replace(sample, label="a") for sample in samples(pictures, tmp_path)]
+    assert families(labelled, Looks(NoCache())) == [0, 1, 0, 3, 0, 0]
+    other = [replace(sample, label=str(i)) for i, sample in enumerate(labelled)]
+    assert families(other, Looks(NoCache())) == [0, 1, 2, 3, 4, 5], "what another class shows is another matter"

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.rehearse import rehearse_fast
-from fgvr.knowledge.prototypes import Prototypes, halves, unit
+from fgvr.knowledge.prototypes import Prototypes, halves, turns, unit
 from fgvr.knowledge.statistics import Statistics
+from fgvr.types import History
 
 
 def prototypes(classes=5, shots=4, width=6, seed=0):
@@ -74,3 +77,37 @@ def test_a_rehearsed_image_does_not_count_in_its_own_history():
         whole = statistics.histories()[p.ids.index(result.top.category)]
         assert result.history.seen == whole.seen - 1
         assert result.history.correct == whole.correct - (result.top.category == p.ids[owner])
+
+
+# --- copies ------------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_left_out_together() -> None:
+    p = prototypes()
+    families = np.arange(len(p.shots))
+    families[[1, 2]] = 0  # three of the first class's four images are one picture
+    met = replace(p, families=families).leave_one_out()
+    alone = np.array([False, False, False, True])
+    for i in range(3):
+        without = Prototypes(p.ids, p.shots[:4][alone], p.owners[:4][alone], p.folds[:4][alone], p.text, p.fold_text)
+        assert met.image[i, 0] == pytest.approx(without.compare(p.shots[i : i + 1]).image[0, 0], abs=1e-5)
+    assert np.array_equal(met.image[3:], p.leave_one_out().image[3:]), "the others as before, to the bit"
+
+
+def test_a_class_of_copies_alone_has_no_prototype_without_them() -> None:
+    p = prototypes()
+    assert np.isnan(replace(p, families=p.owners).leave_one_out().image[np.arange(20), p.owners]).all()
+
+
+def test_copies_go_into_one_half_and_one_group() -> None:
+    owners, families = [0, 0, 0, 1, 1], np.array([0, 0, 2, 3, 4])
+    assert turns(owners, families) == [0, 0, 1, 0, 1]
+    assert halves(owners, families).tolist() == [0, 0, 1, 0, 1]
+    assert turns(owners) == [0, 1, 2, 0, 1]
+
+
+def test_a_history_counts_neither_an_image_nor_its_copies() -> None:
+    truth, predicted, families = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0]), np.array([7, 7, 7, 3])
+    counted = Statistics.count(("a", "b"), truth, predicted)
+    assert counted.left_out(truth, predicted) == [History(2, 1, 3), History(2, 1, 3), History(0, 0, 3), History(2, 2, 3)]
+    assert counted.left_out(truth, predicted, families) == [History(1, 0, 1), History(1, 0, 1), History(0, 0, 1), History(2, 2, 3)]
