@@ -25,10 +25,8 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed, fa
         return Always()  # the oracle speaks afterwards, in the evaluation
     if not isinstance(chosen, Calibrator):
         return chosen
-    owners, families = base.prototypes.owners, base.prototypes.families
-    groups = turns(
-        owners.tolist(), None if families is None else families.tolist()
-    )  # the k-th image of every class: each judged without its group
+    owners = base.prototypes.owners
+    groups = turns(owners.tolist(), base.prototypes.families)  # the k-th image of every class: judged by what has seen none of them
     promised = chosen.target.kind == "risk"
 
     def fit() -> Calibrated:
