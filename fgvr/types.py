@@ -266,9 +266,10 @@ class Manifest:
     counts: Mapping[str, int]
     libraries: Mapping[str, str]
     files: Mapping[str, str]  # file name -> sha256
-    content_hash: str  # over everything above; time fields below stay outside it
+    content_hash: str  # over everything here but itself and the two time fields below
     created: str = ""
     seconds: float = 0.0
+    catalog: str = ""  # hash of the classes' ids, names and superclasses; older bases have none
 
 
 # --- runtime -----------------------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
         split_seed=cfg.dataset.split_seed,
         models=models.fingerprints,
         prompts=short_hash(asked),
+        catalog=short_hash([(c.id, c.name, c.superclass) for c in dataset.catalog.categories]),
     )
 
 

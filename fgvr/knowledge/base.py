@@ -55,6 +55,7 @@ class Origin:
     split_seed: int
     models: Mapping[str, str]  # role -> fingerprint
     prompts: str
+    catalog: str = ""  # hash of the classes' ids, names and superclasses, which the prompts are filled with; "" in older bases
 
     @property
     def key(self) -> str:
@@ -119,7 +120,8 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
     """Open a complete base.
 
     Args:
-        expected: what the caller's configuration would build; other models or prompts are an error that names both.
+        expected: what the caller's configuration would build; other models, prompts or names of the same images are an
+            error that names both.
 
     Raises:
         KnowledgeError: absent, incomplete, of another schema, damaged, or made by other models.
@@ -143,6 +145,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
             split_seed=manifest.split_seed,
             models=manifest.models,
             prompts=manifest.prompts,
+            catalog=manifest.catalog,
         ),
         classes=classes,
         prototypes=Prototypes(
@@ -211,6 +214,12 @@ def _check_origin(folder: Path, manifest: Manifest, expected: Origin) -> None:
             )
     if manifest.prompts != expected.prompts:
         raise KnowledgeError(f"{folder} was built with prompts {manifest.prompts}, this version has {expected.prompts}; rebuild it")
+    # A base of other images is somebody's choice, and brings its own names.
+    if manifest.split_hash == expected.split_hash and manifest.catalog != expected.catalog:
+        raise KnowledgeError(
+            f"{folder} was built from these images under other class names or another superclass (catalogue {manifest.catalog or 'unknown'}, "
+            f"this configuration has {expected.catalog}); use those it was built with, or build another: mode=build_knowledge_base"
+        )
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""When two commands may share a knowledge base and when they may not, on models without weights."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fgvr
+from fgvr import assembly
+from fgvr.runtime.pool import close_shared
+
+SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
+
+
+@pytest.fixture(autouse=True)
+def own_pool():
+    close_shared()
+    yield
+    close_shared()
+
+
+def load(*overrides: str):
+    return fgvr.load_config(*SMALL, *overrides)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two kinds, four pictures each, whose ids are given: their names may be mended."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for i in range(8):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)).save(root / f"{i}.png")
+    return label(root, "kite", "buzzard")
+
+
+def label(root: Path, *names: str) -> Path:
+    with open(root / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows(
+            [("filename", "class_name", "class_id"), *((f"{i}.png", names[i % 2], f"{i % 2}") for i in range(8))]
+        )
+    return root
+
+
+def of(root: Path, *overrides: str):
+    return fgvr.load_config("models=fake", "dataset=folder", f"dataset.root={root}", "dataset.shots=2", "trigger=never", *overrides)
+
+
+# --- what is in the key ------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_classes_are_called_is_part_of_the_key(folder):
+    first = fgvr.build_knowledge_base(of(folder))
+    other = fgvr.build_knowledge_base(of(folder, "dataset.superclass=bird"))
+    assert other.path != first.path and {record.superclass for record in other.classes} == {"bird"}
+    label(folder, "red kite", "buzzard")
+    mended = fgvr.build_knowledge_base(of(folder))
+    assert mended.path not in (first.path, other.path) and {record.name for record in mended.classes} == {"red kite", "buzzard"}
+    label(folder, "kite", "buzzard")
+    assert fgvr.build_knowledge_base(of(folder)).path == first.path
+
+
+def test_a_base_of_the_same_images_under_other_names_is_refused(folder):
+    base = fgvr.build_knowledge_base(of(folder))
+    with pytest.raises(fgvr.KnowledgeError, match="another superclass"):
+        fgvr.build_recognizer(of(folder, "dataset.superclass=bird", f"knowledge.path={base.path}"))
+    assert fgvr.build_recognizer(of(folder, f"knowledge.path={base.path}")) is not None
+    assert fgvr.build_recognizer(load(f"knowledge.path={base.path}")) is not None, "other images may be looked at with it"
