@@ -69,3 +69,19 @@ def test_a_base_of_the_same_images_under_other_names_is_refused(folder):
         fgvr.build_recognizer(of(folder, "dataset.superclass=bird", f"knowledge.path={base.path}"))
     assert fgvr.build_recognizer(of(folder, f"knowledge.path={base.path}")) is not None
     assert fgvr.build_recognizer(load(f"knowledge.path={base.path}")) is not None, "other images may be looked at with it"
+
+
+OTHER_FUSION = ("fusion.top_k=1", "fusion.image_weight=1", "fusion.temperature=1")
+
+
+@pytest.mark.parametrize("overrides", [OTHER_FUSION, ("slow.max_new_tokens=7", "slow.candidates=2", "slow.rules=0"), ("trigger=never",)])
+def test_what_a_base_holds_does_not_depend_on_which_run_builds_it(overrides, tmp_path):
+    usual = fgvr.build_knowledge_base(load())
+    other = fgvr.build_knowledge_base(load(*overrides, f"paths.home={tmp_path / 'other'}"))
+    assert other.origin.key == usual.origin.key
+    assert other.manifest.content_hash == usual.manifest.content_hash
+
+
+def test_how_much_a_decoder_may_write_is_part_of_the_key_where_it_writes():
+    keys = {fgvr.build_knowledge_base(load("slow=reason", f"slow.max_new_tokens={n}")).path for n in (8, 9)}
+    assert len(keys) == 2

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 
 from fgvr.agents import prompts
 from fgvr.agents.describe import Describer
+from fgvr.agents.fusion import Fusion
 from fgvr.agents.rehearse import rehearse_fast, rehearse_slow
 from fgvr.agents.slow import Exemplars, Shortlist
-from fgvr.assembly.configuration import make
 from fgvr.assembly.images import look, open_dataset
 from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store
-from fgvr.assembly.thinking import build_decoder
+from fgvr.assembly.thinking import WRITING, build_decoder
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
 from fgvr.errors import KnowledgeError
@@ -58,13 +58,16 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, mend: boo
 
 
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
+    rehearsed = [cfg.slow.decoder, cfg.slow.target, *(["exemplars"] if cfg.slow.exemplars else [])]
+    if cfg.slow.decoder in WRITING:
+        rehearsed.append(cfg.slow.max_new_tokens)
     asked = [
         prompts.fingerprint(),
         cfg.models.description_tokens,
         cfg.models.name_prompts,
         cfg.knowledge.pictures_per_description,
         cfg.knowledge.cross_fit,
-        (cfg.slow.decoder, cfg.slow.target, *(["exemplars"] if cfg.slow.exemplars else [])) if cfg.knowledge.rehearse else (),
+        rehearsed if cfg.knowledge.rehearse else (),
         # Only where they were changed: a base made before there was such a choice keeps its key.
         *([("split", cfg.knowledge.split)] if cfg.knowledge.split != "length" else []),
         *([("templates", cfg.knowledge.templates)] if cfg.models.name_prompts and cfg.knowledge.templates is not None else []),
@@ -114,10 +117,10 @@ def _rehearsal(cfg: DictConfig, models: Models) -> Rehearse:
         hashes: Sequence[str],
         pictures: Callable[[Sequence[int]], list[Picture]],
     ) -> tuple[Statistics, SlowRehearsal]:
-        results, statistics = rehearse_fast(prototypes, hashes, fusion=make(cfg.fusion))
+        # Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it.
+        results, statistics = rehearse_fast(prototypes, hashes, fusion=Fusion())
         if not cfg.knowledge.rehearse:
             return statistics, SlowRehearsal(cfg.slow.target)
-        # Always the default shortlist: what is rehearsed must not depend on how a later run asks.
         exemplar = None
         if cfg.slow.exemplars:
             exemplar = Exemplars(prototypes.ids, prototypes.owners.tolist(), prototypes.folds.tolist(), lambda i: pictures([i])[0])

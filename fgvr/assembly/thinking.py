@@ -17,6 +17,8 @@ from fgvr.assembly.models import Models
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.types import Sample
 
+WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
+
 
 def build_decoder(cfg: DictConfig, models: Models, superclass: str) -> Decoder:
     """How System 2 is asked, as `slow.decoder` says."""
