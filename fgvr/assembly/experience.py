@@ -46,7 +46,7 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
         matcher = build_matcher(cfg, base, models)
         rehearsal = rehearsed(cfg, base, matcher)
         results, statistics = rehearsal()
-        fast: FastThinker = Retrieval(models.encoder, base.prototypes, base.statistics, fusion=make(cfg.fusion))
+        fast: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=make(cfg.fusion))
         if matcher is not None:
             fast = JointRetrieval(fast, matcher, lambda: statistics)
         doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, rehearsal, fast)(results)) if decision.escalate]
