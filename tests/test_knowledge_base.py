@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import fgvr
+from fgvr.agents import discover_prompts
 from fgvr import assembly
 from fgvr.runtime.pool import close_shared
 
@@ -85,3 +86,17 @@ def test_what_a_base_holds_does_not_depend_on_which_run_builds_it(overrides, tmp
 def test_how_much_a_decoder_may_write_is_part_of_the_key_where_it_writes():
     keys = {fgvr.build_knowledge_base(load("slow=reason", f"slow.max_new_tokens={n}")).path for n in (8, 9)}
     assert len(keys) == 2
+
+
+def test_another_question_is_another_discovery(folder, monkeypatch):
+    words = ("models=fake", "knowledge.rehearse=false", "slow.weight=0.5", "discover.superclass=bird", "trigger=never")
+    fgvr.discover(folder, *words)
+
+    def asked_again() -> int:
+        before = fgvr.shared_pool().counters.snapshot().mllm_calls
+        fgvr.discover(folder, *words, "store.enabled=false")
+        return fgvr.shared_pool().counters.snapshot().mllm_calls - before
+
+    assert asked_again() == 0, "what is done is not done again"
+    monkeypatch.setattr(discover_prompts, "_HOWTO", "How do kinds of {superclass} differ?")
+    assert asked_again() > 0

@@ -20,6 +20,11 @@ _NAME = "What is the most specific name of this {superclass}? Answer with its na
 _LONGEST_KIND, _LONGEST_ATTRIBUTE, _LONGEST_NAME = 3, 4, 8  # words
 
 
+def fingerprint() -> str:
+    """12 hex digits over every prompt of discovery, those of prompts.py that it uses included, and how long an answer may be."""
+    return prompts.fingerprint_of({**globals(), "PROMPTS": prompts.fingerprint()})
+
+
 def howto(superclass: str) -> str:
     return _HOWTO.format(superclass=superclass)
 

@@ -7,9 +7,10 @@ Fixed instructions stand before the image (system turn), the image next, what va
 
 from __future__ import annotations
 
-import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from fgvr.utils.files import short_hash
 
 SYSTEM = "You look closely at pictures and say exactly what is visible."
 
@@ -104,5 +105,9 @@ def name_prompts(name: str, superclass: str, templates: int | None = None) -> tu
 
 def fingerprint() -> str:
     """12 hex digits over every prompt of this file; part of a knowledge base's key."""
-    words = "\x00".join((SYSTEM, _DESCRIBE_CLASS, _DESCRIBE_IMAGE, _CHOOSE, _NAME, _LETTER, _REASON, *NAME_TEMPLATES))
-    return hashlib.sha256(words.encode()).hexdigest()[:12]
+    return fingerprint_of(globals())
+
+
+def fingerprint_of(module: Mapping[str, object]) -> str:
+    """12 hex digits over all constants (upper-case names) of a module of prompts, so that none has to be remembered here."""
+    return short_hash({name: value for name, value in module.items() if name.isupper()})

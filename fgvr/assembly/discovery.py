@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fgvr.agents import prompts
+from fgvr.agents import discover_prompts
 from fgvr.agents.discover import Discovered, Discoverer
 from fgvr.assembly.configuration import plain
 from fgvr.assembly.models import home, open_models, open_store
@@ -34,7 +34,7 @@ def find_kinds(cfg: DictConfig, images: Unlabelled, folder: Path) -> Discovered:
     folder.mkdir(parents=True, exist_ok=True)
     with SqliteCache(folder / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
-        stages = Stages(folder, [images.content, models.fingerprints, cfg.models.slow_target, prompts.SYSTEM, wishes])
+        stages = Stages(folder, [images.content, models.fingerprints, cfg.models.slow_target, discover_prompts.fingerprint(), wishes])
         discoverer = Discoverer(
             models.mllm,
             models.encoder,
