@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import fgvr
+from fgvr import assembly
 from fgvr.agents import discover_prompts
+from fgvr.knowledge.base import KnowledgeBase
+from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr import assembly
 from fgvr.runtime.pool import close_shared
+from fgvr.utils import files
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
 
@@ -100,3 +113,56 @@ def test_another_question_is_another_discovery(folder, monkeypatch):
     assert asked_again() == 0, "what is done is not done again"
     monkeypatch.setattr(discover_prompts, "_HOWTO", "How do kinds of {superclass} differ?")
     assert asked_again() > 0
+
+
+# --- two who need the same base ----------------------------------------------------------------------------------------------
+
+
+def in_a_thread(*overrides: str) -> Future[KnowledgeBase]:
+    return ThreadPoolExecutor(1).submit(assembly.open_knowledge, load(*overrides))
+
+
+def until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_who_waits_for_a_base_takes_it_instead_of_building_it_again(monkeypatch, caplog):
+    begun, go_on, original = Event(), Event(), FakeMLLM.generate
+
+    def generate(*args, **kwargs):
+        begun.set()
+        assert go_on.wait(60)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(FakeMLLM, "generate", generate)
+    first = in_a_thread("store.enabled=false")
+    assert begun.wait(60)
+    second = in_a_thread("store.enabled=false")
+    until(lambda: f"waiting for process {os.getpid()} on " in caplog.text)
+    go_on.set()
+    assert second.result(60).manifest == first.result(60).manifest
+    assert fgvr.shared_pool().counters.snapshot().mllm_calls == 3 * 6 + 24
+    assert caplog.text.count("waiting for") == 1
+    assert not list(first.result().path.parent.glob("*.partial"))
+
+
+def test_a_living_builder_is_waited_for_without_limit_and_a_dead_one_not_at_all(monkeypatch, caplog, home, tmp_path):
+    built = fgvr.build_knowledge_base(load(f"paths.home={tmp_path / 'other'}"))
+    folder = home / "knowledge" / built.path.parent.name / built.path.name
+    work = f"from fgvr.knowledge.build import workspace; from pathlib import Path; w = workspace(Path({str(folder)!r})); w.__enter__()"
+    builder = subprocess.Popen([sys.executable, "-c", f"{work}; print('at work', flush=True); input()"], stdin=-1, stdout=-1, text=True)
+    try:
+        assert builder.stdout is not None and builder.stdout.readline() == "at work\n"
+        hours = itertools.count()
+        monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: 3600.0 * next(hours), sleep=time.sleep))
+        waiting = in_a_thread()
+        until(lambda: f"waiting for process {builder.pid} on " in caplog.text)
+        until(lambda: next(hours) > 99)
+        assert not waiting.done()
+    finally:
+        builder.kill()
+        builder.communicate()
+    assert waiting.result(60).manifest.content_hash == built.manifest.content_hash

@@ -46,15 +46,24 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, mend: boo
     if cfg.knowledge.path is not None:
         return knowledge_base.load(Path(cfg.knowledge.path).expanduser(), expected=origin)
     folder = home(cfg) / "knowledge" / dataset.name / origin.key
-    if cfg.knowledge.build == "missing" and knowledge_base.is_complete(folder):
-        found = knowledge_base.load(folder, expected=origin)
-        if not (mend and found.failed):
+    found = None if cfg.knowledge.build == "always" else _standing(folder, origin)
+    if cfg.knowledge.build == "never":
+        if found is None:
+            raise KnowledgeError(f"no knowledge base at {folder}; build it with: python discovering.py mode=build_knowledge_base")
+        return found
+    if found is not None and not (mend and found.failed):
+        return found
+    with workspace(folder, fresh=cfg.run.fresh) as partial:
+        # Another process may have built it while this one waited for its turn.
+        found = None if cfg.knowledge.build == "always" else _standing(folder, origin)
+        if found is not None and not (mend and found.failed):
             return found
-    elif cfg.knowledge.build == "never":
-        if knowledge_base.is_complete(folder):
-            return knowledge_base.load(folder, expected=origin)
-        raise KnowledgeError(f"no knowledge base at {folder}; build it with: python discovering.py mode=build_knowledge_base")
-    return _build(cfg, dataset, origin, folder)
+        _build(cfg, dataset, origin, partial)
+    return knowledge_base.load(folder)
+
+
+def _standing(folder: Path, origin: Origin) -> KnowledgeBase | None:
+    return knowledge_base.load(folder, expected=origin) if knowledge_base.is_complete(folder) else None
 
 
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
@@ -85,8 +94,8 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
     )
 
 
-def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, folder: Path) -> KnowledgeBase:
-    with workspace(folder, fresh=cfg.run.fresh) as partial, SqliteCache(partial / JOURNAL) as journal:
+def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path) -> None:
+    with SqliteCache(partial / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
         craft = Craft(
             encoder=models.encoder,
@@ -103,7 +112,6 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, folder: Path) -> K
         )
         with looking_ahead(cfg, ("encoder",), ("mllm",)):
             build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
-    return knowledge_base.load(folder)
 
 
 def _name_prompts(cfg: DictConfig) -> Callable[[Category], tuple[str, ...]]:

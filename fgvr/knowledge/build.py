@@ -7,11 +7,13 @@ loses at most one batch; the folder takes its final name only when it is whole, 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fgvr.knowledge.base import KnowledgeBase, Origin, Support, is_complete
+from fgvr.errors import StoreError
+from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
 from fgvr.knowledge.classes import ClassRecord, Description, Portrait
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
 from fgvr.knowledge.rehearsal import SlowRehearsal
@@ -66,20 +69,40 @@ class Craft:
 
 @contextmanager
 def workspace(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
-    """The `.partial` sibling of `folder`, this process's alone; becomes `folder` if the body leaves a complete base in it."""
+    """The `.partial` sibling of `folder`, this process's alone; becomes `folder` if the body leaves a complete base in it.
+
+    Waits as long as another process is at work there, so the body should look first at what `folder` holds by then.
+    """
     partial = folder.with_name(folder.name + ".partial")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder.with_name(folder.name + ".lock")):
+    with _alone(folder.with_name(folder.name + ".lock")):
         _recover(folder)
         if fresh and partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)  # of one who died before the renaming: nothing is complete yet
         yield partial
-        if not is_complete(partial):
-            return
-        for leftover in partial.glob(JOURNAL + "*"):
-            leftover.unlink()
-        _swap(partial, folder)
+        if is_complete(partial):
+            for leftover in partial.glob(JOURNAL + "*"):
+                leftover.unlink()
+            _swap(partial, folder)
+        elif not any(partial.iterdir()):
+            partial.rmdir()
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that others may hold for hours. There is no limit: the kernel takes it from a process that dies."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(lock, timeout=0.0))
+        except StoreError:
+            log.warning("waiting for %s, at work on %s", lock.read_text() or "another process", lock.with_suffix(""))
+            held.enter_context(file_lock(lock, timeout=math.inf))
+        lock.write_text(f"process {os.getpid()} on {platform.node()}")
+        try:
+            yield
+        finally:
+            lock.write_text("")
 
 
 def build(origin: Origin, categories: Sequence[Category], samples: Sequence[Sample], craft: Craft, partial: Path) -> KnowledgeBase:
