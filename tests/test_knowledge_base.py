@@ -166,3 +166,47 @@ def test_a_living_builder_is_waited_for_without_limit_and_a_dead_one_not_at_all(
         builder.kill()
         builder.communicate()
     assert waiting.result(60).manifest.content_hash == built.manifest.content_hash
+
+
+# --- knowledge.path ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_mode_that_builds_does_so_where_it_is_told(tmp_path, caplog):
+    usual = fgvr.build_knowledge_base(load())
+    place = f"knowledge.path={tmp_path / 'bases' / 'my base'}"
+    built = fgvr.build_knowledge_base(load(place))
+    assert built.path == tmp_path / "bases" / "my base" and built.manifest.content_hash == usual.manifest.content_hash
+    assert fgvr.build_recognizer(load(place)) is not None
+    calls = fgvr.shared_pool().counters.snapshot()
+    assert fgvr.build_knowledge_base(load(place)).manifest == built.manifest
+    assert fgvr.shared_pool().counters.snapshot() == calls
+    anew = fgvr.build_knowledge_base(load(place, "dataset.split_seed=1", "knowledge.build=always"))
+    assert anew.path == built.path and anew.origin.key != built.origin.key
+    assert "was made of" not in caplog.text
+    assert fgvr.build_knowledge_base(load(place)).origin.key == anew.origin.key and "was made of birds" in caplog.text
+
+
+@pytest.mark.parametrize("build", ["missing", "always", "never"])
+def test_other_modes_only_look_at_a_path_and_say_how_to_build_there(build, tmp_path):
+    with pytest.raises(fgvr.KnowledgeError, match=f"mode=build_knowledge_base .*knowledge.path={tmp_path / 'tpyo'}"):
+        fgvr.build_recognizer(load(f"knowledge.path={tmp_path / 'tpyo'}", f"knowledge.build={build}"))
+    assert not (tmp_path / "tpyo").exists()
+
+
+def test_building_at_a_path_obeys_never_and_the_models(tmp_path):
+    place = f"knowledge.path={tmp_path / 'base'}"
+    with pytest.raises(fgvr.KnowledgeError, match="no knowledge base at"):
+        fgvr.build_knowledge_base(load(place, "knowledge.build=never"))
+    fgvr.build_knowledge_base(load(place))
+    with pytest.raises(fgvr.KnowledgeError, match="was built with encoder"):
+        fgvr.build_knowledge_base(load(place, "models.encoder.source='other 9MiB'"))
+
+
+@pytest.mark.parametrize("build", ["missing", "always"])
+def test_nothing_else_that_lies_at_a_path_is_replaced(build, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    for place in ("letters", "letters/dear.txt"):
+        with pytest.raises(fgvr.KnowledgeError, match=r"dear.txt, which is no part"):
+            fgvr.build_knowledge_base(load(f"knowledge.path={tmp_path / place}", f"knowledge.build={build}"))
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "dear"

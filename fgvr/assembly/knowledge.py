@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,40 +31,54 @@ from fgvr.types import Category, Picture
 from fgvr.utils.files import short_hash
 from fgvr.utils.pieces import pieces
 
+log = logging.getLogger(__name__)
 
-def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, mend: bool = False) -> KnowledgeBase:
+
+def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building: bool = False) -> KnowledgeBase:
     """The base this configuration means: found by its key, or at `knowledge.path`; built when missing and allowed.
 
     Args:
-        mend: also build when the base found has classes whose description failed.
+        building: the command is there to build (mode=build_knowledge_base): it does so at `knowledge.path`, too, where others only look, and
+            once more when the base found has classes whose description failed.
 
     Raises:
-        KnowledgeError: absent with `knowledge.build=never`, or made by other models.
+        KnowledgeError: absent and not to be built here, made by other models, or `knowledge.path` holds something else.
     """
     dataset = dataset or open_dataset(cfg)
-    models = open_models(cfg, NoCache())
-    origin = origin_of(cfg, dataset, models)
-    if cfg.knowledge.path is not None:
-        return knowledge_base.load(Path(cfg.knowledge.path).expanduser(), expected=origin)
-    folder = home(cfg) / "knowledge" / dataset.name / origin.key
-    found = None if cfg.knowledge.build == "always" else _standing(folder, origin)
-    if cfg.knowledge.build == "never":
-        if found is None:
-            raise KnowledgeError(f"no knowledge base at {folder}; build it with: python discovering.py mode=build_knowledge_base")
-        return found
-    if found is not None and not (mend and found.failed):
-        return found
+    origin = origin_of(cfg, dataset, open_models(cfg, NoCache()))
+    given = cfg.knowledge.path is not None
+    folder = Path(cfg.knowledge.path).expanduser().resolve() if given else home(cfg) / "knowledge" / dataset.name / origin.key
+    allowed = cfg.knowledge.build if building or not given else "never"  # a typo in the path must not start an hour's work
+
+    def standing() -> KnowledgeBase | None:
+        if allowed == "always" or not knowledge_base.is_complete(folder):
+            return None
+        found = knowledge_base.load(folder, expected=origin)
+        return None if building and found.failed and allowed == "missing" else found
+
+    if found := standing():
+        return _told(found, origin) if building else found
+    if allowed == "never":
+        raise KnowledgeError(f"no knowledge base at {folder}; build it with: {_command(cfg)}")
+    if given and (strange := knowledge_base.strange_files(folder)):
+        raise KnowledgeError(f"{folder} holds {strange[0]}, which is no part of a knowledge base; choose another knowledge.path")
     with workspace(folder, fresh=cfg.run.fresh) as partial:
-        # Another process may have built it while this one waited for its turn.
-        found = None if cfg.knowledge.build == "always" else _standing(folder, origin)
-        if found is not None and not (mend and found.failed):
+        if found := standing():  # another process has built it while this one waited for its turn
             return found
         _build(cfg, dataset, origin, partial)
     return knowledge_base.load(folder)
 
 
-def _standing(folder: Path, origin: Origin) -> KnowledgeBase | None:
-    return knowledge_base.load(folder, expected=origin) if knowledge_base.is_complete(folder) else None
+def _told(found: KnowledgeBase, origin: Origin) -> KnowledgeBase:
+    if found.origin.key != origin.key:
+        made, asked = (f"{o.dataset} {o.world}, {o.shots} shots, split {o.split_seed}" for o in (found.origin, origin))
+        log.warning("the base at %s was made of %s, not of %s; knowledge.build=always builds it anew", found.path, made, asked)
+    return found
+
+
+def _command(cfg: DictConfig) -> str:
+    place = "" if cfg.knowledge.path is None else f" knowledge.path={cfg.knowledge.path}"
+    return f"python discovering.py mode=build_knowledge_base{place}"
 
 
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:

@@ -32,6 +32,7 @@ MANIFEST, PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS = (
     "experience.jsonl",
     "splits.json",
 )
+FILES = (MANIFEST, PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS)
 _LIBRARIES = ("torch", "transformers", "open_clip_torch")
 
 
@@ -109,6 +110,13 @@ class KnowledgeBase:
 
 def is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
+
+
+def strange_files(folder: Path) -> tuple[str, ...]:
+    """What lies there that no base has and nobody must replace: names in a folder, or the file itself."""
+    if not folder.is_dir():
+        return (folder.name,) if folder.exists() else ()
+    return tuple(sorted(file.name for file in folder.iterdir() if file.name not in FILES and file.suffix != ".tmp"))
 
 
 def content_hash(folder: Path) -> str | None:

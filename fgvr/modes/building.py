@@ -19,7 +19,7 @@ def build_knowledge_base(cfg: DictConfig) -> KnowledgeBase:
     """Support images -> knowledge base. Finished work is never repeated; a complete base is opened as it is."""
     dataset = assembly.open_dataset(cfg)
     with run_folder(cfg, mode="build_knowledge_base") as folder, recorded_memory(cfg, folder):
-        return assembly.open_knowledge(cfg, dataset, mend=True)
+        return assembly.open_knowledge(cfg, dataset, building=True)
 
 
 def build_experience_base(cfg: DictConfig) -> KnowledgeBase:
