@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -23,8 +24,8 @@ from fgvr import assembly
 from fgvr.agents import discover_prompts
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime.loaders.fake import FakeMLLM
-from fgvr import assembly
 from fgvr.runtime.pool import close_shared
+from fgvr.store.cache import NoCache
 from fgvr.utils import files
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
@@ -53,9 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 def label(root: Path, *names: str) -> Path:
     with open(root / "labels.csv", "w", newline="") as file:
-        csv.writer(file).writerows(
-            [("filename", "class_name", "class_id"), *((f"{i}.png", names[i % 2], f"{i % 2}") for i in range(8))]
-        )
+        csv.writer(file).writerows([("filename", "class_name", "class_id"), *((f"{i}.png", names[i % 2], f"{i % 2}") for i in range(8))])
     return root
 
 
@@ -210,3 +209,38 @@ def test_nothing_else_that_lies_at_a_path_is_replaced(build, tmp_path):
         with pytest.raises(fgvr.KnowledgeError, match=r"dear.txt, which is no part"):
             fgvr.build_knowledge_base(load(f"knowledge.path={tmp_path / place}", f"knowledge.build={build}"))
     assert (tmp_path / "letters" / "dear.txt").read_text() == "dear"
+
+
+ASKED = [
+    (),
+    ("dataset=birds", "dataset.seed=9001", "dataset.genera=[2,3]", "dataset.shots=2", "dataset.split_seed=3", "dataset.calibration=0"),
+    ("models=fake", "models.encoder.source='other 9MiB'", "slow=reason", "slow.max_new_tokens=9", "seed=5", "trigger=never"),
+    ("models=fake", "models/encoder=tiny", "models.description_tokens=7", "slow.target=name", "models.mllm.batch_size=3"),
+    ("models=fake", "knowledge.rehearse=false", "slow.weight=0.5", "knowledge.views=2", "knowledge.split=clauses", "knowledge.templates=1"),
+    ("models=qwen2_5_vl_7b", "models/mllm=tiny", "models/encoder=fake", "models.slow_target=letter", "mode=slowonly"),
+    ("dataset.tail_shots=1", "dataset.shots=3", "paths.home=./a home", "paths.data=some-data"),
+]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_the_command_that_is_told_builds_the_base_that_was_missing(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = fgvr.load_config("dataset.genera=[2,2]", "dataset.test_per_class=1", *asked, "knowledge.build=never")
+    with pytest.raises(fgvr.KnowledgeError) as told:
+        assembly.open_knowledge(cfg)
+    python, script, mode, *words = shlex.split(str(told.value).partition("build it with: ")[2])
+    assert (python, script, mode) == ("python", "discovering.py", "mode=build_knowledge_base")
+    build = fgvr.load_config(mode, *words)
+    place = {key: build.paths[key] for key in ("home", "data")}
+    assert place == {key: cfg.paths[key] for key in place}
+    origins = [assembly.origin_of(c, assembly.open_dataset(c), assembly.open_models(c, NoCache())) for c in (cfg, build)]
+    assert origins[0].key == origins[1].key
+
+
+def test_the_command_that_is_told_for_a_folder_and_a_path(folder, tmp_path):
+    words = ("dataset.superclass=bird of prey", f"knowledge.path={tmp_path / 'my base'}", "dataset.cache_dir=null")
+    with pytest.raises(fgvr.KnowledgeError) as told:
+        fgvr.build_recognizer(of(folder, *words))
+    command = shlex.split(str(told.value).partition("build it with: ")[2])[2:]
+    assert fgvr.build_knowledge_base(fgvr.load_config(*command)).path == tmp_path / "my base"
+    assert fgvr.build_recognizer(of(folder, *words)) is not None

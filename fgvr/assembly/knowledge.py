@@ -13,6 +13,7 @@ from fgvr.agents.describe import Describer
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.rehearse import rehearse_fast, rehearse_slow
 from fgvr.agents.slow import Exemplars, Shortlist
+from fgvr.assembly.command import building_command
 from fgvr.assembly.images import look, open_dataset
 from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store
 from fgvr.assembly.thinking import WRITING, build_decoder
@@ -38,8 +39,8 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
     """The base this configuration means: found by its key, or at `knowledge.path`; built when missing and allowed.
 
     Args:
-        building: the command is there to build (mode=build_knowledge_base): it does so at `knowledge.path`, too, where others only look, and
-            once more when the base found has classes whose description failed.
+        building: the command is there to build (mode=build_knowledge_base): it does so at `knowledge.path`, too, where others only
+            look, and once more when the base found has classes whose description failed.
 
     Raises:
         KnowledgeError: absent and not to be built here, made by other models, or `knowledge.path` holds something else.
@@ -59,7 +60,7 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
     if found := standing():
         return _told(found, origin) if building else found
     if allowed == "never":
-        raise KnowledgeError(f"no knowledge base at {folder}; build it with: {_command(cfg)}")
+        raise KnowledgeError(f"no knowledge base at {folder}; build it with: {building_command(cfg)}")
     if given and (strange := knowledge_base.strange_files(folder)):
         raise KnowledgeError(f"{folder} holds {strange[0]}, which is no part of a knowledge base; choose another knowledge.path")
     with workspace(folder, fresh=cfg.run.fresh) as partial:
@@ -74,11 +75,6 @@ def _told(found: KnowledgeBase, origin: Origin) -> KnowledgeBase:
         made, asked = (f"{o.dataset} {o.world}, {o.shots} shots, split {o.split_seed}" for o in (found.origin, origin))
         log.warning("the base at %s was made of %s, not of %s; knowledge.build=always builds it anew", found.path, made, asked)
     return found
-
-
-def _command(cfg: DictConfig) -> str:
-    place = "" if cfg.knowledge.path is None else f" knowledge.path={cfg.knowledge.path}"
-    return f"python discovering.py mode=build_knowledge_base{place}"
 
 
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:

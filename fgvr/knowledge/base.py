@@ -225,8 +225,8 @@ def _check_origin(folder: Path, manifest: Manifest, expected: Origin) -> None:
     # A base of other images is somebody's choice, and brings its own names.
     if manifest.split_hash == expected.split_hash and manifest.catalog != expected.catalog:
         raise KnowledgeError(
-            f"{folder} was built from these images under other class names or another superclass (catalogue {manifest.catalog or 'unknown'}, "
-            f"this configuration has {expected.catalog}); use those it was built with, or build another: mode=build_knowledge_base"
+            f"{folder} was built from these images under other names or another superclass (catalogue {manifest.catalog or 'unknown'}; "
+            f"here {expected.catalog}); use those it was built with, or build another: mode=build_knowledge_base"
         )
 
 
