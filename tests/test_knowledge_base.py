@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
+from fgvr.types import Reply
 from fgvr.utils import files
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
@@ -244,3 +246,30 @@ def test_the_command_that_is_told_for_a_folder_and_a_path(folder, tmp_path):
     command = shlex.split(str(told.value).partition("build it with: ")[2])[2:]
     assert fgvr.build_knowledge_base(fgvr.load_config(*command)).path == tmp_path / "my base"
     assert fgvr.build_recognizer(of(folder, *words)) is not None
+
+
+# --- descriptions that failed ------------------------------------------------------------------------------------------------
+
+
+def test_a_half_that_was_not_described_is_asked_for_again_and_rules_are_kept(monkeypatch):
+    original, rule, calls = FakeMLLM.generate, fgvr.Experience("r", "Look twice.", "", "", (), "low", (), "accepted"), itertools.count()
+
+    def generate(*args, **kwargs):
+        replies, second = original(*args, **kwargs), next(calls) == 1  # the classes without the first half of their shots
+        return [Reply("") if second and i == 3 else reply for i, reply in enumerate(replies)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeMLLM, "generate", generate)
+        broken = fgvr.build_knowledge_base(load("models.mllm.batch_size=6"))
+    assert broken.described == 6 and broken.failed == (broken.classes[3].name,)
+    assert [description.status for description in broken.classes[3].fold_descriptions] == ["failed", "described"]
+    replace(broken, experience=(rule,)).save(broken.path, created="", seconds=0)
+    assert fgvr.build_recognizer(load()) is not None, "others take it as it is"
+    mended = fgvr.build_knowledge_base(load())
+    assert mended.failed == () and mended.described == 6 and mended.experience == (rule,)
+
+
+def test_what_had_no_picture_to_be_written_from_is_not_asked_for_again():
+    base = fgvr.build_knowledge_base(load("dataset.shots=1"))
+    assert {d.status for record in base.classes for d in record.fold_descriptions} == {"described", "absent"} and not base.failed
+    assert fgvr.build_knowledge_base(load("dataset.shots=1")).manifest == base.manifest

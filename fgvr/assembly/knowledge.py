@@ -28,7 +28,7 @@ from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
 from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
-from fgvr.types import Category, Picture
+from fgvr.types import Category, Experience, Picture
 from fgvr.utils.files import short_hash
 from fgvr.utils.pieces import pieces
 
@@ -54,19 +54,22 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
     def standing() -> KnowledgeBase | None:
         if allowed == "always" or not knowledge_base.is_complete(folder):
             return None
-        found = knowledge_base.load(folder, expected=origin)
-        return None if building and found.failed and allowed == "missing" else found
+        return knowledge_base.load(folder, expected=origin)
 
-    if found := standing():
+    def fits(found: KnowledgeBase) -> bool:
+        """Whether it need not be mended; nobody mends a base that means something else."""
+        return not (building and found.failed and allowed == "missing" and found.origin.key == origin.key)
+
+    if (found := standing()) and fits(found):
         return _told(found, origin) if building else found
     if allowed == "never":
         raise KnowledgeError(f"no knowledge base at {folder}; build it with: {building_command(cfg)}")
     if given and (strange := knowledge_base.strange_files(folder)):
         raise KnowledgeError(f"{folder} holds {strange[0]}, which is no part of a knowledge base; choose another knowledge.path")
     with workspace(folder, fresh=cfg.run.fresh) as partial:
-        if found := standing():  # another process has built it while this one waited for its turn
+        if (found := standing()) and fits(found):  # another process has built it while this one waited for its turn
             return found
-        _build(cfg, dataset, origin, partial)
+        _build(cfg, dataset, origin, partial, learned=found.experience if found else ())
     return knowledge_base.load(folder)
 
 
@@ -105,7 +108,7 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
     )
 
 
-def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path) -> None:
+def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, learned: Sequence[Experience]) -> None:
     with SqliteCache(partial / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
         craft = Craft(
@@ -122,7 +125,7 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path) -> 
             describe_batch=cfg.models.mllm.batch_size,
         )
         with looking_ahead(cfg, ("encoder",), ("mllm",)):
-            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial)
+            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial, learned=learned)
 
 
 def _name_prompts(cfg: DictConfig) -> Callable[[Category], tuple[str, ...]]:

@@ -24,8 +24,8 @@ def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
     total = int(base.statistics.confusion.sum())
     table.add_row("classes", f"{len(base.classes)}")
     table.add_row("support images", f"{len(base.support)} ({base.origin.shots} per class)")
-    failed = f", failed: {', '.join(base.failed)}" if base.failed else ""
-    table.add_row("descriptions", f"{len(base.classes) - len(base.failed)}{failed}")
+    failed = f", to be asked for again: {', '.join(base.failed)}" if base.failed else ""
+    table.add_row("descriptions", f"{base.described}{failed}")
     accepted = sum(rule.status == "accepted" for rule in base.experience)
     table.add_row("rules", f"{accepted} accepted of {len(base.experience)} tried")
     if total:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvr.errors import KnowledgeError
-from fgvr.knowledge.classes import ClassRecord, Description
+from fgvr.knowledge.classes import ClassRecord, Description, Status
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
@@ -80,18 +80,22 @@ class KnowledgeBase:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the classes still without a description."""
-        return tuple(record.name for record in self.classes if record.description.status == "failed")
+        """Names of the classes of which a description failed, their own or that of a half of their shots: the next build asks again."""
+        return tuple(record.name for record in self.classes if record.failed)
+
+    @property
+    def described(self) -> int:
+        """Classes with a description of their own."""
+        return sum(record.description.status == "described" for record in self.classes)
 
     @property
     def records(self) -> dict[str, ClassRecord]:
         return {record.id: record for record in self.classes}
 
     def __repr__(self) -> str:
-        described = len(self.classes) - len(self.failed)
         return (
             f"KnowledgeBase({self.origin.dataset}, {len(self.classes)} classes, {len(self.support)} support images, "
-            f"{described} described, {len(self.experience)} rules, {self.path})"
+            f"{self.described} described, {len(self.experience)} rules, {self.path})"
         )
 
     def save(self, folder: Path, *, created: str, seconds: float) -> KnowledgeBase:
@@ -182,7 +186,7 @@ def _manifest(base: KnowledgeBase, files: Mapping[str, str], *, created: str, se
     counts = {
         "classes": len(base.classes),
         "support": len(base.support),
-        "described": len(base.classes) - len(base.failed),
+        "described": base.described,
         "rules": len(base.experience),
     }
     blank = Manifest(
@@ -265,6 +269,7 @@ def _save_classes(path: Path, base: KnowledgeBase) -> None:
         "description": [r.description.text for r in base.classes],
         "status": [r.description.status for r in base.classes],
         "fold_descriptions": [[d.text for d in r.fold_descriptions] for r in base.classes],
+        "fold_status": [[d.status for d in r.fold_descriptions] for r in base.classes],
         "shots": [r.shots for r in base.classes],
         "predicted": base.statistics.predicted.tolist(),
         "correct": base.statistics.correct.tolist(),
@@ -280,16 +285,20 @@ def _load_classes(path: Path) -> tuple[ClassRecord, ...]:
             name=row["name"],
             superclass=row["superclass"],
             aliases=tuple(row["aliases"]),
-            description=_description(row["description"]),
-            fold_descriptions=(_description(row["fold_descriptions"][0]), _description(row["fold_descriptions"][1])),
+            description=Description(row["description"], row["status"]),
+            fold_descriptions=_fold_descriptions(row),
             shots=row["shots"],
         )
         for row in _read_parquet(path)
     )
 
 
-def _description(text: str) -> Description:
-    return Description(text) if text else Description("", "failed")
+def _fold_descriptions(row: dict) -> tuple[Description, Description]:
+    """Older bases do not say why one is not there."""
+    texts = row["fold_descriptions"]
+    statuses: Sequence[Status] = row.get("fold_status") or ["described" if text else "absent" for text in texts]
+    first, second = map(Description, texts, statuses)
+    return first, second
 
 
 def _save_rehearsal(path: Path, rehearsal: SlowRehearsal) -> None:

@@ -29,7 +29,7 @@ from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Encoder
-from fgvr.types import Category, Picture, Sample
+from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import file_lock
 from fgvr.utils.progress import track
 
@@ -105,11 +105,20 @@ def _alone(lock: Path) -> Iterator[None]:
             lock.write_text("")
 
 
-def build(origin: Origin, categories: Sequence[Category], samples: Sequence[Sample], craft: Craft, partial: Path) -> KnowledgeBase:
+def build(
+    origin: Origin,
+    categories: Sequence[Category],
+    samples: Sequence[Sample],
+    craft: Craft,
+    partial: Path,
+    *,
+    learned: Sequence[Experience] = (),
+) -> KnowledgeBase:
     """Encode the support images, describe each class, encode the words, rehearse, save into `partial`.
 
     Args:
         samples: support images with labels and content hashes; grouped by class in the order of `categories`.
+        learned: the rules of the base that is mended.
     """
     started = time.monotonic()
     position = {category.id: i for i, category in enumerate(categories)}
@@ -139,6 +148,7 @@ def build(origin: Origin, categories: Sequence[Category], samples: Sequence[Samp
         prototypes=prototypes,
         statistics=statistics,
         rehearsal=rehearsal,
+        experience=tuple(learned),
         support=tuple(Support(s.key, s.label or "", sha256) for s, sha256 in zip(samples, hashes, strict=True)),
     )
     return base.save(partial, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(time.monotonic() - started, 3))
@@ -175,7 +185,7 @@ def _describe(
 
     wanted: list[int | None] = [None, 0, 1] if craft.cross_fit else [None]
     jobs = [(c, without, chosen(c, without)) for without in wanted for c in range(len(categories))]
-    written: dict[tuple[int, int | None], Description] = {(c, w): Description("", "failed") for c, w, own in jobs if not own}
+    written: dict[tuple[int, int | None], Description] = {(c, w): Description("", "absent") for c, w, own in jobs if not own}
     jobs = [job for job in jobs if job[2]]
     for batch in track(batches(len(jobs), craft.describe_batch), "descriptions"):
         asked = [jobs[i] for i in batch]
@@ -183,7 +193,7 @@ def _describe(
         for (c, without, _), description in zip(asked, craft.describe(portraits), strict=True):
             written[c, without] = description
     counts = np.bincount(owners, minlength=len(categories))
-    nothing = Description("", "failed")
+    nothing = Description("", "absent")
     return [
         ClassRecord(
             id=category.id,

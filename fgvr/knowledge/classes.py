@@ -7,12 +7,12 @@ from typing import Literal
 
 from fgvr.types import Picture
 
-Status = Literal["described", "failed"]
+Status = Literal["described", "failed", "absent"]
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A description, or the fact that there is none; a failed one is written again by the next build."""
+    """A description, or the fact that there is none: `failed` is asked for again by the next build, `absent` had no picture to show."""
 
     text: str
     status: Status = "described"
@@ -39,3 +39,8 @@ class ClassRecord:
     # Written without the images of fold 0, of fold 1: what leave-one-out uses for a class's own images.
     fold_descriptions: tuple[Description, Description]
     shots: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether a description failed, its own or that of a half."""
+        return any(description.status == "failed" for description in (self.description, *self.fold_descriptions))
