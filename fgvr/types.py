@@ -266,10 +266,11 @@ class Manifest:
     counts: Mapping[str, int]
     libraries: Mapping[str, str]
     files: Mapping[str, str]  # file name -> sha256
-    content_hash: str  # over everything here but itself and the two time fields below
+    content_hash: str  # over everything here but itself, the two time fields and `sources`
     created: str = ""
     seconds: float = 0.0
     catalog: str = ""  # hash of the classes' ids, names and superclasses; older bases have none
+    sources: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)  # for people: role -> source, revision, dtype
 
 
 # --- runtime -----------------------------------------------------------------------------------------------------------------

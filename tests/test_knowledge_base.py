@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -11,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from PIL import Image
 import fgvr
 from fgvr import assembly
 from fgvr.agents import discover_prompts
+from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.runtime.pool import close_shared
@@ -263,7 +265,7 @@ def test_a_half_that_was_not_described_is_asked_for_again_and_rules_are_kept(mon
         broken = fgvr.build_knowledge_base(load("models.mllm.batch_size=6"))
     assert broken.described == 6 and broken.failed == (broken.classes[3].name,)
     assert [description.status for description in broken.classes[3].fold_descriptions] == ["failed", "described"]
-    replace(broken, experience=(rule,)).save(broken.path, created="", seconds=0)
+    dataclasses.replace(broken, experience=(rule,)).save(broken.path, created="", seconds=0)
     assert fgvr.build_recognizer(load()) is not None, "others take it as it is"
     mended = fgvr.build_knowledge_base(load())
     assert mended.failed == () and mended.described == 6 and mended.experience == (rule,)
@@ -273,3 +275,26 @@ def test_what_had_no_picture_to_be_written_from_is_not_asked_for_again():
     base = fgvr.build_knowledge_base(load("dataset.shots=1"))
     assert {d.status for record in base.classes for d in record.fold_descriptions} == {"described", "absent"} and not base.failed
     assert fgvr.build_knowledge_base(load("dataset.shots=1")).manifest == base.manifest
+
+
+# --- the manifest and the records --------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_says_for_people_which_models_made_the_base(tmp_path):
+    base = fgvr.build_knowledge_base(load("models.encoder.dtype=float32"))
+    assert base.manifest is not None
+    assert base.manifest.sources["encoder"] == {"source": "fake", "revision": None, "dtype": "float32"}
+    other = load("models.encoder.source='other 9MiB'", f"knowledge.path={base.path}")
+    named = r"with encoder fake float32 \(fake-\w+\), .* has encoder other 9MiB auto \(fake-\w+\)"
+    with pytest.raises(fgvr.KnowledgeError, match=named):
+        fgvr.build_recognizer(other)
+    assert dataclasses.replace(base.origin, sources={}).key == base.origin.key, "where a model lies says nothing of the base"
+
+
+def test_a_manifest_without_what_was_added_since_still_opens():
+    base = fgvr.build_knowledge_base(load())
+    manifest = json.loads((base.path / "manifest.json").read_text())
+    del manifest["sources"], manifest["catalog"]
+    (base.path / "manifest.json").write_text(json.dumps(manifest))
+    opened = knowledge_base.load(base.path)
+    assert opened.origin.sources == {} and opened.origin.models == base.origin.models and len(opened.classes) == 6

@@ -15,7 +15,7 @@ from fgvr.agents.rehearse import rehearse_fast, rehearse_slow
 from fgvr.agents.slow import Exemplars, Shortlist
 from fgvr.assembly.command import building_command
 from fgvr.assembly.images import look, open_dataset
-from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store
+from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store, spec
 from fgvr.assembly.thinking import WRITING, build_decoder
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
@@ -28,7 +28,7 @@ from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
 from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
-from fgvr.types import Category, Experience, Picture
+from fgvr.types import Category, Experience, ModelSpec, Picture
 from fgvr.utils.files import short_hash
 from fgvr.utils.pieces import pieces
 
@@ -105,7 +105,12 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
         models=models.fingerprints,
         prompts=short_hash(asked),
         catalog=short_hash([(c.id, c.name, c.superclass) for c in dataset.catalog.categories]),
+        sources={role: _source(spec(cfg, role)) for role in models.fingerprints},
     )
+
+
+def _source(model: ModelSpec) -> dict[str, str | None]:
+    return {"source": model.source, "revision": model.revision, "dtype": model.dtype}
 
 
 def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, learned: Sequence[Experience]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,11 +57,19 @@ class Origin:
     models: Mapping[str, str]  # role -> fingerprint
     prompts: str
     catalog: str = ""  # hash of the classes' ids, names and superclasses, which the prompts are filled with; "" in older bases
+    # For people: role -> source, revision, dtype.
+    sources: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> str:
-        """12 hex digits: where below knowledge/<dataset>/ the base lies."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """12 hex digits: where below knowledge/<dataset>/ the base lies. One model in two places is one model."""
+        return hashlib.sha256(json.dumps(asdict(replace(self, sources={})), sort_keys=True).encode()).hexdigest()[:12]
+
+    def model(self, role: str) -> str:
+        """For people: `encoder ViT-B-32/openai auto (0123456789ab)`."""
+        known = self.sources.get(role, {})
+        told = [role, *(value for part in ("source", "revision", "dtype") if (value := known.get(part)))]
+        return f"{' '.join(told)} ({self.models.get(role)})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,16 +157,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
     ids = tuple(record.id for record in classes)
     support = tuple(Support(**row) for row in json.loads((folder / SPLITS).read_text())["support"])
     return KnowledgeBase(
-        origin=Origin(
-            dataset=manifest.dataset,
-            world=manifest.world,
-            split_hash=manifest.split_hash,
-            shots=manifest.shots,
-            split_seed=manifest.split_seed,
-            models=manifest.models,
-            prompts=manifest.prompts,
-            catalog=manifest.catalog,
-        ),
+        origin=_origin(manifest),
         classes=classes,
         prototypes=Prototypes(
             ids=ids,
@@ -198,7 +197,7 @@ def _manifest(base: KnowledgeBase, files: Mapping[str, str], *, created: str, se
         content_hash="",
         **asdict(base.origin),
     )
-    content_hash = hashlib.sha256(json.dumps(asdict(blank), sort_keys=True).encode()).hexdigest()
+    content_hash = hashlib.sha256(json.dumps(asdict(replace(blank, sources={})), sort_keys=True).encode()).hexdigest()
     return replace(blank, content_hash=content_hash, created=created, seconds=seconds)
 
 
@@ -217,11 +216,15 @@ def _read_manifest(folder: Path) -> Manifest:
         raise KnowledgeError(f"{folder / MANIFEST} cannot be read ({exc}); rebuild with knowledge.build=always") from exc
 
 
+def _origin(manifest: Manifest) -> Origin:
+    return Origin(**{part.name: getattr(manifest, part.name) for part in fields(Origin)})
+
+
 def _check_origin(folder: Path, manifest: Manifest, expected: Origin) -> None:
     for role, fingerprint in expected.models.items():
         if manifest.models.get(role) != fingerprint:
             raise KnowledgeError(
-                f"{folder} was built with {role} {manifest.models.get(role)}, this configuration has {fingerprint}; "
+                f"{folder} was built with {_origin(manifest).model(role)}, this configuration has {expected.model(role)}; "
                 "use the models it was built with, or build another: mode=build_knowledge_base"
             )
     if manifest.prompts != expected.prompts:
