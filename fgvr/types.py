@@ -248,6 +248,7 @@ class Experience:
     fixed: int = 0
     broken: int = 0
     hits: int = 0
+    gain: float | None = None  # mean change of log p(true) on the n images it was tried on, nats; None: not tried, or an older base
 
 
 @dataclass(frozen=True, slots=True)

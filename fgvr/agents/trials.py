@@ -43,8 +43,13 @@ class Trial:
     broken: int
 
     @property
+    def gain(self) -> float | None:
+        """Mean over the exams, nats; None where there was none."""
+        return float(self.gains.mean()) if len(self.gains) else None
+
+    @property
     def harmless(self) -> bool:
-        return self.fixed >= self.broken and (not len(self.gains) or float(self.gains.mean()) >= 0)
+        return self.fixed >= self.broken and (self.gain is None or self.gain >= 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ def _verdicts(proposals: Sequence[Proposal], trials: Sequence[Trial], bar: Bar) 
             status=_status(trial, significant=sure, enough=len(trial.gains) >= bar.least),
             p=p,
             n=len(trial.gains),
+            gain=trial.gain,
             fixed=trial.fixed,
             broken=trial.broken,
         )

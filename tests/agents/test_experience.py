@@ -11,7 +11,7 @@ import pytest
 from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
 from fgvr.agents.slow import Option, Question, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.agents.study import Study
-from fgvr.agents.trials import Bar, Exam
+from fgvr.agents.trials import Bar, Exam, Trial
 from fgvr.knowledge.experience import Library
 from fgvr.types import Experience, Picture, Reply, Scores
 from fgvr.utils.significance import benjamini_hochberg, sign_flip_p
@@ -95,6 +95,7 @@ def test_a_rule_that_helps_is_learned_with_its_evidence_and_obeyed_at_inference(
         assert rule.pair == ("a", "b") and rule.priority == "high" and rule.root_cause == "their wings are alike."
         assert (rule.n, rule.fixed, rule.broken) == (18, 6, 0)
         assert rule.p is not None and rule.p < 0.05
+        assert rule.gain is not None and rule.gain > 0
 
     shortlist = Shortlist({c: class_record(c, f"looks like {c}") for c in "abc"}, candidates=3)
     result = fast_result([0.4, 0.35, 0.25], ids=list("bac"))
@@ -109,6 +110,12 @@ def test_a_harmful_rule_is_rejected_and_a_useless_one_left_undecided() -> None:
     lessons = learn(Pupil("Rule: Look at the wings.", "Rule: Be careful."))
     assert {rule.rule: rule.status for rule in lessons.rules} == {"Look at the wings.": "rejected", "Be careful.": "undecided"}
     assert all(rule.broken > rule.fixed for rule in lessons.rules if rule.status == "rejected")
+    assert {rule.rule: np.sign(rule.gain) for rule in lessons.rules} == {"Look at the wings.": -1, "Be careful.": 0}
+
+
+def test_what_a_rule_gained_is_the_mean_over_the_images_it_was_tried_on() -> None:
+    assert Trial(np.array([1.0, -0.5]), fixed=1, broken=0).gain == 0.25
+    assert Trial(np.zeros(0), fixed=0, broken=0).gain is None
 
 
 def test_a_rule_tried_on_too_few_images_is_undecided() -> None:
