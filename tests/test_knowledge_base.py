@@ -18,6 +18,7 @@ from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -298,3 +299,34 @@ def test_a_manifest_without_what_was_added_since_still_opens():
     (base.path / "manifest.json").write_text(json.dumps(manifest))
     opened = knowledge_base.load(base.path)
     assert opened.origin.sources == {} and opened.origin.models == base.origin.models and len(opened.classes) == 6
+
+
+def test_classes_have_their_counts_in_one_column_and_older_ones_are_read(tmp_path):
+    base = fgvr.build_knowledge_base(load())
+    table = parquet.read_table(base.path / "classes.parquet", use_threads=False)
+    assert set("id name aliases description status counts".split()) <= set(table.column_names)
+    counts = table.column("counts").to_pylist()
+    assert [row["shots"] for row in counts] == [4] * 6 and sum(row["occurred"] for row in counts) == 24
+    assert [row["correct"] for row in counts] == base.statistics.correct.tolist()
+
+    older = table.drop_columns(["counts", "fold_status"])
+    for name in ("shots", "predicted", "correct", "occurred"):
+        older = older.append_column(name, [[row[name] for row in counts]])
+    parquet.write_table(older, base.path / "classes.parquet")
+    manifest = json.loads((base.path / "manifest.json").read_text())
+    manifest["files"]["classes.parquet"] = files.sha256_file(base.path / "classes.parquet")
+    (base.path / "manifest.json").write_text(json.dumps(manifest))
+    assert knowledge_base.load(base.path).classes == base.classes
+
+
+def test_a_rule_without_its_measured_gain_is_read():
+    base = fgvr.build_knowledge_base(load())
+    rule = fgvr.Experience("r", "Look twice.", "", "", ("000", "001"), "low", (), "accepted", 0.01, 9, 2, 1, gain=0.25)
+    written = dataclasses.replace(base, experience=(rule,)).save(base.path, created="", seconds=0)
+    assert knowledge_base.load(base.path).experience == (rule,)
+    row = json.loads((base.path / "experience.jsonl").read_text())
+    assert row.pop("gain") == 0.25
+    (base.path / "experience.jsonl").write_text(json.dumps(row) + "\n")
+    sums = {**written.manifest.files, "experience.jsonl": files.sha256_file(base.path / "experience.jsonl")}
+    (base.path / "manifest.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(written.manifest, files=sums))))
+    assert knowledge_base.load(base.path).experience == (dataclasses.replace(rule, gain=None),)

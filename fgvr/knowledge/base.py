@@ -264,6 +264,8 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _save_classes(path: Path, base: KnowledgeBase) -> None:
+    known = base.statistics
+    counts = zip([r.shots for r in base.classes], *(c.tolist() for c in (known.predicted, known.correct, known.occurred)), strict=True)
     columns: dict[str, Sequence[object]] = {
         "id": [r.id for r in base.classes],
         "name": [r.name for r in base.classes],
@@ -273,10 +275,7 @@ def _save_classes(path: Path, base: KnowledgeBase) -> None:
         "status": [r.description.status for r in base.classes],
         "fold_descriptions": [[d.text for d in r.fold_descriptions] for r in base.classes],
         "fold_status": [[d.status for d in r.fold_descriptions] for r in base.classes],
-        "shots": [r.shots for r in base.classes],
-        "predicted": base.statistics.predicted.tolist(),
-        "correct": base.statistics.correct.tolist(),
-        "occurred": base.statistics.occurred.tolist(),
+        "counts": [dict(zip(("shots", "predicted", "correct", "occurred"), row, strict=True)) for row in counts],
     }
     _write_parquet(path, columns)
 
@@ -290,7 +289,7 @@ def _load_classes(path: Path) -> tuple[ClassRecord, ...]:
             aliases=tuple(row["aliases"]),
             description=Description(row["description"], row["status"]),
             fold_descriptions=_fold_descriptions(row),
-            shots=row["shots"],
+            shots=row.get("counts", row)["shots"],  # a column of its own in older bases
         )
         for row in _read_parquet(path)
     )
