@@ -27,6 +27,7 @@ from fgvr import assembly
 from fgvr.agents import discover_prompts
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.knowledge.build import workspace
 from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
@@ -170,6 +171,19 @@ def test_a_living_builder_is_waited_for_without_limit_and_a_dead_one_not_at_all(
         builder.kill()
         builder.communicate()
     assert waiting.result(60).manifest.content_hash == built.manifest.content_hash
+
+
+def test_rules_are_added_to_the_base_as_it_is_when_their_turn_comes(caplog):
+    cfg, base = load("mode=build_experience_base", "trigger=always"), fgvr.build_knowledge_base(load())
+    assert base.path is not None
+    support = assembly.open_dataset(cfg).split.support
+    with workspace(base.path) as partial:
+        waiting = ThreadPoolExecutor(1).submit(assembly.build_experience, cfg, base, support)
+        until(lambda: "waiting for" in caplog.text)
+        mended = [dataclasses.replace(record, aliases=("mended",)) for record in base.classes]
+        dataclasses.replace(base, classes=tuple(mended)).save(partial, created="", seconds=0)
+    learned, _ = waiting.result(60)
+    assert {record.aliases for record in learned.classes} == {("mended",)}
 
 
 # --- knowledge.path ----------------------------------------------------------------------------------------------------------

@@ -34,14 +34,16 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
 
     Args: samples: the dataset's support images; the base knows them by content.
     """
-    assert base.path is not None
-    support = support_of(base, samples)
-
-    def pictures(indices: Sequence[int]) -> list[Picture]:
-        return [look(support[i]) for i in indices]
-
-    with workspace(base.path) as partial, SqliteCache(partial / JOURNAL) as journal:
+    folder = base.path
+    assert folder is not None
+    with workspace(folder) as partial, SqliteCache(partial / JOURNAL) as journal:
         started = time.monotonic()
+        base = knowledge_base.load(folder)  # somebody may have mended it while this process waited for its turn
+        support = support_of(base, samples)
+
+        def pictures(indices: Sequence[int]) -> list[Picture]:
+            return [look(support[i]) for i in indices]
+
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
         matcher = build_matcher(cfg, base, models)
         rehearsal = rehearsed(cfg, base, matcher)
@@ -67,7 +69,7 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
         )
         learned = replace(base, experience=lessons.rules)
         learned.save(partial, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(time.monotonic() - started, 3))
-    return knowledge_base.load(base.path), lessons
+    return knowledge_base.load(folder), lessons
 
 
 def _exams(base: KnowledgeBase, results: Sequence[FastResult], shortlist: Shortlist) -> list[Exam]:
