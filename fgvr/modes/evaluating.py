@@ -26,7 +26,7 @@ from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, made_with, recorded_memory, run_folder
+from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
 from fgvr.store.journal import RunFile
@@ -42,14 +42,15 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_recognizer) -> Report:
     """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
     with run_folder(cfg) as folder:
-        if not cfg.run.fresh and complete(folder):
+        dataset = assembly.open_dataset(cfg)
+        inputs = inputs_of(cfg, dataset)
+        if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
-        dataset = assembly.open_dataset(cfg)
         with tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.plain(cfg)) as tracker:
             with recorded_memory(cfg, folder):
                 base = assembly.open_knowledge(cfg, dataset)
-                made_with(base, folder)
+                made_with(base, inputs, folder)
                 overlaps = _overlaps(cfg, base, dataset)
                 recognizer = build(cfg, base)
                 stages = assembly.stages_of_recognition(cfg) if build is assembly.build_recognizer else []

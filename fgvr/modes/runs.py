@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fgvr import assembly
+from fgvr import assembly, planning
+from fgvr.data.datasets import Dataset
 from fgvr.evaluation import memory_picture
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import course
@@ -20,13 +21,14 @@ from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
 from fgvr.runtime.monitor import watch
-from fgvr.utils.files import atomic_write
+from fgvr.store.cache import NoCache
+from fgvr.utils.files import atomic_write, read_json, short_hash, write_json
 from fgvr.utils.logging import setup_logging
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS, LESSONS, CONFIG, LOG = "predictions.jsonl", "online.jsonl", "config.yaml", "log.txt"
-BASE = ".base"  # which knowledge a run was made with
+BASE, INPUTS = ".base", ".inputs"  # which knowledge a run was made with; which images and models
 
 
 @contextmanager
@@ -59,25 +61,40 @@ def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
             atomic_write(folder / timeline.PICTURE, memory_picture.draw(course(timeline.read(file))))
 
 
-def complete(folder: Path) -> bool:
-    """Whether there is a report, made with the base as it is now: a base may have gained rules or descriptions since."""
-    if not (folder / reports.FILE).exists():
+def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:
+    """What a run's answers depend on beside its configuration and its base: the images by order and content, the models by their files."""
+    images = [(sample.key, sample.label, sample.sha256) for sample in (*dataset.split.test, *dataset.split.calibration)]
+    models = assembly.open_models(cfg, NoCache())
+    return {"images": short_hash(images)} | {role: getattr(models, role).fingerprint for role in planning.used(cfg)}
+
+
+def complete(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Whether there is a report, made of these inputs and with the base as it is now: a base may have gained rules or descriptions since."""
+    if not (folder / reports.FILE).exists() or _others(folder, inputs):
         return False
     path, _, content = (folder / BASE).read_text().rpartition("\n") if (folder / BASE).exists() else ("", "", "")
     return not path or knowledge_base.content_hash(Path(path)) in (content, None)
 
 
-def made_with(base: KnowledgeBase, folder: Path) -> None:
-    """Note the base; predictions made with other knowledge are no part of this run."""
+def made_with(base: KnowledgeBase, inputs: Mapping[str, str], folder: Path) -> None:
+    """Note base and inputs; predictions made with other ones are no part of this run."""
     note = f"{base.path}\n{base.manifest.content_hash if base.manifest else ''}"
-    if (folder / BASE).exists() and (folder / BASE).read_text() != note:
-        log.info("the knowledge base has changed since: starting anew")
+    others = [*_others(folder, inputs), *(["knowledge base"] if (folder / BASE).exists() and (folder / BASE).read_text() != note else [])]
+    if others and (folder / PREDICTIONS).exists():
+        log.info("changed since this run was begun: %s; starting anew", ", ".join(others))
         _forget(folder)
+    write_json(folder / INPUTS, inputs)
     atomic_write(folder / BASE, note)
 
 
+def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
+    """Which inputs are not those of the run that lies there. A run that does not say may have had any."""
+    noted = read_json(folder / INPUTS) if (folder / INPUTS).exists() else {}
+    return [name for name in sorted({*inputs, *noted}) if noted.get(name) != inputs.get(name)]
+
+
 def _forget(folder: Path) -> None:
-    for name in (reports.FILE, reports.PAGE, PREDICTIONS, PREDICTIONS + ".commit", LESSONS, LESSONS + ".commit", BASE):
+    for name in (reports.FILE, reports.PAGE, PREDICTIONS, PREDICTIONS + ".commit", LESSONS, LESSONS + ".commit", BASE, INPUTS):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,0 +1,126 @@
+"""A run is its configuration, its base, its images and its models: another of these is another run. One process writes it at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fgvr
+from fgvr import modes
+from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
+from fgvr.runtime.pool import close_shared
+
+KINDS = {"Rot": (200, 30, 30), "Blau": (30, 30, 200)}
+
+
+@pytest.fixture(autouse=True)
+def own_pool():
+    close_shared()
+    yield
+    close_shared()
+
+
+def draw(path: Path, colour: tuple[int, int, int], seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 40, (24, 24, 3))
+    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two kinds of noise: two pictures each to learn from, four to test."""
+    for k, (kind, colour) in enumerate(KINDS.items()):
+        for i in range(2):
+            draw(tmp_path / "set/train" / kind / f"{i}.png", colour, 100 * k + i)
+        for i in range(1, 5):
+            draw(tmp_path / "set/test" / kind / f"{i}.png", colour, 100 * k + 10 + i)
+    return tmp_path / "set"
+
+
+def load(folder: Path, *words: str):
+    small = ("models=fake", "dataset=folder", f"dataset.root={folder}", "dataset.shots=2", "evaluation.batch_size=2", "trigger=always")
+    return fgvr.load_config("mode=evaluate", *small, *words)
+
+
+def answered(report: fgvr.Report) -> list[str]:
+    return [json.loads(line)["image"] for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+
+
+def images(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in (folder / "test").rglob("*.png"))
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The n-th batch that the encoder is given stops the process as Ctrl-C would."""
+    original, calls = FakeEncoder.encode, []
+
+    def encode(model, pictures):
+        calls.append(pictures)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(model, pictures)
+
+    monkeypatch.setattr(FakeEncoder, "encode", encode)
+
+
+# --- what a run was made of --------------------------------------------------------------------------------------------------
+
+
+def change(folder: Path, how: str) -> None:
+    if how == "added":
+        draw(folder / "test/Rot/0.png", (90, 90, 90), 77)
+    elif how == "removed":
+        (folder / "test/Blau/1.png").unlink()
+    else:
+        draw(folder / "test/Blau/1.png", KINDS["Rot"], 78)
+
+
+@pytest.mark.parametrize("how", ["added", "removed", "replaced"])
+def test_a_finished_run_is_made_anew_when_its_test_images_have_changed(folder: Path, how: str, caplog: pytest.LogCaptureFixture):
+    first = fgvr.evaluate(load(folder))
+    before = (first.path / modes.PREDICTIONS).read_text()
+    change(folder, how)
+    with caplog.at_level("INFO", logger="fgvr"):
+        again = fgvr.evaluate(load(folder))
+    assert "complete already" not in caplog.text and "changed since this run was begun: images; starting anew" in caplog.text
+    assert again.path == first.path and sorted(answered(again)) == images(folder)
+    assert (again.path / modes.PREDICTIONS).read_text() != before
+    with caplog.at_level("INFO", logger="fgvr"):
+        fgvr.evaluate(load(folder))
+    assert "complete already" in caplog.text
+
+
+@pytest.mark.parametrize("role", ["encoder", "mllm"])
+def test_a_finished_run_is_made_anew_when_a_model_has_other_weights(folder: Path, monkeypatch, caplog, role: str):
+    fgvr.evaluate(load(folder))
+    original = FakeLoader.fingerprint
+    monkeypatch.setattr(FakeLoader, "fingerprint", lambda self, spec: original(self, spec)[::-1] if spec.role == role else original(self, spec))
+    with caplog.at_level("INFO", logger="fgvr"):
+        fgvr.evaluate(load(folder))
+    assert "complete already" not in caplog.text and f"{role}, knowledge base; starting anew" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["added", "removed", "replaced"])
+def test_an_interrupted_run_whose_images_have_changed_answers_each_image_once(folder: Path, monkeypatch, how: str):
+    fgvr.build_knowledge_base(load(folder))
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=3)
+        with pytest.raises(KeyboardInterrupt):
+            fgvr.evaluate(load(folder))
+    change(folder, how)
+    assert sorted(answered(fgvr.evaluate(load(folder)))) == images(folder)
+
+
+def test_an_interrupted_run_whose_last_answered_image_is_gone_is_no_bug(folder: Path, monkeypatch):
+    fgvr.build_knowledge_base(load(folder))
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=3)
+        with pytest.raises(KeyboardInterrupt):
+            fgvr.evaluate(load(folder))
+    (rows,) = (folder.parent / "home/runs/evaluate").glob("*/predictions.jsonl")
+    (folder / json.loads(rows.read_text().splitlines()[-1])["image"]).unlink()
+    assert sorted(answered(fgvr.evaluate(load(folder)))) == images(folder)
