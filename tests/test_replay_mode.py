@@ -120,6 +120,18 @@ def test_replays_of_a_changed_base_are_refused(world: Path, tmp_path: Path):
         modes.replay(fgvr.load_config("mode=replay", f"predictions={tmp_path / 'run' / modes.PREDICTIONS}"))
 
 
+def test_what_the_trigger_takes_from_the_dataset_is_taken_from_the_recorded_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By the command line's own path: `trigger=sare` counts the shots of the dataset it decides on."""
+    home = f"paths.home={tmp_path}"
+    run = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, home, "dataset.shots=14", "evaluation.record=all"))
+    words = ("trigger=sare", "trigger.threshold=0.1")
+    modes.run(fgvr.load_config("mode=replay", f"predictions={run.path / modes.PREDICTIONS}", home, "logging=json", *words))
+    replayed = json.loads(capsys.readouterr().out)
+    assert replayed["config"]["trigger"]["shots"] == replayed["config"]["dataset"]["shots"] == 14
+    fresh = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, home, "dataset.shots=14", *words))
+    assert (replayed["top1"], replayed["slow_rate"]) == (fresh.top1, fresh.slow_rate) and 0 < fresh.slow_rate < 1
+
+
 def test_neither_torch_nor_a_model_is_needed(world: Path, python: Callable[..., CompletedProcess[str]]):
     code = (
         "import sys; from fgvr.cli import main; "

@@ -77,7 +77,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 
 def run(cfg: DictConfig) -> Any:
     """What the command line calls: check, do, show."""
-    cfg = assembly.settled(assembly.checked(cfg))
+    cfg = assembly.checked(cfg)
     setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet)
     result = MODES[cfg.mode](cfg)
     show(result, cfg)

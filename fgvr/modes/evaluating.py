@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_recognizer) -> Report:
     """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
+    cfg = assembly.settled(cfg)
     with run_folder(cfg) as folder:
         dataset = assembly.open_dataset(cfg)
         inputs = inputs_of(cfg, dataset)
