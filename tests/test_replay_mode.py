@@ -97,6 +97,8 @@ def test_what_was_not_recorded_is_refused_with_its_number(world: Path):
     [
         (("dataset.shots=2",), "dataset is another one"),
         (("slow.decoder=reason",), "slow.decoder is another one"),
+        (("slow.target=letter", "slow.exemplars=true"), "slow.target is another one"),
+        (("slow.arbitrate=mllm",), "slow.arbitrate=mllm, but the run was recorded with slow.arbitrate=pool"),
         (("fusion.name_weight=0.9",), "fusion.name_weight=0.9 ranks all classes anew"),
         (("fusion.top_k=9",), "the record holds the first 5"),
         (("trigger.target=risk:0.1@0.1",), "calibration images"),
@@ -106,6 +108,36 @@ def test_what_was_not_recorded_is_refused_with_its_number(world: Path):
 def test_what_a_record_cannot_tell_is_refused(world: Path, words: tuple[str, ...], told: str):
     with pytest.raises(fgvr.FgvrError, match=told):
         replay(world, "all", *words)
+
+
+@pytest.fixture(scope="module")
+def asked_again(world: Path) -> Path:
+    """A run in which the MLLM chose between the two systems' answers."""
+    close_shared()
+    words = ("mode=evaluate", *SMALL, f"paths.home={world}", "slow.arbitrate=mllm", "trigger=always", "evaluation.record=all")
+    return fgvr.evaluate(fgvr.load_config(*words)).path / modes.PREDICTIONS
+
+
+def test_a_run_in_which_the_mllm_was_asked_again_is_replayed_only_as_it_was(world: Path, asked_again: Path):
+    told = [json.loads(line)["slow"] for line in asked_again.read_text().splitlines()]
+    assert any(not slow["log_likelihoods"] for slow in told), "for some images the last word overwrote the first"
+    words = ("mode=replay", f"predictions={asked_again}", f"paths.home={world}")
+    for other in ("pool", "slow"):
+        with pytest.raises(fgvr.ConfigError, match=f"slow.arbitrate={other}, but .*Write slow.arbitrate=mllm, or run again"):
+            modes.replay(fgvr.load_config(*words, f"slow.arbitrate={other}"))
+    for changed in ("fusion.temperature=0.05", "slow.candidates=3"):
+        with pytest.raises(fgvr.ConfigError, match="cannot change fusion or slow.candidates"):
+            modes.replay(fgvr.load_config(*words, "slow.arbitrate=mllm", changed))
+    replayed = modes.replay(fgvr.load_config(*words, "slow.arbitrate=mllm", "trigger=random"))
+    fresh = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, f"paths.home={world}", "slow.arbitrate=mllm", "trigger=random"))
+    assert verdicts(replayed) == verdicts(fresh)
+
+
+def test_what_pictures_were_shown_beside_the_candidates_is_as_recorded(world: Path):
+    words = ("mode=evaluate", *SMALL, f"paths.home={world}", "slow.target=letter", "slow.exemplars=true", "trigger=always")
+    file = fgvr.evaluate(fgvr.load_config(*words)).path / modes.PREDICTIONS
+    replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={file}", f"paths.home={world}", "trigger=sare"))
+    assert json.loads((replayed.path / "report.json").read_text())["config"]["slow"]["exemplars"] is True
 
 
 def test_replays_of_a_changed_base_are_refused(world: Path, tmp_path: Path):

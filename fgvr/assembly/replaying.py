@@ -22,7 +22,7 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
 from fgvr.types import FastResult, Picture
 
-_OBSERVED = ("dataset", "models", "knowledge", "online", "slow.decoder", "slow.target", "slow.max_new_tokens")
+_OBSERVED = ("dataset", "models", "knowledge", "online", "slow.decoder", "slow.target", "slow.max_new_tokens", "slow.exemplars")
 
 
 def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
@@ -56,9 +56,11 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
     if learning(cfg):
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
     fusion: Fusion = make(cfg.fusion)
-    before: Fusion = make(OmegaConf.load(recorded).fusion)  # type: ignore[arg-type]
+    run: DictConfig = OmegaConf.load(recorded)  # type: ignore[assignment]
+    before: Fusion = make(run.fusion)
     if fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
+    _check_asked_again(cfg, run, changed=fusion != before or cfg.slow.candidates != run.slow.candidates)
     rehearsal = rehearsed(cfg, base, None)
     return Replay(
         ids=base.prototypes.ids,
@@ -74,6 +76,20 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         arbitrate=build_pool(cfg, base, rehearsal),
         names={record.id: record.name for record in base.classes},
     )
+
+
+def _check_asked_again(cfg: DictConfig, run: DictConfig, *, changed: bool) -> None:
+    """`slow.arbitrate=mllm` overwrites System 2's first answer with its last; what it is asked last depends on both systems' answers."""
+    ours, theirs = (str(c.slow.arbitrate) for c in (cfg, run))
+    if ours != theirs and "mllm" in (ours, theirs):
+        raise ConfigError(
+            f"slow.arbitrate={ours}, but the run was recorded with slow.arbitrate={theirs}: a replay can neither ask the MLLM again nor "
+            f"undo that it was asked. Write slow.arbitrate={theirs}, or run again"
+        )
+    if ours == "mllm" and changed:
+        raise ConfigError(
+            "slow.arbitrate=mllm asks again by what both systems have answered, so a replay cannot change fusion or slow.candidates: run again"
+        )
 
 
 def _no_eyes(pictures: Sequence[Picture]) -> list[FastResult]:
