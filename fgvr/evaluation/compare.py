@@ -1,12 +1,13 @@
 """Runs beside each other: what differs on the same images, whether it is more than chance, and which images flipped.
 
-Runs are paired by image content, so a difference is never one of test sets. Over several runs: one row each, and means over seeds by shots.
+Runs are paired by image content, so a difference is never one of test sets. Over several runs: one row each, and means over seeds, where runs
+differ in nothing else.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from fgvr.errors import ConfigError, DatasetError, StoreError
 from fgvr.evaluation import metrics, records, uncertainty
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Prediction
-from fgvr.utils.files import read_json
+from fgvr.utils.files import canonical_json, read_json
 
+_DRAWS = {"seed": "seed", "dataset.split_seed": "split", "dataset.seed": "world", "trigger.seed": "trigger"}
+"""What makes another draw of the same thing: key -> how it is shown. That of a trigger follows `seed` unless it was given."""
 _SHOWN = 10  # rows of a long table on the terminal; the JSON has all
 
 
@@ -32,7 +35,7 @@ class Run:
 
     path: Path
     report: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # by dotted key
     predictions: tuple[Prediction, ...]
 
     @property
@@ -42,8 +45,9 @@ class Run:
     @property
     def seed(self) -> str:
         """Everything that makes another draw: the seed, which shots, which world."""
-        dataset = self.settings.get("dataset", {})
-        given = {"seed": self.settings.get("seed"), "split": dataset.get("split_seed"), "world": dataset.get("seed")}
+        given = {name: self.settings.get(key) for key, name in _DRAWS.items()}
+        if given["trigger"] == given["seed"]:
+            del given["trigger"]
         return " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
 
 
@@ -65,13 +69,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Several seeds of one trigger and number of shots."""
+    """Runs that differ in their seeds alone."""
 
     trigger: str
     shots: int | None
-    seeds: int
-    mean: float
-    interval: Interval  # Student's t over seeds
+    settings: str  # what else tells it from the other cells, such as `trigger.target=slow_rate:0.2`
+    seeds: int  # different ones
+    mean: float  # over the means of each seed
+    interval: Interval | None  # Student's t over seeds; None with a single one
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     names = {category: name for run in runs for category, name in run.report["classes"].items()}
     differences = () if sweep else tuple(difference(runs[0], other) for other in runs[1:])
     rows = _rows(runs)
-    return Comparison(rows, _cells(rows), differences, names)
+    return Comparison(rows, _cells(runs, rows), differences, names)
 
 
 def read_run(path: Path) -> Run:
@@ -136,7 +141,7 @@ def read_run(path: Path) -> Run:
     config = folder / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
     predictions = records.read(folder / "predictions.jsonl", report["classes"])
-    return Run(folder, report, settings, tuple(p for p in predictions if p.label is not None))
+    return Run(folder, report, _flat(settings), tuple(p for p in predictions if p.label is not None))
 
 
 def difference(a: Run, b: Run) -> Difference:
@@ -184,7 +189,7 @@ def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
         Row(
             run=run.name,
             trigger=run.report["trigger"],
-            shots=run.settings.get("dataset", {}).get("shots"),
+            shots=run.settings.get("dataset.shots"),
             seed=run.seed,
             n=run.report["n"],
             top1=run.report["top1"],
@@ -197,19 +202,41 @@ def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
     )
 
 
-def _cells(rows: Sequence[Row]) -> tuple[Cell, ...]:
-    """Means over seeds, where some trigger and number of shots has several."""
-    groups: dict[tuple[str, int | None], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.trigger, row.shots].append(row)
-    if all(len(group) == 1 for group in groups.values()):
-        return ()
-    order: Callable[[tuple[str, int | None]], tuple[str, int]] = lambda key: (key[0], key[1] or 0)  # noqa: E731
-    cells = []
-    for key in sorted(groups, key=order):
-        top1 = np.array([row.top1 for row in groups[key]])
-        cells.append(Cell(*key, len(top1), float(top1.mean()), uncertainty.t_interval(top1)))
-    return tuple(cells)
+def _cells(runs: Sequence[Run], rows: Sequence[Row]) -> tuple[Cell, ...]:
+    """Means over seeds, where some settings were run with several."""
+    varied = _varied(runs)
+    groups: dict[str, list[tuple[Run, Row]]] = defaultdict(list)
+    for run, row in zip(runs, rows, strict=True):
+        groups[canonical_json([row.trigger, {key: value for key, value in run.settings.items() if key not in _DRAWS}])].append((run, row))
+    cells = [_cell(group, varied) for group in groups.values()]
+    return tuple(sorted(cells, key=lambda c: (c.trigger, c.shots or 0))) if any(cell.seeds > 1 for cell in cells) else ()
+
+
+def _cell(group: Sequence[tuple[Run, Row]], varied: Sequence[str]) -> Cell:
+    run, row = group[0]
+    top1: dict[str, list[float]] = defaultdict(list)
+    for _, one in group:
+        top1[one.seed].append(one.top1)
+    means = np.array([np.mean(same) for same in top1.values()])
+    told = ", ".join(f"{key}={run.settings[key]}" for key in varied)
+    interval = uncertainty.t_interval(means) if len(means) > 1 else None
+    return Cell(row.trigger, row.shots, told, len(means), float(means.mean()), interval)
+
+
+def _varied(runs: Sequence[Run]) -> list[str]:
+    """Settings that all runs have and not all alike, less what a cell tells anyway."""
+    first, *others = (run.settings for run in runs)
+    shared = [key for key in first if all(key in other for other in others)]
+    known = (*_DRAWS, "dataset.shots", "trigger.shots", "trigger._target_", "pinned_trigger")
+    return [key for key in shared if key not in known and any(other[key] != first[key] for other in others)]
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """`{"trigger": {"form": "joint"}}` -> `{"trigger.form": "joint"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
 
 
 # --- for people and for machines ---------------------------------------------------------------------------------------------
@@ -217,21 +244,19 @@ def _cells(rows: Sequence[Row]) -> tuple[Cell, ...]:
 
 def to_json(found: Comparison) -> dict[str, Any]:
     """Everything; an interval over a single seed is null."""
-    body = asdict(found)
-    for cell in body["cells"]:
-        if cell["seeds"] < 2:
-            cell["interval"] = None
-    return body
+    return asdict(found)
 
 
 def tables(found: Comparison) -> list[RenderableType]:
     """The runs, the means over seeds, then what differs from the first run."""
     shown: list[RenderableType] = [_table_of_runs(found.rows)]
     if found.cells:
-        table = Table("trigger", "shots", "seeds", "mean top-1", "95 % t-interval over seeds", title="by shots", title_justify="left")
+        varied = ["settings"] if any(c.settings for c in found.cells) else []
+        heads = ("trigger", "shots", *varied, "seeds", "mean top-1", "95 % t-interval over seeds")
+        table = Table(*heads, title="over seeds", title_justify="left")
         for c in found.cells:
-            bounds = _interval(c.interval) if c.seeds > 1 else "one seed only"
-            table.add_row(c.trigger, str(c.shots), str(c.seeds), f"{c.mean:.3f}", bounds)
+            bounds = "one seed only" if c.interval is None else _interval(c.interval)
+            table.add_row(c.trigger, str(c.shots), *([c.settings] if varied else []), str(c.seeds), f"{c.mean:.3f}", bounds)
         shown.append(table)
     for d in found.differences:
         shown += _differences(d, found.names)

@@ -20,13 +20,14 @@ from fgvr.evaluation.records import to_line
 
 @pytest.fixture
 def finished(run, classes, tmp_path: Path):
-    def make(name: str, *, shots: int = 4, seed: int = 0, drop: int = 0, trigger: str = "t", **kwargs) -> Path:
+    def make(name: str, *, shots: int = 4, seed: int = 0, drop: int = 0, trigger: str = "t", settings: dict | None = None, **kwargs) -> Path:
         folder = tmp_path / name
         predictions = run(**kwargs)[drop:]
         made = report.make_report(predictions, classes=classes, dataset="d", trigger=trigger, model_loads={}, path=folder)
         report.write(made, folder)
         (folder / "predictions.jsonl").write_text("".join(map(to_line, predictions)))
-        (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 0, "dataset": {"shots": shots, "split_seed": seed}}))
+        dataset = {"shots": shots, "split_seed": seed}
+        (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 0, "dataset": dataset} | (settings or {})))
         return folder
 
     return make
@@ -64,6 +65,44 @@ def test_a_sweep_has_a_row_per_job_and_a_mean_per_number_of_shots(finished, tmp_
     assert found.cells[0].mean == pytest.approx(np.mean(top1))
     assert found.cells[0].interval == pytest.approx(stats.t.interval(0.95, 1, np.mean(top1), stats.sem(top1)))
     assert json.loads(json.dumps(compare.to_json(found), allow_nan=False))["cells"][0]["seeds"] == 2
+
+
+def shown(found: compare.Comparison) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    for part in compare.tables(found):
+        console.print(part)
+    return console.export_text()
+
+
+def test_another_setting_is_no_other_seed(finished, tmp_path: Path):
+    rates = (0.2, 0.3, 0.4)
+    for job, rate in enumerate(rates):
+        finished(f"sweeps/one/{job}", slow_rate=rate, settings={"trigger": {"target": f"slow_rate:{rate}"}})
+    found = compare.compare([tmp_path / "sweeps/one"])
+    assert len(found.rows) == 3 and found.cells == () and "over seeds" not in shown(found)
+    for job, (rate, seed) in enumerate([(rate, seed) for rate in rates for seed in (0, 1)]):
+        settings = {"trigger": {"target": f"slow_rate:{rate}"}, "fusion": {"image_weight": 0.3}}
+        finished(f"sweeps/two/{job}", slow_rate=rate, seed=seed, n=100 + seed, settings=settings)
+    found = compare.compare([tmp_path / "sweeps/two"])
+    assert [(c.settings, c.seeds) for c in found.cells] == [(f"trigger.target=slow_rate:{rate}", 2) for rate in rates]
+    assert "trigger.target=slow_rate:0.3" in shown(found)
+
+
+def test_the_same_seed_twice_is_one_seed_and_has_no_interval(finished, tmp_path: Path):
+    for job, (shots, seed) in enumerate([(2, 0), (2, 0), (4, 0), (4, 0), (4, 1)]):
+        finished(f"sweeps/abc/{job}", shots=shots, seed=seed, n=100 + 10 * job)
+    found = compare.compare([tmp_path / "sweeps/abc"])
+    assert [(c.shots, c.seeds, c.interval is None) for c in found.cells] == [(2, 1, True), (4, 2, False)]
+    top1 = [r.top1 for r in found.rows]
+    assert found.cells[1].mean == pytest.approx(((top1[2] + top1[3]) / 2 + top1[4]) / 2)
+    assert [c["interval"] is None for c in compare.to_json(found)["cells"]] == [True, False]
+
+
+def test_a_random_trigger_follows_the_seed(finished, tmp_path: Path):
+    for seed in (0, 1):
+        finished(f"sweeps/abc/{seed}", n=100 + seed, settings={"seed": seed, "trigger": {"seed": seed}})
+    [cell] = compare.compare([tmp_path / "sweeps/abc"]).cells
+    assert cell.seeds == 2 and cell.settings == ""
 
 
 def test_what_is_shown_names_classes_images_and_the_best(finished):
