@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +100,9 @@ def test_a_finished_run_is_made_anew_when_its_test_images_have_changed(folder: P
 def test_a_finished_run_is_made_anew_when_a_model_has_other_weights(folder: Path, monkeypatch, caplog, role: str):
     fgvr.evaluate(load(folder))
     original = FakeLoader.fingerprint
-    monkeypatch.setattr(FakeLoader, "fingerprint", lambda self, spec: original(self, spec)[::-1] if spec.role == role else original(self, spec))
+    monkeypatch.setattr(
+        FakeLoader, "fingerprint", lambda self, spec: original(self, spec)[::-1] if spec.role == role else original(self, spec)
+    )
     with caplog.at_level("INFO", logger="fgvr"):
         fgvr.evaluate(load(folder))
     assert "complete already" not in caplog.text and f"{role}, knowledge base; starting anew" in caplog.text
@@ -124,3 +128,49 @@ def test_an_interrupted_run_whose_last_answered_image_is_gone_is_no_bug(folder: 
     (rows,) = (folder.parent / "home/runs/evaluate").glob("*/predictions.jsonl")
     (folder / json.loads(rows.read_text().splitlines()[-1])["image"]).unlink()
     assert sorted(answered(fgvr.evaluate(load(folder)))) == images(folder)
+
+
+# --- one at a time -----------------------------------------------------------------------------------------------------------
+
+spawn = multiprocessing.get_context("spawn")
+
+
+def _slowly(folder: Path, words: tuple[str, ...], begun: Any, go_on: Any) -> None:
+    """A process that answers one batch, says so, and waits to go on."""
+    original, calls = FakeEncoder.encode, []
+
+    def encode(model, pictures):
+        calls.append(pictures)
+        if len(calls) == 2:
+            begun.set()
+            go_on.wait(60)
+        return original(model, pictures)
+
+    FakeEncoder.encode = encode
+    cfg = load(folder, *words)
+    modes.MODES[cfg.mode](cfg)
+
+
+@pytest.mark.parametrize("words", [("mode=evaluate",), ("mode=classify",)], ids=["evaluate", "classify"])
+def test_who_begins_anew_beside_a_running_one_is_told_so_and_spoils_nothing(folder: Path, home: Path, words: tuple[str, ...]):
+    fgvr.build_knowledge_base(load(folder))
+    words = (*words, f"image={folder / 'test'}") if "mode=classify" in words else words
+    begun, go_on = spawn.Event(), spawn.Event()
+    first = spawn.Process(target=_slowly, args=(folder, words, begun, go_on))
+    first.start()
+    try:
+        assert begun.wait(60)
+        cfg = load(folder, *words)
+        with pytest.raises(fgvr.StoreError, match="is being written by another run; wait for it or end it"):
+            modes.MODES[cfg.mode](cfg)
+        fresh = load(folder, *words, "run.fresh=true")
+        with pytest.raises(fgvr.StoreError, match="is being written by another run; wait for it or end it"):
+            modes.MODES[cfg.mode](fresh)
+    finally:
+        go_on.set()
+        first.join(60)
+    assert first.exitcode == 0
+    (rows,) = home.glob(f"runs/{cfg.mode}/*/predictions.jsonl")
+    assert len(rows.read_text().splitlines()) == 8 and (rows.parent / "report.html").exists()
+    modes.MODES[cfg.mode](fresh)
+    assert len(rows.read_text().splitlines()) == 8

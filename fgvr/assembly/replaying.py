@@ -88,7 +88,7 @@ def _check_asked_again(cfg: DictConfig, run: DictConfig, *, changed: bool) -> No
         )
     if ours == "mllm" and changed:
         raise ConfigError(
-            "slow.arbitrate=mllm asks again by what both systems have answered, so a replay cannot change fusion or slow.candidates: run again"
+            "slow.arbitrate=mllm asks again by what both systems answered, so a replay cannot change fusion or slow.candidates: run again"
         )
 
 

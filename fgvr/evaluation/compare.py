@@ -1,7 +1,7 @@
 """Runs beside each other: what differs on the same images, whether it is more than chance, and which images flipped.
 
-Runs are paired by image content, so a difference is never one of test sets. Over several runs: one row each, and means over seeds, where runs
-differ in nothing else.
+Runs are paired by image content, so a difference is never one of test sets. Over several runs: one row each, and means over seeds, where
+runs differ in nothing else.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import report as reports
 from fgvr.evaluation import ways
 from fgvr.evaluation.records import Recorded, to_row
-from fgvr.modes.runs import PREDICTIONS, run_folder
-from fgvr.store.journal import RunFile
+from fgvr.modes.runs import rows_anew, run_folder
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images
@@ -27,7 +26,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     samples = _asked_for(Path(cfg.image).expanduser())
     recognizer = assembly.build_recognizer(cfg)
     unreadable: list[ImageError] = []
-    with run_folder(cfg, fresh=True) as folder, RunFile(folder / PREDICTIONS) as file:
+    with run_folder(cfg) as folder, rows_anew(folder) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))

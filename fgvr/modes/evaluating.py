@@ -48,31 +48,32 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
-        with tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.plain(cfg)) as tracker:
+        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.plain(cfg))
+        with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
             with recorded_memory(cfg, folder):
                 base = assembly.open_knowledge(cfg, dataset)
-                made_with(base, inputs, folder)
+                made_with(base, inputs, folder, file)
                 overlaps = _overlaps(cfg, base, dataset)
                 recognizer = build(cfg, base)
                 stages = assembly.stages_of_recognition(cfg) if build is assembly.build_recognizer else []
                 with assembly.looking_ahead(cfg, *stages):
-                    predictions = _recognise(cfg, folder, dataset, recognizer, tracker)
+                    predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             notes = _notes(cfg, base, dataset, recognizer, overlaps)
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, decode_wait=tracker.decode_wait)
             tracker.finish(report)
-        reports.write(report, folder)
+            reports.write(report, folder)
         return report
 
 
-def _recognise(cfg: DictConfig, folder: Path, dataset: Dataset, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
+def _recognise(cfg: DictConfig, file: RunFile, dataset: Dataset, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
     """All predictions, those of an earlier, interrupted run included; they stay in the run's file."""
     oracle = assembly.policy(cfg)
     samples = dataset.split.test
     if not samples:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
     made: dict[int, Prediction] = {}
-    with RunFile(folder / PREDICTIONS) as file, _lessons(folder, recognizer, file.done()):
+    with _lessons(file.path.parent, recognizer, file.done()):
         first = len(file.done())
         done = _done(file.done(), samples, recognizer)
         tracker.resume(Recorded(file.done()))

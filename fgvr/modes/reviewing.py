@@ -15,9 +15,8 @@ from fgvr.evaluation import report as reports
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.importing import is_foreign, rescore
-from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder
+from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, rows_anew, run_folder
 from fgvr.types import Report
-from fgvr.utils.files import atomic_write
 
 
 def replay(cfg: DictConfig) -> Report:
@@ -29,10 +28,10 @@ def replay(cfg: DictConfig) -> Report:
         raise StoreError(f"{file} does not exist; predictions= takes a run's {PREDICTIONS}")
     merged = assembly.replayed_config(cfg, file.parent / CONFIG)
     base = _base_of(file)
-    with run_folder(merged, mode="replay", fresh=True) as folder:
+    with run_folder(merged, mode="replay") as folder, rows_anew(folder) as rows:
         decide = assembly.build_replay(merged, file.parent / CONFIG, base)
         predictions = decide(records.read(file, decide.names))
-        atomic_write(folder / PREDICTIONS, "".join(map(records.to_line, predictions)))
+        rows.append(map(records.to_row, predictions))
         report = reports.make_report(
             predictions,
             classes=decide.names,

@@ -22,6 +22,7 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
 from fgvr.runtime.monitor import watch
 from fgvr.store.cache import NoCache
+from fgvr.store.journal import RunFile
 from fgvr.utils.files import atomic_write, read_json, short_hash, write_json
 from fgvr.utils.logging import setup_logging
 
@@ -32,19 +33,38 @@ BASE, INPUTS = ".base", ".inputs"  # which knowledge a run was made with; which 
 
 
 @contextmanager
-def run_folder(cfg: DictConfig, *, mode: str | None = None, fresh: bool = False) -> Iterator[Path]:
-    """`runs/<mode>/<key>` or, in a sweep, `sweeps/<hash>/<n>`; holds config.yaml and log.txt. The same command finds the same folder."""
+def run_folder(cfg: DictConfig, *, mode: str | None = None) -> Iterator[Path]:
+    """`runs/<mode>/<key>` or, in a sweep, `sweeps/<hash>/<n>`; holds config.yaml and log.txt. The same command finds the same folder.
+
+    Empty of results with `run.fresh=true`, and where the former ones are another configuration's. StoreError while another process
+    writes them.
+    """
     folder = _run_path(cfg, mode or str(cfg.mode))
     folder.mkdir(parents=True, exist_ok=True)
     key = assembly.configuration_key(cfg)
     changed = (folder / ".key").exists() and (folder / ".key").read_text() != key
-    if cfg.run.fresh or fresh or changed:
-        for name in (reports.FILE, reports.PAGE, PREDICTIONS, PREDICTIONS + ".commit", timeline.FILE, timeline.PICTURE):
-            (folder / name).unlink(missing_ok=True)
+    if cfg.run.fresh or changed:
+        _empty(folder)
     atomic_write(folder / ".key", key)
     atomic_write(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet, file=folder / LOG)
     yield folder
+
+
+@contextmanager
+def rows_anew(folder: Path) -> Iterator[RunFile]:
+    """The run's file without rows, and no results beside it: for this process alone. StoreError while another one writes there."""
+    with RunFile(folder / PREDICTIONS, fresh=True) as file:
+        _forget(folder, timeline.FILE, timeline.PICTURE)
+        yield file
+
+
+def _empty(folder: Path) -> None:
+    if not (folder / PREDICTIONS).exists():  # of a mode without rows, or never begun: nobody writes any
+        _forget(folder, timeline.FILE, timeline.PICTURE)
+        return
+    with rows_anew(folder):
+        pass
 
 
 @contextmanager
@@ -69,20 +89,22 @@ def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:
 
 
 def complete(folder: Path, inputs: Mapping[str, str]) -> bool:
-    """Whether there is a report, made of these inputs and with the base as it is now: a base may have gained rules or descriptions since."""
+    """Whether there is a report, of these inputs and with the base as it is now: a base may have gained rules or descriptions since."""
     if not (folder / reports.FILE).exists() or _others(folder, inputs):
         return False
     path, _, content = (folder / BASE).read_text().rpartition("\n") if (folder / BASE).exists() else ("", "", "")
     return not path or knowledge_base.content_hash(Path(path)) in (content, None)
 
 
-def made_with(base: KnowledgeBase, inputs: Mapping[str, str], folder: Path) -> None:
-    """Note base and inputs; predictions made with other ones are no part of this run."""
+def made_with(base: KnowledgeBase, inputs: Mapping[str, str], folder: Path, file: RunFile) -> None:
+    """Note base and inputs; predictions made with other ones are no part of this run. `file`: its rows, held by us."""
     note = f"{base.path}\n{base.manifest.content_hash if base.manifest else ''}"
     others = [*_others(folder, inputs), *(["knowledge base"] if (folder / BASE).exists() and (folder / BASE).read_text() != note else [])]
-    if others and (folder / PREDICTIONS).exists():
-        log.info("changed since this run was begun: %s; starting anew", ", ".join(others))
-        _forget(folder)
+    if others:
+        _forget(folder)  # first the report: it says that rows are whole
+        if len(file.done()):
+            log.info("changed since this run was begun: %s; starting anew", ", ".join(others))
+            file.clear()
     write_json(folder / INPUTS, inputs)
     atomic_write(folder / BASE, note)
 
@@ -93,8 +115,9 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
     return [name for name in sorted({*inputs, *noted}) if noted.get(name) != inputs.get(name)]
 
 
-def _forget(folder: Path) -> None:
-    for name in (reports.FILE, reports.PAGE, PREDICTIONS, PREDICTIONS + ".commit", LESSONS, LESSONS + ".commit", BASE, INPUTS):
+def _forget(folder: Path, *more: str) -> None:
+    """What stands beside the rows of a run; they themselves are their file's."""
+    for name in (reports.FILE, reports.PAGE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -9,7 +9,8 @@ import weakref
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
+from uuid import uuid4
 
 from fgvr.errors import StoreError
 from fgvr.utils.files import atomic_write, read_json, sync_folder
@@ -46,22 +47,22 @@ class RunFile:
     """`predictions.jsonl` of a run: one object per line, the same bytes whether or not the run was interrupted.
 
     Rows stay in the file; in memory is where each of them ends. How far it is committed stands beside it in `<name>.commit`; what lies
-    beyond (a torn line, half a batch) is cut off when it is opened. One writer at a time: a second one gets a StoreError. To read
-    somebody else's file, use `read_rows`.
+    beyond (a torn line, half a batch) is cut off when it is opened. One writer at a time, whether it goes on or begins anew: a second one
+    gets a StoreError. To read somebody else's file, use `read_rows`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, fresh: bool = False) -> None:
+        """Args: fresh: begin without rows, whatever lies there."""
         self.path = Path(path)
         self._commit = self.path.with_name(self.path.name + ".commit")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")  # noqa: SIM115 - open for the life of this object
+        self._file = _alone(self.path)
         self._ends: array[int] = array("Q")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._size = self._recover()
-        except BlockingIOError:
-            self._file.close()
-            raise StoreError(f"{self.path} is being written by another run; wait for it or end it, then try again") from None
+            if fresh:
+                self.clear()
+            else:
+                self._size = self._recover()
         except BaseException:
             self._file.close()
             raise
@@ -86,6 +87,19 @@ class RunFile:
         """Hold only the first `count` committed rows from now on."""
         del self._ends[count:]
         self._mark(self._ends[-1] if self._ends else 0)
+
+    def clear(self) -> None:
+        """Hold no row from now on. Another file takes this one's place, locked before it does: who reads the former rows keeps them."""
+        self._mark(0)
+        partial = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
+        try:
+            empty = _alone(partial)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._file.close()
+        self._file, self._ends = empty, array("Q")
+        sync_folder(self.path.parent)
 
     def done(self) -> Rows:
         """The rows committed so far, in order."""
@@ -124,6 +138,22 @@ class RunFile:
     def _mark(self, size: int) -> None:
         atomic_write(self._commit, f"{size}\n")
         self._size = size
+
+
+def _alone(path: Path) -> IO[bytes]:
+    """Open for appending and locked. A file that lost its name while we waited for the lock is nobody's: the one that has it now counts."""
+    while True:
+        file = open(path, "a+b")  # noqa: SIM115 - open for the life of a RunFile
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except FileNotFoundError:
+            pass  # somebody has deleted it: made again
+        except BlockingIOError:
+            file.close()
+            raise StoreError(f"{path} is being written by another run; wait for it or end it, then try again") from None
+        file.close()
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

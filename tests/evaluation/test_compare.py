@@ -20,7 +20,9 @@ from fgvr.evaluation.records import to_line
 
 @pytest.fixture
 def finished(run, classes, tmp_path: Path):
-    def make(name: str, *, shots: int = 4, seed: int = 0, drop: int = 0, trigger: str = "t", settings: dict | None = None, **kwargs) -> Path:
+    def make(
+        name: str, *, shots: int = 4, seed: int = 0, drop: int = 0, trigger: str = "t", settings: dict | None = None, **kwargs
+    ) -> Path:
         folder = tmp_path / name
         predictions = run(**kwargs)[drop:]
         made = report.make_report(predictions, classes=classes, dataset="d", trigger=trigger, model_loads={}, path=folder)

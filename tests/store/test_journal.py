@@ -100,6 +100,56 @@ def test_a_second_writer_is_refused(tmp_path):
     RunFile(tmp_path / "p.jsonl").close()
 
 
+def test_a_second_writer_is_refused_also_when_it_begins_anew(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with RunFile(path) as file:
+        file.append([{"a": 1}])
+        with pytest.raises(StoreError, match="another run"):
+            RunFile(path, fresh=True)
+        file.append([{"a": 2}])
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_who_begins_anew_leaves_the_former_rows_to_who_reads_them(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_rest(path)
+    with RunFile(path) as file:
+        rows = file.done()
+        file.clear()
+        file.append([{"a": 1}])
+        assert list(file.done()) == [{"a": 1}] and len(rows) == 15 and rows[14]["image"] == "é4/2.png"
+        with pytest.raises(StoreError, match="another run"):
+            RunFile(path)
+    path.write_bytes(b"damaged")
+    with RunFile(path, fresh=True) as file:
+        assert len(file.done()) == 0
+    assert [f.name for f in tmp_path.iterdir()] in (["p.jsonl", "p.jsonl.commit"], ["p.jsonl.commit", "p.jsonl"])
+
+
+def _begin_anew(path, times):
+    """Each time alone with its own rows, or refused."""
+    for turn in range(times):
+        mine = [{"pid": os.getpid(), "turn": turn, "i": i} for i in range(3)]
+        try:
+            with RunFile(path, fresh=True) as file:
+                for row in mine:
+                    file.append([row])
+                if list(file.done()) != mine or read_rows(path) != mine:
+                    os._exit(3)
+        except StoreError as error:
+            if "another run" not in str(error):
+                os._exit(4)
+
+
+def test_processes_that_begin_anew_at_once_never_mix_their_rows(tmp_path):
+    writers = [spawn.Process(target=_begin_anew, args=(tmp_path / "p.jsonl", 60)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+
+
 def test_a_number_that_json_does_not_have_is_refused_and_nothing_is_written(tmp_path):
     with RunFile(tmp_path / "p.jsonl") as file:
         file.append([{"a": 1}])
