@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,17 @@ def test_an_interrupted_run_whose_last_answered_image_is_gone_is_no_bug(folder: 
     (rows,) = (folder.parent / "home/runs/evaluate").glob("*/predictions.jsonl")
     (folder / json.loads(rows.read_text().splitlines()[-1])["image"]).unlink()
     assert sorted(answered(fgvr.evaluate(load(folder)))) == images(folder)
+
+
+def test_a_first_batch_without_a_readable_image_stops_nothing(folder: Path):
+    """The data set knows the file by its size and time; what is in it has gone since."""
+    fgvr.build_knowledge_base(load(folder))
+    first = folder / images(folder)[0]
+    there = first.stat()
+    first.write_bytes(b"x" * there.st_size)
+    os.utime(first, ns=(there.st_atime_ns, there.st_mtime_ns))
+    report = fgvr.evaluate(load(folder, "evaluation.batch_size=1", "store.enabled=false"))
+    assert answered(report) == images(folder)[1:] and report.skipped == 1
 
 
 # --- one at a time -----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,9 @@ class Tracker:
         atomic_write(self._file, "".join(line for line, _ in kept))
 
     def batch(self, predictions: Sequence[Prediction]) -> None:
-        """Running figures after one more batch."""
+        """Running figures after one more batch; one without a readable image adds nothing to them."""
+        if not predictions:
+            return
         self._count(predictions)
         values = {"slow_rate": self._slow / self._images, "seconds": round(self._seconds, 3), "decode_wait": round(self.decode_wait, 3)}
         if self._labelled:

@@ -80,6 +80,14 @@ def test_a_resumed_run_goes_on_where_what_was_saved_ends(run, tmp_path: Path):
     assert rows(tmp_path) == whole
 
 
+def test_a_batch_without_a_readable_image_adds_no_figures(run, tmp_path: Path):
+    with trackers.tracked(None, tmp_path, "r", {}) as tracker:
+        tracker.batch([])
+        tracker.batch(run(10))
+        tracker.batch([])
+    assert [row["step"] for row in rows(tmp_path)] == [10]
+
+
 def test_a_tracker_ends_with_a_run_that_fails(tmp_path: Path, told):
     with pytest.raises(ZeroDivisionError), trackers.tracked("wandb", tmp_path, "r", {}):
         raise ZeroDivisionError
