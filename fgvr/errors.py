@@ -4,7 +4,7 @@ FgvrError                      exit code 3 from the command line
 ├── ConfigError                exit code 2: a wrong mode, group, key or value; lists the valid ones
 ├── DatasetError               missing or empty folder, class without images, unreadable manifest
 │   └── ImageError             one image that cannot be decoded; names the file
-├── LeakError                  a test image that helped to build the base; lists the offenders
+├── LeakError                  a test image that helped to build the base; lists them (`.offenders`)
 ├── KnowledgeError             a base that is absent, of another schema, or of other models
 ├── StoreError                 a cache or journal that cannot be read or written
 ├── ModelLoadError             files missing or broken; says which, where looked for, how to get them
@@ -21,6 +21,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fgvr.data.leaks import Overlap
     from fgvr.types import MemoryPlan
 
 
@@ -42,6 +45,10 @@ class ImageError(DatasetError):
 
 class LeakError(FgvrError):
     """Test images that helped to build the knowledge base."""
+
+    def __init__(self, message: str, offenders: Sequence[Overlap] = ()) -> None:
+        super().__init__(message)
+        self.offenders = tuple(offenders)  # all of them; the message names some
 
 
 class KnowledgeError(FgvrError):

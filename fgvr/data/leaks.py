@@ -45,10 +45,23 @@ def near_overlaps(test: Sequence[Sample], forbidden: Mapping[str, str], used: It
     return overlaps
 
 
+_TOLD = "test images helped to build what is tested"
+
+
+def note(overlaps: int, tested: int) -> str:
+    """The first line of a report in spite of overlaps."""
+    return f"{overlaps} of {tested} {_TOLD}"
+
+
+def told(notes: Iterable[str]) -> list[str]:
+    """Those of a report's notes that say so."""
+    return [note for note in notes if note.endswith(_TOLD)]
+
+
 def guard(
     test: Sequence[Sample], forbidden: Mapping[str, str], *, allow: bool = False, used: Iterable[Sample] = (), looks: Looks | None = None
 ) -> list[Overlap]:
-    """Refuse a test that overlaps: LeakError with the count and up to 10 offenders. With `allow` they are returned instead.
+    """Refuse a test that overlaps: LeakError with all of them, ten named. With `allow` they are returned instead.
 
     Near copies are looked for where `looks` is given.
     """
@@ -66,11 +79,12 @@ def without_near_copies(samples: Sequence[Sample], of: Sequence[Sample], looks: 
     return [sample for sample in samples if sample.sha256 not in found]
 
 
-def refuse(overlaps: list[Overlap]) -> None:
-    """Raise the LeakError for these overlaps."""
+def refuse(overlaps: Sequence[Overlap]) -> None:
+    """Raise the LeakError for these overlaps; its message names the first ten."""
     named = "\n".join(f"  {overlap}" for overlap in overlaps[:10])
     more = f"\n  and {len(overlaps) - 10} more" if len(overlaps) > 10 else ""
     raise LeakError(
         f"{len(overlaps)} test image{'s' * (len(overlaps) != 1)} helped to build what is tested:\n{named}{more}\n"
-        "Take them out of the test, or set evaluation.allow_overlap=true (the report will say so in its first line)"
+        "Take them out of the test, or set evaluation.allow_overlap=true (the report will say so in its first line)",
+        offenders=tuple(overlaps),
     )

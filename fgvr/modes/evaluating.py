@@ -134,7 +134,7 @@ def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
 
 def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: Recognizer, overlaps: Sequence[Overlap]) -> tuple[str, ...]:
     """What a reader must know before any number: leaks first, then the models' own limits."""
-    leaked = [f"{len(overlaps)} of {len(dataset.split.test)} test images helped to build what is tested"] if overlaps else []
+    leaked = [leaks.note(len(overlaps), len(dataset.split.test))] if overlaps else []
     known = [cfg.models.notice] if cfg.models.notice else []
     if published := cfg.get("published"):  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"

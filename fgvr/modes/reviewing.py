@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fgvr import assembly
+from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
 from fgvr.evaluation import compare as comparing
 from fgvr.evaluation import records
@@ -37,7 +38,7 @@ def replay(cfg: DictConfig) -> Report:
             classes=decide.names,
             dataset=" ".join(dict.fromkeys((base.origin.dataset, base.origin.world))),
             trigger=assembly.trigger_name(merged),
-            notes=(f"replay of {file}", replays.COSTS, *([merged.models.notice] if merged.models.notice else [])),
+            notes=(*_leaked(file.parent), f"replay of {file}", replays.COSTS, *([merged.models.notice] if merged.models.notice else [])),
             model_loads={"mllm": 0, "encoder": 0, "joint": 0},
             path=folder,
             config=assembly.plain(merged),
@@ -53,6 +54,14 @@ def compare(cfg: DictConfig) -> comparing.Comparison:
     if not given:
         raise ConfigError("runs=[]: give the folders of two runs, as in runs=[A,B], or of one sweep")
     return comparing.compare([Path(str(run)).expanduser() for run in given])
+
+
+def _leaked(run: Path) -> list[str]:
+    """What a report of the recorded run must say before any number: who replays it looks at no image."""
+    if (run / reports.FILE).exists():
+        return leaks.told(reports.load(run).notes)
+    allowed = OmegaConf.select(OmegaConf.load(run / CONFIG), "evaluation.allow_overlap")
+    return ["test images may have helped to build what is tested: the recorded run allowed it, and did not finish"] if allowed else []
 
 
 def _base_of(file: Path) -> KnowledgeBase:

@@ -30,6 +30,7 @@ def test_offenders_are_counted_and_ten_are_named_with_the_way_out():
     assert message.startswith("12 test images") and "test/5.jpg (is support: 5.png)" in message
     assert "test/14.jpg" in message and "test/15.jpg" not in message and "and 2 more" in message
     assert "evaluation.allow_overlap=true" in message
+    assert [overlap.key for overlap in error.value.offenders] == [f"test/{i}.jpg" for i in range(5, 17)], "the error carries all"
 
 
 def test_when_allowed_they_are_returned():
