@@ -419,6 +419,11 @@ class Report:
     path: Path
     skipped: int = 0
 
+    @property
+    def unchanged(self) -> int:
+        """Images sent to System 2 that are as right or as wrong as before."""
+        return round(self.slow_rate * self.n) - self.fixed - self.broken
+
     def __str__(self) -> str:
         low, high = self.top1_interval
         return f"{self.dataset}, {self.trigger}: top-1 {self.top1:.3f} [{low:.3f}, {high:.3f}], slow {self.slow_rate:.2f}, n {self.n}"

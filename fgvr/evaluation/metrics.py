@@ -13,9 +13,14 @@ def accuracy(right: np.ndarray) -> float:
     return float(np.mean(right))
 
 
+def among(place: np.ndarray, k: int) -> np.ndarray:
+    """Whether an image's truth stands among the first k; `place` counts from 1, 0 = not ranked."""
+    return (place >= 1) & (place <= k)
+
+
 def top_k(place: np.ndarray, k: int) -> float:
-    """Share of images whose truth stands among the first k; `place` counts from 1, 0 = not ranked."""
-    return float(np.mean((place >= 1) & (place <= k)))
+    """Share of images whose truth stands among the first k."""
+    return float(np.mean(among(place, k)))
 
 
 @dataclass(frozen=True, slots=True)

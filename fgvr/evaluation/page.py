@@ -74,6 +74,7 @@ def _headline(report: Report, body: Mapping[str, Any]) -> str:
         *([("Answers given", f"{held['answered']:.1%}", f"{held['answered_and_wrong']:.1%} of all answered and wrong")] if held else []),
         ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
         ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
+        ("Unchanged by System 2", f"{body['unchanged']:,}", "asked, and as right or wrong as before"),
     )
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{why}</small></dd></div>" for name, value, why in tiles)
     return (
@@ -138,11 +139,8 @@ def _by_class(seen: Outcomes) -> str:
 
 
 def _numbers(report: Report, body: Mapping[str, Any]) -> str:
-    fast, spread = body["fast"], body["intervals"]["exact"]
-    rows = [(f"{known.title} ({known})", f"{value:.1%}") for name, value in report.protocols.items() for known in [protocols.get(name)]]
-    rows += [
-        ("95% interval, these classes (image bootstrap)", "{:.1%} to {:.1%}".format(*spread["image_bootstrap"])),
-        ("95% interval, new classes of this kind (class bootstrap)", "{:.1%} to {:.1%}".format(*spread["class_bootstrap"])),
+    fast = body["fast"]
+    rows = [
         ("System 1, truth among its first five", f"{fast['recall5']:.1%}"),
         ("Trigger score tells right from wrong (AUROC)", "–" if fast["score_auroc"] is None else f"{fast['score_auroc']:.3f}"),
         ("Confidence misses accuracy by, on average (calibration error)", f"{body['calibration_error']:.3f}"),
@@ -151,7 +149,23 @@ def _numbers(report: Report, body: Mapping[str, Any]) -> str:
         ("Peak device memory", f"{report.peak_device_bytes / 2**20:,.0f} MiB" if report.peak_device_bytes else "not measured"),
         ("Models loaded in this process so far", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"),
     ]
-    return html.section("Numbers", html.table("All figures of this run", ("Quantity", "Value"), rows, numeric=(1,)))
+    figures = html.table("All other figures of this run", ("Quantity", "Value"), rows, numeric=(1,))
+    return html.section("Numbers", _scores(report, body) + figures)
+
+
+def _scores(report: Report, body: Mapping[str, Any]) -> str:
+    """Each protocol with both its intervals, where it is a mean that can have them."""
+
+    def bounds(name: str, kind: str) -> str:
+        return "{:.1%} to {:.1%}".format(*body["intervals"][name][kind]) if name in body["intervals"] else "–"
+
+    rows = [
+        (f"{known.title} ({known})", f"{value:.1%}", bounds(name, "image_bootstrap"), bounds(name, "class_bootstrap"))
+        for name, value in report.protocols.items()
+        for known in [protocols.get(name)]
+    ]
+    heads = ("Score", "Value", "95%, these classes (image bootstrap)", "95%, new classes of this kind (class bootstrap)")
+    return html.table("Scores and how far they may be trusted", heads, rows, numeric=(1, 2, 3))
 
 
 def _changed(report: Report, seen: Outcomes, predictions: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> str:

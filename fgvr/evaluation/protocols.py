@@ -1,9 +1,10 @@
 """What "correct" means: named, versioned ways to score one predictions file. A number is comparable only within one id and version.
 
-A new protocol is one function on `Outcomes` under `@protocol`; its version rises whenever any score could change. Class identity is the
-class id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit (audit.py) says how
-many wrong answers each of them accepts. Definitions as published: FineR's utils/metrics.py (cacc, sacc), lmms-owc (text_inclusion),
-FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
+A new protocol is one function on `Outcomes` under `@protocol`; its version rises whenever any score could change. The function says what
+each image is worth, and the score is their mean, which can then be given intervals; or it says the score itself. Class identity is the class
+id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit (audit.py) says how many wrong
+answers each of them accepts. Definitions as published: FineR's utils/metrics.py (cacc, sacc), lmms-owc (text_inclusion), FOCI
+(multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
 """
 
 from __future__ import annotations
@@ -36,15 +37,24 @@ class Sentences:
 class Protocol:
     """One definition of the score; `title` is what a reader sees.
 
+    `measure(outcomes)` is what each image is worth, (n,), or a score that is no mean over images. `by_class`: the mean of class means.
     `accepts(answer, truth)` is the rule of a text protocol that calls an answer right or wrong; the others have none.
     """
 
     name: str
     version: int
     title: str
-    score: Callable[..., float]
+    measure: Callable[..., np.ndarray | float]
     accepts: Callable[[str, str], bool] | None = None
-    encoder: bool = False  # `score` also takes Sentences
+    encoder: bool = False  # `measure` also takes Sentences
+    by_class: bool = False
+
+    def score(self, outcomes: Outcomes, *sentences: Sentences) -> float:
+        return self.scored(self.measure(outcomes, *sentences), outcomes.labels)
+
+    def scored(self, measured: np.ndarray | float, labels: np.ndarray) -> float:
+        """The score of what was measured."""
+        return metrics.macro(labels, np.asarray(measured)) if self.by_class else float(np.mean(measured))
 
     def __str__(self) -> str:
         return f"{self.name} v{self.version}"
@@ -56,12 +66,15 @@ FAMILIES: dict[str, Callable[[float], Protocol]] = {}
 DEFAULT = ("exact", "top5", "macro")
 
 
-def protocol(name: str, version: int, title: str, **more: Any) -> Callable[[Callable[..., float]], Callable[..., float]]:
-    """Register a scoring function; `more` are the other fields of its Protocol."""
+Measure = Callable[..., np.ndarray | float]
 
-    def register(score: Callable[..., float]) -> Callable[..., float]:
-        PROTOCOLS[name] = Protocol(name, version, title, score, **more)
-        return score
+
+def protocol(name: str, version: int, title: str, **more: Any) -> Callable[[Measure], Measure]:
+    """Register a measuring function; `more` are the other fields of its Protocol."""
+
+    def register(measure: Measure) -> Measure:
+        PROTOCOLS[name] = Protocol(name, version, title, measure, **more)
+        return measure
 
     return register
 
@@ -87,33 +100,38 @@ def get(name: str) -> Protocol:
 
 def score(outcomes: Outcomes, names: Iterable[str] = DEFAULT, sentences: Sentences | None = None) -> dict[str, float]:
     """Name -> score. `sentences` is what `sacc` and `multiple_choice` compare names with; without it they are a ConfigError."""
-    return {name: _scored(get(name), outcomes, sentences) for name in names}
+    return {name: get(name).scored(value, outcomes.labels) for name, value in measured(outcomes, names, sentences).items()}
 
 
-def _scored(chosen: Protocol, outcomes: Outcomes, sentences: Sentences | None) -> float:
+def measured(outcomes: Outcomes, names: Iterable[str] = DEFAULT, sentences: Sentences | None = None) -> dict[str, np.ndarray | float]:
+    """Name -> what each image is worth, or a score that is no mean over images."""
+    return {name: _measured(get(name), outcomes, sentences) for name in names}
+
+
+def _measured(chosen: Protocol, outcomes: Outcomes, sentences: Sentences | None) -> np.ndarray | float:
     if not chosen.encoder:
-        return chosen.score(outcomes)
+        return chosen.measure(outcomes)
     if sentences is None:
         raise ConfigError(f"{chosen} compares names with a text encoder, and here is none: leave it out, or score with mode=evaluate")
-    return chosen.score(outcomes, sentences)
+    return chosen.measure(outcomes, sentences)
 
 
 # --- by class id -------------------------------------------------------------------------------------------------------------
 
 
 @protocol("exact", 1, "Top-1, exact class id")
-def _exact(outcomes: Outcomes) -> float:
-    return metrics.accuracy(outcomes.right)
+def _exact(outcomes: Outcomes) -> np.ndarray:
+    return outcomes.right
 
 
 @protocol("top5", 1, "Truth among the first five")
-def _top5(outcomes: Outcomes) -> float:
-    return metrics.top_k(outcomes.place, 5)
+def _top5(outcomes: Outcomes) -> np.ndarray:
+    return metrics.among(outcomes.place, 5)
 
 
-@protocol("macro", 1, "Mean of the per-class top-1")
-def _macro(outcomes: Outcomes) -> float:
-    return metrics.macro(outcomes.labels, outcomes.right)
+@protocol("macro", 1, "Mean of the per-class top-1", by_class=True)
+def _macro(outcomes: Outcomes) -> np.ndarray:
+    return outcomes.right
 
 
 @protocol("cacc", 1, "Clustering accuracy: answers matched one-to-one with classes (Hungarian)")
@@ -126,7 +144,7 @@ def _cacc(outcomes: Outcomes) -> float:
 
 
 @protocol("multiple_choice@random", 1, "Four options, three of them random; chance 1/4")
-def _random_choice(outcomes: Outcomes) -> float:
+def _random_choice(outcomes: Outcomes) -> np.ndarray:
     """The other options are fixed per class by a hash of ids, as easy as in KARL: three random wrong classes."""
     classes = outcomes.classes
     others = {
@@ -137,7 +155,7 @@ def _random_choice(outcomes: Outcomes) -> float:
 
 
 @protocol("multiple_choice", 1, "Four options, three of them the wrong classes most alike in name; chance 1/4", encoder=True)
-def _hard_choice(outcomes: Outcomes, sentences: Sentences) -> float:
+def _hard_choice(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
     """The other options are the three wrong classes whose names the encoder puts nearest, as in FOCI (there by CLIP ViT-L-14)."""
     classes = list(outcomes.classes)
     vectors = sentences.encode([outcomes.classes[c] for c in classes])
@@ -146,24 +164,22 @@ def _hard_choice(outcomes: Outcomes, sentences: Sentences) -> float:
     return _choice(outcomes, others)
 
 
-def _choice(outcomes: Outcomes, others: dict[str, list[str]]) -> float:
-    """Share of images whose truth stands before its three rivals in the final ranking; a truth that is not ranked counts as wrong."""
-    right = 0
-    for label, ranked in zip(outcomes.labels.tolist(), outcomes.rankings, strict=True):
-        options = {label, *others[label][: OPTIONS - 1]}
-        right += next((c for c in ranked if c in options), None) == label
-    return right / len(outcomes)
+def _choice(outcomes: Outcomes, others: dict[str, list[str]]) -> np.ndarray:
+    """Whether an image's truth stands before its three rivals in the final ranking; a truth that is not ranked counts as wrong."""
+    options = {label: {label, *rivals[: OPTIONS - 1]} for label, rivals in others.items()}
+    pairs = zip(outcomes.labels.tolist(), outcomes.rankings, strict=True)
+    return np.array([next((c for c in ranked if c in options[label]), None) == label for label, ranked in pairs])
 
 
 # --- by name: for reproducing others -----------------------------------------------------------------------------------------
 
 
 @protocol("sacc", 1, "Mean cosine of the answered and the true name's embeddings", encoder=True)
-def _sacc(outcomes: Outcomes, sentences: Sentences) -> float:
+def _sacc(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
     """FineR's semantic accuracy, its encoder (all-mpnet-base-v2) being replaceable: never compare across encoders. No answer counts 0."""
     texts = sorted({text for pair in outcomes.texts for text in pair if text})
     vectors = dict(zip(texts, sentences.encode(texts), strict=True))
-    return float(np.mean([float(vectors[answer] @ vectors[truth]) if answer else 0.0 for answer, truth in outcomes.texts]))
+    return np.array([float(vectors[answer] @ vectors[truth]) if answer else 0.0 for answer, truth in outcomes.texts])
 
 
 def includes(answer: str, truth: str) -> bool:
@@ -172,8 +188,8 @@ def includes(answer: str, truth: str) -> bool:
 
 
 @protocol("text_inclusion", 1, "The true name is a piece of the answered one", accepts=includes)
-def _text_inclusion(outcomes: Outcomes) -> float:
-    return _share_accepted(outcomes, includes)
+def _text_inclusion(outcomes: Outcomes) -> np.ndarray:
+    return _accepted(outcomes, includes)
 
 
 def similar(answer: str, truth: str, threshold: float) -> bool:
@@ -186,12 +202,12 @@ def _sare_fuzzy(threshold: float) -> Protocol:
         return similar(answer, truth, threshold)
 
     title = f"Spelling at least {threshold:.0%} alike (as the public SARE code scores)"
-    return Protocol(f"sare_fuzzy@{threshold:g}", 1, title, lambda outcomes: _share_accepted(outcomes, accepts), accepts)
+    return Protocol(f"sare_fuzzy@{threshold:g}", 1, title, lambda outcomes: _accepted(outcomes, accepts), accepts)
 
 
 FAMILIES["sare_fuzzy"] = _sare_fuzzy
 
 
-def _share_accepted(outcomes: Outcomes, accepts: Callable[[str, str], bool]) -> float:
+def _accepted(outcomes: Outcomes, accepts: Callable[[str, str], bool]) -> np.ndarray:
     verdicts = {pair: bool(pair[0]) and accepts(*pair) for pair in set(outcomes.texts)}
-    return float(np.mean([verdicts[pair] for pair in outcomes.texts]))
+    return np.array([verdicts[pair] for pair in outcomes.texts])

@@ -23,6 +23,7 @@ from fgvr.evaluation import audit, metrics, page, protocols, routers, uncertaint
 from fgvr.evaluation.explorer import Pictures
 from fgvr.evaluation.memory_steps import Course
 from fgvr.evaluation.records import Outcomes, outcomes
+from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Cost, Prediction, Report
 from fgvr.utils.files import atomic_write, read_json
 
@@ -42,6 +43,7 @@ class RunReport(Report):
     pictures: Pictures = field(default_factory=lambda: Pictures({}, {}), repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: Course | None = field(default=None, repr=False)
+    intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict, repr=False)  # by protocol: the two of `uncertainty`
     slow_right: np.ndarray | None = field(default=None, repr=False)  # had all been thought over; where all slow answers are known
 
 
@@ -72,16 +74,17 @@ def make_report(
     walked, several times, and none is kept.
     """
     seen = outcomes(predictions)
-    scores = protocols.score(seen, measure, sentences)
+    measured = protocols.measured(seen, measure, sentences)
+    intervals = _intervals(measured, seen)
     return RunReport(
         n=len(seen),
         top1=metrics.accuracy(seen.right),
-        top1_interval=uncertainty.image_bootstrap(seen.right),
+        top1_interval=intervals["exact"]["image_bootstrap"],
         macro=metrics.macro(seen.labels, seen.right),
         slow_rate=float(np.mean(seen.escalated)),
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
-        protocols=scores,
+        protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
         cost=total_cost(predictions) | ({} if decode_wait is None else {"decode_wait": round(decode_wait, 3)}),
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
@@ -96,9 +99,24 @@ def make_report(
         config=config or {},
         pictures=Pictures({} if pictures is None else pictures, known or {}),
         provenance=dict(provenance or {}),
+        intervals=intervals,
         memory=memory,
         slow_right=slow_right,
     )
+
+
+def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> dict[str, dict[str, Interval]]:
+    """Both intervals of each score that is a mean over images or over classes; of top-1 always."""
+    worth = {"exact": seen.right} | {name: value for name, value in measured.items() if isinstance(value, np.ndarray)}
+    macro = {name for name in worth if protocols.get(name).by_class}
+    scores = [uncertainty.mean_of_classes(v, seen.labels) if name in macro else uncertainty.mean_of(v) for name, v in worth.items()]
+    over_images = uncertainty.image_bootstraps(scores, len(seen))
+    over_classes = [
+        (uncertainty.class_bootstrap_of_class_means if name in macro else uncertainty.class_bootstrap)(value, seen.labels)
+        for name, value in worth.items()
+    ]
+    pairs = zip(worth, over_images, over_classes, strict=True)
+    return {name: {"image_bootstrap": images, "class_bootstrap": classes} for name, images, classes in pairs}
 
 
 def total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -130,14 +148,10 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "slow_rate": report.slow_rate,
         "fixed": report.fixed,
         "broken": report.broken,
+        "unchanged": report.unchanged,
         "protocols": dict(report.protocols),
         "protocol_versions": {name: protocols.get(name).version for name in report.protocols},
-        "intervals": {
-            "exact": {
-                "image_bootstrap": list(report.top1_interval),
-                "class_bootstrap": list(uncertainty.class_bootstrap(seen.right, seen.labels)),
-            }
-        },
+        "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in report.intervals.items()},
         "fast": {
             "top1": metrics.accuracy(seen.fast_right),
             "recall5": metrics.top_k(seen.fast_place, 5),
@@ -206,20 +220,20 @@ def load(folder: Path) -> Report:
 
 def terminal(report: Report) -> RenderableType:
     """Notes, then one table, then where the files lie."""
-    low, high = report.top1_interval
+    intervals = report.intervals if isinstance(report, RunReport) else {"exact": {"image_bootstrap": report.top1_interval}}
     table = Table(title=f"{report.dataset}, trigger {report.trigger}", title_justify="left", show_header=False)
     table.add_column("quantity")
     table.add_column("value", justify="right")
     for name, value in report.protocols.items():
         known = protocols.get(name)
-        bounds = f"  [{low:.3f}, {high:.3f}]" if name == "exact" else ""
+        bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
         table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
     table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
     table.add_row("sent to System 2", f"{report.slow_rate:.1%}")
     if (held := abstention(report.predictions) if isinstance(report, RunReport) else None) is not None:
         table.add_row("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; top-1 counts their best guesses too)")
         table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")
-    table.add_row("fixed / broken by System 2", f"{report.fixed} / {report.broken}")
+    table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
     for name, value in report.cost.items():
         if name == "decode_wait":
             table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")

@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 DRAWS = 2000
 _BLOCK = 4_000_000  # resampled entries held at once
 
 Interval = tuple[float, float]
+Score = Callable[[np.ndarray], np.ndarray]
+"""(R, n) places of drawn images -> (R,) the score of each draw."""
 
 
 def image_bootstrap(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Percentile bootstrap of the mean over images: other images of *these* classes (Efron and Tibshirani 1993, ch. 13)."""
-    return _bootstrap(np.asarray(values, float), None, level, draws, seed)
+    return image_bootstraps([mean_of(values)], len(values), level=level, draws=draws, seed=seed)[0]
+
+
+def image_bootstraps(scores: Sequence[Score], n: int, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> list[Interval]:
+    """The same of several scores of n images, all on the same draws."""
+    rng, block = np.random.default_rng(seed), max(1, _BLOCK // n)
+    drawn = (rng.integers(0, n, (min(block, draws - start), n)) for start in range(0, draws, block))
+    parts = [[score(places) for score in scores] for places in drawn]
+    return [_percentiles(np.concatenate(found), level) for found in zip(*parts, strict=True)]
+
+
+def mean_of(values: np.ndarray) -> Score:
+    values = np.asarray(values, float)
+    return lambda drawn: np.take(values, drawn).sum(1) / drawn.shape[1]
+
+
+def mean_of_classes(values: np.ndarray, labels: np.ndarray) -> Score:
+    """The mean of class means, over the classes that were drawn."""
+    values, (names, member) = np.asarray(values, float), np.unique(labels, return_inverse=True)
+
+    def score(drawn: np.ndarray) -> np.ndarray:
+        shape = (len(drawn), len(names))
+        cell = (np.take(member, drawn) + shape[1] * np.arange(shape[0])[:, None]).ravel()
+        size = shape[0] * shape[1]
+        count = np.bincount(cell, minlength=size).reshape(shape)
+        total = np.bincount(cell, weights=np.take(values, drawn).ravel(), minlength=size).reshape(shape)
+        return np.divide(total, count, out=np.zeros(shape), where=count > 0).sum(1) / (count > 0).sum(1)
+
+    return score
 
 
 def class_bootstrap(values: np.ndarray, labels: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Percentile bootstrap that draws whole classes: *new classes* of this kind. Wider, as images of one class fail together."""
-    _, member = np.unique(labels, return_inverse=True)
-    return _bootstrap(np.bincount(member, weights=values), np.bincount(member).astype(float), level, draws, seed)
+    sums, sizes = _by_class(values, labels)
+
+    def score(drawn: np.ndarray) -> np.ndarray:
+        return np.take(sums, drawn).sum(1) / np.take(sizes, drawn).sum(1)
+
+    return image_bootstraps([score], len(sums), level=level, draws=draws, seed=seed)[0]
+
+
+def class_bootstrap_of_class_means(values: np.ndarray, labels: np.ndarray) -> Interval:
+    """The same of the mean of class means."""
+    sums, sizes = _by_class(values, labels)
+    return image_bootstrap(sums / sizes)
 
 
 def t_interval(means: np.ndarray, *, level: float = 0.95) -> Interval:
@@ -42,13 +84,12 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))) if only_a + only_b else 1.0
 
 
-def _bootstrap(sums: np.ndarray, sizes: np.ndarray | None, level: float, draws: int, seed: int) -> Interval:
-    """Percentile interval of sum(sums) / sum(sizes) over resampled units; sizes of None: 1 each."""
-    rng, n = np.random.default_rng(seed), len(sums)
-    block = max(1, _BLOCK // n)
-    means = []
-    for start in range(0, draws, block):
-        drawn = rng.integers(0, n, (min(block, draws - start), n))
-        means.append(np.take(sums, drawn).sum(1) / (n if sizes is None else np.take(sizes, drawn).sum(1)))
-    low, high = np.quantile(np.concatenate(means), [0.5 - level / 2, 0.5 + level / 2])
+def _by_class(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sums, sizes) of each class."""
+    _, member = np.unique(labels, return_inverse=True)
+    return np.bincount(member, weights=values), np.bincount(member).astype(float)
+
+
+def _percentiles(found: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)

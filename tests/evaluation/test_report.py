@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from fgvr.errors import StoreError
-from fgvr.evaluation import figures, report
+from fgvr.evaluation import figures, report, uncertainty
 from fgvr.types import Report
 
 NOTE = "These models know only birds: the figures say nothing about other pictures."
@@ -67,6 +67,34 @@ def test_the_numbers_are_those_of_a_loop_over_the_predictions(made):
     assert made.cost["mllm_calls"] == sum(x.by == "slow" for x in p)
     assert made.cost["encoder_forwards"] == 200
     assert made.cost["seconds"] == pytest.approx(2.0)
+
+
+def test_every_score_that_is_a_mean_has_both_intervals(run, classes, tmp_path: Path):
+    measure = ("exact", "top5", "macro", "cacc", "text_inclusion", "multiple_choice@random")
+    predictions = run()
+    made = report.make_report(predictions, classes=classes, dataset="d", trigger="t", model_loads={}, path=tmp_path, measure=measure)
+    report.write(made, tmp_path)
+    body = json.loads((tmp_path / "report.json").read_text())
+    assert body["intervals"].keys() == set(measure) - {"cacc"}, "a matching over all images is no mean over them"
+    assert body["intervals"]["exact"]["image_bootstrap"] == body["top1_interval"] == list(uncertainty.image_bootstrap(made.seen.right))
+    assert body["intervals"]["exact"]["class_bootstrap"] == list(uncertainty.class_bootstrap(made.seen.right, made.seen.labels))
+    for name, both in body["intervals"].items():
+        assert both.keys() == {"image_bootstrap", "class_bootstrap"}
+        assert all(low < body["protocols"][name] < high or low == high for low, high in both.values())
+    console = Console(width=140, record=True)
+    console.print(report.terminal(made))
+    shown, page = console.export_text(), (tmp_path / "report.html").read_text()
+    for name in ("top5", "macro"):
+        bounds = body["intervals"][name]["image_bootstrap"]
+        assert "[{:.3f}, {:.3f}]".format(*bounds) in shown and "{:.1%} to {:.1%}".format(*bounds) in page
+
+
+def test_what_system_2_left_as_it_was_is_counted(made, tmp_path: Path):
+    report.write(made, tmp_path)
+    asked = [p for p in made.predictions if p.decision.escalate]
+    same = sum((p.fast.top.category == p.label) == p.correct for p in asked)
+    assert json.loads((tmp_path / "report.json").read_text())["unchanged"] == made.unchanged == report.load(tmp_path).unchanged == same > 0
+    assert f"{same:,}<small>asked, and as right or wrong as before" in (tmp_path / "report.html").read_text()
 
 
 def test_a_written_report_is_read_back_equal(made, tmp_path: Path):

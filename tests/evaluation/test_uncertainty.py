@@ -43,6 +43,17 @@ def test_classes_that_fail_together_make_the_interval_over_classes_wider():
     assert d - c > 2 * (b - a)
 
 
+def test_the_interval_of_a_mean_of_classes_is_that_of_a_loop():
+    rng = np.random.default_rng(3)
+    labels, right = np.repeat(list("abcdef"), [2, 3, 5, 8, 13, 21]), rng.random(52) < 0.6
+    (found,) = uncertainty.image_bootstraps([uncertainty.mean_of_classes(right, labels)], 52, draws=300)
+    draws = np.random.default_rng(0).integers(0, 52, (300, 52))
+    means = [np.mean([right[d][labels[d] == c].mean() for c in np.unique(labels[d])]) for d in draws]
+    assert found == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    by_class = np.array([right[labels == c].mean() for c in "abcdef"])
+    assert uncertainty.class_bootstrap_of_class_means(right, labels) == uncertainty.image_bootstrap(by_class)
+
+
 def test_class_bootstrap_over_classes_of_one_image_is_the_image_bootstrap():
     right = rng.random(60) < 0.6
     labels = np.array([f"{i:02d}" for i in range(60)])
