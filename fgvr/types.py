@@ -158,7 +158,7 @@ class Cost:
     """Work actually done (answers from the cache cost nothing); seconds are wall time of its share of the batch.
 
     `decode_wait`: its share of the seconds in which the models had nothing to do as the batch was not decoded yet, on top of `seconds`;
-    no part of predictions.jsonl.
+    `cache_hits`: embeddings and replies that were remembered. Both are no part of predictions.jsonl.
     """
 
     mllm_calls: int = 0
@@ -167,6 +167,7 @@ class Cost:
     encoder_forwards: int = 0
     seconds: float = 0.0
     decode_wait: float = 0.0
+    cache_hits: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -176,6 +177,7 @@ class Cost:
             self.encoder_forwards + other.encoder_forwards,
             self.seconds + other.seconds,
             self.decode_wait + other.decode_wait,
+            self.cache_hits + other.cache_hits,
         )
 
 

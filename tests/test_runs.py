@@ -16,6 +16,7 @@ import fgvr
 from fgvr import modes
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.pool import close_shared
+from fgvr.store.journal import RunFile
 
 KINDS = {"Rot": (200, 30, 30), "Blau": (30, 30, 200)}
 
@@ -151,6 +152,29 @@ def test_a_replay_says_first_that_the_recorded_test_had_leaks(folder: Path):
     assert replayed.notes[0] == recorded.notes[0] == "2 of 10 test images helped to build what is tested"
     (recorded.path / "report.json").unlink()  # as if the run had not finished
     assert modes.replay(fgvr.load_config(*words)).notes[0].startswith("test images may have helped to build what is tested")
+
+
+def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folder: Path, monkeypatch):
+    def found(report: fgvr.Report) -> dict:
+        return json.loads((report.path / "report.json").read_text())
+
+    first = found(fgvr.evaluate(load(folder, "trigger=never")))
+    assert first["cost"]["cache_hits"] == 0 and first["stage_seconds"].keys() >= {"encoder"} and first["peak_host_bytes"] > 1 << 20
+    second = found(fgvr.evaluate(load(folder)))
+    assert (second["cost"]["cache_hits"], second["cost"]["mllm_calls"]) == (8, 8), "the embeddings; nobody had thought before"
+    with monkeypatch.context() as patch:
+        original, batches = RunFile.append, []
+
+        def append(file: RunFile, rows) -> None:
+            if file.path.name == modes.PREDICTIONS and batches.append(1) is None and len(batches) == 3:
+                raise KeyboardInterrupt
+            original(file, rows)
+
+        patch.setattr(RunFile, "append", append)
+        with pytest.raises(KeyboardInterrupt):
+            fgvr.evaluate(load(folder, "online=statistics"))
+    third = found(fgvr.evaluate(load(folder, "online=statistics")))
+    assert (third["cost"]["cache_hits"], third["cost"]["mllm_calls"]) == (16, 0)
 
 
 # --- one at a time -----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def render(
         _changed(report, seen, predictions, pictures.tests),
         html.section("Most confused", explorer.explore(predictions, seen, report.classes, pictures)),
         _classes(report, seen),
-        _cost(report, seen, memory),
+        _cost(report, seen, body["stage_seconds"]),
         _memory(memory) if memory is not None else "",
         _provenance(body),
         _config(body),
@@ -147,6 +147,7 @@ def _numbers(report: Report, body: Mapping[str, Any]) -> str:
         ("Unreadable answers of System 2", f"{body['unreadable']:,}"),
         ("Images skipped", f"{report.skipped:,}"),
         ("Peak device memory", f"{report.peak_device_bytes / 2**20:,.0f} MiB" if report.peak_device_bytes else "not measured"),
+        ("Peak main memory of the process", f"{body['peak_host_bytes'] / 2**20:,.0f} MiB" if body["peak_host_bytes"] else "not measured"),
         ("Models loaded in this process so far", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"),
     ]
     figures = html.table("All other figures of this run", ("Quantity", "Value"), rows, numeric=(1,))
@@ -222,9 +223,9 @@ def _budget(body: Mapping[str, Any]) -> str:
     return html.section("Accuracy at equal budget", html.table(caption, ("Router", "Asked System 2", "Top-1"), rows, numeric=(1, 2)) + told)
 
 
-def _cost(report: Report, seen: Outcomes, memory: Course | None) -> str:
+def _cost(report: Report, seen: Outcomes, stages: Mapping[str, Mapping[str, float]] | None) -> str:
     """Work of this run by stage; what was remembered cost nothing. Seconds of a model: while somebody used it."""
-    used = {t.role: (f"{t.loading_seconds:.1f} s", f"{t.leased_seconds:.1f} s") for t in memory.tallies} if memory is not None else {}
+    used = {role: (f"{s['loading']:.1f} s", f"{s['in_use']:.1f} s") for role, s in (stages or {}).items()}
     cost, slow = report.cost, int(seen.escalated.sum())
     tokens = f"{cost['prompt_tokens']:,.0f} / {cost['new_tokens']:,.0f}"
     rows = [
@@ -236,7 +237,8 @@ def _cost(report: Report, seen: Outcomes, memory: Course | None) -> str:
     heads = ("Stage", "Images", "Forwards or calls", "Prompt / new tokens", "Loading", "Model in use")
     waited = cost.get("decode_wait", 0.0)
     idle = f", besides {waited:,.1f} s waiting for pictures to be decoded" if waited else ""
-    caption = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}; what was remembered cost nothing"
+    hits = f" ({cost['cache_hits']:,.0f} embeddings and replies)" if "cache_hits" in cost else ""
+    caption = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}; what was remembered cost nothing{hits}"
     return html.section("Cost by stage", html.table(caption, heads, rows, numeric=range(1, 6)))
 
 

@@ -1,10 +1,10 @@
 """What "correct" means: named, versioned ways to score one predictions file. A number is comparable only within one id and version.
 
 A new protocol is one function on `Outcomes` under `@protocol`; its version rises whenever any score could change. The function says what
-each image is worth, and the score is their mean, which can then be given intervals; or it says the score itself. Class identity is the class
-id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit (audit.py) says how many wrong
-answers each of them accepts. Definitions as published: FineR's utils/metrics.py (cacc, sacc), lmms-owc (text_inclusion), FOCI
-(multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
+each image is worth, and the score is their mean, which can then be given intervals; or it says the score itself. Class identity is the
+class id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit (audit.py) says how
+many wrong answers each of them accepts. Definitions as published: FineR's utils/metrics.py (cacc, sacc), lmms-owc (text_inclusion),
+FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
 """
 
 from __future__ import annotations

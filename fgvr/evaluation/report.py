@@ -43,6 +43,7 @@ class RunReport(Report):
     pictures: Pictures = field(default_factory=lambda: Pictures({}, {}), repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: Course | None = field(default=None, repr=False)
+    peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
     intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict, repr=False)  # by protocol: the two of `uncertainty`
     slow_right: np.ndarray | None = field(default=None, repr=False)  # had all been thought over; where all slow answers are known
 
@@ -63,19 +64,23 @@ def make_report(
     known: Mapping[str, Sequence[ImageSource]] | None = None,
     provenance: Mapping[str, str] | None = None,
     memory: Course | None = None,
+    peak_host_bytes: int | None = None,
     slow_right: np.ndarray | None = None,
     decode_wait: float | None = None,
+    cache_hits: int | None = None,
     measure: Sequence[str] = protocols.DEFAULT,
     sentences: protocols.Sentences | None = None,
 ) -> RunReport:
     """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
     looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
-    `decode_wait`: seconds the models waited for pictures, where that was measured; `provenance` is shown as it is. The predictions are
+    `decode_wait`: seconds the models waited for pictures, `cache_hits`: embeddings and replies that were remembered, each where that was
+    measured; `provenance` is shown as it is. The predictions are
     walked, several times, and none is kept.
     """
     seen = outcomes(predictions)
     measured = protocols.measured(seen, measure, sentences)
     intervals = _intervals(measured, seen)
+    measured_cost = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
     return RunReport(
         n=len(seen),
         top1=metrics.accuracy(seen.right),
@@ -85,7 +90,7 @@ def make_report(
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
         protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
-        cost=total_cost(predictions) | ({} if decode_wait is None else {"decode_wait": round(decode_wait, 3)}),
+        cost=total_cost(predictions) | {key: value for key, value in measured_cost.items() if value is not None},
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
         notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
@@ -101,6 +106,7 @@ def make_report(
         provenance=dict(provenance or {}),
         intervals=intervals,
         memory=memory,
+        peak_host_bytes=peak_host_bytes,
         slow_right=slow_right,
     )
 
@@ -162,7 +168,9 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "abstention": abstention(report.predictions),
         "unreadable": sum(p.slow.status == "unreadable" for p in report.predictions if p.decision.escalate and p.slow is not None),
         "cost": dict(report.cost),
+        "stage_seconds": stage_seconds(report.memory),
         "peak_device_bytes": report.peak_device_bytes,
+        "peak_host_bytes": report.peak_host_bytes,
         "model_loads": dict(report.model_loads),
         "skipped": report.skipped,
         "dataset": report.dataset,
@@ -173,6 +181,18 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "provenance": dict(report.provenance),
         "config": dict(report.config),
     }
+
+
+def stage_seconds(memory: Course | None) -> dict[str, dict[str, float]] | None:
+    """By role: seconds of loading it, and of its being used; none of a role that was not needed. None where memory was not recorded."""
+    if memory is None:
+        return None
+    found: dict[str, dict[str, float]] = {}
+    for tally in memory.tallies:  # two models of one role, where another was asked for in a session before
+        stage = found.setdefault(tally.role, {"loading": 0.0, "in_use": 0.0})
+        stage["loading"] = round(stage["loading"] + tally.loading_seconds, 3)
+        stage["in_use"] = round(stage["in_use"] + tally.leased_seconds, 3)
+    return found
 
 
 def abstention(predictions: Sequence[Prediction]) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ class Tracker:
         self._file, self._others = file, others
         self._images = self._labelled = self._right = self._slow = 0
         self._seconds = self.decode_wait = 0.0
+        self.cache_hits = 0
 
     def resume(self, done: Sequence[Prediction]) -> None:
         """What an earlier, interrupted run has answered; its steps stay in the file, later ones go."""
@@ -35,7 +36,8 @@ class Tracker:
         lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True) if self._file.exists() else []
         rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]  # the last one may be half written
         kept = [(line, row) for line, row in rows if row["step"] <= self._images and "final/top1" not in row]
-        self.decode_wait = kept[-1][1].get("decode_wait", 0.0) if kept else 0.0
+        last = kept[-1][1] if kept else {}
+        self.decode_wait, self.cache_hits = last.get("decode_wait", 0.0), last.get("cache_hits", 0)
         atomic_write(self._file, "".join(line for line, _ in kept))
 
     def batch(self, predictions: Sequence[Prediction]) -> None:
@@ -44,6 +46,7 @@ class Tracker:
             return
         self._count(predictions)
         values = {"slow_rate": self._slow / self._images, "seconds": round(self._seconds, 3), "decode_wait": round(self.decode_wait, 3)}
+        values["cache_hits"] = self.cache_hits
         if self._labelled:
             values["top1"] = self._right / self._labelled
         self._tell(values)
@@ -63,6 +66,7 @@ class Tracker:
             self._slow += p.decision.escalate
             self._seconds += p.cost.seconds
             self.decode_wait += p.cost.decode_wait
+            self.cache_hits += p.cost.cache_hits
 
     def _tell(self, values: Mapping[str, float]) -> None:
         with open(self._file, "a", encoding="utf-8") as rows:

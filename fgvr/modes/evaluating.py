@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                     predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             notes = _notes(cfg, base, dataset, recognizer, overlaps)
-            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, decode_wait=tracker.decode_wait)
+            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             reports.write(report, folder)
         return report
@@ -159,9 +159,10 @@ def _report(
     *,
     notes: Sequence[str],
     slow_right: np.ndarray | None,
-    decode_wait: float,
+    tracker: Tracker,
 ) -> reports.RunReport:
     pool = assembly.shared_pool(cfg)
+    recorded = timeline.read(folder / timeline.FILE) if (folder / timeline.FILE).exists() else None
     return reports.make_report(
         predictions,
         classes={category.id: category.name for category in dataset.catalog.categories},
@@ -182,9 +183,11 @@ def _report(
             ),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
-        memory=course(timeline.read(folder / timeline.FILE)) if (folder / timeline.FILE).exists() else None,
+        memory=None if recorded is None else course(recorded),
+        peak_host_bytes=max((sample.rss for sample in recorded.samples), default=None) if recorded is not None else None,
         slow_right=slow_right,
-        decode_wait=decode_wait,
+        decode_wait=tracker.decode_wait,
+        cache_hits=tracker.cache_hits,
         measure=tuple(cfg.evaluation.protocols),
         sentences=assembly.sentences(cfg),
     )

@@ -64,7 +64,7 @@ class RememberingEncoder:
                 tally.add(names[i], encoder_forwards=1)
             return _rows_to_bytes(rows)
 
-        return self._vectors("image", names, compute)
+        return self._vectors("image", names, compute, of=names)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         def compute(indices: list[int]) -> list[bytes]:
@@ -74,13 +74,15 @@ class RememberingEncoder:
 
         return self._vectors("text", texts, compute)
 
-    def _vectors(self, kind: str, names: Sequence[str], compute: Callable[[list[int]], list[bytes]]) -> np.ndarray:
+    def _vectors(
+        self, kind: str, names: Sequence[str], compute: Callable[[list[int]], list[bytes]], of: Sequence[str] | None = None
+    ) -> np.ndarray:
         """(B, d) float32."""
         if not names:
             return np.zeros((0, 0), np.float32)
         fingerprint = self.fingerprint
         keys = [_key(kind, fingerprint, name) for name in names]
-        values = _remembered(self._cache, keys, compute, known=self._ahead.get(keys))
+        values = _remembered(self._cache, keys, compute, known=self._ahead.get(keys), of=of)
         return np.stack([np.frombuffer(value, "<f4") for value in values]).astype(np.float32)
 
 
@@ -102,6 +104,7 @@ class RememberingMLLM:
         self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
     ) -> list[Reply]:
         shown = [_hashes(item) for item in images]
+        owners = _first(shown)
         fingerprint = self.fingerprint
         keys = [
             _key("generate", fingerprint, pictures, prompt, system, max_new_tokens) for pictures, prompt in zip(shown, prompts, strict=True)
@@ -112,10 +115,11 @@ class RememberingMLLM:
                 [images[i] for i in indices], [prompts[i] for i in indices], system=system, max_new_tokens=max_new_tokens
             )
             for i, reply in zip(indices, replies, strict=True):
-                _tally_mllm(shown[i], reply.prompt_tokens, reply.new_tokens)
+                _tally_mllm(owners[i], reply.prompt_tokens, reply.new_tokens)
             return [_to_json({"text": str(r), "prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens}) for r in replies]
 
-        values = _remembered(self._cache, keys, compute, keep=lambda value: json.loads(value)["text"].strip(), at_once=AT_ONCE)
+        written: Callable[[bytes], object] = lambda value: json.loads(value)["text"].strip()  # noqa: E731
+        values = _remembered(self._cache, keys, compute, keep=written, at_once=AT_ONCE, of=owners)
         return [Reply(**json.loads(value)) for value in values]
 
     def score(
@@ -127,6 +131,7 @@ class RememberingMLLM:
         system: str = "",
     ) -> list[Scores]:
         shown = [_hashes(item) for item in images]
+        owners = _first(shown)
         fingerprint = self.fingerprint
         keys = [
             _key("score", fingerprint, pictures, prompt, system, list(texts))
@@ -138,10 +143,11 @@ class RememberingMLLM:
                 [images[i] for i in indices], [prompts[i] for i in indices], [continuations[i] for i in indices], system=system
             )
             for i, score in zip(indices, scores, strict=True):
-                _tally_mllm(shown[i], score.prompt_tokens, 0)  # scoring generates nothing
+                _tally_mllm(owners[i], score.prompt_tokens, 0)  # scoring generates nothing
             return [_to_json([list(map(float, s.log_likelihoods)), list(map(int, s.tokens)), int(s.prompt_tokens)]) for s in scores]
 
-        return [_scores(*json.loads(value)) for value in _remembered(self._cache, keys, compute, at_once=AT_ONCE)]
+        values = _remembered(self._cache, keys, compute, at_once=AT_ONCE, of=owners)
+        return [_scores(*json.loads(value)) for value in values]
 
 
 class RememberingJointEncoder:
@@ -165,7 +171,7 @@ class RememberingJointEncoder:
                 tally.add(names[i], encoder_forwards=1)
             return _rows_to_bytes(matches)
 
-        values = _remembered(self._cache, keys, compute)
+        values = _remembered(self._cache, keys, compute, of=names)
         return np.array([np.frombuffer(value, "<f4")[0] for value in values], np.float32)
 
 
@@ -182,11 +188,16 @@ def _remembered(
     keep: Callable[[bytes], object] = lambda value: True,
     known: Mapping[str, bytes] | None = None,
     at_once: int | None = None,
+    of: Sequence[str] | None = None,
 ) -> list[bytes]:
     """One value per key. `compute` is called with the first index of each key the cache lacks; what `keep` refuses is returned but not
-    remembered. `known`: what of the cache was looked up before. `at_once`: most indices of one call, and of one transaction."""
+    remembered. `known`: what of the cache was looked up before. `at_once`: most indices of one call, and of one transaction. `of`: the
+    pictures to which hits are tallied."""
     known = dict(known or {})
     known.update(cache.get(unseen) if (unseen := [key for key in dict.fromkeys(keys) if key not in known]) else {})
+    if of is not None:
+        for name in (name for key, name in zip(keys, of, strict=True) if key in known):
+            tally.add(name, cache_hits=1)
     missing: Mapping[str, int] = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
     indices = sorted(missing.values())
     step = at_once or max(1, len(indices))
@@ -208,8 +219,12 @@ def _hashes(item: ImageLike | Sequence[ImageLike]) -> list[str]:
     return [content_hash(image) for image in item]
 
 
-def _tally_mllm(pictures: Sequence[str], prompt_tokens: int, new_tokens: int) -> None:
-    owner = pictures[0] if pictures else tally.ELSEWHERE
+def _first(shown: Sequence[Sequence[str]]) -> list[str]:
+    """To which picture a prompt's work and hits are tallied."""
+    return [pictures[0] if pictures else tally.ELSEWHERE for pictures in shown]
+
+
+def _tally_mllm(owner: str, prompt_tokens: int, new_tokens: int) -> None:
     tally.add(owner, mllm_calls=1, prompt_tokens=int(prompt_tokens), new_tokens=int(new_tokens))
 
 

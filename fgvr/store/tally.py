@@ -1,4 +1,4 @@
-"""Work really done, per image: what was answered from memory does not count."""
+"""Work really done, per image: what was answered from memory counts as a hit only."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def add(
     new_tokens: int = 0,
     encoder_forwards: int = 0,
     seconds: float = 0.0,
+    cache_hits: int = 0,
 ) -> None:
     """Count work for one picture in every open scope; without one this does nothing."""
-    cost = Cost(mllm_calls, prompt_tokens, new_tokens, encoder_forwards, seconds)
+    cost = Cost(mllm_calls, prompt_tokens, new_tokens, encoder_forwards, seconds, cache_hits=cache_hits)
     for work in _open.get():
         work.add(sha256, cost)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fgvr.errors import StoreError
 from fgvr.evaluation import figures, report, uncertainty
+from fgvr.evaluation.memory_steps import Course, Step, Tally
 from fgvr.types import Report
 
 NOTE = "These models know only birds: the figures say nothing about other pictures."
@@ -87,6 +88,18 @@ def test_every_score_that_is_a_mean_has_both_intervals(run, classes, tmp_path: P
     for name in ("top5", "macro"):
         bounds = body["intervals"][name]["image_bootstrap"]
         assert "[{:.3f}, {:.3f}]".format(*bounds) in shown and "{:.1%} to {:.1%}".format(*bounds) in page
+
+
+def test_what_was_measured_of_the_work_is_told(run, classes, tmp_path: Path):
+    tallies = (Tally("mllm-1", "mllm", loading_seconds=1.25, leased_seconds=7.5), Tally("mllm-2", "mllm", leased_seconds=0.5))
+    course = Course((Step(0.0, {}, 0, 0, 1),), (), (), (), (), 9.0, tallies)
+    known = {"memory": course, "peak_host_bytes": 700 << 20, "decode_wait": 0.25, "cache_hits": 1234}
+    made = report.make_report(run(), classes=classes, dataset="d", trigger="t", model_loads={}, path=tmp_path, **known)
+    report.write(made, tmp_path)
+    body, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
+    assert body["stage_seconds"] == {"mllm": {"loading": 1.25, "in_use": 8.0}} and body["peak_host_bytes"] == 700 << 20
+    assert (body["cost"]["decode_wait"], body["cost"]["cache_hits"]) == (0.25, 1234)
+    assert "700 MiB" in page and "1,234 embeddings and replies" in page
 
 
 def test_what_system_2_left_as_it_was_is_counted(made, tmp_path: Path):
