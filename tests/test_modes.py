@@ -237,6 +237,15 @@ def test_costs_in_the_report_are_what_the_models_counted_and_routers_stand_side_
     assert json.loads((random.path / "report.json").read_text())["routers"] is None, "nobody knows what was not asked"
 
 
+def test_the_oracle_is_refused_where_nobody_knows_the_labels(tmp_path):
+    told = "trigger=oracle decides by the labels.* write trigger=calibrated"
+    for words in (("mode=classify", f"image={tmp_path}"), ("mode=serve",), ("mode=discover", f"images={tmp_path}")):
+        with pytest.raises(fgvr.ConfigError, match=told):
+            load(*words, "trigger=oracle")
+    with pytest.raises(fgvr.ConfigError, match=told):
+        fgvr.build_recognizer(load("trigger=oracle"))
+
+
 def test_the_oracle_is_the_ceiling():
     always, never, oracle = (fgvr.evaluate(load(f"trigger={t}")) for t in ("always", "never", "oracle"))
     assert oracle.top1 >= max(always.top1, never.top1)

@@ -21,7 +21,7 @@ from fgvr.assembly.models import (
     stages_of_recognition,
     store_path,
 )
-from fgvr.assembly.recognizer import build_recognizer
+from fgvr.assembly.recognizer import build_evaluated, build_recognizer
 from fgvr.assembly.replaying import build_replay, replayed_config
 from fgvr.utils.paths import config_dir
 
@@ -32,6 +32,7 @@ __all__ = [
     "baseline_recognizer",
     "chosen_baselines",
     "Models",
+    "build_evaluated",
     "build_experience",
     "build_recognizer",
     "build_replay",

@@ -12,7 +12,7 @@ from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.agents.trigger import Never
 from fgvr.assembly.configuration import plain
 from fgvr.assembly.models import open_models, open_store
-from fgvr.assembly.recognizer import build_recognizer
+from fgvr.assembly.recognizer import build_evaluated
 from fgvr.data.pictures import open_picture
 from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase
@@ -76,7 +76,7 @@ def baseline_config(cfg: DictConfig, name: str) -> DictConfig:
 def baseline_recognizer(name: str) -> Callable[[DictConfig, KnowledgeBase], Recognizer]:
     """How to build its recognizer: the pipeline's own, or one that ranks by a rule and never thinks slowly."""
     if name not in ("zero_shot", "knn", "cache", "linear_probe"):
-        return build_recognizer
+        return build_evaluated
 
     def build(cfg: DictConfig, base: KnowledgeBase) -> Recognizer:
         encoder = open_models(cfg, open_store(cfg)).encoder

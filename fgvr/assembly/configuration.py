@@ -17,6 +17,7 @@ from fgvr.agents.online import KINDS, Kind
 from fgvr.assembly import served
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import protocols
+from fgvr.evaluation.hindsight import Oracle
 from fgvr.overrides import explain, tidy
 from fgvr.runtime import allocator, watching
 from fgvr.runtime.budget import parse_budget, parse_bytes
@@ -59,7 +60,21 @@ def checked(cfg: DictConfig) -> DictConfig:
     if cfg.slow.exemplars and cfg.slow.decoder == "score" and cfg.slow.target == "description":
         raise ConfigError("slow.exemplars=true needs the candidates in the question: write slow.target=name or letter, or slow=reason")
     policy(cfg)
+    if cfg.mode in _UNLABELLED:
+        refuse_oracle(cfg)
     return cfg
+
+
+_UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no label
+
+
+def refuse_oracle(cfg: DictConfig) -> None:
+    """For pictures whose label nobody knows."""
+    if trigger_name(cfg) == Oracle.name:
+        raise ConfigError(
+            "trigger=oracle decides by the labels, so it exists in evaluations only: write trigger=calibrated, or trigger=always to send "
+            "every image to System 2"
+        )
 
 
 def make(node: DictConfig) -> Any:

@@ -14,7 +14,7 @@ from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.online import OnlineRetrieval
 from fgvr.agents.slow import Shortlist, SlowThinking
 from fgvr.assembly.abstaining import build_abstainer
-from fgvr.assembly.configuration import learning, make
+from fgvr.assembly.configuration import learning, make, refuse_oracle
 from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.models import open_models, open_store
@@ -29,7 +29,16 @@ from fgvr.protocols import FastThinker, SlowThinker
 
 
 def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recognizer:
-    """A Recognizer over this configuration's knowledge base. Holds handles only; weights come with the first image."""
+    """A Recognizer over this configuration's knowledge base. Holds handles only; weights come with the first image.
+
+    For any picture, hence trigger=oracle, which needs labels, is a ConfigError.
+    """
+    refuse_oracle(cfg)
+    return build_evaluated(cfg, base)
+
+
+def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recognizer:
+    """The same for an evaluation. With trigger=oracle it thinks about all; who knows the labels has the last word (`Oracle.redecide`)."""
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
     fusion: Fusion = make(cfg.fusion)

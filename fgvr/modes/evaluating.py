@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_recognizer) -> Report:
+def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_evaluated) -> Report:
     """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
     cfg = assembly.settled(cfg)
     with run_folder(cfg) as folder:
@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                 made_with(base, inputs, folder, file)
                 overlaps = _overlaps(cfg, base, dataset)
                 recognizer = build(cfg, base)
-                stages = assembly.stages_of_recognition(cfg) if build is assembly.build_recognizer else []
+                stages = assembly.stages_of_recognition(cfg) if build is assembly.build_evaluated else []
                 with assembly.looking_ahead(cfg, *stages):
                     predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
