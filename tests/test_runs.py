@@ -76,7 +76,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
 def change(folder: Path, how: str) -> None:
     if how == "added":
-        draw(folder / "test/Rot/0.png", (90, 90, 90), 77)
+        draw(folder / "test/Blau/0.png", (90, 90, 90), 77)  # before those answered already
     elif how == "removed":
         (folder / "test/Blau/1.png").unlink()
     else:

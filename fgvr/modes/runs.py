@@ -83,7 +83,8 @@ def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
 
 def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run's answers depend on beside its configuration and its base: the images by order and content, the models by their files."""
-    images = [(sample.key, sample.label, sample.sha256) for sample in (*dataset.split.test, *dataset.split.calibration)]
+    split = dataset.split
+    images = [[(sample.key, sample.label, sample.sha256) for sample in part] for part in (split.test, split.calibration)]
     models = assembly.open_models(cfg, NoCache())
     return {"images": short_hash(images)} | {role: getattr(models, role).fingerprint for role in planning.used(cfg)}
 
