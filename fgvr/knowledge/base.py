@@ -168,6 +168,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
             fold_text=arrays["fold_text"],
             name=arrays.get("name"),
             temperature=float(arrays["temperature"][0]),
+            families=arrays.get("families"),
         ),
         statistics=Statistics(ids, arrays["confusion"]),
         rehearsal=_load_rehearsal(folder / REHEARSAL),
@@ -254,6 +255,8 @@ def _save_prototypes(path: Path, prototypes: Prototypes, statistics: Statistics)
     }
     if prototypes.name is not None:
         arrays["name"] = prototypes.name
+    if prototypes.families is not None:
+        arrays["families"] = prototypes.families
     atomic_write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 

@@ -62,6 +62,7 @@ class Craft:
     pictures_per_description: int
     cross_fit: bool
     views: int = 1  # of each support image; their vectors are averaged
+    families: Callable[[Sequence[Sample]], Sequence[int]] = lambda samples: range(len(samples))  # copies of each other have one number
     pieces: Callable[[str], Sequence[str]] = lambda text: (text,)  # of a description, whose vectors are averaged
     encode_batch: int
     describe_batch: int
@@ -124,7 +125,8 @@ def build(
     position = {category.id: i for i, category in enumerate(categories)}
     samples = sorted(samples, key=lambda s: (position[s.label or ""], s.key))
     owners = np.array([position[s.label or ""] for s in samples], np.int64)
-    folds = halves(owners.tolist())
+    families = _families(craft.families(samples))
+    folds = halves(owners.tolist(), families)
 
     def pictures(indices: Sequence[int]) -> list[Picture]:
         return [craft.look(samples[i]) for i in indices]
@@ -140,6 +142,7 @@ def build(
         fold_text=np.stack([_encode_words([r.fold_descriptions[f] for r in records], craft, encoded.shape[1]) for f in (0, 1)]),
         name=_encode_names(categories, craft),
         temperature=1 / craft.encoder.logit_scale,
+        families=families,
     )
     statistics, rehearsal = craft.rehearse(prototypes, records, hashes, pictures)
     base = KnowledgeBase(
@@ -152,6 +155,15 @@ def build(
         support=tuple(Support(s.key, s.label or "", sha256) for s, sha256 in zip(samples, hashes, strict=True)),
     )
     return base.save(partial, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(time.monotonic() - started, 3))
+
+
+def _families(numbers: Sequence[int]) -> np.ndarray | None:
+    """None where no image has a copy, as nearly always."""
+    copies = len(numbers) - len(set(numbers))
+    if not copies:
+        return None
+    log.info("%d support images are copies of others of their class, exact or near: left out together wherever one is left out", copies)
+    return np.array(numbers, np.int64)
 
 
 def batches(n: int, size: int) -> list[range]:
