@@ -28,6 +28,7 @@ from fgvr.agents import discover_prompts
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import workspace
+from fgvr.knowledge.statistics import Statistics
 from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
@@ -344,3 +345,13 @@ def test_a_rule_without_its_measured_gain_is_read():
     sums = {**written.manifest.files, "experience.jsonl": files.sha256_file(base.path / "experience.jsonl")}
     (base.path / "manifest.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(written.manifest, files=sums))))
     assert knowledge_base.load(base.path).experience == (dataclasses.replace(rule, gain=None),)
+
+
+def test_what_is_doubtful_is_judged_by_the_fusion_that_is_configured_not_by_the_one_of_the_build():
+    words = ("mode=build_experience_base", "trigger.target=risk:0.4@0.5", "fusion.image_weight=1", "dataset.calibration=4")
+    cfg, base = load(*words), fgvr.build_knowledge_base(load(*words[2:]))
+    support = assembly.open_dataset(cfg).split.support
+    _, lessons = assembly.build_experience(cfg, base, support)
+    nobody_right = np.roll(np.eye(6, dtype=np.int64) * 4, 1, axis=1)
+    dataclasses.replace(base, statistics=Statistics(base.prototypes.ids, nobody_right)).save(base.path, created="", seconds=0)
+    assert assembly.build_experience(cfg, base, support)[1].answered == lessons.answered
