@@ -130,7 +130,7 @@ RULES: dict[str, Rule] = {
     "discover.shortlist": COUNT,
     "discover.alike": SHARE,
     "discover.price": number(0, also=NULL),
-    "discover.shots": whole(1, also=NULL),
+    "discover.shots": whole(2, also=NULL),
     "discover.max_new_tokens": COUNT,
     # images
     "dataset.root": text(),

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from PIL import Image
 import fgvr
 from fgvr import assembly
 from fgvr.agents import discover_prompts
+from fgvr.data import birds
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import workspace
@@ -355,3 +357,28 @@ def test_what_is_doubtful_is_judged_by_the_fusion_that_is_configured_not_by_the_
     nobody_right = np.roll(np.eye(6, dtype=np.int64) * 4, 1, axis=1)
     dataclasses.replace(base, statistics=Statistics(base.prototypes.ids, nobody_right)).save(base.path, created="", seconds=0)
     assert assembly.build_experience(cfg, base, support)[1].answered == lessons.answered
+
+
+# --- copies within the support -----------------------------------------------------------------------------------------------
+
+
+def test_copies_among_the_shots_are_known_and_go_into_one_half(tmp_path: Path) -> None:
+    world, root = birds.make_world(difficulty=0.3), tmp_path / "birds"
+    for species in (0, 1):
+        for split, count in (("train", 4), ("test", 2)):
+            (root / split / f"kind {species}").mkdir(parents=True)
+            for i in range(count):
+                birds.render(world, species, split, i).save(root / split / f"kind {species}" / f"{i}.png")
+    with Image.open(root / "train/kind 0/0.png") as first:
+        first.save(root / "train/kind 0/1.png", "JPEG", quality=75)
+    words = ("models=fake", "dataset=folder", f"dataset.root={root}", "dataset.shots=4")
+    built = fgvr.build_knowledge_base(fgvr.load_config(*words))
+    known = fgvr.build_knowledge_base(fgvr.load_config(*words)).prototypes
+    assert built.prototypes.families is not None and known.families is not None
+    assert built.prototypes.families.tolist() == known.families.tolist() == [0, 0, 2, 3, 4, 5, 6, 7]
+    assert known.folds.tolist() == [0, 0, 1, 0, 0, 1, 0, 1]
+    shutil.rmtree(root / "train/kind 0")
+    (root / "train/kind 0").mkdir()
+    for i in range(4):
+        birds.render(world, 0, "train", i).save(root / "train/kind 0" / f"{i}.png")
+    assert fgvr.build_knowledge_base(fgvr.load_config(*words)).prototypes.families is None
