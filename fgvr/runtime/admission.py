@@ -30,6 +30,7 @@ class Request:
     holder: str
     own: tuple[Grant, ...]  # leases the caller already holds
     since: float  # when it was asked, by the monotonic clock
+    batches: tuple[int, ...]  # batch size of each entry that `work` is for
     stop: threading.Event | None = None  # set = whoever asks does not want it any more
     loaded: set[Entry] = field(default_factory=set)
     grant: Grant | None = None
@@ -176,9 +177,9 @@ class Admission:
             raise OutOfBudget(f"{names}: {len(together)} models at once, runtime.max_models={ledger.max_models}", self.plan(ask))
 
     def _grant(self, ask: Request) -> Grant:
-        grant = ask.grant = Grant(ask.entries, ask.work, ask.holder)
-        for entry in ask.entries:
-            entry.leases += 1
+        grant = ask.grant = Grant(ask.entries, ask.work, ask.holder, ask.batches)
+        for entry, batch in zip(ask.entries, ask.batches, strict=True):
+            entry.lend(batch)
             entry.hits += entry not in ask.loaded
             entry.used(grant.since, ask.holder)
         self._ledger.grants.add(grant)

@@ -79,7 +79,7 @@ class Borrowed:
     @property
     def _room(self) -> int:
         """Tokens a batch may have, padding included: what the plan reckons with, whatever the single prompt is."""
-        return self._entry.spec.batch_size * self._model.tokens_per_item
+        return self._entry.batch_size * self._model.tokens_per_item
 
     def _run(self, batch: Sequence[int], call: Callable[[Any, Sequence[int]], Sequence[T]], answers: dict[int, T]) -> str | None:
         """One batch; notes its answers, or returns the words of the error when memory ran out.

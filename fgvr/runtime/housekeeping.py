@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fgvr.runtime.admission import Admission, Load, Request
 from fgvr.runtime.events import Events
@@ -35,7 +35,7 @@ class Housekeeping:
         admission: Admission,
         residency: Residency,
         events: Events,
-        size: Callable[[list[Entry]], None],
+        size: Callable[[Iterable[Entry]], object],
     ) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
         self._residency, self._events, self._size = residency, events, size
@@ -102,7 +102,7 @@ class Housekeeping:
     def _fetch(self, entry: Entry) -> None:
         """Bring one model in, as long as that is at nobody's cost."""
         self._size([entry])
-        ask = Request((entry,), entry.work, NAME, (), time.monotonic())
+        ask = Request((entry,), entry.work, NAME, (), time.monotonic(), (entry.spec.batch_size,))
         try:
             while not self.closed:
                 with self._condition:

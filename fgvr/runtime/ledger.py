@@ -43,14 +43,14 @@ class Entry:
     loader: Loader
     state: State = "absent"
     mover: object | None = None  # who brings it in or takes it out; nobody else may change its state meanwhile
-    sized: bool = False  # whether size and work are known
     size: int = 0  # bytes of weights: estimated, then measured
-    work: int = 0  # bytes one batch needs
+    works: dict[int, int] = field(default_factory=dict)  # batch size -> bytes one batch needs; with the first of them, size is known
     charge: int = 0  # bytes on the device's ledger now
     host_charge: int = 0  # bytes in main memory now
     model: Any = None
     face: Any = None  # what leases hand out; outlives the model
     leases: int = 0
+    lent: tuple[int, ...] = ()  # batch size of each running lease: no batch may be larger than what all of them have memory for
     hits: int = 0
     loads: int = 0
     restores: int = 0
@@ -85,19 +85,38 @@ class Entry:
             self.gap = gap if not self.gap else _NEWEST * gap + (1 - _NEWEST) * self.gap
         self.last_used, self.last_holder = now, holder
 
+    @property
+    def work(self) -> int:
+        """Bytes one batch of the spec's size needs; 0 while nobody has asked."""
+        return self.works.get(self.spec.batch_size, 0)
+
+    @property
+    def batch_size(self) -> int:
+        """The least that a running lease was lent with: the spec may name another by now, which its working memory is not for."""
+        return max(1, min(self.lent, default=self.spec.batch_size))
+
     def batch(self, call: str) -> int:
         """How many items go through at once."""
-        size = max(1, self.spec.batch_size)
+        size = self.batch_size
         return min(size, self.sizes.get(call, size))
+
+    def lend(self, batch_size: int) -> None:
+        self.leases, self.lent = self.leases + 1, (*self.lent, batch_size)
+
+    def take_back(self, batch_size: int) -> None:
+        left = list(self.lent)
+        left.remove(batch_size)
+        self.leases, self.lent = self.leases - 1, tuple(left)
 
 
 @dataclass(eq=False, slots=True)
 class Grant:
-    """An active lease: what is borrowed, by whom, with how much working memory."""
+    """An active lease: what is borrowed, by whom, with how much working memory, for batches of which sizes (one for each entry)."""
 
     entries: tuple[Entry, ...]
     work: int
     holder: str
+    batches: tuple[int, ...]
     since: float = field(default_factory=time.monotonic)
 
 

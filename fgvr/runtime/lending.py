@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,9 +26,9 @@ class Lending:
         self._condition, self._ledger, self._admission = condition, ledger, admission
         self._residency, self._events = residency, events
 
-    def acquire(self, entries: tuple[Entry, ...], work: int, began: float, timeout: float, stop: threading.Event | None) -> Grant:
-        """All of `entries`, or none: every exception leaves nothing behind."""
-        ask = Request(entries, work, threading.current_thread().name, _HELD.get(), began, stop)
+    def acquire(self, batches: Mapping[Entry, int], work: int, began: float, timeout: float, stop: threading.Event | None) -> Grant:
+        """All of these, each for batches of so many items, or none: every exception leaves nothing behind."""
+        ask = Request(tuple(batches), work, threading.current_thread().name, _HELD.get(), began, tuple(batches.values()), stop)
         try:
             while ask.grant is None:
                 self._step(ask, began + timeout, timeout)
@@ -51,8 +51,8 @@ class Lending:
                 return
             self._ledger.grants.discard(grant)
             now = time.monotonic()
-            for entry in grant.entries:
-                entry.leases -= 1
+            for entry, batch in zip(grant.entries, grant.batches, strict=True):
+                entry.take_back(batch)
                 entry.last_used = now
             self._events.lent("return", grant, now - grant.since)
             self._condition.notify_all()

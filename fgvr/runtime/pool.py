@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -256,8 +256,9 @@ class ModelPool:
         """What these models (all roles when none is named) would need at once, against the budget. Loads nothing."""
         with self._condition:
             entries = [self._resolve(m) for m in models] or [self._ledger.find(role) for role in self._ledger.aliases]
-        self._size(entries)
-        needs = [Need(e.spec, e.size, e.work) for e in dict.fromkeys(entries)]
+            specs = {entry: entry.spec for entry in entries}
+        self._measure(specs)
+        needs = [Need(spec, entry.size, entry.works[spec.batch_size]) for entry, spec in specs.items()]
         return describe(needs, self._ledger.limit, reserve=self._ledger.reserve)
 
     def status(self) -> PoolStatus:
@@ -313,20 +314,24 @@ class ModelPool:
             entry = Entry(spec, self._loaders(spec))
             entry.face = FACES[spec.role](entry, self.counters, self._recovery)
             self._ledger.entries[spec.key] = entry
-        entry.spec = spec  # the batch size may change; it is no part of the key
+        entry.spec = spec  # the batch size may change; it is no part of the key, and running leases keep theirs
         return entry
 
     def _resolve(self, model: str | ModelSpec) -> Entry:
         return self._ledger.find(model) if isinstance(model, str) else self._entry(model)
 
-    def _size(self, entries: list[Entry]) -> None:
-        """Ask the loaders for sizes once per model; reads files, hence outside the condition."""
-        for entry in entries:
-            if not entry.sized:
-                size, work = entry.loader.estimate(entry.spec), entry.loader.work_bytes(entry.spec)
+    def _size(self, entries: Iterable[Entry]) -> None:
+        self._measure({entry: entry.spec for entry in entries})
+
+    def _measure(self, specs: Mapping[Entry, ModelSpec]) -> None:
+        """Ask the loaders once per model for its size, once per batch size for working memory; reads files, hence outside the condition."""
+        for entry, spec in specs.items():
+            if spec.batch_size not in entry.works:
+                size, work = 0 if entry.works else entry.loader.estimate(spec), entry.loader.work_bytes(spec)
                 with self._condition:
-                    if not entry.sized:
-                        entry.size, entry.work, entry.sized = size, work, True
+                    if not entry.works:  # what was measured since stays
+                        entry.size = size
+                    entry.works[spec.batch_size] = work
 
     def _plan_of_kept(self, limit: int) -> MemoryPlan:
         idle = self._ledger.idle()
@@ -339,12 +344,13 @@ class ModelPool:
         began = time.monotonic()
         with self._condition:
             chosen = [self._resolve(m) for m in models]
-        self._size(chosen)
-        entries = tuple(dict.fromkeys(chosen))
-        needed = sum(e.work for e in entries) if work is None else work
-        grant = self._lending.acquire(entries, needed, began, timeout, stop)
+            specs = {entry: entry.spec for entry in chosen}  # another thread may name another batch size from here on
+        self._measure(specs)
+        batches = {entry: spec.batch_size for entry, spec in specs.items()}
+        needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
+        grant = self._lending.acquire(batches, needed, began, timeout, stop)
         if self._ledger.stages:
-            self._look_ahead(entries)
+            self._look_ahead(grant.entries)
         return grant, [e.face for e in chosen]
 
     def _give_back(self, grant: Grant) -> None:

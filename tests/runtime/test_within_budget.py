@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from fgvr.errors import ConfigError, OutOfBudget, RuntimeConflict
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
@@ -140,3 +145,84 @@ def test_a_budget_changes_live_and_idle_models_go_until_it_holds(pool: ModelPool
     assert pool.set_budget(0.05) == 50 * MIB
     with pytest.raises(ConfigError, match="GiB"):
         pool.set_budget("banana")
+
+
+# --- another batch size -------------------------------------------------------------------------------------------------------
+
+
+class PerItem(FakeLoader):
+    """An encoder that takes a MiB for each image of a batch, and notes how many images each had; a little heavier than estimated."""
+
+    def __init__(self) -> None:
+        super().__init__(work=0)
+        self.batches: list[int] = []
+
+    def estimate(self, spec: ModelSpec) -> int:
+        return super().estimate(spec) - MIB // 2
+
+    def work_bytes(self, spec: ModelSpec) -> int:
+        return spec.batch_size * MIB
+
+    def load(self, spec: ModelSpec, device: Device) -> Any:
+        model = super().load(replace(spec, source="encoder 31MiB"), device)
+        encode = model.encode
+
+        def counted(images: Sequence[Any]) -> Any:
+            self.batches.append(len(images))
+            held = device.allocate(len(images) * MIB)  # type: ignore[attr-defined]
+            time.sleep(0.0005)
+            answer = encode(images)
+            del held
+            return answer
+
+        model.encode = counted
+        return model
+
+
+def batches_of(size: int) -> ModelSpec:
+    return replace(ENCODER, batch_size=size)
+
+
+@pytest.mark.parametrize("sizes", [(1, 32, 1), (32, 1, 32)])
+def test_another_batch_size_takes_the_memory_it_needs_and_keeps_the_measured_weights(make_pool: PoolMaker, sizes: Sequence[int]) -> None:
+    loader = PerItem()
+    pool = make_pool(loader=loader)
+    for size in sizes:
+        with pool.lease(batches_of(size)) as encoder:
+            assert used(pool) == (30 + size) * MIB + MIB // 2
+            encoder.encode([PICTURE] * 32)
+            assert set(loader.batches) == {size}
+            loader.batches.clear()
+        assert [part.bytes for part in pool.plan("encoder").parts] == [30 * MIB + MIB // 2, size * MIB]
+    assert pool.loads["encoder"] == 1
+    with pytest.raises(OutOfBudget, match="can never fit"):
+        pool.lease(batches_of(100)).__enter__()
+
+
+def test_a_running_lease_keeps_to_what_it_has_memory_for(make_pool: PoolMaker) -> None:
+    loader = PerItem()
+    pool = make_pool(loader=loader)
+    with pool.lease(batches_of(2)) as encoder:
+        pool.register(batches_of(32))
+        encoder.encode([PICTURE] * 4)
+        assert loader.batches == [2, 2]
+        with pool.lease("encoder") as wide:
+            wide.encode([PICTURE] * 4)  # the smaller lease may be computing at the same time
+    with pool.lease("encoder") as wide:
+        wide.encode([PICTURE] * 40)
+    assert loader.batches == [2, 2, 2, 2, 32, 8]
+
+
+def test_leases_of_different_batch_sizes_stay_within_the_budget_together(make_pool: PoolMaker, device: SimulatedDevice) -> None:
+    pool = make_pool(budget=70 * MIB, loader=PerItem())
+
+    def use(index: int) -> None:
+        size = (1, 4, 16, 32)[index % 4]
+        with pool.lease(batches_of(size)) as encoder:
+            assert len(encoder.encode([PICTURE] * 33)) == 33
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(use, range(80), timeout=60))
+    assert device.peak() <= 70 * MIB
+    assert pool.status().peak <= 70 * MIB
+    assert used(pool) == 30 * MIB + MIB // 2
