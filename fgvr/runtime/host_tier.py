@@ -6,12 +6,13 @@ A copy on its way out is `evicting`, like a model on the device: until it is tru
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from threading import Condition
 
 from fgvr.runtime.events import WAS_PARKED, Events
 from fgvr.runtime.leaks import let_go, still_held
-from fgvr.runtime.ledger import Entry, Ledger, State
+from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Ledger, State
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class HostTier:
             if entry.model is not None:
                 entry.state = before
                 if kept:
+                    entry.stuck_until = time.monotonic() + STUCK_SECONDS
                     self._events.about("alert", entry, text=kept)
             else:
                 size, entry.host_charge = entry.host_charge, 0

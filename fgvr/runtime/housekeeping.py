@@ -93,10 +93,11 @@ class Housekeeping:
             due = [e for e in idle if now - e.last_used >= ttl]
             for entry in due:
                 entry.state, entry.mover = "evicting", self
-            parked = self._ledger.parked()
-            waits = [e.last_used + ttl - now for e in idle if e not in due] + [e.last_used + 2 * ttl - now for e in parked]
+            parked = [e for e in self._ledger.parked() if not self._ledger.pinned(e)]
+            ends = {e: max(e.last_used + 2 * ttl, e.stuck_until) for e in parked}
+            waits = [e.last_used + ttl - now for e in idle if e not in due] + [end - now for end in ends.values() if end > now]
         self._residency.evict(due)
-        self._residency.host.drop(lambda e: now - e.last_used >= 2 * ttl)
+        self._residency.host.drop(lambda e: ends.get(e, now + 1) <= now)
         return max(0.001, min([ttl, *waits]))
 
     def _fetch(self, entry: Entry) -> None:

@@ -23,6 +23,7 @@ from fgvr.types import ModelSpec, ModelStatus
 
 State = Literal["absent", "loading", "resident", "parked", "evicting", "failed"]
 ROLES = ("mllm", "encoder", "joint")
+STUCK_SECONDS = 5.0  # how long a model that could not be released is left alone
 _NEWEST = 0.3  # weight of the newest gap between uses in their running mean
 
 
@@ -65,7 +66,7 @@ class Entry:
     retry_at: float = 0.0
     failure: Failure | None = None
     alert: str = ""
-    stuck_until: float = 0.0  # eviction failed because somebody still refers to the model; not tried again before
+    stuck_until: float = 0.0  # it could not go because somebody still refers to the model; not tried again before
     drain_for: object | None = None
     computing: Semaphore = field(default_factory=lambda: Semaphore(1))
 

@@ -20,7 +20,7 @@ from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Events
 from fgvr.runtime.host_tier import HostTier
 from fgvr.runtime.leaks import clear_frames, let_go, still_held
-from fgvr.runtime.ledger import Entry, Failure, Ledger, Shortage
+from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Failure, Ledger, Shortage
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
 
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 1.0  # doubles with each failure in a row
 BACKOFF_MOST = 60.0
-STUCK_SECONDS = 5.0  # how long a model that could not be released is left alone
 DRIFT = 0.03  # a measured size farther from its estimate is worth a word
 
 

@@ -8,12 +8,14 @@ import logging
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.housekeeping import NAME
+from fgvr.runtime.housekeeping import NAME, Housekeeping
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
@@ -60,6 +62,55 @@ def test_a_ttl_parks_first_and_drops_later(make_pool: PoolMaker) -> None:
     assert until(lambda: state(pool, MLLM) == "absent")
     assert [kind for kind in seen if kind in ("parked", "evicted")] == ["parked", "evicted"]
     assert pool.status().host_used == 0
+
+
+class Keeper(FakeLoader):
+    """Holds on to what it loads, as a careless caller would."""
+
+    held: Any = None
+
+    def load(self, spec: ModelSpec, device: Device) -> Any:
+        self.held = super().load(spec, device)
+        return self.held
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Grows with each look of the pools' own threads."""
+    seen: list[float] = []
+    look = Housekeeping.round
+    monkeypatch.setattr(Housekeeping, "round", lambda keeper: (seen.append(time.monotonic()), look(keeper))[1])
+    return seen
+
+
+def test_a_pinned_copy_in_main_memory_keeps_the_thread_from_nothing(make_pool: PoolMaker, rounds: list[float]) -> None:
+    pool = make_pool(ttl=0.2, host_budget=50 * MIB, loader=FakeLoader(movable=True))
+    use(pool, "mllm")
+    assert until(lambda: state(pool, MLLM) == "parked")
+    pool.pin("mllm")
+    time.sleep(0.4)  # twice its time to live is over, and it stays
+    rounds.clear()
+    time.sleep(0.5)
+    assert len(rounds) <= 5
+    assert state(pool, MLLM) == "parked"
+    pool.unpin("mllm")
+    assert until(lambda: state(pool, MLLM) == "absent")
+
+
+def test_a_copy_that_somebody_holds_is_tried_again_only_after_a_while(
+    make_pool: PoolMaker, rounds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgvr.runtime.host_tier.STUCK_SECONDS", 1.0)
+    loader, tries = Keeper(movable=True), []
+    pool = make_pool(ttl=0.2, host_budget=50 * MIB, loader=loader)
+    pool.subscribe(lambda event: tries.append(event) if event.kind == "alert" else None)
+    use(pool, "mllm")
+    assert until(lambda: tries)
+    rounds.clear()
+    time.sleep(0.7)
+    assert len(tries) == 1 and len(rounds) <= 6
+    loader.held = None
+    assert until(lambda: state(pool, MLLM) == "absent")
 
 
 def test_the_thread_starts_when_needed_is_one_and_ends_with_its_pool(make_pool: PoolMaker, device: SimulatedDevice) -> None:
