@@ -164,6 +164,22 @@ def test_an_engine_that_comes_back_with_another_model_is_not_mixed_in(pool: Mode
     again[0].close()
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_engine_that_said_it_is_away_is_verified_when_it_is_back(pool: ModelPool, status: int) -> None:
+    """Drained, and started again with other weights, while its clients obey Retry-After: they never find the port closed."""
+    engine = Engine()
+    away = Answer(status, {"error": {"message": "draining"}}, {"Retry-After": "0.2"})
+    with serving(engine) as server:
+        mllm = PooledMLLM(pool, spec(server, "mllm"))
+        before = mllm.generate(IMAGES[:1], PROMPTS[:1])
+        engine.troubles += [away, away]
+        assert mllm.generate(IMAGES[:1], PROMPTS[:1]) == before, "the same one"
+        engine.troubles += [away]
+        engine.fingerprint = "weights-2"
+        with pytest.raises(RemoteError, match=r"another mllm .*weights-2-mllm; it was .*weights-1-mllm"):
+            mllm.generate(IMAGES[:1], PROMPTS[:1])
+
+
 def test_patience_ends(pool: ModelPool) -> None:
     nobody = ModelSpec("mllm", "remote", "http://127.0.0.1:9/v1#mllm", patience=0.3)
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9/v1 does not answer .*gave up after 0\.3 s"):

@@ -31,7 +31,7 @@ _NEAR = ("localhost", "127.0.0.1", "::1")
 class Link:
     """`address`: ends in /v1. `patience`: seconds from a request's first failure until it is given up.
 
-    `verify` is called before the first request after the engine was away: who came back may be another one.
+    `verify` is called before the first request after the engine was away, by its own word or without one: who came back may be another.
     """
 
     def __init__(self, address: str, patience: float, verify: Callable[[OpenAI], None] | None = None) -> None:
@@ -56,6 +56,7 @@ class Link:
                 faults += error.status_code == 500
                 if not _passing(error.status_code) or faults >= _FAULTS:
                     raise RemoteError(f"{self.address} answered {error.status_code}: {_words(error)}", error.status_code) from None
+                self._away |= error.status_code in _AWAY
                 told, why = _retry_after(error), f"answered {error.status_code}: {_words(error)}"
             except openai.APIConnectionError as error:
                 self._away = True
