@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.fast_dtype import fastest
+from fgvr.runtime.devices.fast_dtype import emulates_half, fastest
+from fgvr.runtime.sizes import would_be_half
 from fgvr.types import ModelSpec
 
 DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
@@ -14,7 +15,8 @@ _ALSO = {"int4": "nf4"}  # what people write
 
 
 def checked(spec: ModelSpec, device: str = "auto") -> ModelSpec:
-    """The spec, once its values are among the known ones, and `fastest` is what it means on this device (a `runtime.device`).
+    """The spec, once its values are among the known ones, and its dtype is what this device (a `runtime.device`) computes in: what
+    `fastest` means there, and float32 where a small model's float16 would be emulated. So key and fingerprint tell the two apart.
 
     Raises ConfigError listing all that is wrong.
     """
@@ -33,4 +35,6 @@ def checked(spec: ModelSpec, device: str = "auto") -> ModelSpec:
         wrong.append(f"models.{spec.role}.max_pixels={spec.max_pixels}: must be at least {28 * 28}")
     if wrong:
         raise ConfigError("; ".join(wrong))
-    return replace(spec, dtype=fastest(device)) if spec.dtype == "fastest" else spec
+    if spec.dtype == "fastest":
+        return replace(spec, dtype=fastest(device))
+    return replace(spec, dtype="float32") if would_be_half(spec) and emulates_half(device) else spec

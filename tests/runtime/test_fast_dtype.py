@@ -1,15 +1,21 @@
-"""`dtype=fastest` asks the processor and never guesses."""
+"""`dtype=fastest` asks the processor and never guesses; float16 is what a model is really computed in, or it is not called so."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import fgvr
 from fgvr import assembly, modes
+from fgvr.runtime import spec as specs
 from fgvr.runtime.devices import fast_dtype
+from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.fast_dtype import fastest
+from fgvr.runtime.loaders import files
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.types import ModelSpec
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, file: Path, *flags: str) -> None:
@@ -49,3 +55,62 @@ def test_the_doctor_says_what_it_means_here(monkeypatch, tmp_path):
     processor(monkeypatch, tmp_path / "cpuinfo", "avx2", "amx_bf16")
     words = " ".join(f"{one.topic} {one.detail}" for one in modes.doctor(fgvr.load_config("mode=doctor", "models=fake")).findings)
     assert "dtype=fastest is bfloat16" in words
+
+
+# --- float16 -----------------------------------------------------------------------------------------------------------------
+
+
+def computed_in(spec: ModelSpec) -> str:
+    """The type of the weights that a CPU would load for this spec."""
+    module = find_loader(spec).load(spec, CpuDevice())._module
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
+
+
+@pytest.fixture(params=["encoder", "joint"])
+def small(request: pytest.FixtureRequest, encoder_folder: Path, joint_folder: Path) -> ModelSpec:
+    if request.param == "encoder":
+        return ModelSpec("encoder", "clip", str(encoder_folder))
+    return ModelSpec("joint", "blip", str(joint_folder))
+
+
+def test_half_precision_on_a_cpu_is_float32_in_name_too(small: ModelSpec) -> None:
+    """Under one fingerprint vectors of a GPU and of a CPU would be remembered as the same."""
+    fingerprint = find_loader(small).fingerprint
+    half = replace(small, dtype="float16")
+    on_cpu, on_gpu = specs.checked(half, "cpu"), specs.checked(half, "cuda:0")
+    assert fingerprint(on_cpu) == fingerprint(replace(small, dtype="float32")) != fingerprint(on_gpu)
+    assert (on_gpu, specs.checked(half, "mps")) == (half, half)
+    assert computed_in(on_cpu) == "float32"
+    assert computed_in(on_gpu) == "float16", "whoever loads it loads what the fingerprint says"
+
+
+def test_large_files_of_half_precision_are_told_apart_likewise(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder's file has float16; small ones are computed in float32 anywhere."""
+    asked = ModelSpec("encoder", "clip", str(encoder_folder))
+    assert specs.checked(asked, "cpu") is specs.checked(asked, "cuda:0") is asked
+    monkeypatch.setattr(files, "HASH_WHOLE", 0)
+    assert specs.checked(asked, "cpu").dtype == computed_in(specs.checked(asked, "cpu")) == "float32"
+    assert specs.checked(asked, "simulated:1GiB").dtype == "float32"
+    assert specs.checked(asked, "cuda:0") is asked and computed_in(asked) == "float16"
+
+
+def test_fingerprints_of_other_types_stay_what_they_were(
+    small: ModelSpec, joint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dtype in ("float32", "bfloat16"):
+        assert specs.checked(replace(small, dtype=dtype), "cpu") == replace(small, dtype=dtype)
+    mllm = ModelSpec("mllm", "qwen", "tiny", dtype="float16")
+    assert specs.checked(mllm, "cpu") is mllm, "an MLLM is loaded as asked"
+    monkeypatch.setattr(files, "HASH_WHOLE", 0)
+    joint = ModelSpec("joint", "blip", str(joint_folder))  # bfloat16 or float32 in its file
+    assert specs.checked(joint, "cpu") is joint
+    damaged = tmp_path / "model.safetensors"
+    damaged.write_bytes(b"no header")
+    assert specs.checked(replace(joint, source=str(tmp_path)), "cpu").dtype == "auto", "loading says that, and the doctor"
+
+
+@pytest.mark.parametrize("capability,dtype", [(None, "float32"), ((8, 0), "float16")])
+def test_auto_asks_whether_there_is_a_gpu_that_can_be_used(small: ModelSpec, monkeypatch, capability, dtype) -> None:
+    monkeypatch.setattr(fast_dtype, "kind_of", lambda device: "cuda")
+    monkeypatch.setattr(fast_dtype, "_capability", lambda index: capability)
+    assert specs.checked(replace(small, dtype="float16"), "auto").dtype == dtype

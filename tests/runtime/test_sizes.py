@@ -96,7 +96,7 @@ def test_what_is_loaded_weighs_what_was_computed(encoder_folder: Path, mllm_fold
         (qwen_loader.LOADER, ModelSpec("mllm", "qwen", str(mllm_folder))),
         (qwen_loader.LOADER, ModelSpec("mllm", "qwen", str(mllm_folder), dtype="bfloat16")),
         (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder))),
-        (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder), dtype="float16")),  # a CPU loads it as float32
+        (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder), dtype="float16")),
         (blip_loader.LOADER, ModelSpec("joint", "blip", str(joint_folder))),
         (blip_loader.LOADER, ModelSpec("joint", "blip", str(joint_folder), dtype="float16")),
     ):

@@ -1,4 +1,6 @@
-"""`dtype=fastest`: bfloat16 where the processor multiplies it, float32 where it would be emulated (there it is many times slower)."""
+"""`dtype=fastest`: bfloat16 where the processor multiplies it, float32 where it would be emulated (there it is many times slower).
+
+float16 is emulated on every CPU."""
 
 from __future__ import annotations
 
@@ -17,6 +19,12 @@ def fastest(device: str) -> str:
     if kind == "cuda" and (generation := _capability(int(device.partition(":")[2] or 0))):
         return "bfloat16" if generation >= _AMPERE else "float32"
     return "bfloat16" if kind in ("cpu", "cuda") and cpu_flags() & set(BF16_FLAGS) else "float32"
+
+
+def emulates_half(device: str) -> bool:
+    """Whether float16 has no units on a device as `runtime.device` names it. Imports torch only for `auto` on a machine with a GPU."""
+    kind = kind_of(device)
+    return kind in ("cpu", "simulated") or (kind == "cuda" and device == "auto" and _capability(0) is None)
 
 
 def cpu_flags() -> set[str]:

@@ -15,7 +15,6 @@ import numpy as np
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.loaders import files, kept, libraries
 from fgvr.runtime.sizes.blip import CONFIG, footprint
-from fgvr.runtime.sizes.clip import loaded_dtype
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
 
@@ -61,7 +60,7 @@ class BlipLoader:
         from fgvr.runtime.loaders import tensors
 
         tensors.set_threads()
-        dtype = loaded_dtype(files.resolve_dtype(spec.dtype, weights), device.torch_name)
+        dtype = files.resolve_dtype(spec.dtype, weights)
         module = _assemble(folder, config, dtype)
         return BlipMatcher(self.fingerprint(spec), tensors.freeze(module), self.prepare(spec))
 

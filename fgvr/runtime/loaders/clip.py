@@ -16,7 +16,7 @@ import numpy as np
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files, kept
-from fgvr.runtime.sizes.clip import CONFIG, TEXTS, WEIGHTS, footprint, loaded_dtype, repository
+from fgvr.runtime.sizes.clip import CONFIG, TEXTS, WEIGHTS, footprint, repository
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
 
@@ -60,7 +60,7 @@ class ClipLoader:
         tensors.set_threads()
         config = files.read_config(folder / CONFIG)
         weights = files.read_weights([folder / WEIGHTS])
-        dtype = loaded_dtype(files.resolve_dtype(spec.dtype, weights), device.torch_name)
+        dtype = files.resolve_dtype(spec.dtype, weights)
         module = _assemble(folder, config["model_cfg"], dtype)
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**config.get("preprocess_cfg", {})), is_train=False)
         return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), tensors.freeze(module), preprocess, self.prepare(spec))

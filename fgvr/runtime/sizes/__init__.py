@@ -7,14 +7,19 @@ against a trace of every tensor of real calls (tests/runtime/test_sizes.py).
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
+from pathlib import Path
 
+from fgvr.errors import ModelLoadError
+from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["Footprint", "footprint", "would_be_half"]
 
 _FAMILIES = ("clip", "qwen", "blip")
+_SMALL = ("clip", "blip")  # families worth float32 where float16 would be emulated
 
 
 def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
@@ -27,3 +32,22 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     loader = find_loader(spec)
     weights, work = loader.estimate(spec), loader.work_bytes(spec)
     return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
+
+
+def would_be_half(spec: ModelSpec) -> bool:
+    """Whether it is a small model (no MLLM) that float16 was asked for, or whose large files mean that by `auto`."""
+    if spec.loader not in _SMALL or spec.dtype != "auto":
+        return spec.loader in _SMALL and spec.dtype == "float16"
+    found = importlib.import_module(f"fgvr.runtime.sizes.{spec.loader}").shards(spec)
+    stats = [file.stat() for file in found]
+    large = sum(stat.st_size for stat in stats) >= files.HASH_WHOLE
+    return large and _half(tuple(found), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _half(shards: tuple[Path, ...], _as_of: tuple[tuple[int, int], ...]) -> bool:
+    """Every stage of every job asks; read once as long as the files stay what they are."""
+    try:
+        return files.resolve_dtype("auto", files.read_weights(shards)) == "float16"
+    except ModelLoadError:  # damaged: said, with the cure, by whoever loads it or looks after the files
+        return False

@@ -11,7 +11,6 @@ from typing import Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
-from fgvr.runtime.sizes.clip import loaded_dtype
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 
@@ -70,20 +69,24 @@ KNOWN = {
 
 def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     """Raises ModelLoadError when the folder is not here and the source is not a published one."""
-    folder = files.locate(spec)
-    shards = files.weight_files(folder) if folder else []
-    shape = _shape(spec, folder)
-    if shards:
-        dtype = loaded_dtype(files.resolve_dtype(spec.dtype, files.read_weights(shards)), device)
-        counts, origin = _file_counts(shards), f"{len(shards)} file" + ("s" if len(shards) > 1 else "")
+    shape, found = _shape(spec, files.locate(spec)), shards(spec)
+    if found:
+        dtype = files.resolve_dtype(spec.dtype, files.read_weights(found))
+        counts, origin = _file_counts(found), f"{len(found)} file" + ("s" if len(found) > 1 else "")
     else:
-        dtype = loaded_dtype("float32" if spec.dtype == "auto" else spec.dtype, device)
+        dtype = "float32" if spec.dtype == "auto" else spec.dtype
         counts, origin = shape.counts(), "by its published configuration"
     size = files.DTYPE_BYTES[dtype]
     return Footprint(
         weights=tuple(PlanPart(name, values * size, origin if name == "vision tower" else "") for name, values in counts.items() if values),
         work=work(shape, spec.batch_size),
     )
+
+
+def shards(spec: ModelSpec) -> list[Path]:
+    """The weight files, where they are on this machine."""
+    folder = files.locate(spec)
+    return files.weight_files(folder) if folder else []
 
 
 def read_shape(config: dict[str, Any]) -> Shape:

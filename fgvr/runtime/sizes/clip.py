@@ -87,7 +87,7 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     if folder is not None and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         shape: Shape | None = read_shape(files.read_config(folder / CONFIG)["model_cfg"])
         weights = files.read_weights([folder / WEIGHTS])
-        dtype = loaded_dtype(files.resolve_dtype(spec.dtype, weights), device)
+        dtype = files.resolve_dtype(spec.dtype, weights)
         counts, origin = _file_counts(folder / WEIGHTS), "1 file"
     else:
         architecture, _, tag = spec.source.partition("/")
@@ -98,7 +98,7 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
                 f"the size of {spec.source!r} is unknown until it is on this machine: huggingface-cli download {spec.source}"
             )
         shape = replace(known, quick=tag == "openai")
-        dtype = loaded_dtype("float32" if spec.dtype == "auto" else spec.dtype, device)
+        dtype = "float32" if spec.dtype == "auto" else spec.dtype
         counts, origin = shape.counts(), "by its architecture"
     size = files.DTYPE_BYTES[dtype]
     return Footprint(
@@ -108,9 +108,10 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     )
 
 
-def loaded_dtype(dtype: str, device: str) -> str:
-    """Half precision is emulated on CPUs: loaded as float32 there."""
-    return "float32" if dtype == "float16" and device.startswith("cpu") else dtype
+def shards(spec: ModelSpec) -> list[Path]:
+    """The weight file, where it is on this machine."""
+    folder = files.locate(spec, repository(spec))
+    return [folder / WEIGHTS] if folder is not None and (folder / WEIGHTS).is_file() else []
 
 
 def read_shape(config: dict[str, Any]) -> Shape | None:
