@@ -54,7 +54,7 @@ KEYS = {
     "models.mllm.source models.mllm.revision models.mllm.dtype models.mllm.quantization models.mllm.batch_size models.mllm.max_pixels "
     "models.encoder.source models.encoder.batch_size models.encoder.dtype "
     "runtime.device runtime.reserve runtime.max_models runtime.policy runtime.host_budget runtime.ttl runtime.lease_timeout "
-    "runtime.preallocate runtime.pin",
+    "runtime.preallocate runtime.pin runtime.max_concurrency",
     "mode=classify": "image",
     "mode=replay": "predictions",
     "mode=compare": "runs",

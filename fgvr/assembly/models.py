@@ -74,6 +74,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
         budget=parse_budget(runtime.budget, device.total, held=held_by_others(device) if runtime.budget == "auto" else 0),
         policy=on.policy,
         lease_timeout=on.lease_timeout,
+        max_concurrency=on.max_concurrency,
         max_models=on.max_models,
         reserve=on.reserve,
         host_budget=on.host_bytes(device),

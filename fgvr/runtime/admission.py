@@ -135,6 +135,12 @@ class Admission:
         work = ask.work + sum(g.work for g in self._own(ask))
         return describe(needs, self._ledger.limit, reserve=self._ledger.reserve, work=work)
 
+    def plan_of_kept(self, limit: int) -> MemoryPlan:
+        """What no eviction can free now, against another limit."""
+        ledger, idle = self._ledger, self._ledger.idle()
+        kept = [Need(e.spec, e.charge, 0, e.state) for e in ledger.entries.values() if e.charge and e not in idle]
+        return describe(kept, limit, reserve=ledger.reserve, work=sum(g.work for g in ledger.grants))
+
     def timeout_text(self, ask: Request, seconds: float) -> str:
         """Who holds what, for a LeaseTimeout."""
         now = time.monotonic()

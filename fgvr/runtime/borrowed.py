@@ -1,6 +1,6 @@
 """What a lease hands out: a face of the one copy, usable while leased and never a way to keep the model.
 
-The face runs each call in batches of the working size, one batch at a time per copy, beside no construction, and counts the work.
+The face runs each call in batches of the working size, in turns (`turns`), beside no construction, and counts the work.
 An MLLM's prompts go through sorted by length and within the tokens its working memory was planned for; answers keep the order asked in.
 The working size is the spec's batch size until memory runs out; then a batch is tried again with all idle models gone, then halved.
 It holds the pool's entry, not the model: a face kept after its lease raises, and costs nothing.
@@ -22,6 +22,7 @@ from fgvr.runtime.leaks import clear_frames
 from fgvr.runtime.ledger import Entry
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Rescue
+from fgvr.runtime.turns import Turns
 from fgvr.types import Reply, Scores
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ T = TypeVar("T")
 class Borrowed:
     """Common to all roles."""
 
-    def __init__(self, entry: Entry, counters: Counters, rescue: Rescue) -> None:
-        self._entry, self._counters, self._rescue = entry, counters, rescue
+    def __init__(self, entry: Entry, counters: Counters, rescue: Rescue, turns: Turns) -> None:
+        self._entry, self._counters, self._rescue, self._turns = entry, counters, rescue, turns
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +85,7 @@ class Borrowed:
     def _run(self, batch: Sequence[int], call: Callable[[Any, Sequence[int]], Sequence[T]], answers: dict[int, T]) -> str | None:
         """One batch; notes its answers, or returns the words of the error when memory ran out.
 
-        Own lock first, then the construct lock: the other order can wait in a circle with a loading thread.
+        Own turn first, then the construct lock: the other order can wait in a circle with a loading thread.
         """
         outer = sys.exception()
         with self._turn():
@@ -106,7 +107,7 @@ class Borrowed:
         if getattr(self._entry.loader, "elsewhere", False):
             yield
             return
-        with self._entry.computing, CONSTRUCT.read():
+        with self._turns.turn(self._entry), CONSTRUCT.read():
             yield
 
     def __repr__(self) -> str:

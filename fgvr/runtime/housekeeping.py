@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fgvr.runtime.admission import Admission, Load, Request
 from fgvr.runtime.events import Events
@@ -68,6 +68,19 @@ class Housekeeping:
         """Have these ready when there is room, in this order."""
         self._wishes.extend(entries)
         self.start()
+
+    def look_ahead(self, leased: Sequence[Entry]) -> None:
+        """The stage these models belong to runs now; bring in the next one's."""
+        ledger = self._ledger
+        with self._condition:
+            away = [rank for e in leased if (rank := ledger.stage_of(e)) is not None]
+            if not away:
+                return
+            ledger.stage = (ledger.stage + min(away)) % len(ledger.stages)
+            coming = [e for e in ledger.entries.values() if ledger.stage_of(e) == 1 and e.state in ("absent", "parked")]
+        if coming:
+            self._size(coming)
+            self.wish(sorted(coming, key=lambda e: e.size))
 
     def stop(self) -> None:
         """Ends after what it is doing."""

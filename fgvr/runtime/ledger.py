@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Semaphore
 from typing import Any, Literal
 
 from fgvr.errors import ConfigError, FgvrError
@@ -68,7 +67,6 @@ class Entry:
     alert: str = ""
     stuck_until: float = 0.0  # it could not go because somebody still refers to the model; not tried again before
     drain_for: object | None = None
-    computing: Semaphore = field(default_factory=lambda: Semaphore(1))
 
     @property
     def key(self) -> str:

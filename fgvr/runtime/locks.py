@@ -2,7 +2,7 @@
 
 Why: `from_pretrained(dtype=...)` changes torch's process-wide default dtype while it runs; a forward pass beside it gets tensors of the
 wrong type, and two builds at once leave tied weights on the meta device, silently (measured; docs/adr).
-Order of locks: a copy's own compute lock, then this one, then a pool's condition. It is never taken while a pool's condition is held.
+Order of locks: a copy's turn to compute, then this one, then a pool's condition. It is never taken while a pool's condition is held.
 """
 
 from __future__ import annotations

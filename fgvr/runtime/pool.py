@@ -29,6 +29,7 @@ from fgvr.runtime.policy import Policy, lru
 from fgvr.runtime.recovery import Recovery
 from fgvr.runtime.residency import Residency
 from fgvr.runtime.status import PoolStatus, Rules
+from fgvr.runtime.turns import Turns
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -44,6 +45,7 @@ class ModelPool:
         asked: str | float | int | None = None,
         policy: Policy = lru,
         lease_timeout: float = 600.0,
+        max_concurrency: int | None = None,
         max_models: int | None = None,
         reserve: int = 0,
         host_budget: int = 0,
@@ -58,6 +60,7 @@ class ModelPool:
 
         Args:
             asked: how the budget was written (`auto`, a share): a shared pool asked for the same again keeps what it settled on.
+            max_concurrency: batches that compute at once, over all models; None = one on each.
             host_budget: main memory for models that leave the device, so that they come back quickly; 0 = they go away.
             preallocate: make that copy when a model is loaded, not when it first leaves.
             ttl: how long a model may be idle before it leaves the device; None = until its place is needed.
@@ -74,6 +77,7 @@ class ModelPool:
         self._condition = condition = threading.Condition()
         self._admission = admission = Admission(ledger)
         self._events = events = Events(ledger)
+        self._turns = Turns(max_concurrency, lease_timeout)
         self._residency = residency = Residency(condition, ledger, events, device)
         self._recovery = Recovery(condition, ledger, events, residency, device)
         self._lending = Lending(condition, ledger, admission, residency, events)
@@ -218,6 +222,10 @@ class ModelPool:
         return self._ledger.limit
 
     @property
+    def max_concurrency(self) -> int | None:
+        return self._turns.most
+
+    @property
     def policy(self) -> Policy:
         return self._ledger.policy
 
@@ -230,7 +238,7 @@ class ModelPool:
         with self._condition:
             kept = self._ledger.immovable()
             if kept > limit:
-                plan = self._plan_of_kept(limit)
+                plan = self._admission.plan_of_kept(limit)
                 raise OutOfBudget(f"{format_bytes(kept)} are leased, pinned or reserved, budget {format_bytes(limit)} asked\n{plan}", plan)
             if limit > self._ledger.limit:  # learned under a smaller one
                 for entry in self._ledger.entries.values():
@@ -304,6 +312,7 @@ class ModelPool:
                 self._wanted = other._wanted
                 self._ledger.pins, self._ledger.priorities = other._ledger.pins, other._ledger.priorities
             self._condition.notify_all()
+        self._turns.change(other.max_concurrency, other.lease_timeout)
         self._residency.trim()
         self._residency.host.trim()
         self._housekeeping.keep(other._housekeeping.ttl)
@@ -312,7 +321,7 @@ class ModelPool:
         entry = self._ledger.entries.get(spec.key)
         if entry is None:
             entry = Entry(spec, self._loaders(spec))
-            entry.face = FACES[spec.role](entry, self.counters, self._recovery)
+            entry.face = FACES[spec.role](entry, self.counters, self._recovery, self._turns)
             self._ledger.entries[spec.key] = entry
         entry.spec = spec  # the batch size may change; it is no part of the key, and running leases keep theirs
         return entry
@@ -333,11 +342,6 @@ class ModelPool:
                         entry.size = size
                     entry.works[spec.batch_size] = work
 
-    def _plan_of_kept(self, limit: int) -> MemoryPlan:
-        idle = self._ledger.idle()
-        kept = [Need(e.spec, e.charge, 0, e.state) for e in self._ledger.entries.values() if e.charge and e not in idle]
-        return describe(kept, limit, reserve=self._ledger.reserve, work=sum(g.work for g in self._ledger.grants))
-
     def _acquire(
         self, models: tuple[str | ModelSpec, ...], work: int | None, timeout: float, stop: threading.Event | None
     ) -> tuple[Grant, list[Any]]:
@@ -350,26 +354,13 @@ class ModelPool:
         needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
         grant = self._lending.acquire(batches, needed, began, timeout, stop)
         if self._ledger.stages:
-            self._look_ahead(grant.entries)
+            self._housekeeping.look_ahead(grant.entries)
         return grant, [e.face for e in chosen]
 
     def _give_back(self, grant: Grant) -> None:
         self._lending.give_back(grant)
         if self._housekeeping.due:
             self._housekeeping.start()
-
-    def _look_ahead(self, leased: tuple[Entry, ...]) -> None:
-        """The stage these models belong to runs now; bring in the next one's."""
-        ledger = self._ledger
-        with self._condition:
-            away = [rank for e in leased if (rank := ledger.stage_of(e)) is not None]
-            if not away:
-                return
-            ledger.stage = (ledger.stage + min(away)) % len(ledger.stages)
-            coming = [e for e in ledger.entries.values() if ledger.stage_of(e) == 1 and e.state in ("absent", "parked")]
-        if coming:
-            self._size(coming)
-            self._housekeeping.wish(sorted(coming, key=lambda e: e.size))
 
 
 # --- the one pool of the process ---------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Terms:
 
     policy: Policy
     lease_timeout: float
+    max_concurrency: int | None
     max_models: int | None
     reserve: int
     host_budget: int | None  # None = auto: depends on the device
@@ -67,6 +68,7 @@ def terms(runtime: Mapping[str, Any]) -> Terms:
     found = Terms(
         policy=POLICIES.get(runtime["policy"], POLICIES["lru"]),
         lease_timeout=_seconds(runtime, "lease_timeout", wrong) or 0.0,
+        max_concurrency=_count(runtime, "max_concurrency", wrong),
         max_models=_count(runtime, "max_models", wrong),
         reserve=_bytes(runtime, "reserve", wrong) or 0,
         host_budget=_bytes(runtime, "host_budget", wrong, auto=True),
