@@ -53,6 +53,7 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
     with suppress(ConfigError):  # there is none yet
         if _settings.get(pool := pools.shared()) == wanted:
             return pool
+        pool.refuse_other_allocator(plain(cfg.runtime.allocator))  # before glibc is told
     pool = pools.shared(lambda: _new_pool(cfg))
     watching.adopt(pool, plain(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
     for role in ("encoder", "mllm", "joint"):
@@ -83,6 +84,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
         min_residency=on.min_residency,
         pin=on.pin,
         priority=on.priority,
+        allocator=plain(runtime.allocator),
     )
 
 

@@ -128,6 +128,13 @@ def apply(
     return settings
 
 
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Settings that mean something else in `after`, for people; of any kind of device, whichever this is."""
+    had, wants = _meaning(before), _meaning(after)
+    names = [key for keys in KEYS.values() for key in keys if had.get(key) != wants.get(key)]
+    return [f"runtime.allocator.{key}={_written(after.get(key))} (it was {_written(before.get(key))})" for key in names]
+
+
 def in_force(kind: str, environ: Mapping[str, str] = os.environ) -> list[Setting]:
     """What the environment says now, for the doctor."""
     presets = {s.variable: s.value for s in choose(kind, {}, {})}
@@ -201,6 +208,16 @@ def kept_by_libc(environ: Mapping[str, str] = os.environ) -> int:
     texts = {key: environ.get(name, "") for key, (name, _) in _GLIBC.items()}
     mapped, trimmed = (int(text) if text.isdecimal() else _bytes(PRESETS["cpu"][key]) for key, text in texts.items())
     return trimmed + _HOLES * mapped
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _meaning(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting there is, presets included; sizes in bytes."""
+    settings = {key: value for preset in PRESETS.values() for key, value in preset.items()} | check(asked)
+    return {key: value if (size := _bytes(value)) < 0 else size for key, value in settings.items()}
 
 
 def _bytes(value: Any) -> int:

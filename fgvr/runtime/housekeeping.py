@@ -10,12 +10,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from fgvr.runtime.admission import Admission, Load, Request
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Ledger
 from fgvr.runtime.residency import Residency
+from fgvr.runtime.sizing import measure
 from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,9 @@ class Housekeeping:
         admission: Admission,
         residency: Residency,
         events: Events,
-        size: Callable[[Iterable[Entry]], object],
     ) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
-        self._residency, self._events, self._size = residency, events, size
+        self._residency, self._events = residency, events
         self._wishes: deque[Entry] = deque()
         self._bell = threading.Event()
         self._starting = threading.Lock()
@@ -79,7 +79,7 @@ class Housekeeping:
             ledger.stage = (ledger.stage + min(away)) % len(ledger.stages)
             coming = [e for e in ledger.entries.values() if ledger.stage_of(e) == 1 and e.state in ("absent", "parked")]
         if coming:
-            self._size(coming)
+            measure(self._condition, {entry: entry.spec for entry in coming})
             self.wish(sorted(coming, key=lambda e: e.size))
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class Housekeeping:
 
     def _fetch(self, entry: Entry) -> None:
         """Bring one model in, as long as that is at nobody's cost."""
-        self._size([entry])
+        measure(self._condition, {entry: entry.spec})
         ask = Request((entry,), entry.work, NAME, (), time.monotonic(), (entry.spec.batch_size,))
         try:
             while not self.closed:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fgvr.errors import ConfigError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.admission import Admission
+from fgvr.runtime.allocator import changed
 from fgvr.runtime.borrowed import FACES
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.counters import Counters
@@ -28,6 +29,7 @@ from fgvr.runtime.plan import Need, describe
 from fgvr.runtime.policy import Policy, lru
 from fgvr.runtime.recovery import Recovery
 from fgvr.runtime.residency import Residency
+from fgvr.runtime.sizing import measure
 from fgvr.runtime.status import PoolStatus, Rules
 from fgvr.runtime.turns import Turns
 from fgvr.types import MemoryPlan, ModelSpec
@@ -54,6 +56,7 @@ class ModelPool:
         min_residency: float = 0.0,
         pin: Sequence[str] = (),
         priority: Mapping[str, int] | None = None,
+        allocator: Mapping[str, Any] | None = None,
         loaders: Callable[[ModelSpec], Loader] = find_loader,
     ) -> None:
         """Bytes and seconds.
@@ -66,9 +69,11 @@ class ModelPool:
             ttl: how long a model may be idle before it leaves the device; None = until its place is needed.
             min_residency: how long a model stays for those who use it before others' need may evict it.
             pin, priority: models (roles or keys) that never yield, or later than those with less.
+            allocator: the settings in force (`runtime.allocator`), which cannot change once a model was loaded.
         """
         self.device, self.lease_timeout = device, lease_timeout
         self.asked = budget if asked is None else asked
+        self.allocator = dict(allocator or {})
         self.counters = Counters()
         self._loaders = loaders
         self._ledger = ledger = Ledger(budget, reserve, max_models, policy, host_budget, min_residency)
@@ -81,7 +86,7 @@ class ModelPool:
         self._residency = residency = Residency(condition, ledger, events, device)
         self._recovery = Recovery(condition, ledger, events, residency, device)
         self._lending = Lending(condition, ledger, admission, residency, events)
-        self._housekeeping = Housekeeping(condition, ledger, admission, residency, events, self._size)
+        self._housekeeping = Housekeeping(condition, ledger, admission, residency, events)
         self._housekeeping.keep(ttl)
 
     # --- models ------------------------------------------------------------------------------------------------------------
@@ -121,7 +126,7 @@ class ModelPool:
             entries = [self._resolve(m) for m in models]
             self._events.asked("prefetch", (e.key for e in entries))
         self._events.deliver()
-        self._size(entries)
+        measure(self._condition, {entry: entry.spec for entry in entries})
         self._housekeeping.wish(sorted(dict.fromkeys(entries), key=lambda e: e.size))
 
     def expect(self, *stages: Sequence[str]) -> None:
@@ -265,7 +270,7 @@ class ModelPool:
         with self._condition:
             entries = [self._resolve(m) for m in models] or [self._ledger.find(role) for role in self._ledger.aliases]
             specs = {entry: entry.spec for entry in entries}
-        self._measure(specs)
+        measure(self._condition, specs)
         needs = [Need(spec, entry.size, entry.works[spec.batch_size]) for entry, spec in specs.items()]
         return describe(needs, self._ledger.limit, reserve=self._ledger.reserve)
 
@@ -295,12 +300,21 @@ class ModelPool:
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
+    def refuse_other_allocator(self, asked: Mapping[str, Any]) -> None:
+        """Raises RuntimeConflict naming what these settings change for models that are, or were, in this process's memory."""
+        with self._condition:
+            lived = any(e.loads or e.state == "loading" for e in self._ledger.entries.values())
+        if lived and (changes := changed(self.allocator, asked)):
+            raise RuntimeConflict(f"the shared pool has loaded models under other allocator settings; restart for {'; '.join(changes)}")
+
     def adopt(self, other: ModelPool) -> None:
-        """Take over another pool's settings live. Raises RuntimeConflict when it is for another device."""
+        """Take over another pool's settings live. Raises RuntimeConflict when it is for another device, or allocator."""
+        self.refuse_other_allocator(other.allocator)
         if (self.device.name, self.device.total) != (other.device.name, other.device.total):
             raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {other.device.name} needs a new process")
         if isinstance(self.device, CpuDevice) and isinstance(other.device, CpuDevice):
             self.device.scratch = other.device.scratch
+        self.allocator = other.allocator
         if other.asked != self.asked:  # `auto` computed again would differ each time by what others hold just then
             self.set_budget(other.budget)
             self.asked = other.asked
@@ -329,19 +343,6 @@ class ModelPool:
     def _resolve(self, model: str | ModelSpec) -> Entry:
         return self._ledger.find(model) if isinstance(model, str) else self._entry(model)
 
-    def _size(self, entries: Iterable[Entry]) -> None:
-        self._measure({entry: entry.spec for entry in entries})
-
-    def _measure(self, specs: Mapping[Entry, ModelSpec]) -> None:
-        """Ask the loaders once per model for its size, once per batch size for working memory; reads files, hence outside the condition."""
-        for entry, spec in specs.items():
-            if spec.batch_size not in entry.works:
-                size, work = 0 if entry.works else entry.loader.estimate(spec), entry.loader.work_bytes(spec)
-                with self._condition:
-                    if not entry.works:  # what was measured since stays
-                        entry.size = size
-                    entry.works[spec.batch_size] = work
-
     def _acquire(
         self, models: tuple[str | ModelSpec, ...], work: int | None, timeout: float, stop: threading.Event | None
     ) -> tuple[Grant, list[Any]]:
@@ -349,7 +350,7 @@ class ModelPool:
         with self._condition:
             chosen = [self._resolve(m) for m in models]
             specs = {entry: entry.spec for entry in chosen}  # another thread may name another batch size from here on
-        self._measure(specs)
+        measure(self._condition, specs)
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
         needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
         grant = self._lending.acquire(batches, needed, began, timeout, stop)

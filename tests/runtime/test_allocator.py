@@ -6,8 +6,11 @@ import platform
 
 import pytest
 
+import fgvr
 from fgvr.errors import ConfigError, RuntimeConflict
 from fgvr.runtime.allocator import apply, choose, in_force
+from fgvr.runtime.policy import cost_aware
+from fgvr.runtime.pool import close_shared
 
 HIGH, LOW, FALLBACK = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO", "PYTORCH_ENABLE_MPS_FALLBACK"
 CUDA = "PYTORCH_ALLOC_CONF"
@@ -119,6 +122,34 @@ def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog, monkeypatch: pyte
     assert int(python("-c", keeps.replace("wall = libc.malloc(1000)", "0")).stdout) > 20 << 20
     assert int(python("-c", trims.replace("wall = libc.malloc(1000)", "0")).stdout) < 2 << 20
     assert int(python("-c", code % 0).stdout) > 20 << 20
+
+
+def test_a_pool_that_has_had_a_model_keeps_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any kind: on a CPU the keys of CUDA and MPS would change nothing, silently, and glibc's would change under the models."""
+    told: list[dict] = []
+    monkeypatch.setattr("fgvr.runtime.allocator.apply", lambda kind, asked: told.append(asked))
+    words = ["models=fake", "runtime.device=simulated:1GiB", "runtime.allocator.mmap_threshold=2MiB"]
+    again = [*words[:2], "runtime.allocator.mmap_threshold=2097152", "runtime.policy=cost_aware", "runtime.allocator.high_watermark=0.7"]
+    close_shared()
+    try:
+        pool = fgvr.shared_pool(fgvr.load_config(*words[:2]))
+        assert fgvr.shared_pool(fgvr.load_config(*words)) is pool, "nothing was loaded yet"
+        with pool.lease("encoder"):
+            pass
+        told.clear()
+        for change in ("mmap_threshold=1MiB", "trim_threshold=1MiB", "expandable_segments=false", "high_watermark=0.9"):
+            with pytest.raises(RuntimeConflict, match=rf"restart for runtime\.allocator\.{change}"):
+                fgvr.shared_pool(fgvr.load_config(*words, f"runtime.allocator.{change}"))
+        with pytest.raises(RuntimeConflict, match=r"mmap_threshold=null \(it was 2MiB\)"):
+            fgvr.shared_pool(fgvr.load_config(*words[:2]))
+        assert not told, "refused before anything is changed"
+        pool.evict("encoder")
+        with pytest.raises(RuntimeConflict, match="allocator"):
+            fgvr.shared_pool(fgvr.load_config(*words[:2]))
+        assert fgvr.shared_pool(fgvr.load_config(*again)) is pool, "the same in other words, and a preset"
+        assert pool.policy is cost_aware
+    finally:
+        close_shared()
 
 
 def test_settings_come_before_torch(python) -> None:
