@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from fgvr.runtime.admission import Admission, Load, Request, Wait
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Grant, Ledger
 from fgvr.runtime.residency import Residency
+
+log = logging.getLogger(__name__)
 
 _HELD: ContextVar[tuple[Grant, ...]] = ContextVar("fgvr_leases", default=())  # leases of this thread or task, over all pools
 _STOP_SECONDS = 0.1  # how often a waiter looks whether it is told to stop
@@ -34,6 +37,9 @@ class Lending:
                 self._step(ask, began + timeout, timeout)
             _HELD.set((*(g for g in ask.own if g in self._ledger.grants), ask.grant))
             self._events.deliver()
+            if log.isEnabledFor(logging.DEBUG):
+                for key in (e.key for e in ask.entries if e not in ask.loaded):
+                    log.debug("reusing %s", key)
             return ask.grant
         except BaseException:
             with self._condition:

@@ -249,9 +249,9 @@ class Residency:
         """References, then gc only if somebody is left, then the device's cache, then look. The charge ends only when it is gone."""
         charge, began = entry.charge, time.monotonic()
         watch: weakref.ref[Any] | None = None
-        parked, allocated = False, None
+        parked, allocated, before, after = False, None, 0, 0
         try:
-            self._tell("evicting", entry, charge)
+            before = self._tell("evicting", entry, charge)
             parked = park and self._park(entry)
             if not parked:
                 watch = let_go(entry)
@@ -263,7 +263,7 @@ class Residency:
             survivor = watch() if watch is not None else None
             holders = still_held(survivor)
             with self._condition:
-                released = self._settle_release(entry, survivor, holders, allocated)
+                released, after = self._settle_release(entry, survivor, holders, allocated), self._ledger.used
                 if entry.state != "resident":
                     kind = "parked" if entry.state == "parked" else "evicted"
                     self._events.about(kind, entry, size=released, seconds=time.monotonic() - began)
@@ -274,8 +274,8 @@ class Residency:
         if holders:
             log.warning("%s %s", entry.key, holders)
         else:
-            did = "parked" if parked else "evicted"
-            log.info("%s %s: %s of %s came back", did, entry.key, format_bytes(released), format_bytes(charge))
+            figures = [format_bytes(size) for size in (before, after, released, charge)]
+            log.info("evicting %s%s: %s before, %s after, %s of %s came back", entry.key, " (parked)" if parked else "", *figures)
         return released
 
     def _park(self, entry: Entry) -> bool:
@@ -344,10 +344,13 @@ class Residency:
         movables = (getattr(entry.model, "movable", None) for entry in self._ledger.entries.values())
         return sum(movable.kept for movable in movables if movable is not None)
 
-    def _tell(self, kind: Any, entry: Entry, size: int, text: str = "") -> None:
+    def _tell(self, kind: Any, entry: Entry, size: int, text: str = "") -> int:
+        """What is in use just then."""
         with self._condition:
             self._events.about(kind, entry, size=size, text=text)
+            used = self._ledger.used
         self._events.deliver()
+        return used
 
 
 def host_bytes(model: Any) -> int:

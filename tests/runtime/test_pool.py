@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ import pytest
 
 from fgvr.errors import ConfigError, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
+from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool, close_shared, shared
 from fgvr.types import ModelSpec
 
-from .conftest import MIB, MLLM, PoolMaker
+from .conftest import ENCODER, MIB, MLLM, PoolMaker
 from .helpers import EQUALLY_BIG, state
 
 
@@ -47,6 +49,47 @@ def test_status_is_a_table_in_a_terminal_and_in_a_notebook(pool: ModelPool) -> N
     assert status[0].hits == 0 and status[0].loads == 1
     assert MLLM.key in repr(status) and "40.0 MiB" in repr(status)
     assert "<table>" in status._repr_html_() and MLLM.key in pool._repr_html_()
+
+
+def test_the_log_says_what_is_loaded_reused_and_evicted(make_pool: PoolMaker, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool(host_budget=50 * MIB, loader=FakeLoader(movable=True, work=0))
+    free: list[bool] = []
+
+    class Listening(logging.Handler):
+        """Whoever writes a line somewhere slow must not hold up the pool."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            with ThreadPoolExecutor(1) as other:
+                free.append(other.submit(pool.status).result(5) is not None)
+
+    listening = Listening()
+    logging.getLogger("fgvr").addHandler(listening)
+    try:
+        with caplog.at_level("DEBUG", logger="fgvr"):
+            for role in ("encoder", "mllm", "encoder"):
+                with pool.lease(role):
+                    pass
+            pool.evict("encoder", park=True)
+            with pool.lease("encoder", "mllm"):
+                pass
+            pool.evict("mllm")
+    finally:
+        logging.getLogger("fgvr").removeHandler(listening)
+    assert all(free) and len(free) == len(caplog.messages)
+    encoder, mllm = ENCODER.key, MLLM.key
+    lines = [m for m in caplog.messages if m.startswith(("loading", "reusing", "evicting"))]
+    assert lines == [
+        f"loading {encoder} (from encoder 30MiB, about 30.0 MiB)",
+        f"loading {mllm} (from mllm 40MiB, about 40.0 MiB)",
+        f"reusing {encoder}",
+        f"evicting {encoder} (parked): 70.0 MiB before, 40.0 MiB after, 30.0 MiB of 30.0 MiB came back",
+        f"loading {encoder} (from where it was parked, about 30.0 MiB)",
+        f"reusing {mllm}",
+        f"evicting {mllm}: 70.0 MiB before, 30.0 MiB after, 40.0 MiB of 40.0 MiB came back",
+    ]
+    caplog.clear()
+    with caplog.at_level("INFO", logger="fgvr"), pool.lease("encoder"):
+        assert not caplog.messages
 
 
 def test_a_plan_loads_nothing(pool: ModelPool) -> None:
