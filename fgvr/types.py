@@ -348,7 +348,7 @@ class MemoryPlan:
     advice: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()  # sizes per token and per image
     host: tuple[PlanPart, ...] = ()  # main memory beside the device's; not part of the budget
-    optional: tuple[PlanPart, ...] = ()  # of models that are loaded only when asked for; not part of what is needed
+    optional: tuple[PlanPart, ...] = ()  # not part of what is needed: loaded only when asked for, or there now and able to leave
 
     @property
     def needed(self) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from fgvr.errors import OutOfBudget, WouldDeadlock
 from fgvr.runtime.ledger import Entry, Grant, Ledger, Shortage
 from fgvr.runtime.plan import Need, describe
-from fgvr.types import MemoryPlan
+from fgvr.types import MemoryPlan, PlanPart
 from fgvr.utils.text import format_bytes
 
 _LOOK_SECONDS = 0.5
@@ -126,20 +127,21 @@ class Admission:
         return changed
 
     def plan(self, ask: Request) -> MemoryPlan:
-        """What this request needs resident at once."""
+        """What this request needs resident at once; below the sum what else is there."""
         own = {e for g in ask.own if g in self._ledger.grants for e in g.entries}
-        needs = []
-        for entry in self._ledger.together(ask.entries, self._own(ask)):
+        needs, together = [], self._ledger.together(ask.entries, self._own(ask))
+        for entry in together:
             note = "leased by the caller" if entry in own else "pinned" if entry not in ask.entries else ""
             needs.append(Need(entry.spec, entry.charge or entry.size, entry.work, note or entry.state))
         work = ask.work + sum(g.work for g in self._own(ask))
-        return describe(needs, self._ledger.limit, reserve=self._ledger.reserve, work=work)
+        return self._with_others(describe(needs, self._ledger.limit, reserve=self._ledger.reserve, work=work), together)
 
     def plan_of_kept(self, limit: int) -> MemoryPlan:
         """What no eviction can free now, against another limit."""
         ledger, idle = self._ledger, self._ledger.idle()
-        kept = [Need(e.spec, e.charge, 0, e.state) for e in ledger.entries.values() if e.charge and e not in idle]
-        return describe(kept, limit, reserve=ledger.reserve, work=sum(g.work for g in ledger.grants))
+        kept = [e for e in ledger.entries.values() if e.charge and e not in idle]
+        needs = [Need(e.spec, e.charge, 0, e.state) for e in kept]
+        return self._with_others(describe(needs, limit, reserve=ledger.reserve, work=sum(g.work for g in ledger.grants)), kept)
 
     def timeout_text(self, ask: Request, seconds: float) -> str:
         """Who holds what, for a LeaseTimeout."""
@@ -159,6 +161,16 @@ class Admission:
 
     def _own(self, ask: Request) -> list[Grant]:
         return [g for g in ask.own if g in self._ledger.grants]
+
+    def _with_others(self, plan: MemoryPlan, named: Sequence[Entry]) -> MemoryPlan:
+        """Models on the device that the plan does not count, since they can leave."""
+        others = []
+        for entry in self._ledger.entries.values():
+            if entry.charge and entry not in named:
+                holders = sorted({grant.holder for grant in self._ledger.grants if entry in grant.entries})
+                when = f"leased by {', '.join(holders)}; can leave after that" if holders else f"{entry.state}; can leave"
+                others.append(PlanPart(f"{entry.key}, not counted", entry.charge, f"{entry.spec.source}, {when}"))
+        return replace(plan, optional=tuple(others))
 
     def _raise_failures(self, ask: Request, now: float) -> None:
         for entry in ask.entries:

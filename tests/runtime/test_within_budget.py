@@ -147,6 +147,30 @@ def test_a_budget_changes_live_and_idle_models_go_until_it_holds(pool: ModelPool
         pool.set_budget("banana")
 
 
+def test_a_refusal_lists_what_is_there_beside_what_is_counted(make_pool: PoolMaker) -> None:
+    pool = make_pool(budget=100 * MIB, loader=FakeLoader(work=0))
+    huge = ModelSpec("mllm", "fake", "huge 95MiB")
+    with pool.lease("encoder"):
+        pass
+    with ThreadPoolExecutor(1, "another") as thread, pool.lease("mllm"):
+        with pytest.raises(OutOfBudget) as caught:
+            thread.submit(pool.lease(replace(huge, source="huge 101MiB")).__enter__).result(10)
+        with pytest.raises(OutOfBudget) as nested, pool.lease(huge):
+            pass
+        with pytest.raises(OutOfBudget) as lowered:
+            pool.set_budget(35 * MIB)
+    plan = caught.value.plan
+    assert plan is not None and plan.needed == 101 * MIB, "as before: others are not counted"
+    assert {part.name.split(",")[0]: (part.bytes, part.note.partition(", ")[2]) for part in plan.optional} == {
+        MLLM.key: (40 * MIB, "leased by MainThread; can leave after that"),
+        ENCODER.key: (30 * MIB, "resident; can leave"),
+    }
+    assert str(plan) in str(caught.value) and f"{ENCODER.key}, not counted" in str(caught.value)
+    for refusal in (nested, lowered):
+        assert refusal.value.plan is not None
+        assert [part.name for part in refusal.value.plan.optional] == [f"{ENCODER.key}, not counted"], "the caller's own lease is counted"
+
+
 # --- another batch size -------------------------------------------------------------------------------------------------------
 
 
