@@ -307,12 +307,13 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model as the pool sees it; bytes are measured once resident, estimated before."""
+    """One model as the pool sees it; bytes are measured once resident, estimated before. `draining`: resident and leased, and the next in
+    the queue needs its place, so nobody else gets it before."""
 
     key: str
     role: str
     source: str
-    state: Literal["absent", "loading", "resident", "parked", "evicting", "failed"]
+    state: Literal["absent", "loading", "resident", "draining", "parked", "evicting", "failed"]
     bytes: int
     leases: int
     hits: int
@@ -326,6 +327,16 @@ class ModelStatus:
     return_seconds: float = 0.0  # what it took to bring it in when that was last done; 0 = never done
     gap_seconds: float = 0.0  # usual time between two uses; 0 = used once at most
     working_sizes: tuple[tuple[str, int], ...] = ()  # (call, largest batch) learned when memory ran out
+
+    @property
+    def here(self) -> bool:
+        """Whether it is on the device, ready to compute."""
+        return self.state in ("resident", "draining")
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place on the device: here, or on its way in or out."""
+        return self.here or self.state in ("loading", "evicting")
 
 
 @dataclass(frozen=True, slots=True)

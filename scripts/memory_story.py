@@ -272,7 +272,7 @@ def fits(budget: int, name: str, overrides: Sequence[str], settings: dict[str, A
             with pool.lease(mllm) as model:
                 model.generate([image] * count, ["describe"] * count)
                 model.score([image] * count, ["which?"] * count, [["a", "b"]] * count)
-            kept = any(m.state == "resident" for m in pool.status() if m.role == "encoder")
+            kept = any(m.here for m in pool.status() if m.role == "encoder")
             outcome, good = "both stay" if kept else "they take turns", True
         except OutOfBudget as error:
             after = [(m.key, m.state, m.loads) for m in pool.status() if m.role == "encoder"]

@@ -215,7 +215,7 @@ async def limit(args: argparse.Namespace) -> list[str]:
         running = asyncio.create_task(drive(args.url, args.endpoint, 8, args.seconds, patient=True))
         await asyncio.sleep(args.seconds / 6)
         rows = (await client.get("/api/v1/memory/models")).json()["data"]
-        full = sum(row["bytes"] for row in rows if row["state"] == "resident")
+        full = sum(row["bytes"] for row in rows if row["state"] in ("resident", "draining"))
         used = max([s["total_memory_usage"] for s in [(await client.get("/api/v1/memory/stats")).json()["data"] for _ in range(20)]])
         target, refused = used - 1, Counter[int]()
         lowered = None
@@ -230,7 +230,7 @@ async def limit(args: argparse.Namespace) -> list[str]:
         if lowered is None:
             return ["no lower limit was accepted"]
         rows = (await client.get("/api/v1/memory/models")).json()["data"]
-        left = sum(row["bytes"] for row in rows if row["state"] == "resident")
+        left = sum(row["bytes"] for row in rows if row["state"] in ("resident", "draining"))
         print(f"resident {full / MIB:.1f} MiB, used {used / MIB:.1f} MiB; limit {before / MIB:.0f} MiB, lowered (answers {dict(refused)})")
         print(f"limit {lowered['memory_limit'] / MIB:.1f} MiB: resident {left / MIB:.1f} MiB, used {lowered['used'] / MIB:.1f} MiB")
         if lowered["used"] > lowered["memory_limit"]:

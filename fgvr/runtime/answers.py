@@ -18,7 +18,7 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
     status, host = pool.status(), machine.host()
     others = tuple(machine.processes())
     return Stats(
-        total_models=sum(m.state == "resident" for m in status),
+        total_models=sum(m.here for m in status),
         total_memory_usage=status.used,
         memory_limit=status.budget,
         memory_pressure=bool(monitor.pressure()),
@@ -50,14 +50,13 @@ def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> tuple[ModelAnswer, ..
                 size = pool.loader(spec).estimate(spec)
             except FgvrError as missing:
                 error = error or str(missing)
-        tier = {"resident": pool.device.name, "evicting": pool.device.name, "loading": pool.device.name, "parked": "host"}
         answers.append(
             ModelAnswer(
                 key=known.key,
                 role=known.role,
                 source=known.source,
                 state=known.state,
-                tier=tier.get(known.state, "disk"),
+                tier=pool.device.name if known.placed else "host" if known.state == "parked" else "disk",
                 bytes=size,
                 file_bytes=_file_bytes(spec),
                 leases=known.leases,

@@ -5,7 +5,8 @@ Invariant: charges of all models + working memory of all leases + reserve + what
     absent -> loading -> resident -> evicting -> absent          a lease keeps a model resident; so does a pin
         ^      ^   |                    `-> parked (host memory) -> loading, or absent when host memory is needed
         |      |   `-> failed (until retry_at) -> absent or parked
-        `------'                                                 `drain_for`: resident, leased, and the head of the queue needs its place
+        `------'                                                 `drain_for`: resident, leased, and the head of the queue needs its place;
+                                                                 shown as `draining`
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ class Ledger:
             key=entry.key,
             role=entry.spec.role,
             source=entry.spec.source,
-            state=entry.state,
+            state="draining" if entry.drain_for is not None and entry.leases and entry.state == "resident" else entry.state,
             bytes=entry.charge or entry.size,
             leases=entry.leases,
             hits=entry.hits,

@@ -255,7 +255,7 @@ class Monitor:
             allocated, reserved = pool.device.allocated(), pool.device.reserved()
         after = pool.status()
         moving = any(m.state in _MOVING for status in (before, after) for m in status) or _residents(before) != _residents(after)
-        weights = {m.key: m.bytes for m in after if m.state in ("loading", "resident", "evicting")}
+        weights = {m.key: m.bytes for m in after if m.placed}
         sample = Sample(
             t=0.0,
             when=round(time.time(), 6),
@@ -404,4 +404,4 @@ def watch(pool: ModelPool) -> Monitor:
 
 
 def _residents(status: PoolStatus) -> set[str]:
-    return {m.key for m in status if m.state == "resident"}
+    return {m.key for m in status if m.here}

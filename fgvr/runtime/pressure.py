@@ -99,4 +99,4 @@ def pressure(
 
 def idle_models(models: Sequence[ModelStatus], *, least: float = 0.0) -> list[ModelStatus]:
     """Resident, unleased, unpinned, and unused for `least` seconds."""
-    return [m for m in models if m.state == "resident" and not m.leases and not m.pinned and m.idle_seconds >= least]
+    return [m for m in models if m.here and not m.leases and not m.pinned and m.idle_seconds >= least]

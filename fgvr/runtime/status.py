@@ -68,7 +68,7 @@ class PoolStatus(Sequence[ModelStatus]):
 
 
 def _row(model: ModelStatus) -> tuple[str, ...]:
-    idle = f"{model.idle_seconds:.0f} s" if model.state == "resident" and not model.leases else ""
+    idle = f"{model.idle_seconds:.0f} s" if model.here and not model.leases else ""
     level = f"priority {model.priority}" if model.priority else ""
     batches = [f"{call} in batches of {size} since memory ran out" for call, size in model.working_sizes]
     note = ", ".join(filter(None, ["pinned" if model.pinned else "", level, *batches, model.error]))

@@ -199,8 +199,7 @@ class Recorder:
 
 
 def residents(models: tuple[ModelStatus, ...]) -> tuple[Resident, ...]:
-    present = ("resident", "loading", "evicting")
-    return tuple(Resident(m.key, m.role, m.source, m.bytes, m.idle_seconds) for m in models if m.state in present)
+    return tuple(Resident(m.key, m.role, m.source, m.bytes, m.idle_seconds) for m in models if m.placed)
 
 
 def _plain(start: Start) -> dict[str, Any]:

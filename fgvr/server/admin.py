@@ -95,8 +95,8 @@ def cleanup(request: Request, wish: CleanupRequest | None = None) -> Success:
     else:
         released = pool.cleanup()
     after = pool.status()
-    there = {m.key for m in after if m.state == "resident"}
-    dropped = [m.key for m in before if m.state == "resident" and m.key not in there]
+    there = {m.key for m in after if m.here}
+    dropped = [m.key for m in before if m.here and m.key not in there]
     return success(
         {
             "released_bytes": released,

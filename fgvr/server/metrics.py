@@ -130,7 +130,7 @@ class _PoolCollector:
         yield _labelled("fgvr_queue_jobs", "Waiting for a batch", "lane", lanes)
         names = [(m.key, m.role) for m in status]
         for name, text, values in (
-            ("fgvr_model_resident", "1 = on the device", [m.state == "resident" for m in status]),
+            ("fgvr_model_resident", "1 = on the device", [m.here for m in status]),
             ("fgvr_model_bytes", "Weights, measured or estimated", [m.bytes for m in status]),
             ("fgvr_model_leases", "Now", [m.leases for m in status]),
             ("fgvr_model_pinned", "1 = never evicted", [m.pinned for m in status]),

@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fgvr.errors import FgvrError, LeaseTimeout, WouldDeadlock
+from fgvr.runtime import answers
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.locks import CONSTRUCT, ConstructLock
+from fgvr.runtime.monitor import Monitor
 from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.timeline import residents
 from fgvr.types import ModelSpec
 
-from .conftest import MIB, MLLM, PoolMaker
-from .helpers import EQUALLY_BIG, PICTURE, Gate, state, until, used
+from .conftest import ENCODER, MIB, MLLM, PoolMaker
+from .helpers import EQUALLY_BIG, PICTURE, Gate, state, status, until, used
 
 
 def test_a_waiter_for_a_big_model_is_served_under_steady_load_of_small_ones(make_pool: PoolMaker) -> None:
@@ -40,10 +43,10 @@ def test_a_waiter_for_a_big_model_is_served_under_steady_load_of_small_ones(make
                 seen = between[0]
                 assert until(lambda seen=seen: between[0] > seen + 10)  # the small ones are at it
                 with pool.lease("mllm", timeout=20):
-                    served.append(state(pool, MLLM))
+                    served.append(status(pool, MLLM).here)  # draining, when the small ones wait for its place again
         finally:
             stop.set()
-    assert served == ["resident"] * 5
+    assert served == [True] * 5
     assert pool.loads["mllm"] == 5
 
 
@@ -66,6 +69,31 @@ def test_capacity_is_given_in_order_of_asking(make_pool: PoolMaker) -> None:
     for thread in threads:
         thread.join(10)
     assert order == [0, 1, 2, 3]
+
+
+def test_a_model_whose_place_is_waited_for_is_shown_as_draining(make_pool: PoolMaker) -> None:
+    pool = make_pool(budget=60 * MIB)
+
+    def shown() -> tuple[str, str, int]:
+        (row,) = answers.models(pool, [MLLM])
+        return row.state, row.tier, answers.stats(pool, Monitor(pool)).total_models
+
+    with ThreadPoolExecutor(1) as thread:
+        with pool.lease("mllm"):
+            assert shown() == ("resident", "simulated", 1)
+            waiting = thread.submit(pool.lease("encoder").__enter__)
+            assert until(lambda: state(pool, MLLM) == "draining")
+            assert shown() == ("draining", "simulated", 1), "it is there, and computes"
+            assert status(pool, MLLM).here and status(pool, MLLM).placed
+            assert "draining" in repr(pool.status())
+            assert [r.key for r in residents(pool.status().models)] == [MLLM.key]
+        waiting.result(10)
+    assert [state(pool, s) for s in (MLLM, ENCODER)] == ["absent", "resident"]
+    pool._give_back(next(iter(pool._ledger.grants)))
+    with pool.lease("encoder"), ThreadPoolExecutor(1) as thread:
+        with pytest.raises(LeaseTimeout):
+            thread.submit(pool.lease("mllm", timeout=0.1).__enter__).result(10)
+        assert state(pool, ENCODER) == "resident", "whoever it was drained for has given up"
 
 
 def test_a_lease_waits_no_longer_than_its_timeout(make_pool: PoolMaker) -> None:
@@ -149,7 +177,7 @@ def test_a_waiter_told_to_stop_leaves_the_queue_to_the_others(make_pool: PoolMak
         stop.set()
         assert "told to stop" in first.result(10)
         assert pool._admission.queued == 1
-        assert state(pool, MLLM) == "resident"
+        assert status(pool, MLLM).here
     assert second.result(10) == 40 * MIB
     pool._give_back(next(iter(pool._ledger.grants)))
 

@@ -22,7 +22,7 @@ export function colour(key) {
 
 export function note(stats, models) {
   const now = Date.now() / 1000;
-  const held = new Map(models.filter((m) => ["resident", "evicting", "loading"].includes(m.state)).map((m) => [m.key, m.bytes ?? 0]));
+  const held = new Map(models.filter((m) => ["resident", "draining", "evicting", "loading"].includes(m.state)).map((m) => [m.key, m.bytes ?? 0]));
   models.forEach((m) => colour(m.key));
   const rest = Math.max(0, stats.total_memory_usage - [...held.values()].reduce((a, b) => a + b, 0));
   samples.push({ now, held, rest, used: stats.total_memory_usage, limit: stats.memory_limit });

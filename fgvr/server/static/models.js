@@ -3,7 +3,7 @@
 import { bytes, make, post, seconds } from "./api.js";
 
 const LEVERS = {
-  load: (m) => !["resident", "loading", "evicting"].includes(m.state),
+  load: (m) => !["resident", "draining", "loading", "evicting"].includes(m.state),
   evict: (m) => (m.state === "resident" || m.state === "parked") && m.leases === 0 && !m.pinned,
   pin: (m) => !m.pinned,
   unpin: (m) => m.pinned,
