@@ -327,6 +327,7 @@ class ModelStatus:
     return_seconds: float = 0.0  # what it took to bring it in when that was last done; 0 = never done
     gap_seconds: float = 0.0  # usual time between two uses; 0 = used once at most
     working_sizes: tuple[tuple[str, int], ...] = ()  # (call, largest batch) learned when memory ran out
+    last_used: float | None = None  # Unix seconds at which its last lease began or ended; None = never lent
 
     @property
     def here(self) -> bool:

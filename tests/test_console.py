@@ -23,7 +23,7 @@ STATS = {
 PRESSURE = {"pressure": True, "level": "high", "share": 0.91, "used": 9, "limit": 10, "host_low": "", "recommended": ["mllm-0123abcd"]}
 MODEL = {
     "key": "mllm-0123abcd", "role": "mllm", "source": "tiny", "state": "resident", "tier": "cpu", "bytes": 1 << 20, "file_bytes": None,
-    "leases": 1, "hits": 5, "loads": 1, "idle_seconds": 0.5, "pinned": True, "error": "",
+    "leases": 1, "hits": 5, "loads": 1, "idle_seconds": 0.5, "last_used": 1.8e9, "pinned": True, "error": "",
 }  # fmt: skip
 DEVICE = {"name": "cpu", "total": 16 << 30, "free": 1 << 30, "allocated": 0, "reserved": 0}
 PROCESS = {"pid": 7, "command": "fgvr serve", "seconds": 3.0, "memory": {"uss": None, "rss": 5}}

@@ -53,6 +53,7 @@ class ModelAnswer:
     hits: int
     loads: int
     idle_seconds: float
+    last_used: float | None  # Unix seconds; None = never
     pinned: bool
     error: str
 

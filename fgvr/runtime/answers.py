@@ -63,6 +63,7 @@ def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> tuple[ModelAnswer, ..
                 hits=known.hits,
                 loads=known.loads,
                 idle_seconds=round(known.idle_seconds, 3),
+                last_used=known.last_used,
                 pinned=known.pinned,
                 error=error,
             )

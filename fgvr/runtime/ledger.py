@@ -57,6 +57,7 @@ class Entry:
     restores: int = 0
     since: float = 0.0  # resident since
     last_used: float = 0.0
+    used_at: float | None = None  # the same in Unix seconds, of leases only; None = never lent
     last_holder: str = ""
     gap: float = 0.0
     load_seconds: float = 0.0
@@ -83,7 +84,7 @@ class Entry:
         if self.last_holder:
             gap = now - self.last_used
             self.gap = gap if not self.gap else _NEWEST * gap + (1 - _NEWEST) * self.gap
-        self.last_used, self.last_holder = now, holder
+        self.last_used, self.last_holder, self.used_at = now, holder, time.time()
 
     @property
     def work(self) -> int:
@@ -106,7 +107,7 @@ class Entry:
     def take_back(self, batch_size: int) -> None:
         left = list(self.lent)
         left.remove(batch_size)
-        self.leases, self.lent = self.leases - 1, tuple(left)
+        self.leases, self.lent, self.used_at = self.leases - 1, tuple(left), time.time()
 
 
 @dataclass(eq=False, slots=True)
@@ -268,4 +269,5 @@ class Ledger:
             return_seconds=entry.restore_seconds if entry.restores else entry.load_seconds,
             gap_seconds=entry.gap,
             working_sizes=tuple(entry.sizes.items()),
+            last_used=entry.used_at,
         )

@@ -7,6 +7,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -261,7 +262,11 @@ def test_the_end_of_a_least_stay_between_two_looks_at_the_clock_is_not_missed(
         another.start()
         another.join(10)
         began, looks = time.monotonic(), itertools.count()
-        clock = SimpleNamespace(monotonic=lambda n=looks, t=began, early=early: t if next(n) < early else max(t + stay, time.monotonic()))
+
+        def look(n: Iterator[int] = looks, t: float = began, early: int = early) -> float:
+            return t if next(n) < early else max(t + stay, time.monotonic())
+
+        clock = SimpleNamespace(monotonic=look, time=time.time)
         with monkeypatch.context() as patched:
             for module in ("admission", "ledger"):
                 patched.setattr(f"fgvr.runtime.{module}.time", clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
@@ -41,6 +42,23 @@ def test_models_tell_state_tier_bytes_leases_and_pins(serve: Serve) -> None:
         1,
     )
     assert (rows["encoder"]["state"], rows["encoder"]["pinned"], rows["encoder"]["leases"]) == ("absent", True, 0)
+
+
+def test_a_model_tells_when_it_was_last_used(serve: Serve) -> None:
+    """`idle_seconds` alone is 0 for what is leased now and for what was never used."""
+    served, before = serve(), time.time()
+
+    def last_used() -> list[float | None]:
+        return [row["last_used"] for row in served.get("/api/v1/memory/models").json()["data"] if row["role"] == "mllm"]
+
+    assert last_used() == [None]
+    served.post("/api/v1/query", {"question": "what"}).raise_for_status()
+    [first] = last_used()
+    assert first is not None and before - 0.1 <= first <= time.time() + 0.1
+    with served.pool.lease("mllm"):
+        [during] = last_used()
+        assert during is not None and during > first
+    assert last_used() > [during] and {row.role: row.last_used for row in served.pool.status()}["encoder"] is None
 
 
 def test_pressure_names_whom_to_drop_in_order(serve: Serve) -> None:
