@@ -84,6 +84,8 @@ class Classifier:
         return rows
 
 
+_FIELDS = ("images", "image", "file")
+_FILE = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -91,8 +93,11 @@ _BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["images"],
-                    "properties": {"images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "images": {"type": "array", "minItems": 1, "items": _FILE},
+                        "image": _FILE | {"description": "the only one"},
+                        "file": _FILE | {"description": "likewise"},
+                    },
                 }
             },
             "application/json": {"schema": ClassifyRequest.model_json_schema(), "example": {"images": ["data:image/png;base64,..."]}},
@@ -110,10 +115,10 @@ async def classify(request: Request) -> Success:
         named = await _images(request, settings)
         pictures.check_count(len(named), settings, param="images")
         samples, seen = [], 0
-        for i, (name, data) in enumerate(named):
+        for name, param, data in named:
             if isinstance(data, str):
-                data = await pictures.aside(pictures.content, data, settings, param=f"images.{i}")
-            picture: Picture = await pictures.aside(pictures.decoded, data, settings, param=f"images.{i}")
+                data = await pictures.aside(pictures.content, data, settings, param=param)
+            picture: Picture = await pictures.aside(pictures.decoded, data, settings, param=param)
             seen += picture.image.width * picture.image.height
             if seen > settings.max_pixels:
                 message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
@@ -124,8 +129,8 @@ async def classify(request: Request) -> Success:
     return success({"predictions": rows})
 
 
-async def _images(request: Request, settings: Settings) -> list[tuple[str, bytes | str]]:
-    """(name, encoded image or URL) of either kind of body. Raises Refusal."""
+async def _images(request: Request, settings: Settings) -> list[tuple[str, str, bytes | str]]:
+    """(name, parameter, encoded image or URL) of either kind of body. Raises Refusal."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         try:
             form = await request.form(max_files=settings.max_images, max_fields=16)
@@ -133,22 +138,28 @@ async def _images(request: Request, settings: Settings) -> list[tuple[str, bytes
             raise Refusal(400, f"images: {error.message}", param="images", code="bad_request") from None
         try:
             for name, value in form.multi_items():
-                if name != "images" or not isinstance(value, UploadFile):
-                    raise Refusal(400, f"{name[:80]}: only files under the name images", param=name[:80], code="unsupported_parameter")
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+                if name not in _FIELDS or not isinstance(value, UploadFile):
+                    message = f"{name[:80]}: only files under the name images (one also as image or file)"
+                    raise Refusal(400, message, param=name[:80], code="unsupported_parameter")
+            files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
             if not files:
                 raise Refusal(400, "images: no file", param="images", code="invalid_parameter")
-            return [((file.filename or f"image {i}")[:200], await file.read()) for i, file in enumerate(files)]
+            params = [f"images.{i}" if name == "images" else name for i, (name, _) in enumerate(files)]
+            names = [(file.filename or f"image {i}")[:200] for i, (_, file) in enumerate(files)]
+            return [(name, param, await file.read()) for name, param, (_, file) in zip(names, params, files, strict=True)]
         finally:
             await form.close()
     try:
         asked = ClassifyRequest.model_validate_json(await request.body())
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
-    names = asked.names or [f"image {i}" for i in range(len(asked.images))]
-    if len(names) != len(asked.images):
-        raise Refusal(400, f"{len(names)} names for {len(asked.images)} images", param="names", code="invalid_parameter")
-    return [(name[:200], url) for name, url in zip(names, asked.images, strict=True)]
+    if (asked.images is None) == (asked.image is None):
+        raise Refusal(400, "give images (a list), or image (the only one)", param="images", code="invalid_parameter")
+    urls = [("image", asked.image)] if asked.image is not None else [(f"images.{i}", url) for i, url in enumerate(asked.images or ())]
+    names = asked.names or [f"image {i}" for i in range(len(urls))]
+    if len(names) != len(urls):
+        raise Refusal(400, f"{len(names)} names for {len(urls)} images", param="names", code="invalid_parameter")
+    return [(name[:200], param, url) for name, (param, url) in zip(names, urls, strict=True)]
 
 
 @router.post("/query", responses=_COMPUTED)

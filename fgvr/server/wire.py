@@ -264,7 +264,10 @@ class QueryAnswer(BaseModel):
 
 
 class ClassifyRequest(Strict):
-    images: list[str] = Field(min_length=1, description="data:image/...;base64,...")
+    """One of `images` and `image`."""
+
+    images: list[str] | None = Field(None, min_length=1, description="data:image/...;base64,...")
+    image: str | None = Field(None, description="the only one; likewise")
     names: list[str] | None = Field(None, description="how the answers call them; by default image 0, image 1, ...")
 
 

@@ -239,6 +239,30 @@ def test_classification_by_upload_and_by_data_url(serve: Serve) -> None:
     assert (sent[0]["image"], sent[0]["name"], sent[0]["names"]) == ("a", "crow", {"1": "crow"})
 
 
+def test_one_image_is_classified_by_its_own_name(serve: Serve) -> None:
+    served = serve()
+    (expected,) = served.post("/api/v1/classify", {"images": [data_url()], "names": ["crow.png"]}).json()["data"]["predictions"]
+    cost = expected.pop("cost")
+    bodies = [{"json": {"image": data_url(), "names": ["crow.png"]}}]
+    bodies += [{"files": {field: ("crow.png", png(), "image/png")}} for field in ("image", "file")]
+    for body in bodies:
+        answer = served.post("/api/v1/classify", **body)
+        assert answer.status_code == 200, answer.text
+        (row,) = answer.json()["data"]["predictions"]
+        assert set(row.pop("cost")) == set(cost) and row == expected
+    for wrong, param in (
+        ({}, "images"),
+        ({"image": data_url(), "images": [data_url()]}, "images"),
+        ({"image": "data:image/png;base64,AAAA"}, "image"),
+        ({"image": data_url(), "names": ["a", "b"]}, "names"),
+        ({"images": []}, "images"),
+    ):
+        refused = served.post("/api/v1/classify", wrong)
+        assert (refused.status_code, refused.json()["data"]["param"]) == (400, param), refused.text
+    broken = served.post("/api/v1/classify", files={"file": ("a.txt", b"hello", "image/png")})
+    assert (broken.status_code, broken.json()["data"]["param"]) == (400, "file")
+
+
 def test_a_recognizer_that_cannot_be_built_is_told_and_tried_again(serve: Serve) -> None:
     from fgvr.errors import KnowledgeError
 
