@@ -82,6 +82,11 @@ def level(value: Any) -> str:
     return choice("debug", "info", "warning", "error", "critical")(value.lower() if isinstance(value, str) else value)
 
 
+def learning(value: Any) -> str:
+    """YAML reads a bare off as false."""
+    return choice("off", "statistics", "prototypes")("off" if value is False else value)
+
+
 def _spelled(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -102,7 +107,7 @@ RULES: dict[str, Rule] = {
     "pinned_trigger": text(null=True),
     "published": anything,
     "seed": whole(0),
-    "online": choice("off", False, "statistics", "prototypes"),  # YAML reads a bare off as false
+    "online": learning,
     "store.enabled": SWITCH,
     "store.limit": anything,
     "run.fresh": SWITCH,
