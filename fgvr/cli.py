@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -21,6 +22,9 @@ from fgvr.utils.paths import config_dir
 SHORT = {"-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info", "-sc": "--shell-completion"}
 SWITCHES = {"--hydra-help", "--resolve", "--run", "--multirun", "--shell-completion"}
 VALUED = {"--cfg", "--package", "--info"}
+
+_SURROUNDINGS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)  # of the place we were given: no bug of ours
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 HELP = """\
 fgvr {version}: fine-grained visual recognition without training. It looks fast, and thinks slowly only when unsure.
@@ -141,6 +145,8 @@ def answer(error: Exception, overrides: Sequence[str]) -> int:
     for cause in causes(error):
         if isinstance(cause, FgvrError):
             return tell(f"error: {cause}", 2 if isinstance(cause, ConfigError) else 3)
+        if isinstance(cause, _SURROUNDINGS) or (isinstance(cause, OSError) and cause.errno in _FULL):
+            return tell(f"error: {cause.filename or 'a file'}: {cause.strerror or cause}", 3)
     if is_configuration(error):
         return tell(f"error: {explain(error, overrides)}", 2)
     traceback.print_exception(error)

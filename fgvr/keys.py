@@ -12,6 +12,7 @@ from typing import Any
 
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
+from fgvr.runtime.budget import parse_bytes
 
 Rule = Callable[[Any], str]
 """A value -> what it must be; "" when it is that."""
@@ -48,13 +49,13 @@ def _number(kind: Any, name: str, least: float, most: float, also: tuple[Any, ..
 
 def text(*, null: bool = False) -> Rule:
     said = "must be text" + (", or null" if null else "") + """ (digits alone in two kinds of quotes: '"123"')"""
-    return lambda value: "" if isinstance(value, str) or (null and value is None) else said
+    return lambda value: "" if (isinstance(value, str) and value) or (null and value is None) else said
 
 
 def each(rule: Rule, *, least: int = 0, most: float = math.inf) -> Rule:
     """A list whose every entry follows the rule."""
-    size = f"{least}" if least == most else f"at least {least}"
-    said = f"must be a list of {size} entries, such as [A,B]" if least else "must be a list, such as [A,B]"
+    said = f"must be a list of {least} entries, such as [A,B]" if least == most else "must be a list, such as [A,B]"
+    said += ", not empty" if least == 1 else ""
 
     def judge(value: Any) -> str:
         if not isinstance(value, list) or not least <= len(value) <= most:
@@ -75,6 +76,13 @@ def target(*, null: bool = False) -> Rule:
         return ""
 
     return rule
+
+
+def size(value: Any) -> str:
+    """Bytes, as a whole number or with a unit."""
+    found = parse_bytes(value) if isinstance(value, str) else value
+    fits = value is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0)
+    return "" if fits else 'must be a size such as "8GiB", a whole number of bytes, or null for no limit'
 
 
 def level(value: Any) -> str:
@@ -109,7 +117,7 @@ RULES: dict[str, Rule] = {
     "seed": whole(0),
     "online": learning,
     "store.enabled": SWITCH,
-    "store.limit": anything,
+    "store.limit": size,
     "run.fresh": SWITCH,
     "paths.home": text(),
     "paths.data": text(),
@@ -118,9 +126,9 @@ RULES: dict[str, Rule] = {
     "logging.json": SWITCH,
     "logging.tracker": choice(None, "tensorboard", "wandb", "mlflow", "trackio"),
     # what a mode is asked about
-    "image": anything,
-    "images": anything,
-    "predictions": anything,
+    "image": text(),
+    "images": text(),
+    "predictions": text(),
     "runs": anything,
     "action": text(),
     "limit": anything,
@@ -162,7 +170,7 @@ RULES: dict[str, Rule] = {
         f"models.{role}.{key}": rule
         for role in ("mllm", "encoder", "joint")
         for key, rule in {
-            "role": text(),
+            "role": choice(role),
             "loader": text(),
             "source": text(null=True),
             "revision": text(null=True),
@@ -184,7 +192,7 @@ RULES: dict[str, Rule] = {
     "fusion.joint_top": COUNT,
     "trigger.target": target(),
     "trigger.abstain": target(null=True),
-    "trigger.form": text(),
+    "trigger.form": choice("joint", "selective"),
     "trigger.eta": number(0),
     "trigger.alpha": number(0),
     "trigger.threshold": number(),
@@ -236,6 +244,9 @@ RULES: dict[str, Rule] = {
 }
 
 
+SECTIONS = {key[:place] for key in RULES for place, letter in enumerate(key) if letter == "."}
+
+
 def check(values: Mapping[str, Any]) -> None:
     """Raises ConfigError that lists every wrong value, with what may stand there."""
     wrong = [f"{key}={_spelled(value)}: {what}" for key, value, rule in _judged(values, "") if (what := rule(value))]
@@ -246,7 +257,9 @@ def check(values: Mapping[str, Any]) -> None:
 def _judged(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Rule]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if (rule := RULES.get(key)) and not (isinstance(value, str) and "${" in value):  # a reference: judged where it is resolved
+        if key in SECTIONS and not isinstance(value, Mapping):
+            yield key, value, lambda _, key=key: f"is a section of keys: write {key}.KEY=VALUE"
+        elif (rule := RULES.get(key)) and not (isinstance(value, str) and "${" in value):  # a reference: judged where it is resolved
             yield key, value, rule
         if isinstance(value, Mapping):
             yield from _judged(value, f"{key}.")

@@ -28,7 +28,11 @@ PATH_KEYS = {
     "logs",
 }  # last part of a key whose value is a path
 PATHS_KEYS = {"runs"}  # whose value is a path, or a list of them in brackets
+OPTIONAL = {"experiment", "local"}  # groups of which none need be chosen
 LITERALS = {"", "null", "???"}
+
+
+_NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra reads as something else than an option's name
 
 
 def groups(tree: Path | None = None) -> dict[str, list[str]]:
@@ -56,6 +60,8 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]]) -> str:
         raise ConfigError(f"{word!r} is not key=value; write {_instead(word, before, known)}")
     if "." in key and key.replace(".", "/") in known:
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
+    if key in known and _NO_NAME.fullmatch(value) and not (value == "null" and key in OPTIONAL):
+        raise ConfigError(_no_such_option(key, value, known))
     if key in PATHS_KEYS and value[:1] == "[" and value[-1:] == "]":
         return f"{name}=[{','.join(_quoted(path.strip()) for path in value[1:-1].split(','))}]"
     return f"{name}={_quoted(value)}" if _is_path(key) or key in PATHS_KEYS else word
@@ -101,9 +107,13 @@ def explain(error: BaseException, words: Sequence[str], tree: Path | None = None
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group in known:
-            near = _list("Nearest", nearest(option, known[group]))
-            return f"{group}={option}: no such option. {near}".rstrip() + f"\nThe options of {group}: {', '.join(known[group])}"
+            return _no_such_option(group, option, known)
     return "\n".join(_unknown_keys(words, known, tree)) or "\n".join(dict.fromkeys(_lines(error)))
+
+
+def _no_such_option(group: str, option: str, known: Mapping[str, list[str]]) -> str:
+    near = _list("Nearest", nearest(option, known[group]))
+    return f"{group}={option}: no such option. {near}".rstrip() + f"\nThe options of {group}: {', '.join(known[group])}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> list[str]:

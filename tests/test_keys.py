@@ -36,6 +36,15 @@ WRONG = [
     ("seed=.5", "a whole number from 0 up"),
     ("evaluation.record=x", "one of needed, all"),
     ("evaluation.protocols=exact", "must be a list"),
+    ("evaluation.protocols=[]", "not empty"),
+    ("store.limit=abc", 'a size such as "8GiB"'),
+    ("store=5", "write store.KEY=VALUE"),
+    ("run=true", "write run.KEY=VALUE"),
+    ("runtime=5", "The options of runtime: default"),
+    ("trigger=null", "The options of trigger: always"),
+    ("trigger.form=both", "joint, selective"),
+    ("models.mllm.role=encoder", "must be one of mllm"),
+    ("knowledge.path=", "must be text, or null"),
     ("knowledge.build=x", "one of missing, never, always"),
     ("runtime.auto_cleanup=perhaps", "one of true, false"),
     ("runtime.watermarks.high=high", "a number from 0 to 1"),
@@ -106,3 +115,22 @@ def test_runs_with_odd_names_are_compared(tmp_path: Path, capsys) -> None:
     assert main(["mode=compare", f"runs=[{one},{two}]"]) == 3
     said = capsys.readouterr().err
     assert json.dumps(str(one), ensure_ascii=False)[1:-1] in said.replace("\n", "")
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(capsys) -> None:
+    assert main(["mode=classify", "models=fake", "image="]) == 2
+    assert "image=: must be text" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_no_bug(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["mode=build_knowledge_base", "models=fake", "dataset.genera=[2]", f"paths.home={tmp_path / 'file'}"]) == 3
+    said = capsys.readouterr().err
+    assert "file" in said and "Traceback" not in said and "bug" not in said
+
+
+def test_one_shot_is_refused_before_anything_is_built(tmp_path: Path, capsys) -> None:
+    words = ["models=fake", "dataset.genera=[2]", "dataset.shots=1", "dataset.calibration=0", f"paths.home={tmp_path}"]
+    assert main(["mode=evaluate", *words]) == 2
+    assert "dataset.shots=2" in capsys.readouterr().err and not (tmp_path / "knowledge").exists()
+    assert main(["mode=fastonly", *words]) == 0, "other triggers need no images that were left out"

@@ -21,6 +21,10 @@ from fgvr.errors import ConfigError
 from fgvr.types import Decision, FastResult, History
 
 FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
+ONE_SHOT = (
+    "trigger=calibrated learns from support images that were left out, and with one image per class nothing is left: "
+    "write dataset.shots=2 or more, or another trigger (never, always, random, sare, gates)"
+)
 _PRIOR_STRENGTH = 2.0  # a class's history counts as if two more predictions of average precision had been seen
 _RIDGE = 1.0  # on standardised features; keeps separable support sets finite
 
@@ -138,10 +142,7 @@ def out_of_fold(table: np.ndarray, right: np.ndarray, groups: Sequence[int]) -> 
     """
     group, scores = np.asarray(groups), np.empty(len(table))
     if len(set(groups)) < 2:
-        raise ConfigError(
-            "trigger=calibrated learns from support images that were left out, and with one image per class nothing is left: "
-            "write dataset.shots=2 or more, or another trigger (never, always, random, sare, gates)"
-        )
+        raise ConfigError(ONE_SHOT)
     for held_out in np.unique(group):
         out = group == held_out
         scores[out] = fit_logistic(table[~out], right[~out]).probability(table[out])

@@ -23,6 +23,7 @@ from fgvr.assembly.models import (
 )
 from fgvr.assembly.recognizer import build_evaluated, build_recognizer
 from fgvr.assembly.replaying import build_replay, replayed_config
+from fgvr.assembly.triggers import check_trigger
 from fgvr.utils.paths import config_dir
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "build_experience",
     "build_recognizer",
     "build_replay",
+    "check_trigger",
     "checked",
     "config_dir",
     "configuration_key",

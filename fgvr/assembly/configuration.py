@@ -54,7 +54,6 @@ def checked(cfg: DictConfig) -> DictConfig:
     watching.settings(plain(cfg.runtime))
     allocator.check(plain(cfg.runtime.allocator))
     make(cfg.fusion)
-    store_limit(cfg)
     given_weight(cfg)
     learning(cfg)
     if cfg.slow.exemplars and cfg.slow.decoder == "score" and cfg.slow.target == "description":
@@ -127,11 +126,7 @@ def learning(cfg: DictConfig) -> Kind | None:
 
 def store_limit(cfg: DictConfig) -> int | None:
     """Bytes of values the store may hold; None: no limit."""
-    limit = cfg.store.limit
-    size = parse_bytes(limit) if isinstance(limit, str) else limit
-    if limit is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
-        raise ConfigError(f'store.limit={limit}: must be a size such as "8GiB", a whole number of bytes, or null for no limit')
-    return size
+    return parse_bytes(cfg.store.limit) if isinstance(cfg.store.limit, str) else cfg.store.limit
 
 
 def given_weight(cfg: DictConfig) -> float | None:

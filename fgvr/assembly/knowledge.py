@@ -62,9 +62,13 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
         return not (building and found.failed and allowed == "missing" and found.origin.key == origin.key)
 
     if (found := standing()) and fits(found):
-        return _told(found, origin) if building else found
+        if building:
+            _refuse_another(found, origin)
+        return found
     if allowed == "never":
         raise KnowledgeError(f"no knowledge base at {folder}; build it with: {building_command(cfg)}")
+    if file := next((parent for parent in folder.parents if parent.is_file()), None):
+        raise KnowledgeError(f"{file} is a file, so nothing can lie below it; choose another {'knowledge.path' if given else 'paths.home'}")
     if given and (strange := knowledge_base.strange_files(folder)):
         raise KnowledgeError(f"{folder} holds {strange[0]}, which is no part of a knowledge base; choose another knowledge.path")
     with workspace(folder, fresh=cfg.run.fresh) as partial:
@@ -74,11 +78,13 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
     return knowledge_base.load(folder)
 
 
-def _told(found: KnowledgeBase, origin: Origin) -> KnowledgeBase:
+def _refuse_another(found: KnowledgeBase, origin: Origin) -> None:
     if found.origin.key != origin.key:
-        made, asked = (f"{o.dataset} {o.world}, {o.shots} shots, split {o.split_seed}" for o in (found.origin, origin))
-        log.warning("the base at %s was made of %s, not of %s; knowledge.build=always builds it anew", found.path, made, asked)
-    return found
+        made, asked = (f"{o.dataset} {o.world}, {o.shots} shots, split {o.split_seed} ({o.key})" for o in (found.origin, origin))
+        raise KnowledgeError(
+            f"{found.path} holds a base made of {made}, not of {asked}; "
+            "choose another knowledge.path, or replace it with knowledge.build=always"
+        )
 
 
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:

@@ -20,7 +20,7 @@ from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.models import open_models, open_store
 from fgvr.assembly.rehearsal import build_matcher, rehearsed
 from fgvr.assembly.thinking import build_decoder, build_exemplars, build_pool
-from fgvr.assembly.triggers import build_trigger
+from fgvr.assembly.triggers import build_trigger, check_trigger
 from fgvr.data.pictures import late_pictures, open_picture
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
@@ -39,6 +39,7 @@ def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Reco
 
 def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recognizer:
     """The same for an evaluation. With trigger=oracle it thinks about all; who knows the labels has the last word (`Oracle.redecide`)."""
+    check_trigger(cfg)
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
     fusion: Fusion = make(cfg.fusion)

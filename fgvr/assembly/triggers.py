@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from fgvr.agents.calibration import Calibrated, Calibrator, Deferred, Evidence
+from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
 from fgvr.agents.joint import Rehearsed
 from fgvr.agents.trigger import Always
 from fgvr.assembly.configuration import policy
 from fgvr.assembly.images import look, looks, open_dataset
 from fgvr.data.leaks import without_near_copies
+from fgvr.errors import ConfigError
 from fgvr.evaluation.hindsight import Oracle
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.prototypes import turns
@@ -35,6 +36,15 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed, fa
         return chosen.fit(Evidence(results, right), groups, _calibration(cfg, base, fast) if promised else None)
 
     return Deferred(fit) if promised or cfg.fusion.joint else fit()
+
+
+def check_trigger(cfg: DictConfig) -> None:
+    """What can be known before a base is built. Raises ConfigError."""
+    chosen = policy(cfg)
+    if isinstance(chosen, Calibrator) and cfg.dataset.shots == 1 and cfg.knowledge.path is None:
+        judged_elsewhere = chosen.target.kind == "risk" and chosen.form == "joint" and cfg.dataset.calibration > 0
+        if not judged_elsewhere:
+            raise ConfigError(ONE_SHOT)
 
 
 def calibration_samples(cfg: DictConfig, base: KnowledgeBase) -> list[Sample]:

@@ -48,6 +48,8 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
+        if build is assembly.build_evaluated:
+            assembly.check_trigger(cfg)
         tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.plain(cfg))
         with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
             with recorded_memory(cfg, folder):

@@ -31,7 +31,7 @@ def replay(cfg: DictConfig) -> Report:
     base = _base_of(file)
     with run_folder(merged, mode="replay") as folder, rows_anew(folder) as rows:
         decide = assembly.build_replay(merged, file.parent / CONFIG, base)
-        predictions = decide(records.read(file, decide.names))
+        predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
         rows.append(map(records.to_row, predictions))
         report = reports.make_report(
             predictions,

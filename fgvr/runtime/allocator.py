@@ -132,7 +132,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Settings that mean something else in `after`, for people; of any kind of device, whichever this is."""
     had, wants = _meaning(before), _meaning(after)
     names = [key for keys in KEYS.values() for key in keys if had.get(key) != wants.get(key)]
-    return [f"runtime.allocator.{key}={_written(after.get(key))} (it was {_written(before.get(key))})" for key in names]
+    return [f"runtime.allocator.{key}={_written(after.get(key))} (it was {_written(before.get(key), had.get(key))})" for key in names]
 
 
 def in_force(kind: str, environ: Mapping[str, str] = os.environ) -> list[Setting]:
@@ -210,7 +210,9 @@ def kept_by_libc(environ: Mapping[str, str] = os.environ) -> int:
     return trimmed + _HOLES * mapped
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, preset: Any = None) -> str:
+    if value is None and preset is not None:
+        return f"the preset, {_written(preset)}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -144,6 +144,8 @@ async def _images(request: Request, settings: Settings) -> list[tuple[str, str, 
             files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
             if not files:
                 raise Refusal(400, "images: no file", param="images", code="invalid_parameter")
+            if len({name for name, _ in files}) > 1 or (files[0][0] != "images" and len(files) > 1):
+                raise Refusal(400, "give images (any number), or image, or file (the only one)", param="images", code="invalid_parameter")
             params = [f"images.{i}" if name == "images" else name for i, (name, _) in enumerate(files)]
             names = [(file.filename or f"image {i}")[:200] for i, (_, file) in enumerate(files)]
             return [(name, param, await file.read()) for name, param, (_, file) in zip(names, params, files, strict=True)]

@@ -261,6 +261,9 @@ def test_one_image_is_classified_by_its_own_name(serve: Serve) -> None:
         assert (refused.status_code, refused.json()["data"]["param"]) == (400, param), refused.text
     broken = served.post("/api/v1/classify", files={"file": ("a.txt", b"hello", "image/png")})
     assert (broken.status_code, broken.json()["data"]["param"]) == (400, "file")
+    for names in (("image", "images"), ("image", "image")):
+        both = served.post("/api/v1/classify", files=[(name, ("crow.png", png(), "image/png")) for name in names])
+        assert both.status_code == 400 and "the only one" in both.text
 
 
 def test_a_recognizer_that_cannot_be_built_is_told_and_tried_again(serve: Serve) -> None:
