@@ -108,7 +108,7 @@ def explain(error: BaseException, words: Sequence[str], tree: Path | None = None
         group, _, option = error.missing_cfg_file.rpartition("/")
         if group in known:
             return _no_such_option(group, option, known)
-    return "\n".join(_unknown_keys(words, known, tree)) or "\n".join(dict.fromkeys(_lines(error)))
+    return "\n".join(_unknown_keys(words, known, tree, error)) or "\n".join(dict.fromkeys(_lines(error)))
 
 
 def _no_such_option(group: str, option: str, known: Mapping[str, list[str]]) -> str:
@@ -130,9 +130,9 @@ def nearest(word: str, choices: Iterable[str]) -> list[str]:
     return [choice for score, choice in ranked if score > 0.7 and score > ranked[0][0] - 0.15][:3]
 
 
-def _unknown_keys(words: Sequence[str], known: Mapping[str, list[str]], tree: Path) -> Iterator[str]:
+def _unknown_keys(words: Sequence[str], known: Mapping[str, list[str]], tree: Path, error: BaseException) -> Iterator[str]:
     named = [word.partition("=") for word in words if not word.startswith(("+", "~", "hydra."))]
-    here = _keys([f"{name}={value.partition(',')[0]}" for name, _, value in named if name.partition("@")[0] in known], tree)
+    here = _seen(error) or _keys([f"{name}={value.partition(',')[0]}" for name, _, value in named if name.partition("@")[0] in known], tree)
     brought = {key: f"{key} (with {' or '.join(choices)})" for key, choices in _brought(known, tree).items() if key not in here}
     for name, _, _ in named:
         if not here or name in here or name.partition("@")[0] in known:
@@ -152,17 +152,29 @@ def _keys(choices: Sequence[str], tree: Path) -> set[str]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    def walk(node: object, prefix: str) -> Iterator[str]:
-        for key, child in node.items() if isinstance(node, dict) else ():
-            if key != "_target_":
-                yield f"{prefix}{key}"
-            yield from walk(child, f"{prefix}{key}.")
-
     try:
         with initialize_config_dir(str(tree), version_base="1.3"):
-            return set(walk(OmegaConf.to_container(compose("config", list(choices))), ""))
+            return set(_walk(OmegaConf.to_container(compose("config", list(choices)))))
     except HydraException:
         return set()
+
+
+def _seen(error: BaseException | None) -> set[str]:
+    """All keys of the configuration in which OmegaConf looked for the one that is not there: to compose it again takes .2 s."""
+    from omegaconf import OmegaConf
+
+    while error is not None:
+        if (node := getattr(error, "parent_node", None)) is not None:
+            return {key for key in _walk(OmegaConf.to_container(node._get_root())) if key.partition(".")[0] != "hydra"}
+        error = error.__cause__
+    return set()
+
+
+def _walk(node: object, prefix: str = "") -> Iterator[str]:
+    for key, child in node.items() if isinstance(node, dict) else ():
+        if key != "_target_":
+            yield f"{prefix}{key}"
+        yield from _walk(child, f"{prefix}{key}.")
 
 
 def _brought(known: Mapping[str, list[str]], tree: Path) -> dict[str, list[str]]:
