@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.floors import bf16_pays
 from benchmarks.race import Counts
 from fgvr import assembly
 from fgvr.data.pictures import open_picture
@@ -46,14 +47,12 @@ class Bench:
 
 
 @contextmanager
-def bench(models: str, *, images: int, encoder_dtype: str = "float32", mllm_dtype: str = "float32") -> Iterator[Bench]:
-    """Raises FgvrError when the models are not on this machine."""
+def bench(models: str, *, images: int, dtype: str = "float32", theirs: bool = False) -> Iterator[Bench]:
+    """`theirs`: the modules as their libraries made them, as the reference has them. Raises FgvrError when the models are not here."""
     cfg = assembly.load_config(f"models={models}")
-    specs = {
-        "encoder": replace(assembly.spec(cfg, "encoder"), dtype=encoder_dtype),
-        "mllm": replace(assembly.spec(cfg, "mllm"), dtype=mllm_dtype),
-    }
+    specs = {role: replace(assembly.spec(cfg, role), dtype=dtype) for role in ("encoder", "mllm")}
     device = CpuDevice()
+    device.optimize = not theirs
     pool = ModelPool(device, budget=device.total)
     try:
         for spec in specs.values():
@@ -63,6 +62,28 @@ def bench(models: str, *, images: int, encoder_dtype: str = "float32", mllm_dtyp
             yield Bench(pool, encoder, mllm, photos(Path(folder), images), [0])
     finally:
         pool.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """The same models three times. `half` is None where bfloat16 does not pay: there it is not timed."""
+
+    peer: Bench  # the reference's: float32, as PyTorch and open_clip compute
+    full: Bench  # ours in float32
+    half: Bench | None  # ours in bfloat16
+
+    @property
+    def ours(self) -> dict[str, Bench]:
+        return {"float32": self.full} | ({"bfloat16": self.half} if self.half else {})
+
+
+@contextmanager
+def contenders(models: str, *, images: int) -> Iterator[Contenders]:
+    with ExitStack() as stack:
+        peer = stack.enter_context(bench(models, images=images, theirs=True))
+        full = stack.enter_context(bench(models, images=images))
+        half = stack.enter_context(bench(models, images=images, dtype="bfloat16")) if bf16_pays() else None
+        yield Contenders(peer, full, half)
 
 
 def photos(folder: Path, count: int) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks import reference
-from benchmarks.bench import Bench, bench
+from benchmarks.bench import Bench, contenders
 from benchmarks.race import Races, Way, race
 from benchmarks.slow import DESCRIPTIONS, TOKENS
 
@@ -16,22 +16,36 @@ BATCH = 8  # on a CPU a ViT-B is quickest so
 
 def measure(*, models: str, repeat: int, size: int = 24) -> Races:
     """`size`: images."""
-    with bench(models, images=size) as b:
-        width = b.encoder.encode([b.open(b.files[0])]).shape[1]
+    with contenders(models, images=size) as field:
+        peer = field.peer
+        width = peer.encoder.encode([peer.open(peer.files[0])]).shape[1]
         table = np.random.default_rng(0).standard_normal((CLASSES, width)).astype(np.float32)
         fast = [
-            Way("reference: encoded twice, one by one", lambda: b.counted(lambda: [reference.fast(b, f, table) for f in b.files])),
-            Way(f"ours: encoded once, batches of {BATCH}", lambda: b.counted(lambda: _look(b, table, BATCH))),
-            Way("ours: encoded once, all in one batch", lambda: b.counted(lambda: _look(b, table))),
+            Way("reference: encoded twice, one by one", lambda: peer.counted(lambda: [reference.fast(peer, f, table) for f in peer.files]))
         ]
-        both = [
-            Way("reference: System 2 on every third", lambda: b.counted(lambda: _reference(b, table))),
-            Way("ours: same tokens, batched", lambda: b.counted(lambda: _think(b, table, score=False))),
-            Way("ours: 5 descriptions by likelihood", lambda: b.counted(lambda: _think(b, table, score=True)), same_work=False),
-        ]
+        both = [Way("reference: System 2 on every third", lambda: peer.counted(lambda: _reference(peer, table)))]
+        for dtype, b in field.ours.items():
+            fast += _fast(dtype, b, table)
+            both += _both(dtype, b, table)
         return Races(
-            {"fast": race(fast, items=size, repeat=repeat), "fastslow": race(both, items=size, repeat=repeat)}, facts={"every": EVERY}
+            {"fast": race(fast, items=size, repeat=repeat), "fastslow": race(both, items=size, repeat=repeat)},
+            facts={"every": EVERY, "tokens": TOKENS},
         )
+
+
+def _fast(dtype: str, b: Bench, table: np.ndarray) -> list[Way]:
+    same = dtype == "float32"
+    return [
+        Way(f"ours: encoded once, batches of {BATCH}, {dtype}", lambda: b.counted(lambda: _look(b, table, BATCH)), same_work=same),
+        Way(f"ours: encoded once, one batch, {dtype}", lambda: b.counted(lambda: _look(b, table)), same_work=same),
+    ]
+
+
+def _both(dtype: str, b: Bench, table: np.ndarray) -> list[Way]:
+    return [
+        Way(f"ours: same tokens, {dtype}", lambda: b.counted(lambda: _think(b, table, score=False)), same_work=dtype == "float32"),
+        Way(f"ours: 5 descriptions, {dtype}", lambda: b.counted(lambda: _think(b, table, score=True)), same_work=False),
+    ]
 
 
 def _look(b: Bench, table: np.ndarray, batch: int | None = None) -> list:
@@ -44,7 +58,7 @@ def _look(b: Bench, table: np.ndarray, batch: int | None = None) -> list:
 
 
 def _think(b: Bench, table: np.ndarray, *, score: bool) -> None:
-    doubted = _look(b, table)[::EVERY]
+    doubted = _look(b, table, BATCH)[::EVERY]
     asked = [reference.CHOOSE] * len(doubted)
     if score:
         b.mllm.score(doubted, asked, [DESCRIPTIONS] * len(doubted))

@@ -12,19 +12,27 @@ _SIDE = 1024
 BF16_PAYS = 1.5  # times float32, in matrix products; below, bfloat16 saves memory and costs time
 
 
-def gemm(dtype: str, *, seconds: float = 0.5) -> float:
-    """Floating-point operations per processor second of square products of 1,024."""
+def gemm(dtype: str, *, plain: bool = False, seconds: float = 0.5) -> float:
+    """Floating-point operations per processor second of square products of 1,024. `plain`: by whatever PyTorch chooses."""
     import torch
+    from torch.nn import functional
+
+    from fgvr.runtime.loaders.layers import by_onednn, product
 
     kind = getattr(torch, dtype)
     left, right = (torch.randn(_SIDE, _SIDE).to(kind) for _ in range(2))
+    multiply = functional.linear if plain or not by_onednn(kind) else product
     with torch.inference_mode():
-        left @ right
+        multiply(left, right, None)
         began, work, count = time.perf_counter(), time.process_time(), 0
         while count == 0 or time.perf_counter() - began < seconds:
-            left @ right
+            multiply(left, right, None)
             count += 1
         return count * 2.0 * _SIDE**3 / (time.process_time() - work)
+
+
+def bf16_pays() -> bool:
+    return gemm("bfloat16") >= BF16_PAYS * gemm("float32")
 
 
 def read_rate(size: int = 1 << 28) -> float:
@@ -43,13 +51,15 @@ def read_rate(size: int = 1 << 28) -> float:
 def measure(*, models: str, repeat: int, size: int = 1024) -> Races:
     """`models` play no part; `size`: MiB of memory to read."""
     found = {
+        "gemm_float32_torch": Series.of([gemm("float32", plain=True) / 1e9 for _ in range(repeat)]),
         "gemm_float32": Series.of([gemm("float32") / 1e9 for _ in range(repeat)]),
         "gemm_bfloat16": Series.of([gemm("bfloat16") / 1e9 for _ in range(repeat)]),
         "read": Series.of([read_rate(size << 20) / 1e9 for _ in range(repeat)]),
     }
     ratio = found["gemm_bfloat16"].median / found["gemm_float32"].median
     notes = [
-        f"matrix products, GFLOP per processor second: float32 {found['gemm_float32']:.1f}, bfloat16 {found['gemm_bfloat16']:.1f}",
+        f"matrix products, GFLOP per processor second: float32 {found['gemm_float32']:.1f} "
+        f"(as PyTorch does them by itself: {found['gemm_float32_torch']:.1f}), bfloat16 {found['gemm_bfloat16']:.1f}",
         f"reading memory: {found['read']:.1f} GB/s",
         f"bfloat16 is {ratio:.2f} x float32: {'it pays' if ratio >= BF16_PAYS else 'it does not pay'} on this processor",
     ]

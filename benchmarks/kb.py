@@ -15,14 +15,14 @@ SHOTS = 3
 
 def measure(*, models: str, repeat: int, size: int = 2) -> Races:
     """`size`: classes of 3 shots."""
-    with bench(models, images=size * SHOTS) as b:
+    with bench(models, images=size * SHOTS, theirs=True) as peer, bench(models, images=size * SHOTS) as b:
         classes = [b.files[i : i + SHOTS] for i in range(0, len(b.files), SHOTS)]
         ways = [
-            Way("reference: without experience", lambda: b.counted(lambda: reference.build(b, classes, TOKENS, experience=False))),
+            Way("reference: without experience", lambda: peer.counted(lambda: reference.build(peer, classes, TOKENS, experience=False))),
             Way("ours: without experience", lambda: b.counted(lambda: _build(b, classes, experience=False))),
             Way(
                 "reference: with experience",
-                lambda: b.counted(lambda: reference.build(b, classes, TOKENS, experience=True)),
+                lambda: peer.counted(lambda: reference.build(peer, classes, TOKENS, experience=True)),
                 same_work=False,
             ),
             Way("ours: with experience", lambda: b.counted(lambda: _build(b, classes, experience=True)), same_work=False),

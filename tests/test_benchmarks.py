@@ -35,12 +35,14 @@ def test_the_reference_does_the_work_of_its_description(python: Callable[..., Co
     answer = python("-m", "benchmarks", "slow", "--repeat", "2", "--size", "2", "--json")
     assert answer.returncode == 0 and "## slow" in answer.stderr, answer.stderr
     figures = json.loads(answer.stdout)
-    theirs, ours, *likelihoods = figures["races"]["slow"]
+    theirs, ours, *others = figures["races"]["slow"]
+    likelihoods = [lap for lap in others if "likelihood" in lap["way"]]
+    assert len(likelihoods) in (2, 4)  # in bfloat16, too, where it pays
     assert (theirs["counts"]["encoder_forwards"], theirs["counts"]["mllm_calls"], theirs["counts"]["image_opens"]) == (4, 2, 6)
     assert (ours["counts"].get("encoder_forwards", 0), ours["counts"]["mllm_calls"], ours["counts"]["image_opens"]) == (0, 2, 2)
     assert theirs["counts"]["new_tokens"] == ours["counts"]["new_tokens"] > 0
     assert all("new_tokens" not in lap["counts"] and not lap["same_work"] for lap in likelihoods)
-    assert figures["same_answers"] == figures["images"] == 2
+    assert figures["same_answers"]["float32"] == figures["images"] == 2
     assert all(lap["steady"] for lap in figures["races"]["slow"])
 
 

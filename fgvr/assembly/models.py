@@ -69,6 +69,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
     on = terms(plain(runtime))
     if isinstance(device, CpuDevice):
         device.scratch = on.scratch_folder(home(cfg))
+    device.optimize = on.optimize
     return ModelPool(
         device,
         asked=runtime.budget,

@@ -314,6 +314,7 @@ class ModelPool:
             raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {other.device.name} needs a new process")
         if isinstance(self.device, CpuDevice) and isinstance(other.device, CpuDevice):
             self.device.scratch = other.device.scratch
+        self.device.optimize = other.device.optimize
         self.allocator = other.allocator
         if other.asked != self.asked:  # `auto` computed again would differ each time by what others hold just then
             self.set_budget(other.budget)

@@ -30,6 +30,7 @@ class Terms:
     host_budget: int | None  # None = auto: depends on the device
     preallocate: bool
     scratch: str | None
+    optimize: bool
     ttl: float | None
     min_residency: float
     pin: tuple[str, ...]
@@ -61,8 +62,9 @@ def terms(runtime: Mapping[str, Any]) -> Terms:
         wrong.append(f"runtime.pin={pins}: write a list of {', '.join(ROLES)}, such as [mllm]")
     if runtime["policy"] not in POLICIES:
         wrong.append(f"runtime.policy={runtime['policy']}: must be one of {', '.join(POLICIES)}")
-    if not isinstance(runtime["preallocate"], bool):
-        wrong.append(f"runtime.preallocate={runtime['preallocate']}: write true or false")
+    for switch in ("preallocate", "optimize"):
+        if not isinstance(runtime[switch], bool):
+            wrong.append(f"runtime.{switch}={runtime[switch]}: write true or false")
     if runtime["scratch"] is not None and not (isinstance(runtime["scratch"], str) and runtime["scratch"]):
         wrong.append(f"runtime.scratch={runtime['scratch']}: write auto, a folder, or null")
     found = Terms(
@@ -74,6 +76,7 @@ def terms(runtime: Mapping[str, Any]) -> Terms:
         host_budget=_bytes(runtime, "host_budget", wrong, auto=True),
         preallocate=runtime["preallocate"] is True,
         scratch=runtime["scratch"] if isinstance(runtime["scratch"], str) else None,
+        optimize=runtime["optimize"] is True,
         ttl=_seconds(runtime, "ttl", wrong, optional=True) or None,
         min_residency=_seconds(runtime, "min_residency", wrong) or 0.0,
         pin=tuple(pins) if not isinstance(pins, str) else (),

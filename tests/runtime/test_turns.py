@@ -213,6 +213,7 @@ def test_the_number_changes_live(make_pool: PoolMaker) -> None:
     def wish(most: int | None) -> ModelPool:
         return ModelPool(SimulatedDevice(100 * MIB), budget=100 * MIB, max_concurrency=most, loaders=lambda spec: loader)
 
+    close_shared()  # another file's
     try:
         pool = shared(lambda: wish(1))
         warm(pool, loader)

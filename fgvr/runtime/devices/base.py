@@ -6,7 +6,10 @@ from typing import Protocol
 
 
 class Device(Protocol):
-    """One place where models live. `exact` says whether `allocated` counts tensors (CUDA) or only the process as a whole (CPU)."""
+    """One place where models live. `exact` says whether `allocated` counts tensors (CUDA) or only the process as a whole (CPU);
+    `optimize`, whether models loaded for it get quicker layers where there are any, or compute as their libraries made them."""
+
+    optimize: bool
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ class CpuDevice:
     name = "cpu"
     torch_name = "cpu"
     exact = False
+    optimize = True
 
     def __init__(self, *, cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> None:
         self._cgroup, self._membership = cgroup, membership

@@ -19,6 +19,7 @@ class CudaDevice:
     """Counts tensors exactly; a hard cap makes the allocator itself refuse what would exceed the budget."""
 
     exact = True
+    optimize = True
 
     def __init__(self, index: int = 0, torch: Any = None) -> None:
         """`torch`: what stands in for PyTorch in tests."""

@@ -4,6 +4,7 @@ float16 is emulated on every CPU."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from fgvr.runtime.devices import kind_of
@@ -29,8 +30,17 @@ def emulates_half(device: str) -> bool:
 
 def cpu_flags() -> set[str]:
     """What the processor says it has; nothing where the system does not tell (macOS, Windows)."""
-    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
-    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
+    return {flag for line in _cpuinfo() if line.startswith("flags") for flag in line.partition(":")[2].split()}
+
+
+def is_amd() -> bool:
+    """An AMD processor, or Hygon's of the same design."""
+    makers = [line for line in _cpuinfo() if line.startswith("vendor_id")] or [platform.processor()]
+    return any(name in maker for maker in makers for name in ("AuthenticAMD", "HygonGenuine"))
+
+
+def _cpuinfo() -> list[str]:
+    return _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
 
 
 def _capability(index: int) -> tuple[int, int] | None:

@@ -91,6 +91,7 @@ class MlxDevice:
 
     name = "mlx"
     exact = True
+    optimize = True
 
     def __init__(self, host: Device, mlx: MlxAllocator = MLX) -> None:
         if find_spec("mlx") is None:

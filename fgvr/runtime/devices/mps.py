@@ -33,6 +33,7 @@ class MpsDevice:
 
     name = torch_name = "mps"
     exact = True
+    optimize = True
 
     def __init__(self, mps: Any = None, mlx: MlxAllocator = MLX) -> None:
         """`mps`: `torch.mps`, or what stands in for it in tests."""

@@ -24,6 +24,7 @@ class SimulatedDevice:
     name = "simulated"
     torch_name = "cpu"
     exact = True
+    optimize = True
 
     def __init__(self, total: int) -> None:
         self._total = self._limit = total

@@ -55,7 +55,7 @@ class ClipLoader:
         folder = files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec))
         from open_clip import transform
 
-        from fgvr.runtime.loaders import tensors
+        from fgvr.runtime.loaders import clip_tower, layers, tensors
 
         tensors.set_threads()
         config = files.read_config(folder / CONFIG)
@@ -63,7 +63,10 @@ class ClipLoader:
         dtype = files.resolve_dtype(spec.dtype, weights)
         module = _assemble(folder, config["model_cfg"], dtype)
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**config.get("preprocess_cfg", {})), is_train=False)
-        return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), tensors.freeze(module), preprocess, self.prepare(spec))
+        module = layers.quicken(tensors.freeze(module), device)
+        if device.optimize:
+            clip_tower.spare_last_block(module.visual)
+        return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), module, preprocess, self.prepare(spec))
 
     def prepare(self, spec: ModelSpec) -> Any:
         """Its tokenizer; kept."""

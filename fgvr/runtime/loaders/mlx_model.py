@@ -12,6 +12,8 @@ from fgvr.runtime.loaders.mlx_prompts import Inputs, Prompts
 from fgvr.types import Reply, Scores
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from fgvr.protocols import ImageLike
 
     Images = Sequence[ImageLike | Sequence[ImageLike]]
@@ -104,8 +106,8 @@ class MlxMLLM:
         sums = prefix.next_log_probs[tokens[:, 0]]
         if width > 1:
             cache = [_repeated(layer, len(candidates)) for layer in prefix.cache]
-            logits = self._module.language_model(tokens[:, :-1], cache=cache, **prefix.positions).logits.astype(mx.float32)
-            log_probs = mx.take_along_axis(logits, tokens[:, 1:, None], axis=2).squeeze(2) - mx.logsumexp(logits, axis=2)
+            logits = self._module.language_model(tokens[:, :-1], cache=cache, **prefix.positions).logits
+            log_probs = mx.stack([_log_probs(row, targets) for row, targets in zip(logits, tokens[:, 1:], strict=True)])
             real = mx.arange(1, width)[None] < lengths[:, None]
             sums = sums + mx.where(real, log_probs, 0.0).sum(axis=1)
         return sums.tolist()
@@ -121,6 +123,16 @@ def _repeated(layer: Any, count: int) -> Any:
     from mlx.utils import tree_map
 
     return type(layer).from_state(tree_map(lambda array: mx.repeat(array, count, axis=0), layer.state), layer.meta_state)
+
+
+def _log_probs(logits: mx.array, targets: mx.array) -> mx.array:
+    """(W, V) and (W,) token ids -> (W,) float32, in nats; done before the next row, so that one row at a time is float32."""
+    import mlx.core as mx
+
+    exact = logits.astype(mx.float32)
+    found = mx.take_along_axis(exact, targets[:, None], axis=1).squeeze(1) - mx.logsumexp(exact, axis=1)
+    mx.eval(found)
+    return found
 
 
 def _rows_at_once(prefix: Prefix, candidates: Sequence[Sequence[int]]) -> int:

@@ -67,7 +67,7 @@ class QwenLoader:
         libraries.bring_in("qwen")
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        from fgvr.runtime.loaders import tensors
+        from fgvr.runtime.loaders import layers, tensors
 
         tensors.set_threads()
         dtype = files.resolve_dtype(spec.dtype, weights)
@@ -76,9 +76,12 @@ class QwenLoader:
             options |= quantized.options(spec.quantization, dtype, device)
         with tensors.quiet_bars():
             module = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **options)
+        module = tensors.freeze(module)
         if spec.quantization:
             quantized.keep_layout(module)
-        return QwenMLLM(self.fingerprint(spec), tensors.freeze(module), self.prepare(spec), quantized=bool(spec.quantization))
+        else:
+            layers.quicken(module, device)
+        return QwenMLLM(self.fingerprint(spec), module, self.prepare(spec), quantized=bool(spec.quantization))
 
     def prepare(self, spec: ModelSpec) -> Any:
         """Its processor; kept."""

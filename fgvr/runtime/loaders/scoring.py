@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fgvr.runtime.sizes.qwen import LOGIT_BYTES
+
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache
@@ -71,10 +73,19 @@ def _score_rows(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[
         position_ids=positions,
         past_key_values=_repeated(prefix.cache, items),
         use_cache=True,
-    ).logits.float()
-    targets = tokens[:, 1:, None]
-    rest = logits.gather(2, targets).squeeze(2) - logits.logsumexp(2)
-    return first.squeeze(1) + (rest * real[:, 1:]).sum(1)
+    ).logits
+    return first.squeeze(1) + (_log_probs(logits, tokens[:, 1:]) * real[:, 1:]).sum(1)
+
+
+def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(R, W, V) and (R, W) token ids -> (R, W) float32, in nats. In parts: float32 copies of all logits would be the widest moment, and
+    on a CPU their pages cost more than the sums."""
+    import torch
+
+    size = max(1, LOGIT_BYTES // (4 * logits.shape[2]))
+    parts = zip(logits.flatten(0, 1).split(size), targets.reshape(-1, 1).split(size), strict=True)
+    found = [part.gather(1, ids).squeeze(1) - part.logsumexp(1) for part, ids in ((logit.float(), ids) for logit, ids in parts)]
+    return torch.cat(found).view_as(targets)
 
 
 def _repeated(cache: Any, items: torch.Tensor) -> DynamicCache:

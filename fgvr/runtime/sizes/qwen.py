@@ -30,6 +30,7 @@ PROMPT_TOKENS = 512  # beside the image
 NEW_TOKENS = 256
 CANDIDATES = 5  # of one shortlist, scored together
 SCORING_BYTES = 1 << 30  # cap on the copies of the key-value cache, and on the logits, of one scoring pass
+LOGIT_BYTES = 1 << 22  # of float32 logits that are summed up at once
 PARTS: tuple[str, ...] = ("vision tower", "language layers", "embeddings", "output head")
 _HOST = 16  # bytes in memory per byte of tokenizer file, processor included: 110 MiB measured for 7 MB
 
@@ -287,10 +288,11 @@ def candidates(shape: Shape, batch: Batch, width: int) -> tuple[PlanPart, ...]:
     rows = min(batch.count * CANDIDATES, max(1, SCORING_BYTES // max(cache, 3 * width * shape.vocabulary * 4)))
     copies = rows * (cache + cache // shape.layers)
     repeated = rows * (tokens + width) * 2 * shape.hidden * s + rows * width * tokens * s
-    logits = rows * width * shape.vocabulary
+    values = rows * width * shape.vocabulary
     attention = (PlanPart("copies of the cache", copies), PlanPart("repeated heads", repeated))
-    head = (PlanPart("copies of the cache", copies), PlanPart("logits", logits * s))
-    return widest(attention, head, (PlanPart("logits", logits * 8),))
+    head = (PlanPart("copies of the cache", copies), PlanPart("logits", values * s))
+    summed = PlanPart("logits", values * s + 2 * min(values * 4, LOGIT_BYTES))
+    return widest(attention, head, (summed,))
 
 
 def _unpacked(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
