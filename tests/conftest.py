@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import subprocess
@@ -53,6 +54,15 @@ def composed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "compose", compose)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected_quickly() -> Iterator[None]:
+    """The pool collects garbage whenever a model leaves: among what the libraries keep for ever (a million objects) that takes .6 s."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
