@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.floors import bf16_pays
 from benchmarks.race import Counts
 from fgvr import assembly
 from fgvr.data.pictures import open_picture
@@ -30,7 +29,7 @@ class Bench:
 
     pool: ModelPool
     encoder: Any
-    mllm: Any
+    mllm: Any  # None where nobody asks it
     files: list[Path]
     opened: list[int]  # one number: files opened so far
 
@@ -47,10 +46,10 @@ class Bench:
 
 
 @contextmanager
-def bench(models: str, *, images: int, dtype: str = "float32", theirs: bool = False) -> Iterator[Bench]:
+def bench(models: str, *, images: int, dtype: str = "float32", theirs: bool = False, thinks: bool = True) -> Iterator[Bench]:
     """`theirs`: the modules as their libraries made them, as the reference has them. Raises FgvrError when the models are not here."""
     cfg = assembly.load_config(f"models={models}")
-    specs = {role: replace(assembly.spec(cfg, role), dtype=dtype) for role in ("encoder", "mllm")}
+    specs = {role: replace(assembly.spec(cfg, role), dtype=dtype) for role in (("encoder", "mllm") if thinks else ("encoder",))}
     device = CpuDevice()
     device.optimize = not theirs
     pool = ModelPool(device, budget=device.total)
@@ -58,7 +57,8 @@ def bench(models: str, *, images: int, dtype: str = "float32", theirs: bool = Fa
         for spec in specs.values():
             pool.register(spec)
             pool.loader(spec).check(spec)
-        with tempfile.TemporaryDirectory() as folder, pool.lease("encoder", "mllm") as (encoder, mllm):
+        with tempfile.TemporaryDirectory() as folder, pool.lease(*specs) as lent:
+            encoder, mllm = lent if thinks else (lent, None)
             yield Bench(pool, encoder, mllm, photos(Path(folder), images), [0])
     finally:
         pool.close()
@@ -78,12 +78,14 @@ class Contenders:
 
 
 @contextmanager
-def contenders(models: str, *, images: int) -> Iterator[Contenders]:
+def contenders(models: str, *, images: int, half: bool, thinks: bool = True) -> Iterator[Contenders]:
+    """`half`: with bfloat16. Each holds its own copy of the models; `thinks`: of the MLLM, too."""
     with ExitStack() as stack:
-        peer = stack.enter_context(bench(models, images=images, theirs=True))
-        full = stack.enter_context(bench(models, images=images))
-        half = stack.enter_context(bench(models, images=images, dtype="bfloat16")) if bf16_pays() else None
-        yield Contenders(peer, full, half)
+
+        def enter(**how: Any) -> Bench:
+            return stack.enter_context(bench(models, images=images, thinks=thinks, **how))
+
+        yield Contenders(enter(theirs=True), enter(), enter(dtype="bfloat16") if half else None)
 
 
 def photos(folder: Path, count: int) -> list[Path]:

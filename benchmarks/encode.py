@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import reference
 from benchmarks.bench import Bench, contenders
-from benchmarks.floors import gemm
+from benchmarks.floors import BF16_PAYS, gemm
 from benchmarks.race import Races, Way, race
 
 BATCHES = (8, 32)
@@ -16,7 +16,8 @@ BATCHES = (8, 32)
 
 def measure(*, models: str, repeat: int, size: int = 32) -> Races:
     """`size`: images. Flops of the share of the floor count the image tower's matrix products only."""
-    with contenders(models, images=size) as field:
+    rate = {dtype: gemm(dtype) for dtype in ("float32", "bfloat16")}
+    with contenders(models, images=size, half=rate["bfloat16"] >= BF16_PAYS * rate["float32"], thinks=False) as field:
         peer, full, half = field.peer, field.full, field.half
         ways = [Way("reference: one by one, float32", lambda: peer.counted(lambda: [reference.encode(peer, f) for f in peer.files]))]
         ways += [
@@ -30,7 +31,6 @@ def measure(*, models: str, repeat: int, size: int = 32) -> Races:
         apart = float(abs(vectors - alone).max())
         cosine = float((vectors * half.encoder.encode(pictures)).sum(1).min()) if half else None
         flops = tower_flops(full.encoder._model._module.visual)
-    rate = {dtype: gemm(dtype) for dtype in ("float32", "bfloat16")}
     shares = {lap.name: flops / (rate["bfloat16" if "bfloat16" in lap.name else "float32"] * lap.cpu.median / 1000) for lap in laps}
     notes = [
         f"bfloat16 against float32 in matrix products: {rate['bfloat16'] / rate['float32']:.2f} x"

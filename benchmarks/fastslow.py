@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks import reference
 from benchmarks.bench import Bench, contenders
+from benchmarks.floors import bf16_pays
 from benchmarks.race import Races, Way, race
 from benchmarks.slow import DESCRIPTIONS, TOKENS
 
@@ -16,7 +17,7 @@ BATCH = 8  # on a CPU a ViT-B is quickest so
 
 def measure(*, models: str, repeat: int, size: int = 24) -> Races:
     """`size`: images."""
-    with contenders(models, images=size) as field:
+    with contenders(models, images=size, half=bf16_pays()) as field:
         peer = field.peer
         width = peer.encoder.encode([peer.open(peer.files[0])]).shape[1]
         table = np.random.default_rng(0).standard_normal((CLASSES, width)).astype(np.float32)

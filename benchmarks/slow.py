@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks import reference
 from benchmarks.bench import Bench, contenders
+from benchmarks.floors import bf16_pays
 from benchmarks.race import Races, Way, race
 
 TOKENS = 64  # as on the research page
@@ -17,7 +18,7 @@ DESCRIPTIONS = [
 
 def measure(*, models: str, repeat: int, size: int = 8) -> Races:
     """`size`: images, of which each is thought over."""
-    with contenders(models, images=size) as field:
+    with contenders(models, images=size, half=bf16_pays()) as field:
         peer = field.peer
         prototypes = np.eye(5, peer.encoder.encode([peer.open(peer.files[0])]).shape[1], dtype=np.float32)
         ways = [Way("reference: 2 encodes, PNG, 1 generate each", lambda: peer.counted(lambda: _reference(peer, prototypes)))]

@@ -99,7 +99,7 @@ def main(folder: Path) -> None:
     image = Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8))  # at the cap exactly
     shape = qwen.read_shape(json.loads((folder / "mllm" / "config.json").read_text()))
     batch = qwen.Batch(mllm.batch_size, mllm.max_pixels or 0, 4)
-    width = max((2**n for n in range(2, 8)), key=lambda n: sum(p.bytes for p in qwen.candidates(shape, batch, n)))
+    at_once, width = max(qwen.passes(shape, batch), key=lambda n: sum(p.bytes for p in qwen.candidates(shape, batch, *n)))
 
     def encode(spec: ModelSpec) -> None:
         with pool.lease(spec) as model:
@@ -109,7 +109,7 @@ def main(folder: Path) -> None:
     def think(spec: ModelSpec) -> None:
         with pool.lease(spec) as model:
             prompts = [" a" * (qwen.PROMPT_TOKENS - 24)] * mllm.batch_size  # short: batches are split by estimates from characters
-            texts = [[" bird" * (width - 1)] * qwen.CANDIDATES] * mllm.batch_size
+            texts = [[" bird" * (width - 1)] * max(1, at_once // mllm.batch_size)] * mllm.batch_size
             model.score([image] * mllm.batch_size, prompts, texts)
 
     def total(planned: MemoryPlan) -> int:

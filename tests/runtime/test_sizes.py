@@ -152,6 +152,28 @@ def test_the_tensors_of_a_call_take_what_the_formula_says(mllm_folder: Path, dty
     assert 0.83 * forecast < peak <= 1.02 * forecast  # the trace cannot see what kernels take inside
 
 
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("size", [2, 4])
+def test_continuations_of_any_length_fit_in_what_is_forecast(count: int, size: int) -> None:
+    """Of as many rows at once as the loader takes (`scoring._rows_at_once`): prompts' cache, its grown copies, logits, hidden states."""
+    for shape in qwen.KNOWN.values():
+        batch = qwen.Batch(count, 256 * 784, size)
+        forecast = sum(part.bytes for part in qwen.score(shape, batch))
+        tokens = 256 + batch.prompt
+        per_token = shape.cache_bytes(size)
+        for width in range(2, batch.new + 1):
+            rows = min(count * qwen.CANDIDATES, max(1, qwen.SCORING_BYTES // max(tokens * per_token, 3 * width * shape.vocabulary * 4)))
+            cache = (count * tokens + rows * (tokens + width - 1)) * per_token
+            assert cache + rows * (width - 1) * (shape.vocabulary + shape.hidden) * size <= forecast, (width, rows)
+
+
+@pytest.mark.parametrize("name,measured,of_the_mlp", [("ViT-B-16", 74, 69), ("ViT-L-14", 134, 110)])
+def test_a_cpu_computes_bfloat16_attention_over_few_tokens_in_steps(name: str, measured: int, of_the_mlp: int) -> None:
+    """MiB that a trace of the tensors found for 16 images, three layers, on a CPU; elsewhere the MLP's block is the widest."""
+    cpu, gpu = (sum(part.bytes for part in clip.work(clip.KNOWN[name], 16, 2, device)) for device in ("cpu", "cuda:0"))
+    assert cpu / 2**20 == pytest.approx(measured, rel=0.02) and gpu / 2**20 == pytest.approx(of_the_mlp, rel=0.02)
+
+
 def _shape(folder: Path) -> qwen.Shape:
     return qwen.read_shape(json.loads((folder / "config.json").read_text()))
 

@@ -61,9 +61,11 @@ class ClipLoader:
         config = files.read_config(folder / CONFIG)
         weights = files.read_weights([folder / WEIGHTS])
         dtype = files.resolve_dtype(spec.dtype, weights)
-        module = _assemble(folder, config["model_cfg"], dtype)
+        assembled = _assemble(folder, config["model_cfg"], dtype)
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**config.get("preprocess_cfg", {})), is_train=False)
-        module = layers.quicken(tensors.freeze(module), device)
+        module: Any = tensors.freeze(assembled)
+        layers.quicken(module.visual, device, steady=True)
+        layers.quicken(module, device)
         if device.optimize:
             clip_tower.spare_last_block(module.visual)
         return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), module, preprocess, self.prepare(spec))

@@ -18,12 +18,12 @@ def spare_last_block(visual: Any) -> None:
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     read = type(visual) is VisionTransformer and visual.pool_type == "tok" and visual.attn_pool is None and not visual.output_tokens
-    if read and type(last := visual.transformer.resblocks[-1]) is ResidualAttentionBlock:
+    if read and visual.transformer.batch_first and type(last := visual.transformer.resblocks[-1]) is ResidualAttentionBlock:
         give_forward(last, _class_token)
 
 
-def _class_token(block: Any, tokens: Tensor, k_x: None = None, v_x: None = None, attn_mask: Tensor | None = None) -> Tensor:
+def _class_token(block: Any, tokens: Tensor, attn_mask: None = None) -> Tensor:
     """(B, T, width) -> (B, 1, width)."""
     seen = block.ln_1(tokens)
-    token = tokens[:, :1] + block.ls_1(block.attention(seen[:, :1], seen, seen, attn_mask))
+    token = tokens[:, :1] + block.ls_1(block.attention(seen[:, :1], seen, seen))
     return token + block.ls_2(block.mlp(block.ln_2(token)))

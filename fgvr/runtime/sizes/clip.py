@@ -3,7 +3,8 @@
 The causal mask, in no file, is 23 KiB more.
 
 Widest is the MLP of a block: for `T` tokens of width `w` and inner width `m`, `T (4 w + 3 m) s` bytes with QuickGELU (`2 m` with GELU):
-the block's input, its residual, the norm's output and the sum, and the activations. Pixels stay in float32 beside their copy in the
+the block's input, its residual, the norm's output and the sum, and the activations. A CPU in bfloat16 computes attention over few tokens
+in steps, with two matrices of scores for `h` heads: `T (7 w + 2 h T) s`. Pixels stay in float32 beside their copy in the
 model's type.
 """
 
@@ -29,6 +30,7 @@ REPOSITORIES = {
     "ViT-B-32/laion2b_s34b_b79k": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
     "ViT-H-14/laion2b_s32b_b79k": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
+FEW_TOKENS = 260  # up to which a CPU computes bfloat16 attention in steps; see loaders/layers.py
 TEXTS = 64  # through the text tower at once
 _UNKNOWN = 48 << 20  # bytes per image, for towers that are no plain transformers
 
@@ -48,6 +50,7 @@ class Shape:
     text_inner: int
     context: int = 77
     vocabulary: int = 49408
+    head: int = 64  # width of one of the image tower's
     quick: bool = False  # QuickGELU keeps one more activation than GELU
 
     @property
@@ -103,7 +106,7 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     size = files.DTYPE_BYTES[dtype]
     return Footprint(
         weights=tuple(PlanPart(name, values * size, origin if name == "image tower" else "") for name, values in counts.items()),
-        work=work(shape, spec.batch_size, size) if shape else (PlanPart("activations", spec.batch_size * _UNKNOWN),),
+        work=work(shape, spec.batch_size, size, device) if shape else (PlanPart("activations", spec.batch_size * _UNKNOWN),),
         facts=tuple(_facts(shape, size)) if shape else (),
     )
 
@@ -133,15 +136,19 @@ def read_shape(config: dict[str, Any]) -> Shape | None:
         text_inner=int(text_width * text.get("mlp_ratio", 4.0)),
         context=text.get("context_length", 77),
         vocabulary=text.get("vocab_size", 49408),
+        head=vision.get("head_width", 64),
         quick=config.get("quick_gelu", False),
     )
 
 
-def work(shape: Shape, batch: int, size: int) -> tuple[PlanPart, ...]:
+def work(shape: Shape, batch: int, size: int, device: str = "cpu") -> tuple[PlanPart, ...]:
     """Images of one batch, or `TEXTS` texts, whichever takes more."""
     kept = 3 if shape.quick else 2
     pixels = batch * 3 * shape.side**2
-    images = batch * shape.tokens * (4 * shape.width + kept * shape.inner) * size
+    widest_block = 4 * shape.width + kept * shape.inner
+    if size < 4 and device.startswith("cpu") and shape.tokens <= FEW_TOKENS:
+        widest_block = max(widest_block, 7 * shape.width + 2 * shape.width // shape.head * shape.tokens)  # attention in steps
+    images = batch * shape.tokens * widest_block * size
     texts = TEXTS * shape.context * (4 * shape.text_width + kept * shape.text_inner) * size
     return widest(
         (PlanPart("pixels", pixels * (4 + (size if size < 4 else 0))), PlanPart(f"{batch} images, widest block", images)),

@@ -272,25 +272,29 @@ def decode(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
 def score(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
     """Candidates of few tokens make many copies of the cache, those of many tokens large logits: the worse of the two."""
     tokens = _tokens(shape, batch)
-    widths = (2**power for power in range(2, batch.new.bit_length()))
     kept = (
         PlanPart("pixels", _patches(shape, batch) * shape.patch_values * 4),
         PlanPart("key-value cache", batch.count * tokens * shape.cache_bytes(batch.size)),
         *_unpacked(shape, batch),
     )
-    return kept + widest(*(candidates(shape, batch, width) for width in widths))
+    return kept + widest(*(candidates(shape, batch, rows, width) for rows, width in passes(shape, batch)))
 
 
-def candidates(shape: Shape, batch: Batch, width: int) -> tuple[PlanPart, ...]:
-    """Continuations of `width` tokens each, as many at once as the cap allows."""
+def passes(shape: Shape, batch: Batch) -> Iterator[tuple[int, int]]:
+    """Continuations at once, as many as the cap allows, and the most tokens of which that many fit."""
+    cache = _tokens(shape, batch) * shape.cache_bytes(batch.size)
+    for rows in range(1, min(batch.count * CANDIDATES, max(1, SCORING_BYTES // cache)) + 1):
+        yield rows, max(2, min(batch.new, SCORING_BYTES // (3 * rows * shape.vocabulary * 4)))
+
+
+def candidates(shape: Shape, batch: Batch, rows: int, width: int) -> tuple[PlanPart, ...]:
+    """`rows` continuations of `width` tokens each, each behind a copy of its prompt's cache."""
     tokens, s = _tokens(shape, batch), batch.size
-    cache = tokens * shape.cache_bytes(s)
-    rows = min(batch.count * CANDIDATES, max(1, SCORING_BYTES // max(cache, 3 * width * shape.vocabulary * 4)))
-    copies = rows * (cache + cache // shape.layers)
+    grown = rows * (tokens + width) * shape.cache_bytes(s)
     repeated = rows * (tokens + width) * 2 * shape.hidden * s + rows * width * tokens * s
     values = rows * width * shape.vocabulary
-    attention = (PlanPart("copies of the cache", copies), PlanPart("repeated heads", repeated))
-    head = (PlanPart("copies of the cache", copies), PlanPart("logits", values * s))
+    attention = (PlanPart("copies of the cache", grown + grown // shape.layers), PlanPart("repeated heads", repeated))
+    head = (PlanPart("copies of the cache", grown), PlanPart("logits", values * s + 2 * rows * width * shape.hidden * s))
     summed = PlanPart("logits", values * s + 2 * min(values * 4, LOGIT_BYTES))
     return widest(attention, head, (summed,))
 
