@@ -25,6 +25,9 @@ def let_go(entry: Any) -> weakref.ref[Any]:
     entry.model = None
     if watch() is not None:
         gc.collect()
+    if watch() is not None:  # it was there when another one's libraries came, and was set aside with them (`loaders.libraries`)
+        gc.unfreeze()
+        gc.collect()
     return watch
 
 
@@ -36,6 +39,7 @@ def still_held(survivor: Any) -> str:
 def referrers(target: Any) -> str:
     """Names of what still refers to an object: function frames, containers, instances; at most three."""
     found, mark = [], id(target)  # by its number: a comprehension over `target` itself would be one more holder
+    gc.unfreeze()  # what is set aside would not be found
     for holder in gc.get_referrers(target):
         if isinstance(holder, FrameType):
             if "fgvr/runtime/" not in holder.f_code.co_filename.replace("\\", "/"):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fgvr.runtime.leaks import let_go
 from fgvr.runtime.loaders import libraries
 
 
@@ -35,3 +36,16 @@ def test_the_collector_rests_while_they_are_imported_and_is_left_as_it_was(
         assert seen == [False] and gc.isenabled() == works
     finally:
         gc.enable()
+
+
+class _Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_was_there_when_libraries_came_can_still_leave() -> None:
+    entry = SimpleNamespace(model=_Cycle())
+    with libraries._collector_at_rest():
+        pass
+    assert gc.get_freeze_count() > 0
+    assert let_go(entry)() is None

@@ -43,13 +43,17 @@ def prepare(spec: ModelSpec) -> None:
 
 @contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """Imports make half a million objects and hardly any garbage: to look through them eight times takes a second (measured)."""
+    """Imports make half a million objects and hardly any garbage: to look through them eight times takes a second (measured).
+
+    Nor are they looked through later, which takes another: they stay as long as the process. `leaks.let_go` looks at them, too.
+    """
     works = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if works:
+            gc.freeze()
             gc.enable()
 
 
