@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from omegaconf import DictConfig
 
-from fgvr.assembly.configuration import load_config, make, plain, store_limit, trigger_name
+from fgvr.assembly.configuration import load_config, made, plain, store_limit, trigger_name
 from fgvr.errors import ConfigError
 from fgvr.evaluation import protocols
 from fgvr.protocols import Cache
@@ -109,13 +108,7 @@ def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
-    return checked_spec(_spec(json.dumps(plain(cfg.models[role]))), cfg.runtime.device)
-
-
-@lru_cache(maxsize=64)
-def _spec(node: str) -> ModelSpec:
-    """Asked for in every stage of every job; Hydra takes six milliseconds to make one."""
-    return make(DictConfig(json.loads(node)))
+    return checked_spec(made(cfg.models[role]), cfg.runtime.device)
 
 
 def home(cfg: DictConfig) -> Path:

@@ -14,7 +14,7 @@ from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.online import OnlineRetrieval
 from fgvr.agents.slow import Shortlist, SlowThinking
 from fgvr.assembly.abstaining import build_abstainer
-from fgvr.assembly.configuration import learning, make, refuse_oracle
+from fgvr.assembly.configuration import learning, made, refuse_oracle
 from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.models import open_models, open_store
@@ -42,7 +42,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     check_trigger(cfg)
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
-    fusion: Fusion = make(cfg.fusion)
+    fusion: Fusion = made(cfg.fusion)
     matcher = build_matcher(cfg, base, models)
     rehearsal = rehearsed(cfg, base, matcher)
     exemplar = build_exemplars(cfg, base, open_dataset(cfg).split.support) if cfg.slow.exemplars else None

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from fgvr.agents.calibration import Calibrator
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.slow import Shortlist
-from fgvr.assembly.configuration import checked, learning, load_config, make, plain, policy
+from fgvr.assembly.configuration import checked, learning, load_config, made, make, plain, policy
 from fgvr.assembly.rehearsal import rehearsed
 from fgvr.assembly.thinking import build_pool
 from fgvr.assembly.triggers import build_trigger
@@ -55,7 +55,7 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         raise ConfigError("trigger.abstain is promised on calibration images, which a record does not hold: use mode=evaluate")
     if learning(cfg):
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
-    fusion: Fusion = make(cfg.fusion)
+    fusion: Fusion = made(cfg.fusion)
     run: DictConfig = OmegaConf.load(recorded)  # type: ignore[assignment]
     before: Fusion = make(run.fusion)
     if fusion.joint or before.joint:

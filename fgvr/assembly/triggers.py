@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
 from fgvr.agents.joint import Rehearsed
 from fgvr.agents.trigger import Always
-from fgvr.assembly.configuration import policy
+from fgvr.assembly.configuration import make, policy
 from fgvr.assembly.images import look, looks, open_dataset
 from fgvr.data.leaks import without_near_copies
 from fgvr.errors import ConfigError
@@ -21,7 +21,7 @@ from fgvr.types import Sample
 
 def build_trigger(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed, fast: FastThinker) -> Trigger:
     """The configured policy, ready to decide; `rehearsed` are System 1's leave-one-out answers on the support images."""
-    chosen = policy(cfg)
+    chosen = make(cfg.trigger)
     if isinstance(chosen, Oracle):
         return Always()  # the oracle speaks afterwards, in the evaluation
     if not isinstance(chosen, Calibrator):

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +123,7 @@ def open_birds(
         [drawn for some in pools["test"].values() for drawn in some],
         choose_shots(pools["calibration"], calibration, split_seed),
     )
-    split = Split(*(tuple(Sample(Path(folder, drawn.key), *drawn) for drawn in some) for some in chosen))
+    split = Split(*(tuple(_sample(folder, drawn) for drawn in some) for some in chosen))
     notes = []
     if not birds.is_reserved(seed, tuple(genera)):
         shape = f" with genera {[*genera]}" if birds.is_reserved(seed) else ""
@@ -176,6 +176,12 @@ class _Drawn(NamedTuple):
     key: str
     label: str
     sha256: str
+
+
+@lru_cache(maxsize=1 << 14)
+def _sample(folder: Path, drawn: _Drawn) -> Sample:
+    """The same one for every job of a sweep: paths take long to make."""
+    return Sample(Path(folder, drawn.key), *drawn)
 
 
 def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[str, dict[str, list[_Drawn]]], tuple[BadImage, ...]]:
