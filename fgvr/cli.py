@@ -27,8 +27,8 @@ _SURROUNDINGS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExi
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 _SLEEPY = ("OPENBLAS_THREAD_TIMEOUT", "16")
-"""Read as numpy is imported. Its threads wait 2^26 turns (20 ms) of a busy loop for the next matrix product, and ours come rarely: a quarter
-of a sweep's CPU time went there. After 2^16 they sleep."""
+"""Read as numpy is imported. Its threads wait 2^26 turns (20 ms) of a busy loop for the next matrix product, and ours come rarely: a
+quarter of a sweep's CPU time went there. After 2^16 they sleep."""
 
 HELP = """\
 fgvr {version}: fine-grained visual recognition without training. It looks fast, and thinks slowly only when unsure.
