@@ -65,7 +65,9 @@ def perform(cfg: Any) -> None:
         planning.show(planning.plan(cfg), as_json=cfg.logging.json)
         return
     from fgvr import modes
+    from fgvr.runtime.loaders import libraries
 
+    libraries.own_the_process()
     modes.run(cfg)
 
 

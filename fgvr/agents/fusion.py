@@ -6,9 +6,8 @@ RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from fgvr.errors import ConfigError, StoreError
 from fgvr.knowledge.prototypes import Similarities
 from fgvr.types import Candidate, FastResult, History
-from fgvr.utils.files import sha256_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,43 +59,9 @@ def fuse(
         temperature: tau, used unless `fusion.temperature` overrides it.
     """
     tau = fusion.temperature or temperature
-
-    def answer() -> list[FastResult]:
-        image, text = _known(similarities.image), _known(_text_scores(similarities, fusion.name_weight))
-        image_ranks, text_ranks = ranks(image), ranks(text)
-        return _ranked(hashes, similarities, (image, text), (image_ranks, text_ranks), ids, histories, fusion=fusion, tau=tau)
-
-    return list(_answer(_Question((*hashes, _content(similarities), *ids, *histories, fusion, tau), answer)))
-
-
-class _Question:
-    """A computation, known by all that its result depends on."""
-
-    def __init__(self, key: tuple[Any, ...], compute: Callable[[], list[FastResult]]) -> None:
-        self._key, self._compute = key, compute
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Question) and self._key == other._key
-
-    def answer(self) -> list[FastResult]:
-        """Once: what it was computed from is not kept."""
-        compute = self._compute
-        del self._compute
-        return compute()
-
-
-@lru_cache(maxsize=128)
-def _answer(question: _Question) -> list[FastResult]:
-    """The jobs of a sweep look at the same pictures, and mostly in the same way."""
-    return question.answer()
-
-
-def _content(similarities: Similarities) -> str:
-    tables = (similarities.image, similarities.text, similarities.name)
-    return sha256_bytes(b"".join(b"" if table is None else table.dtype.str.encode() + table.tobytes() for table in tables))
+    image, text = _known(similarities.image), _known(_text_scores(similarities, fusion.name_weight))
+    image_ranks, text_ranks = ranks(image), ranks(text)
+    return _ranked(hashes, similarities, (image, text), (image_ranks, text_ranks), ids, histories, fusion=fusion, tau=tau)
 
 
 def refuse(

@@ -22,6 +22,15 @@ _NEEDED = {
 }  # module, or module:name where the name is what pulls the module in
 
 
+_whole_process = False
+
+
+def own_the_process() -> None:
+    """Nor look through them later, which takes another second: for the command line. In a notebook what its user drops would stay as well."""
+    global _whole_process
+    _whole_process = True
+
+
 def bring_in(loader: str) -> None:
     """Import the libraries of one loader, as its first load would. Raises ImportError as that would."""
     with _quiet(), _collector_at_rest():
@@ -43,17 +52,15 @@ def prepare(spec: ModelSpec) -> None:
 
 @contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """Imports make half a million objects and hardly any garbage: to look through them eight times takes a second (measured).
-
-    Nor are they looked through later, which takes another: they stay as long as the process. `leaks.let_go` looks at them, too.
-    """
+    """Imports make half a million objects and hardly any garbage: to look through them eight times takes a second (measured)."""
     works = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if works:
-            gc.freeze()
+            if _whole_process:
+                gc.freeze()
             gc.enable()
 
 
