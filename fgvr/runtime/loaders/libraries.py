@@ -26,7 +26,7 @@ _whole_process = False
 
 
 def own_the_process() -> None:
-    """Nor look through them later, which takes another second: for the command line. In a notebook what its user drops would stay as well."""
+    """Nor look through them later, which takes another second: for the command line. In a notebook what its user drops would stay, too."""
     global _whole_process
     _whole_process = True
 
