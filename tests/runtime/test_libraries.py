@@ -45,12 +45,16 @@ class _Cycle:
 
 def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace())
-    monkeypatch.setattr(libraries, "_whole_process", False)
+    monkeypatch.setattr(libraries, "_to_set_aside", None)
     gc.unfreeze()
     libraries.bring_in("clip")
     assert gc.get_freeze_count() == 0, "a notebook's user drops things, too"
     libraries.own_the_process()
     entry = SimpleNamespace(model=_Cycle())
     libraries.bring_in("clip")
-    assert gc.get_freeze_count() > 0
+    assert (frozen := gc.get_freeze_count()) > 0
+    kept = _Cycle()
+    libraries.own_the_process()
+    libraries.bring_in("clip")
+    assert gc.get_freeze_count() <= frozen and kept.itself, "once: a model that is dropped later must be found"
     assert let_go(entry)() is None

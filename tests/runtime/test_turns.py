@@ -198,7 +198,8 @@ def test_an_interrupt_while_waiting_leaves_no_trace(make_pool: PoolMaker) -> Non
     main = threading.main_thread().ident
     assert main is not None
     with occupied(pool, loader, COPIES[0]):
-        interrupt = threading.Thread(target=lambda: (waiting(pool, 1), signal.pthread_kill(main, signal.SIGINT)))
+        # After a moment: Python loses a signal that comes between its last look for one and the system's wait, until that ends.
+        interrupt = threading.Thread(target=lambda: (waiting(pool, 1), time.sleep(0.2), signal.pthread_kill(main, signal.SIGINT)))
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
             compute(pool, COPIES[1])

@@ -22,13 +22,23 @@ _NEEDED = {
 }  # module, or module:name where the name is what pulls the module in
 
 
-_whole_process = False
+_to_set_aside: bool | None = None  # None: nobody has asked; False: done
 
 
 def own_the_process() -> None:
-    """Nor look through them later, which takes another second: for the command line. In a notebook what its user drops would stay, too."""
-    global _whole_process
-    _whole_process = True
+    """Nor look through the first ones later, which takes another second: for the command line, which has no other objects of its own yet.
+    In a notebook what its user drops would stay, too."""
+    global _to_set_aside
+    if _to_set_aside is None:
+        _to_set_aside = True
+
+
+def _set_aside() -> None:
+    """Once, before there is any model: one that is dropped later must be found."""
+    global _to_set_aside
+    if _to_set_aside:
+        _to_set_aside = False
+        gc.freeze()
 
 
 def bring_in(loader: str) -> None:
@@ -59,8 +69,7 @@ def _collector_at_rest() -> Iterator[None]:
         yield
     finally:
         if works:
-            if _whole_process:
-                gc.freeze()
+            _set_aside()
             gc.enable()
 
 
