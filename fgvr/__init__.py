@@ -5,6 +5,7 @@ Names are fetched when first used, so `import fgvr` costs nothing: no numpy, tor
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from fgvr.errors import *
     from fgvr.modes import *
     from fgvr.types import *
+
+# Read when numpy is imported. Its threads wait 2^26 turns (20 ms) of a busy loop for the next matrix product, and ours come rarely: a
+# quarter of a sweep's processor time went there. After 2^16 they sleep.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 _HOMES = ("errors", "types", "assembly", "modes")  # cheapest first
 

@@ -26,10 +26,6 @@ VALUED = {"--cfg", "--package", "--info"}
 _SURROUNDINGS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)  # of the place we were given: no bug of ours
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
-_SLEEPY = ("OPENBLAS_THREAD_TIMEOUT", "16")
-"""Read as numpy is imported. Its threads wait 2^26 turns (20 ms) of a busy loop for the next matrix product, and ours come rarely: a
-quarter of a sweep's CPU time went there. After 2^16 they sleep."""
-
 HELP = """\
 fgvr {version}: fine-grained visual recognition without training. It looks fast, and thinks slowly only when unsure.
 
@@ -79,7 +75,6 @@ def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
     if "--version" in words:
         sys.stdout.write(f"fgvr {__version__}\n")
         return 0
-    os.environ.setdefault(*_SLEEPY)
     overrides: list[str] = []
     try:
         flags, overrides = split(words)
