@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def make_pool(device: SimulatedDevice) -> Iterator[PoolMaker]:
 def pool(make_pool: PoolMaker) -> ModelPool:
     """100 MiB: two of the three fit, all three with their working memory also do (90 + 3)."""
     return make_pool()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process started in the background of a shell ignores the interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -191,6 +191,7 @@ def test_a_place_is_waited_for_as_long_as_a_lease_and_a_busy_copy_as_it_takes(ma
     compute(pool, COPIES[1])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_waiting_leaves_no_trace(make_pool: PoolMaker) -> None:
     loader = Busy(lambda spec: None)
     pool = make_pool(loader=loader, max_concurrency=1)
@@ -198,8 +199,7 @@ def test_an_interrupt_while_waiting_leaves_no_trace(make_pool: PoolMaker) -> Non
     main = threading.main_thread().ident
     assert main is not None
     with occupied(pool, loader, COPIES[0]):
-        # After a moment: Python loses a signal that comes between its last look for one and the system's wait, until that ends.
-        interrupt = threading.Thread(target=lambda: (waiting(pool, 1), time.sleep(0.2), signal.pthread_kill(main, signal.SIGINT)))
+        interrupt = threading.Thread(target=lambda: (waiting(pool, 1), signal.pthread_kill(main, signal.SIGINT)))
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
             compute(pool, COPIES[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,14 +179,6 @@ def test_a_waiter_told_to_stop_leaves_the_queue_to_the_others(make_pool: PoolMak
         assert status(pool, MLLM).here
     assert second.result(10) == 40 * MIB
     pool._give_back(next(iter(pool._ledger.grants)))
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A process started in the background of a shell ignores the interrupt."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals as on POSIX")
