@@ -78,7 +78,9 @@ def test_new_terms_apply_to_the_living_pool() -> None:
     try:
         words = ["models=fake", "runtime.device=simulated:1GiB"]
         pool = assembly.shared_pool(fgvr.load_config(*words))
-        assert (pool.policy, pool.status().host_budget) == (lru, 0)
+        assert (pool.policy, pool.status().host_budget, pool.device.optimize) == (lru, 0, True)
+        assembly.shared_pool(fgvr.load_config(*words, "runtime.optimize=false"))
+        assert not pool.device.optimize, "of what is loaded from now on"
         pool.pin("encoder")
         again = assembly.shared_pool(fgvr.load_config(*words, "runtime.policy=cost_aware", "runtime.host_budget=64MiB", "runtime.ttl=60"))
         assert again is pool
