@@ -74,6 +74,7 @@ def log_as_it_was() -> Iterator[None]:
             logger.removeHandler(handler)
             handler.close()
     logging.getLogger("fgvr").setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

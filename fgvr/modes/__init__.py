@@ -20,7 +20,7 @@ from fgvr.modes.reviewing import compare, replay
 from fgvr.modes.runs import BASE, CONFIG, LESSONS, LOG, PREDICTIONS, recorded_memory, run_folder
 from fgvr.modes.serving import serve
 from fgvr.modes.showing import show
-from fgvr.utils.logging import setup_logging
+from fgvr.utils.logging import own_terminal, setup_logging
 
 __all__ = [
     "BASE",
@@ -77,6 +77,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 
 def run(cfg: DictConfig) -> Any:
     """What the command line calls: check, do, show."""
+    own_terminal()
     cfg = assembly.checked(cfg)
     setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet)
     result = MODES[cfg.mode](cfg)

@@ -1,8 +1,10 @@
-"""One place where log lines are given a look: the `fgvr` logger, on stderr."""
+"""One place where log lines are given a look: the `fgvr` logger, on stderr. What libraries say goes to the run's log file."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections import deque
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 _MARK = "fgvr"  # name of the handlers set here, so that a second call replaces them
+_BUFFERED = 1000  # records of libraries kept until the run's log file is known
 
 
 @cache
@@ -21,27 +24,91 @@ def stderr_console() -> Console:
 def setup_logging(*, level: str = "info", quiet: bool = False, file: Path | None = None) -> logging.Logger:
     """Show `fgvr` log lines of `level` and above on stderr (`quiet`: warnings only), and write all of them to `file` as well.
 
-    May be called again: it replaces what an earlier call set up. Other libraries' warnings are shown, too, and none of ours twice: some
-    of them call `logging.basicConfig`, which does nothing once the root logger has a handler.
+    May be called again: it replaces what an earlier call set up. After `own_terminal`, records of libraries go to `file` only
+    (to the terminal as well with `level="debug"`).
     """
-    logger = logging.getLogger("fgvr")
-    root = logging.getLogger()
-    if not any(handler.get_name() == _MARK for handler in root.handlers):
-        others = RichHandler(logging.WARNING, stderr_console(), show_path=False)
-        others.set_name(_MARK)
-        others.addFilter(lambda record: not record.name.startswith("fgvr"))
-        root.addHandler(others)
-    for handler in [h for h in logger.handlers if h.get_name() == _MARK]:
-        logger.removeHandler(handler)
-        handler.close()
     chosen = logging.getLevelNamesMapping()[level.upper()]
     shown: list[logging.Handler] = [RichHandler(max(chosen, logging.WARNING) if quiet else chosen, stderr_console(), show_path=False)]
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shown.append(logging.FileHandler(file, encoding="utf-8"))
-        shown[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for handler in shown:
-        handler.set_name(_MARK)
-        logger.addHandler(handler)
+    written = [_file_handler(file)] if file is not None else []
+    logger = logging.getLogger("fgvr")
+    _replace(logger, [*shown, *written])
     logger.setLevel(min(chosen, logging.INFO) if file is not None else chosen)
+    if _terminal_is_ours():
+        _redirect_libraries(file, on_terminal=chosen <= logging.DEBUG)
     return logger
+
+
+def own_terminal() -> None:
+    """For the command line: from now on no library writes to the terminal. Python warnings and records of libraries wait for a log file."""
+    logging.captureWarnings(True)
+    _redirect_libraries(None, on_terminal=False)
+    adopt_libraries()
+
+
+def adopt_libraries() -> None:
+    """Take away the terminal handlers that libraries gave their loggers while they were imported. Does nothing before `own_terminal`."""
+    if not _terminal_is_ours():
+        return
+    for name, logger in logging.root.manager.loggerDict.items():
+        if not isinstance(logger, logging.Logger) or name.split(".")[0] == "fgvr":
+            continue
+        for handler in [h for h in logger.handlers if _writes_to_terminal(h)]:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+
+def _redirect_libraries(file: Path | None, *, on_terminal: bool) -> None:
+    root = logging.getLogger()
+    waiting = next((handler for handler in root.handlers if isinstance(handler, _Waiting)), None) or _Waiting()
+    handlers: list[logging.Handler] = [waiting]
+    if file is not None:
+        handlers = [_file_handler(file)]
+        for record in waiting.records:
+            handlers[0].handle(record)
+    if on_terminal:
+        handlers.append(RichHandler(logging.WARNING, stderr_console(), show_path=False))
+    for handler in handlers:
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(_is_foreign)
+    _replace(root, handlers)
+
+
+class _Waiting(logging.Handler):
+    """Keeps the latest records until the run's log file is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=_BUFFERED)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def _replace(logger: logging.Logger, handlers: list[logging.Handler]) -> None:
+    for handler in [h for h in logger.handlers if h.get_name() == _MARK and h not in handlers]:
+        logger.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        handler.set_name(_MARK)
+        if handler not in logger.handlers:
+            logger.addHandler(handler)
+
+
+def _file_handler(file: Path) -> logging.FileHandler:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
+def _terminal_is_ours() -> bool:
+    return any(handler.get_name() == _MARK for handler in logging.getLogger().handlers)
+
+
+def _is_foreign(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] != "fgvr"
+
+
+def _writes_to_terminal(handler: logging.Handler) -> bool:
+    stream = getattr(handler, "stream", None)  # not every such handler is a StreamHandler (torch's is not)
+    return stream is not None and any(stream is known for known in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.conversation import Answer, Sampling, Token, Watch, Writer
-from fgvr.runtime.loaders.scoring import prefill
+from fgvr.runtime.loaders.scoring import cache_argument, prefill
 
 if TYPE_CHECKING:
     import torch
@@ -103,9 +103,9 @@ def decode(
             input_ids=torch.tensor(chosen, device=mask.device)[:, None],
             attention_mask=mask,
             position_ids=position[:, None].expand(3, -1, -1),
-            past_key_values=cache,
+            **cache_argument(module, cache),
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, position = output.past_key_values, position + 1
+        position = position + 1
         log_probs = output.logits[:, -1].float().log_softmax(-1)

@@ -5,14 +5,16 @@ A loader that is not named here imports its libraries itself when it loads; they
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
-import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
+from fgvr.utils.logging import adopt_libraries
 
 _NEEDED = {
     "clip": ("open_clip.transform",),
@@ -39,16 +41,31 @@ def _set_aside() -> None:
     if _to_set_aside:
         _to_set_aside = False
         gc.freeze()
+        if sys.modules.get("triton") is not None:
+            atexit.register(gc.unfreeze)  # nanobind reports types that are still alive at exit as leaks; takes 1.4 s
 
 
 def bring_in(loader: str) -> None:
     """Import the libraries of one loader, as its first load would. Raises ImportError as that would."""
-    with _quiet(), _collector_at_rest():
+    with _collector_at_rest():
+        if _to_set_aside:
+            _torch_first()
         for needed in _NEEDED.get(loader, ()):
             module, _, name = needed.partition(":")
             found = importlib.import_module(module)
             if name:
                 getattr(found, name)
+        adopt_libraries()
+
+
+def _torch_first() -> None:
+    """Ahead of what imports it: its own log handlers go, and so does triton, a compiler of GPU kernels that torch imports wherever it is
+    installed. Without a GPU nothing uses it, and what it leaves at exit would be reported as leaks."""
+    import torch
+
+    adopt_libraries()
+    if not (torch.cuda.is_available() or torch.xpu.is_available()):
+        sys.modules.setdefault("triton", None)  # pyright: ignore[reportArgumentType]  (Python's way to say: cannot be imported)
 
 
 def prepare(spec: ModelSpec) -> None:
@@ -71,15 +88,3 @@ def _collector_at_rest() -> Iterator[None]:
         if works:
             _set_aside()
             gc.enable()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers imports torchao wherever it is installed, and torch then logs how torchao registers its types."""
-    told = logging.getLogger("torch.utils._pytree")
-    level = told.level
-    told.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        told.setLevel(level)

@@ -5,6 +5,8 @@ Positions are always passed explicitly, so no state of the module is read or lef
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,10 +37,28 @@ def prefill(module: Any, inputs: dict[str, Any]) -> Prefix:
         image_grid_thw=inputs.get("image_grid_thw"),
         attention_mask=mask,
     )
-    output = module(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache = new_cache(module)
+    output = module(**inputs, **cache_argument(module, cache), position_ids=positions, use_cache=True, logits_to_keep=1)
     # Image tokens share positions, so the next position is not the length: the model's own delta says by how much.
     following = mask.sum(1) + deltas.squeeze(1).to(mask.device)
-    return Prefix(mask, output.past_key_values, output.logits[:, -1].float().log_softmax(-1), following)
+    return Prefix(mask, cache, output.logits[:, -1].float().log_softmax(-1), following)
+
+
+def new_cache(module: Any) -> DynamicCache:
+    """An empty key-value cache for the module's language part."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=module.config.get_text_config())
+
+
+def cache_argument(module: Any, cache: Any) -> dict[str, Any]:
+    """The cache under the name that this version of transformers gives it: `cache` since 5.24, `past_key_values` before."""
+    return {_cache_name(type(module)): cache}
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def continue_prefix(
@@ -71,7 +91,7 @@ def _score_rows(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[
         input_ids=tokens[:, :-1],
         attention_mask=torch.cat([prefix.mask[items], real[:, :-1].to(prefix.mask.dtype)], dim=1),
         position_ids=positions,
-        past_key_values=_repeated(prefix.cache, items),
+        **cache_argument(module, _repeated(prefix.cache, items)),
         use_cache=True,
     ).logits
     return first.squeeze(1) + (_log_probs(logits, tokens[:, 1:]) * real[:, 1:]).sum(1)
