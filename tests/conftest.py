@@ -14,11 +14,27 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from scripts.lock import moved
+
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core is the other process's
 
 ROOT = Path(__file__).resolve().parents[1]
+MOVED = tuple(moved())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors. Deprecations of libraries are so only in the locked environment; elsewhere they are listed at the end.
+    fgvr itself never warns with these categories."""
+    if MOVED:
+        for category in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+            config.addinivalue_line("filterwarnings", f"default::{category}")
+
+
+def pytest_report_header() -> str:
+    changes = ", ".join(f"{name} {locked} -> {installed}" for name, locked, installed in MOVED)
+    return f"not as in constraints.txt: {changes}" if MOVED else "libraries: as in constraints.txt"
 
 
 @pytest.fixture(autouse=True, scope="session")
