@@ -98,8 +98,6 @@ class Generating:
         found = json.loads(json.dumps((ANSWERED | UNREADABLE)[self._mode]()))
         parts = [part for turn in body["messages"] if isinstance(turn["content"], list) for part in turn["content"]]
         images = sum(part["type"] == "image_url" for part in parts)
-            part["type"] == "image_url" for turn in body["messages"] if isinstance(turn["content"], list) for part in turn["content"]
-        )
         if isinstance(found.get("usage"), dict) and "prompt_tokens" in found["usage"]:
             found["usage"]["prompt_tokens"] = 10 + 300 * images
         if self._replies and body["max_tokens"] > 1:

@@ -97,6 +97,11 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
     if missing:
         names = ", ".join(m.replace("|", " or ") for m in missing)
         raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{_cure(spec, hub)}")
+    if absent := absent_shards(folder):
+        names = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        raise ModelLoadError(
+            f"{spec.role} {spec.source!r}: {len(absent)} of its weight files are missing in {folder}: {names}.\n{_cure(spec, hub)}"
+        )
     return folder
 
 
@@ -117,6 +122,18 @@ def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None)
 def weight_files(folder: Path) -> list[Path]:
     """Every safetensors file, sorted."""
     return sorted(folder.glob("*.safetensors"))
+
+
+def absent_shards(folder: Path) -> list[str]:
+    """Weight files that an index names and that are not there; a link into nowhere is not there."""
+    named: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        listed = read_config(index)
+        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(shards, dict):
+            raise ModelLoadError(f"{index} has no weight_map; get it again")
+        named |= set(map(str, shards.values()))
+    return sorted(name for name in named if not (folder / name).is_file())
 
 
 def read_weights(files: Iterable[Path]) -> Weights:
@@ -179,7 +196,7 @@ _IRRELEVANT = {"generation_config.json", "training.json", "metrics.json", "model
 
 
 def _present(folder: Path, name: str) -> bool:
-    return any(folder.glob(name))
+    return any(path.is_file() for path in folder.glob(name))
 
 
 def _cure(spec: ModelSpec, hub: str) -> str:
@@ -187,7 +204,7 @@ def _cure(spec: ModelSpec, hub: str) -> str:
     if spec.source == "tiny":
         lines.append("These files are shipped with fgvr: reinstall it, or train them with scripts/train_tiny.py")
     elif _REPOSITORY.fullmatch(hub):
-        lines.append(f"Get it: huggingface-cli download {hub}")
+        lines.append(f"Get it: hf download {hub}")
     lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
     if spec.source != "tiny":
         lines.append("Works without any download: models=tiny")
