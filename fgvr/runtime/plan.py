@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS, Loader
-from fgvr.runtime.sizes import Footprint, footprint
+from fgvr.runtime.sizes import Footprint, footprint, presence
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -46,6 +47,8 @@ def plan(
     result = describe([need(spec, device, loaders) for spec in specs], budget, reserve=reserve)
     shown = [part for spec in optional for part in _optional(spec, device, loaders)]
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, device)}" for spec in specs if spec.quantization]
+    if loaders is None:
+        facts += [f"{spec.role}: {said}" for spec in specs if (said := presence(spec))]
     kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if device == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
@@ -119,7 +122,7 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
                 yield line(text, gain)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
-    yield f"raise the budget by {format_bytes(short)}: runtime.budget={(result.budget + short) / 2**30:.2f}GiB"
+    yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
 
 
 def _levers(need: Need, short: int) -> Iterator[tuple[str, int]]:

@@ -36,6 +36,10 @@ class ClipLoader:
         if folder is not None:
             _read_config(folder)
 
+    def locate(self, spec: ModelSpec) -> Path | None:
+        """Its folder; open_clip knows where some names lie."""
+        return files.locate(spec, _repository(spec))
+
     def footprint(self, spec: ModelSpec, device: str = "cpu") -> Footprint:
         return footprint(spec, device)
 
