@@ -122,8 +122,8 @@ def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every safetensors file, sorted."""
-    return sorted(folder.glob("*.safetensors"))
+    """Every safetensors file that is there, sorted; a link into nowhere is not."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
 
 
 def absent_shards(folder: Path) -> list[str]:
