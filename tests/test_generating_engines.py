@@ -69,6 +69,19 @@ def test_a_reply_that_names_no_option_is_counted_and_system_1_stands(mode: str, 
     assert report(tmp_path)["unreadable"] == len(found) == 8
 
 
+def test_unreadable_answers_are_replayed_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Generating("null")) as server:
+        asked = words(server, tmp_path)
+        assert main(asked) == 0
+        (recorded,) = tmp_path.glob("runs/evaluate/*/predictions.jsonl")
+        capsys.readouterr()
+        again = [word for word in words(server, tmp_path, mode="replay") if not word.startswith("models")]
+        assert (
+            main([*again, f"predictions='{recorded}'", "models=fake", *[w for w in asked if w.startswith("models.") or "/mllm" in w]]) == 0
+        )
+        assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", REFUSED)
 def test_an_answer_that_is_none_is_quoted(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Generating(mode)) as server:

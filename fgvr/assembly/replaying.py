@@ -72,7 +72,8 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
     before: Fusion = make(run.fusion)
     if fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
-    _check_asked_again(cfg, run, changed=fusion != before or cfg.slow.candidates != run.slow.candidates)
+    changed = fusion != before or cfg.slow.candidates != run.slow.candidates
+    _check_asked_again(cfg, run, changed=changed)
     rehearsal = rehearsed(cfg, base, None)
     return Replay(
         ids=base.prototypes.ids,
@@ -85,6 +86,7 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         shortlist=Shortlist(base.records, candidates=cfg.slow.candidates),
         library=Library(base.experience, most=cfg.slow.rules),
         apart=cfg.slow.decoder == "score" and cfg.slow.target == "description",
+        same_shortlists=not changed,
         arbitrate=build_pool(cfg, base, rehearsal),
         names={record.id: record.name for record in base.classes},
     )

@@ -200,3 +200,13 @@ def test_the_plan_says_family_and_whether_the_weights_are_there(tmp_path: Path, 
     assert any("mllm: Qwen2_5_VLForConditionalGeneration (qwen2_5_vl), supported; its weights are here" in fact for fact in here.facts)
     away = planning.plan(fgvr.load_config("mode=plan", "models=qwen2_5_vl_7b"))
     assert any(fact.startswith("mllm: Qwen/Qwen2.5-VL-7B-Instruct is not on this machine") for fact in away.facts)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "mlx"])
+def test_a_quantised_or_mlx_model_whose_tensors_do_not_fit_is_refused(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip({"int8": "torchao", "nf4": "bitsandbytes", "mlx": "mlx_vlm"}[kind])
+    shutil.copytree(PACKAGE / "models_tiny" / "mllm", tmp_path / "model")
+    folder = edited(tmp_path / "model", without("layers.1."))
+    spec = ModelSpec("mllm", "mlx" if kind == "mlx" else "qwen", str(folder), quantization=None if kind == "mlx" else kind)
+    with pytest.raises(ModelLoadError, match=r"layers\.1\."):
+        find_loader(spec).load(spec, CpuDevice())
