@@ -61,9 +61,10 @@ def test_an_answer_is_read_whatever_is_odd_about_it(mode: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("mode", UNREADABLE)
-def test_a_reply_that_names_no_option_is_counted_and_system_1_stands(mode: str, tmp_path: Path) -> None:
+def test_a_reply_that_names_no_option_is_counted_and_system_1_stands(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Generating(mode)) as server:
         assert main(words(server, tmp_path)) == 0
+    assert "unreadable answers of System 2" in capsys.readouterr().out
     found = rows(tmp_path)
     assert {(row["slow"]["status"], row["slow"]["category"], row["by"]) for row in found} == {("unreadable", None, "fast")}
     assert report(tmp_path)["unreadable"] == len(found) == 8

@@ -28,6 +28,7 @@ class Need:
     work: int
     note: str = ""
     footprint: Footprint | None = None
+    device: str = "cpu"
 
 
 def plan(
@@ -70,7 +71,7 @@ def need(spec: ModelSpec, device: str = "cpu", loaders: Callable[[ModelSpec], Lo
         loader = loaders(spec)
         return Need(spec, loader.estimate(spec), loader.work_bytes(spec))
     found = footprint(spec, device)
-    return Need(spec, found.weight_bytes, found.work_bytes, footprint=found)
+    return Need(spec, found.weight_bytes, found.work_bytes, footprint=found, device=device)
 
 
 def describe(needs: Sequence[Need], budget: int, *, reserve: int = 0, work: int | None = None) -> MemoryPlan:
@@ -145,11 +146,14 @@ def _levers(need: Need, short: int) -> Iterator[tuple[str, int]]:
             gain = _gain(need, replace(spec, quantization=kind)) if known else int(need.weights * (1 - share))
             yield f"{bits} weights: models.mllm.quantization={kind}", gain
     if spec.dtype == "float32":
-        yield f"half the bytes per value: models.{role}.dtype=bfloat16", need.weights // 2
+        yield (
+            f"half the bytes per value: models.{role}.dtype=bfloat16",
+            _gain(need, replace(spec, dtype="bfloat16")) if known else need.weights // 2,
+        )
     if spec.source != "tiny":
         if "7B" in spec.source:
             other = replace(spec, source=spec.source.replace("7B", "3B"))
-            yield "a smaller mllm: models=qwen2_5_vl_3b", _gain(need, other) if known else need.weights // 2
+            yield f"a smaller mllm: models.mllm.source={other.source}", _gain(need, other) if known else need.weights // 2
         yield f"the shipped model: models/{role}=tiny", _gain(need, replace(spec, source="tiny", dtype="auto", max_pixels=None))
 
 
@@ -168,7 +172,7 @@ def _smaller_batch(need: Need, short: int) -> tuple[str, int]:
 def _gain(need: Need, other: ModelSpec) -> int:
     """Bytes less with another model or form of it; 0 when its size is not known here."""
     try:
-        found = footprint(other)
+        found = footprint(other, need.device)
     except FgvrError:
         return 0
     return need.weights + need.work - found.weight_bytes - found.work_bytes
