@@ -115,7 +115,9 @@ def test_votes_are_shares_of_sampled_replies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slow", ["score", "analyse"])
-def test_what_needs_log_likelihoods_is_refused_before_anything_is_built(slow: str, tmp_path: Path, capsys) -> None:
+def test_what_needs_log_likelihoods_is_refused_before_anything_is_built(
+    slow: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(Generating("ok")) as server:
         assert main([*words(server, tmp_path), f"slow={slow}"]) == 2
         assert "write slow=reason" in capsys.readouterr().err and not list(tmp_path.glob("knowledge/**/*.json"))

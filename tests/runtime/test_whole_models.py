@@ -20,7 +20,7 @@ from fgvr.types import ModelSpec
 from fgvr.utils.paths import PACKAGE
 from tests.runtime.tiny_random import write_encoder, write_joint, write_mllm
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -28,8 +28,15 @@ TEXT = {
     "intermediate_size": 64,
     "vocab_size": 99,
 }
-TOWER = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64, "image_size": 28, "patch_size": 14}
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 64,
+    "image_size": 28,
+    "patch_size": 14,
+}
+ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 
 
 def qwen2_vl() -> Any:
