@@ -211,6 +211,7 @@ RULES: dict[str, Rule] = {
     "slow.arbitrate": choice("pool", "slow", "mllm"),
     "slow.weight": number(0, 1, also=("fitted",)),
     "slow.max_new_tokens": COUNT,
+    "slow.votes": COUNT,
     "slow.rules": whole(0),
     "slow.exemplars": SWITCH,
     # the base, the evaluation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from fgvr.types import Decision, FastResult, Picture, Reply, Scores, SlowResult
+from fgvr.types import Choice, Decision, FastResult, Picture, Reply, Scores, SlowResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,6 +60,24 @@ class MLLM(Protocol):
         system: str = "",
     ) -> list[Scores]:
         """Log-likelihood of each continuation as the whole answer to its prompt (end of turn included)."""
+        ...
+
+
+class Chooser(Protocol):
+    """An MLLM behind an engine that only generates: what it chose is read from its replies."""
+
+    def choose(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike]],
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        *,
+        marker: str,
+        system: str = "",
+        max_new_tokens: int = 128,
+        votes: int = 1,
+    ) -> list[tuple[Choice, ...]]:
+        """Per prompt `votes` replies: one is greedy, several are sampled. `options`: what may be named, after `marker`."""
         ...
 
 

@@ -133,6 +133,14 @@ class Reply(str):
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A reply to a multiple-choice question, and nats of each option where the reply names one; empty where they are not known."""
+
+    reply: Reply
+    log_likelihoods: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Log-likelihood of each continuation given one image and prompt, in nats, summed over its tokens."""
 

@@ -84,6 +84,8 @@ class AskAgain:
         if open_cases:
             asked = [self._question(results[i], answers[i]) for i in open_cases]
             for i, question, judged in zip(open_cases, asked, self._decoder([pictures[i] for i in open_cases], asked), strict=True):
+                if not judged.readable:  # the first answer stands
+                    continue
                 shares = posterior(judged.log_likelihoods, np.array([max(o.prior, 1e-12) for o in question.options]))
                 split = {option.category: float(p) for option, p in zip(question.options, shares, strict=True)}
                 answers[i] = _settled(answers[i], split, judged.rationale or "asked again between the two systems' answers")

@@ -98,6 +98,7 @@ class Judgement:
 
     log_likelihoods: np.ndarray  # nats per option; NaN for an option without words to judge
     rationale: str = ""
+    readable: bool = True  # False: a reply that names no option
 
 
 class Decoder(Protocol):
@@ -252,6 +253,8 @@ def nats(options: Sequence[Option], log_likelihoods: np.ndarray) -> dict[str, fl
 
 def answer(question: Question, judged: Judgement) -> SlowResult:
     """The judgement as a distribution over the options, and its best one."""
+    if not judged.readable:
+        return SlowResult(None, {}, judged.rationale, question.rules, "unreadable")
     options = question.options
     probabilities = posterior(judged.log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
     best = options[int(probabilities.argmax())]

@@ -64,7 +64,7 @@ class Study:
             part = [exams[i] for i in batch]
             judged = self.decoder(self.pictures([exam.index for exam in part]), [exam.question for exam in part])
             for exam, judgement in zip(part, judged, strict=True):
-                failure = _failure(exam, judgement.log_likelihoods)
+                failure = _failure(exam, judgement.log_likelihoods) if judgement.readable else None
                 failures += [failure] if failure else []
         return failures
 

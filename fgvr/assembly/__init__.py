@@ -23,6 +23,7 @@ from fgvr.assembly.models import (
 )
 from fgvr.assembly.recognizer import build_evaluated, build_recognizer
 from fgvr.assembly.replaying import build_replay, replayed_config
+from fgvr.assembly.thinking import check_decoder
 from fgvr.assembly.triggers import check_trigger
 from fgvr.utils.paths import config_dir
 
@@ -37,6 +38,7 @@ __all__ = [
     "build_experience",
     "build_recognizer",
     "build_replay",
+    "check_decoder",
     "check_trigger",
     "checked",
     "config_dir",

@@ -80,11 +80,11 @@ def refuse_oracle(cfg: DictConfig) -> None:
 
 
 def make(node: DictConfig) -> Any:
-    """The object a `_target_` leaf stands for; an error of ours inside it comes out as itself."""
+    """The object a `_target_` leaf stands for; an error of ours, or of the file system, inside it comes out as itself."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, FgvrError):
+        if isinstance(error.__cause__, FgvrError | OSError):
             raise error.__cause__ from None
         raise
 

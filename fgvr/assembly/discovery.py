@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fgvr.agents import discover_prompts
 from fgvr.agents.discover import Discovered, Discoverer
 from fgvr.assembly.configuration import plain
-from fgvr.assembly.models import home, open_models, open_store
+from fgvr.assembly.models import abilities, home, open_models, open_store
 from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
@@ -31,6 +31,11 @@ def open_images(cfg: DictConfig) -> Unlabelled:
 def find_kinds(cfg: DictConfig, images: Unlabelled, folder: Path) -> Discovered:
     """The stages of discovery, each kept in `folder`. Only the album, pictures without paths, is handed over."""
     wishes = checked_wishes(cfg)
+    if (can := abilities(cfg)) is not None and not can.scores:
+        raise ConfigError(
+            f"mode=discover compares its guesses by log-likelihoods of given text, and {cfg.models.mllm.source} gives none: "
+            "have a server of fgvr (fgvr serve) or vLLM hold the model, or take one that runs here (models/mllm=tiny)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with SqliteCache(folder / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))

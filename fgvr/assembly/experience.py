@@ -19,7 +19,7 @@ from fgvr.assembly.configuration import make
 from fgvr.assembly.images import look, support_of
 from fgvr.assembly.models import open_models, open_store
 from fgvr.assembly.rehearsal import build_matcher, rehearsed
-from fgvr.assembly.thinking import build_decoder, build_exemplars
+from fgvr.assembly.thinking import build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
@@ -34,6 +34,7 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
 
     Args: samples: the dataset's support images; the base knows them by content.
     """
+    check_decoder(cfg)
     folder = base.path
     assert folder is not None
     with workspace(folder) as partial, SqliteCache(partial / JOURNAL) as journal:

@@ -16,7 +16,7 @@ from fgvr.agents.slow import Exemplars, Shortlist
 from fgvr.assembly.command import building_command
 from fgvr.assembly.images import look, looks, open_dataset
 from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store, spec
-from fgvr.assembly.thinking import WRITING, build_decoder
+from fgvr.assembly.thinking import WRITING, build_decoder, check_decoder
 from fgvr.data.datasets import Dataset
 from fgvr.data.looks import families
 from fgvr.data.splits import Split
@@ -71,6 +71,8 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
         raise KnowledgeError(f"{file} is a file, so nothing can lie below it; choose another {'knowledge.path' if given else 'paths.home'}")
     if given and (strange := knowledge_base.strange_files(folder)):
         raise KnowledgeError(f"{folder} holds {strange[0]}, which is no part of a knowledge base; choose another knowledge.path")
+    if cfg.knowledge.rehearse:
+        check_decoder(cfg)
     with workspace(folder, fresh=cfg.run.fresh) as partial:
         if (found := standing()) and fits(found):  # another process has built it while this one waited for its turn
             return found
@@ -91,6 +93,8 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
     rehearsed = [cfg.slow.decoder, cfg.slow.target, *(["exemplars"] if cfg.slow.exemplars else [])]
     if cfg.slow.decoder in WRITING:
         rehearsed.append(cfg.slow.max_new_tokens)
+    if cfg.slow.votes > 1:
+        rehearsed.append(("votes", cfg.slow.votes))
     asked = [
         prompts.fingerprint(),
         cfg.models.description_tokens,

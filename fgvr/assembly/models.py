@@ -103,12 +103,23 @@ def looking_ahead(cfg: DictConfig, *stages: Sequence[str]) -> Iterator[None]:
 def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
     """What a run with this configuration uses for each batch; one stage where System 2 is never asked."""
     looks = [("encoder",), *([("joint",)] if cfg.fusion.joint else [])]
-    thinks = trigger_name(cfg) != "never" or cfg.evaluation.record == "all"
-    return [*looks, *([("mllm",)] if thinks else [])]
+    return [*looks, *([("mllm",)] if thinks(cfg) else [])]
+
+
+def thinks(cfg: DictConfig) -> bool:
+    """Whether System 2 may be asked at all."""
+    return trigger_name(cfg) != "never" or cfg.evaluation.record == "all"
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
     return checked_spec(made(cfg.models[role]), cfg.runtime.device)
+
+
+def abilities(cfg: DictConfig) -> Any:
+    """What the engine behind `models.mllm` can do (`Abilities`); None where the model is computed here. Raises RemoteError."""
+    wanted = spec(cfg, "mllm")
+    probe = getattr(shared_pool(cfg).loader(wanted), "abilities", None)
+    return probe(wanted) if probe else None
 
 
 def home(cfg: DictConfig) -> Path:

@@ -17,9 +17,9 @@ from fgvr.assembly.abstaining import build_abstainer
 from fgvr.assembly.configuration import learning, made, refuse_oracle
 from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
-from fgvr.assembly.models import open_models, open_store
+from fgvr.assembly.models import open_models, open_store, thinks
 from fgvr.assembly.rehearsal import build_matcher, rehearsed
-from fgvr.assembly.thinking import build_decoder, build_exemplars, build_pool
+from fgvr.assembly.thinking import build_decoder, build_exemplars, build_pool, check_decoder
 from fgvr.assembly.triggers import build_trigger, check_trigger
 from fgvr.data.pictures import late_pictures, open_picture
 from fgvr.knowledge.base import KnowledgeBase
@@ -40,6 +40,8 @@ def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Reco
 def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recognizer:
     """The same for an evaluation. With trigger=oracle it thinks about all; who knows the labels has the last word (`Oracle.redecide`)."""
     check_trigger(cfg)
+    if thinks(cfg):
+        check_decoder(cfg)
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
     fusion: Fusion = made(cfg.fusion)

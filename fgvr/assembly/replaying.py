@@ -22,7 +22,17 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
 from fgvr.types import FastResult, Picture
 
-_OBSERVED = ("dataset", "models", "knowledge", "online", "slow.decoder", "slow.target", "slow.max_new_tokens", "slow.exemplars")
+_OBSERVED = (
+    "dataset",
+    "models",
+    "knowledge",
+    "online",
+    "slow.decoder",
+    "slow.target",
+    "slow.max_new_tokens",
+    "slow.exemplars",
+    "slow.votes",
+)
 
 
 def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
@@ -35,6 +45,8 @@ def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
     run, default, merged = OmegaConf.load(recorded), load_config("mode=replay", "predictions=-"), cfg.copy()
     for key in _OBSERVED:
         theirs, ours, usual = (_at(plain(c), key) for c in (run, cfg, default))  # type: ignore[arg-type]
+        if theirs is None:  # a run from before there was such a key
+            continue
         if _placeless(ours) not in (_placeless(theirs), _placeless(usual)):
             raise ConfigError(
                 f"{key} is another one in the recorded run ({recorded}), and a replay cannot change it: leave it out, or run again"
@@ -60,7 +72,8 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
     before: Fusion = make(run.fusion)
     if fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
-    _check_asked_again(cfg, run, changed=fusion != before or cfg.slow.candidates != run.slow.candidates)
+    changed = fusion != before or cfg.slow.candidates != run.slow.candidates
+    _check_asked_again(cfg, run, changed=changed)
     rehearsal = rehearsed(cfg, base, None)
     return Replay(
         ids=base.prototypes.ids,
@@ -73,6 +86,7 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         shortlist=Shortlist(base.records, candidates=cfg.slow.candidates),
         library=Library(base.experience, most=cfg.slow.rules),
         apart=cfg.slow.decoder == "score" and cfg.slow.target == "description",
+        same_shortlists=not changed,
         arbitrate=build_pool(cfg, base, rehearsal),
         names={record.id: record.name for record in base.classes},
     )
@@ -98,7 +112,7 @@ def _no_eyes(pictures: Sequence[Picture]) -> list[FastResult]:
 
 def _at(settings: Any, key: str) -> Any:
     for part in key.split("."):
-        settings = settings[part]
+        settings = settings.get(part)
     return settings
 
 

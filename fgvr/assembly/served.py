@@ -17,6 +17,7 @@ from fgvr.utils.service import Service
 
 BUNDLE = "/api/v1/bundle"
 _PATIENCE, _PAUSE = 60.0, 0.5  # seconds
+_NOT_OURS = (404, 405, 200)  # another engine: it has no such page, or shows its own web page for every address
 
 
 def register() -> None:
@@ -34,9 +35,10 @@ def bundle(url: str) -> dict[str, Any]:
     server, deadline = Service.at(url), time.monotonic() + _PATIENCE
     while True:
         try:
-            return dict(server.get(BUNDLE))
+            found = server.get(BUNDLE)
+            return found if isinstance(found, dict) else {}
         except RemoteError as error:
-            if error.status == 404:
+            if error.status in _NOT_OURS:
                 return {}
             if (error.status is not None and error.status < 500 and error.status != 429) or time.monotonic() > deadline:
                 raise

@@ -10,10 +10,12 @@ from fgvr.agents.analyse import AnalyseDecoder
 from fgvr.agents.arbitrate import LogLinearPool, fit_weight
 from fgvr.agents.joint import Rehearsed
 from fgvr.agents.rehearse import pooling_cases
+from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, Exemplar, Exemplars, ReasonDecoder, ScoreDecoder
 from fgvr.assembly.configuration import given_weight
 from fgvr.assembly.images import look, support_of
-from fgvr.assembly.models import Models
+from fgvr.assembly.models import Models, abilities
+from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.types import Sample
 
@@ -22,6 +24,8 @@ WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_n
 
 def build_decoder(cfg: DictConfig, models: Models, superclass: str) -> Decoder:
     """How System 2 is asked, as `slow.decoder` says."""
+    if cfg.slow.decoder == "reason" and reads_replies(cfg):
+        return ReplyDecoder(models.mllm, superclass=superclass, max_new_tokens=cfg.slow.max_new_tokens, votes=cfg.slow.votes)
     if cfg.slow.decoder == "reason":
         return ReasonDecoder(models.mllm, superclass=superclass, max_new_tokens=cfg.slow.max_new_tokens)
     if cfg.slow.decoder == "analyse":
@@ -30,6 +34,31 @@ def build_decoder(cfg: DictConfig, models: Models, superclass: str) -> Decoder:
             models.mllm, models.encoder, superclass=superclass, temperature=temperature, max_new_tokens=cfg.slow.max_new_tokens
         )
     return ScoreDecoder(models.mllm, superclass=superclass, target=cfg.slow.target)
+
+
+def reads_replies(cfg: DictConfig) -> bool:
+    """Whether answers are read from replies: the engine that holds the MLLM gives no log-likelihoods, or several replies are asked for.
+
+    Asks the engine, once. Raises RemoteError.
+    """
+    can = abilities(cfg)
+    return can is not None and (not can.scores or cfg.slow.votes > 1)
+
+
+def check_decoder(cfg: DictConfig) -> None:
+    """Whether the MLLM can be asked as `slow` says; before anything is built. Raises ConfigError, RemoteError."""
+    can = abilities(cfg)
+    if can is None and cfg.slow.votes > 1:
+        raise ConfigError(
+            f"slow.votes={cfg.slow.votes} is for engines that generate (models/mllm=remote): here likelihoods are read, write 1"
+        )
+    if cfg.slow.votes > 1 and cfg.slow.decoder != "reason":
+        raise ConfigError(f"slow.votes={cfg.slow.votes} asks for several replies: write slow=reason")
+    if can is not None and not can.scores and cfg.slow.decoder != "reason":
+        raise ConfigError(
+            f"slow={cfg.slow.decoder} needs log-likelihoods of given text, and {cfg.models.mllm.source} gives none: write slow=reason, "
+            "or have a server of fgvr (fgvr serve) or vLLM hold the model"
+        )
 
 
 def build_exemplars(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sample]) -> Exemplar | None:

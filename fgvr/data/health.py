@@ -31,6 +31,11 @@ def diagnose(open_dataset: Callable[[], Dataset], looks: Looks | None = None) ->
     except FgvrError as error:
         yield Finding("dataset", False, type(error).__name__, str(error))
         return
+    except OSError as error:  # a home that cannot be written, for a dataset that is drawn there
+        yield Finding(
+            "dataset", False, f"{error.filename or 'a file'}: {error.strerror or error}", "set paths.home=FOLDER to a folder of yours"
+        )
+        return
     yield from dataset_findings(dataset, looks)
 
 

@@ -38,6 +38,7 @@ class Replay:
     shortlist: Shortlist
     library: Library
     apart: bool  # whether System 2 judged each option by itself
+    same_shortlists: bool = False  # whether fusion and candidates are the recorded ones, so that System 2 would be shown the same
     arbitrate: LogLinearPool
     names: Mapping[str, str]
 
@@ -74,6 +75,8 @@ class Replay:
         rules = tuple(rule.rule for rule in self.library.recall([option.category for option in options]))
         if rules != slow.rules:
             return None
+        if slow.status == "unreadable":
+            return slow if self.same_shortlists else None
         known = slow.log_likelihoods
         if [option.category for option in options] == list(slow.probabilities):
             return replace(slow, log_likelihoods={c: known[c] for c in slow.probabilities if c in known})

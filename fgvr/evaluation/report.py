@@ -166,7 +166,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "calibration_error": metrics.reliability(seen.confidence, seen.right).error,
         "routers": _routers(report, seen),
         "abstention": abstention(report.predictions),
-        "unreadable": sum(p.slow.status == "unreadable" for p in report.predictions if p.decision.escalate and p.slow is not None),
+        "unreadable": unreadable(report.predictions),
         "cost": dict(report.cost),
         "stage_seconds": stage_seconds(report.memory),
         "peak_device_bytes": report.peak_device_bytes,
@@ -238,6 +238,11 @@ def load(folder: Path) -> Report:
         raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
 
 
+def unreadable(predictions: Sequence[Prediction]) -> int:
+    """How many of the images that were sent to System 2 it gave no readable answer for."""
+    return sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None)
+
+
 def terminal(report: Report) -> RenderableType:
     """Notes, then one table, then where the files lie."""
     intervals = report.intervals if isinstance(report, RunReport) else {"exact": {"image_bootstrap": report.top1_interval}}
@@ -253,6 +258,8 @@ def terminal(report: Report) -> RenderableType:
     if (held := abstention(report.predictions) if isinstance(report, RunReport) else None) is not None:
         table.add_row("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; top-1 counts their best guesses too)")
         table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")
+    if isinstance(report, RunReport) and (lost := unreadable(report.predictions)):
+        table.add_row("unreadable answers of System 2", f"{lost:,} (System 1's answer stands)")
     table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
     for name, value in report.cost.items():
         if name == "decode_wait":

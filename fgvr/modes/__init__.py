@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fgvr import assembly
+from fgvr.errors import FgvrError
 from fgvr.modes.building import build_experience_base, build_knowledge_base, fit
 from fgvr.modes.checking import MEMORY_ACTIONS, Checkup, MemoryAnswer, cache, doctor, memory, plan
 from fgvr.modes.classifying import classify
@@ -82,4 +83,7 @@ def run(cfg: DictConfig) -> Any:
     setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet)
     result = MODES[cfg.mode](cfg)
     show(result, cfg)
+    if isinstance(result, Checkup) and result.ill:
+        topics = ", ".join(finding.topic for finding in result.ill)
+        raise FgvrError(f"{len(result.ill)} of {len(result.findings)} checks found something to mend: {topics}")
     return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,15 @@ from omegaconf import DictConfig
 
 from fgvr import assembly, planning
 from fgvr.data.health import diagnose
-from fgvr.errors import ConfigError
+from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import answers, health, levers
 from fgvr.runtime.monitor import watch
+from fgvr.runtime.terms import terms
 from fgvr.store import leftovers, upkeep
 from fgvr.types import Finding, MemoryPlan
 from fgvr.utils.service import Service
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,11 @@ class Checkup:
     """What the doctor found."""
 
     findings: tuple[Finding, ...]
+
+    @property
+    def ill(self) -> tuple[Finding, ...]:
+        """What is to be mended."""
+        return tuple(finding for finding in self.findings if not finding.well)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +52,22 @@ def doctor(cfg: DictConfig) -> Checkup:
     """What is well on this machine with this configuration, and the cure for what is not. Loads no model."""
     pool = assembly.shared_pool(cfg)
     specs, optional = ([assembly.spec(cfg, role) for role in roles] for roles in (planning.used(cfg), planning.optional_roles(cfg)))
-    found = [*health.libraries(), *health.machine(pool), *health.models(pool, specs, optional), health.disk(assembly.home(cfg))]
-    found += diagnose(lambda: assembly.open_dataset(cfg), assembly.looks(cfg))
+    on = terms(assembly.plain(cfg.runtime))
+    sized = health.models(pool, specs, optional, reserve=on.reserve, max_models=on.max_models)
+    found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *_decoder(cfg)]
+    looks = assembly.looks(cfg) if health.writable(assembly.home(cfg)) else None  # what is looked at is remembered in the home
+    found += diagnose(lambda: assembly.open_dataset(cfg), looks)
     return Checkup(tuple(found))
+
+
+def _decoder(cfg: DictConfig) -> Iterator[Finding]:
+    """Whether an MLLM behind an engine can be asked as `slow` says; one that does not answer is found with its files."""
+    try:
+        assembly.check_decoder(cfg)
+    except ConfigError as error:
+        yield Finding("slow", False, f"slow={cfg.slow.decoder}", str(error))
+    except FgvrError as error:
+        log.debug("%s", error)
 
 
 def memory(cfg: DictConfig) -> MemoryAnswer:

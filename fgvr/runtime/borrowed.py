@@ -23,7 +23,7 @@ from fgvr.runtime.ledger import Entry
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Rescue
 from fgvr.runtime.turns import Turns
-from fgvr.types import Reply, Scores
+from fgvr.types import Choice, Reply, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
@@ -155,6 +155,21 @@ class BorrowedMLLM(Borrowed):
         scores = self._each("score", len(prompts), answer, self._lengths(images, prompts, system))
         self._count(scores, 0)
         return scores
+
+    def choose(
+        self, images: Images, prompts: Sequence[str], options: Sequence[Sequence[str]], *, marker: str, system: str, **settings: int
+    ) -> list[tuple[Choice, ...]]:
+        """protocols.Chooser, for models behind an engine."""
+        _same_length(images=images, prompts=prompts, options=options)
+
+        def answer(model: Any, b: Sequence[int]) -> list[tuple[Choice, ...]]:
+            some = ([values[i] for i in b] for values in (images, prompts, options))
+            return model.choose(*some, marker=marker, system=system, **settings)
+
+        found = self._each("generate", len(prompts), answer)
+        replies = [choice.reply for choices in found for choice in choices]
+        self._count(replies, sum(reply.new_tokens for reply in replies))
+        return found
 
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """runtime.conversation.Conversing, where the loader says that its models can. Text of a batch tried again is told again."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fgvr.runtime.pool import ModelPool
-from fgvr.types import ModelSpec, Reply, Scores
+from fgvr.types import Choice, ModelSpec, Reply, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
@@ -69,6 +69,21 @@ class PooledMLLM(Handle):
     ) -> list[Scores]:
         with self._pool.lease(self.spec) as mllm:
             return mllm.score(images, prompts, continuations, system=system)
+
+    def choose(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike]],
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        *,
+        marker: str,
+        system: str = "",
+        max_new_tokens: int = 128,
+        votes: int = 1,
+    ) -> list[tuple[Choice, ...]]:
+        """protocols.Chooser, where the model is behind an engine."""
+        with self._pool.lease(self.spec) as mllm:
+            return mllm.choose(images, prompts, options, marker=marker, system=system, max_new_tokens=max_new_tokens, votes=votes)
 
 
 class PooledJoint(Handle):

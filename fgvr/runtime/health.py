@@ -8,16 +8,18 @@ import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import allocator
+from fgvr.runtime.cures import Room, budget_finding
 from fgvr.runtime.devices import Device, kind_of
 from fgvr.runtime.devices.fast_dtype import BF16_FLAGS, cpu_flags, fastest
-from fgvr.runtime.loaders import quantized
+from fgvr.runtime.loaders import files, quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.plan import OPTIONAL
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import footprint
+from fgvr.runtime.sizes import ON_DISK, footprint, presence
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -57,26 +59,42 @@ def _allocator(device: Device) -> Finding:
     return Finding("allocator", not unlimited, detail, cure)
 
 
-def models(pool: ModelPool, specs: Sequence[ModelSpec], optional: Sequence[ModelSpec] = ()) -> Iterator[Finding]:
-    """Model files present, and all of them within the budget at once. `optional` models need not be here."""
+def models(
+    pool: ModelPool, specs: Sequence[ModelSpec], optional: Sequence[ModelSpec] = (), *, reserve: int = 0, max_models: int | None = None
+) -> Iterator[Finding]:
+    """Model files present and whole, and all of them within the budget at once. `optional` models need not be here."""
     complete = True
     for spec in specs:
-        try:
-            find_loader(spec).check(spec)
-            yield Finding(f"{spec.role} files", True, spec.source)
-        except FgvrError as error:
-            complete = False
-            what, _, cure = str(error).partition("\n")
-            yield Finding(f"{spec.role} files", False, what, cure.strip() or "models=tiny works offline")
+        found = _files(spec)
+        complete &= found.well
+        yield found
         if spec.quantization:
             lacks = quantized.lacks(spec.quantization, pool.device.name)
             detail = quantized.needs(spec.quantization, pool.device.name)
             yield Finding(f"{spec.role} quantization", not lacks, detail, quantized.CURE if lacks else "")
     yield from map(_optional, optional)
     if complete:
-        plan = pool.plan(*specs)
-        detail = f"{format_bytes(plan.needed)} needed of {format_bytes(plan.budget)}"
-        yield Finding("budget", plan.fits, detail, "" if plan.fits else plan.advice[0])
+        device = pool.device
+        yield budget_finding(Room(tuple(specs), pool.status().budget, reserve, max_models, device.name, device.total))
+
+
+def _files(spec: ModelSpec) -> Finding:
+    """Whether a model's files are all here, readable, and of a family that is supported; of an engine, what it can do."""
+    topic = f"{spec.role} files"
+    try:
+        loader = find_loader(spec)
+        loader.check(spec)
+        if (describe := getattr(loader, "describe", None)) is not None:
+            return Finding(topic, True, describe(spec))
+        if spec.loader not in ON_DISK:
+            return Finding(topic, True, spec.source)
+        if getattr(loader, "locate", files.locate)(spec) is None:
+            return Finding(topic, False, f"{spec.source} is not on this machine", files.how_to_get(spec).replace("\n", ". "))
+        footprint(spec)  # reads every header
+        return Finding(topic, True, f"{spec.source}: {presence(spec)}")
+    except FgvrError as error:
+        what, _, cure = str(error).partition("\n")
+        return Finding(topic, False, what, cure.strip() or "models=tiny works offline")
 
 
 def _optional(spec: ModelSpec) -> Finding:
@@ -93,9 +111,21 @@ def disk(home: Path) -> Finding:
     place = next(folder for folder in (home.resolve(), *home.resolve().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     detail = f"{home}: {format_bytes(free)} free"
-    if not os.access(place, os.W_OK):
+    if not writable(home):
         return Finding("home", False, f"{home} cannot be written", "set paths.home=FOLDER or FGVR_HOME to a folder of yours")
     return Finding("home", free > _ROOM, detail, "" if free > _ROOM else "free some space, or set paths.home=FOLDER on another disk")
+
+
+def writable(home: Path) -> bool:
+    """Whether something can be written in this folder, which need not exist yet. Leaves nothing behind."""
+    place = next(folder for folder in (home.resolve(), *home.resolve().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        return False
+    try:
+        with TemporaryFile(dir=place):  # permissions alone say nothing of a read-only file system
+            return True
+    except OSError:
+        return False
 
 
 def _required() -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS, Loader
-from fgvr.runtime.sizes import Footprint, footprint
+from fgvr.runtime.sizes import Footprint, footprint, presence
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -27,6 +28,7 @@ class Need:
     work: int
     note: str = ""
     footprint: Footprint | None = None
+    device: str = "cpu"
 
 
 def plan(
@@ -46,6 +48,8 @@ def plan(
     result = describe([need(spec, device, loaders) for spec in specs], budget, reserve=reserve)
     shown = [part for spec in optional for part in _optional(spec, device, loaders)]
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, device)}" for spec in specs if spec.quantization]
+    if loaders is None:
+        facts += [f"{spec.role}: {said}" for spec in specs if (said := presence(spec))]
     kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if device == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
@@ -67,7 +71,7 @@ def need(spec: ModelSpec, device: str = "cpu", loaders: Callable[[ModelSpec], Lo
         loader = loaders(spec)
         return Need(spec, loader.estimate(spec), loader.work_bytes(spec))
     found = footprint(spec, device)
-    return Need(spec, found.weight_bytes, found.work_bytes, footprint=found)
+    return Need(spec, found.weight_bytes, found.work_bytes, footprint=found, device=device)
 
 
 def describe(needs: Sequence[Need], budget: int, *, reserve: int = 0, work: int | None = None) -> MemoryPlan:
@@ -119,7 +123,7 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
                 yield line(text, gain)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
-    yield f"raise the budget by {format_bytes(short)}: runtime.budget={(result.budget + short) / 2**30:.2f}GiB"
+    yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
 
 
 def _levers(need: Need, short: int) -> Iterator[tuple[str, int]]:
@@ -142,11 +146,14 @@ def _levers(need: Need, short: int) -> Iterator[tuple[str, int]]:
             gain = _gain(need, replace(spec, quantization=kind)) if known else int(need.weights * (1 - share))
             yield f"{bits} weights: models.mllm.quantization={kind}", gain
     if spec.dtype == "float32":
-        yield f"half the bytes per value: models.{role}.dtype=bfloat16", need.weights // 2
+        yield (
+            f"half the bytes per value: models.{role}.dtype=bfloat16",
+            _gain(need, replace(spec, dtype="bfloat16")) if known else need.weights // 2,
+        )
     if spec.source != "tiny":
         if "7B" in spec.source:
             other = replace(spec, source=spec.source.replace("7B", "3B"))
-            yield "a smaller mllm: models=qwen2_5_vl_3b", _gain(need, other) if known else need.weights // 2
+            yield f"a smaller mllm: models.mllm.source={other.source}", _gain(need, other) if known else need.weights // 2
         yield f"the shipped model: models/{role}=tiny", _gain(need, replace(spec, source="tiny", dtype="auto", max_pixels=None))
 
 
@@ -165,7 +172,7 @@ def _smaller_batch(need: Need, short: int) -> tuple[str, int]:
 def _gain(need: Need, other: ModelSpec) -> int:
     """Bytes less with another model or form of it; 0 when its size is not known here."""
     try:
-        found = footprint(other)
+        found = footprint(other, need.device)
     except FgvrError:
         return 0
     return need.weights + need.work - found.weight_bytes - found.work_bytes

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgvr.protocols import MLLM, Cache, Encoder, JointEncoder
+from fgvr.protocols import MLLM, Cache, Chooser, Encoder, JointEncoder
 from fgvr.store import tally
 from fgvr.store.cache import MemoryCache
-from fgvr.types import Picture, Reply, Scores
+from fgvr.types import Choice, Picture, Reply, Scores
 from fgvr.utils.files import canonical_json, sha256_bytes
 from fgvr.utils.images import pixels_sha256
 
@@ -149,6 +149,48 @@ class RememberingMLLM:
         values = _remembered(self._cache, keys, compute, at_once=AT_ONCE, of=owners)
         return [_scores(*json.loads(value)) for value in values]
 
+    def choose(
+        self,
+        images: Sequence[ImageLike | Sequence[ImageLike]],
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        *,
+        marker: str,
+        system: str = "",
+        max_new_tokens: int = 128,
+        votes: int = 1,
+    ) -> list[tuple[Choice, ...]]:
+        """protocols.Chooser; replies are remembered together, unless all of them are empty."""
+        shown = [_hashes(item) for item in images]
+        owners = _first(shown)
+        settings = {"marker": marker, "system": system, "max_new_tokens": max_new_tokens, "votes": votes}
+        keys = [
+            _key("choose", self.fingerprint, pictures, prompt, list(named), settings)
+            for pictures, prompt, named in zip(shown, prompts, options, strict=True)
+        ]
+
+        def compute(indices: list[int]) -> list[bytes]:
+            found = self._chooser.choose(
+                [images[i] for i in indices],
+                [prompts[i] for i in indices],
+                [options[i] for i in indices],
+                marker=marker,
+                system=system,
+                max_new_tokens=max_new_tokens,
+                votes=votes,
+            )
+            for i, reply in ((i, choice.reply) for i, choices in zip(indices, found, strict=True) for choice in choices):
+                _tally_mllm(owners[i], reply.prompt_tokens, reply.new_tokens)
+            return [_to_json([_choice_row(choice) for choice in choices]) for choices in found]
+
+        written: Callable[[bytes], object] = lambda value: any(row[0].strip() for row in json.loads(value))  # noqa: E731
+        values = _remembered(self._cache, keys, compute, keep=written, at_once=AT_ONCE, of=owners)
+        return [tuple(Choice(Reply(*row[:3]), row[3]) for row in json.loads(value)) for value in values]
+
+    @property
+    def _chooser(self) -> Chooser:
+        return self._mllm  # type: ignore[return-value]
+
 
 class RememberingJointEncoder:
     """A `JointEncoder` whose matches are remembered by picture and text."""
@@ -234,6 +276,10 @@ def _rows_to_bytes(rows: np.ndarray) -> list[bytes]:
 
 def _to_json(value: object) -> bytes:
     return json.dumps(value).encode()
+
+
+def _choice_row(choice: Choice) -> list[object]:
+    return [str(choice.reply), choice.reply.prompt_tokens, choice.reply.new_tokens, dict(choice.log_likelihoods)]
 
 
 def _scores(log_likelihoods: list[float], tokens: list[int], prompt_tokens: int) -> Scores:

@@ -13,13 +13,14 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from fgvr.errors import ConfigError, RemoteError
+from fgvr.utils.network import Route, header_value, port_is_valid, route_to
 
 URL = "FGVR_SERVER_URL"
 TOKENS = ("FGVR_ADMIN_TOKEN", "ADMIN_TOKEN", "FGVR_TOKEN")  # the first that is set; what may change things may read, too
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+QUOTED = 200  # characters of an answer that is shown
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -39,7 +40,7 @@ class Service:
     def at(cls, url: str, token: str | None = None) -> Service:
         """Raises ConfigError for what is no http address. The token comes from the environment when none is given."""
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid(url):
             raise ConfigError(f"{url!r} is no server's address; write one like http://127.0.0.1:8000")
         path = parts.path.rstrip("/").removesuffix("/v1")  # an OpenAI base address names the same server
         return cls(f"{parts.scheme}://{parts.netloc}{path}", token or token_from_environment())
@@ -73,27 +74,38 @@ class Service:
 
     def _json(self, request: Request) -> Any:
         with self._open(request) as answer:
-            content = answer.read()
+            try:
+                content = answer.read()
+            except (HTTPException, OSError) as error:
+                raise RemoteError(f"{request.full_url} broke off its answer ({error})") from error
         try:
             found = json.loads(content)
         except ValueError as error:
-            raise RemoteError(f"{request.full_url} answered no JSON: {content[:120]!r}; is it a server of fgvr?") from error
+            words = f"{request.full_url} answered no JSON: {excerpt(content)}; is it a server of fgvr?"
+            raise RemoteError(words, answer.status) from error
         return found["data"] if isinstance(found, dict) and found.keys() >= {"status", "data"} else found
 
     def _open(self, request: Request) -> HTTPResponse:
+        route = route_to(self.url, socks=False)
         try:
-            return _opener(self.url).open(request, timeout=self.timeout)
+            return _opener(self.url, route).open(request, timeout=self.timeout)
         except HTTPError as error:
             with error:
                 words = f"{self.url} refused {request.selector} ({error.code}): {reason(error.read())}{_cure(error.code)}"
                 raise RemoteError(words, error.code) from None
         except (URLError, HTTPException, OSError) as error:
             why = error.reason if isinstance(error, URLError) else error
-            raise RemoteError(f"no server answers at {self.url} ({why}); start one with: fgvr serve") from error
+            raise RemoteError(f"no server answers at {self.url}{route} ({why}); start one with: fgvr serve") from error
 
 
 def token_from_environment() -> str | None:
-    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+    return next((header_value(name, os.environ[name]) for name in TOKENS if os.environ.get(name)), None)
+
+
+def excerpt(content: bytes | str) -> str:
+    """The beginning of an answer, for people."""
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+    return repr(text[:QUOTED]) + ("..." if len(text) > QUOTED else "") if text else "nothing"
 
 
 def reason(content: bytes) -> str:
@@ -101,7 +113,7 @@ def reason(content: bytes) -> str:
     try:
         body = json.loads(content)
     except ValueError:
-        return content.decode("utf-8", "replace")[:200] or "no reason given"
+        return content.decode("utf-8", "replace")[:QUOTED] or "no reason given"
     while isinstance(body, dict):  # {"error": {"message": ...}}, {"status": "error", "data": {"message": ...}}, {"detail": ...}
         body = next((body[key] for key in ("error", "message", "detail", "data") if body.get(key)), str(body))
     return body if isinstance(body, str) else json.dumps(body)
@@ -111,6 +123,7 @@ def _cure(code: int) -> str:
     return f"; set {TOKENS[0]} to the token that the server showed when it started" if code in (401, 403) else ""
 
 
-def _opener(url: str) -> OpenerDirector:
-    near = urlsplit(url).hostname in _LOOPBACK
-    return build_opener(_NoRedirect, *([ProxyHandler({})] if near else []))
+def _opener(url: str, route: Route) -> OpenerDirector:
+    proxies = {scheme: route.proxy for scheme in ("http", "https")} if route.proxy else {}
+    secured = [HTTPSHandler(context=route.certificates())] if url.startswith("https") else []  # reading certificates takes a while
+    return build_opener(_NoRedirect, ProxyHandler(proxies), *secured)

@@ -149,7 +149,7 @@ def test_a_wrong_folder_is_named_with_its_cure(damage: str, joint_folder: Path, 
         "no weights": "models.joint.source=FOLDER",
         "another model": "Salesforce/blip-itm-base-coco",
         "cut": "get it again",
-        "other shapes": "get both again",
+        "other shapes": "2 mismatched",
         "fewer tensors": "itm_head.weight",
     }[damage]
     with pytest.raises(ModelLoadError, match=cure):

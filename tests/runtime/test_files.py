@@ -70,7 +70,7 @@ def test_a_missing_model_says_where_it_was_looked_for_and_what_works(role: str, 
             ask(spec)
         text = str(caught.value)
         assert all(word in text for word in (source, "looked in", f"models.{role}.source=FOLDER", "models=tiny"))
-        assert ("huggingface-cli download nowhere/at-all" in text) == (source == "nowhere/at-all")
+        assert ("hf download nowhere/at-all" in text) == (source == "nowhere/at-all")
 
 
 def test_missing_files_are_named(encoder: ModelSpec, tmp_path: Path) -> None:

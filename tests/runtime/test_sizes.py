@@ -107,7 +107,7 @@ def test_what_is_loaded_weighs_what_was_computed(encoder_folder: Path, mllm_fold
 
 
 def test_an_unknown_source_is_refused_with_a_cure() -> None:
-    with pytest.raises(ModelLoadError, match="huggingface-cli download"):
+    with pytest.raises(ModelLoadError, match="hf download"):
         footprint(replace(SEVEN, source="somebody/unknown"))
     with pytest.raises(ModelLoadError):
         footprint(replace(ENCODER, source="somebody/unknown"))

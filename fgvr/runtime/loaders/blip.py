@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.loaders import files, kept, libraries
+from fgvr.runtime.loaders import complete, files, kept, libraries
 from fgvr.runtime.sizes.blip import CONFIG, footprint
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
@@ -187,10 +187,7 @@ def _assemble(folder: Path, config: dict[str, Any], dtype: str) -> Any:
         for name, tensor in load_file(file).items():
             if not name.endswith("position_ids"):
                 state[name] = tensor.to(torch_dtype(dtype)) if tensor.is_floating_point() else tensor
-    try:
-        module.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ModelLoadError(f"{folder}: weights and {CONFIG} do not belong together ({error}); get both again") from error
+    complete.fill(module, state, folder)
     for name, buffer in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         if leaf != "position_ids":

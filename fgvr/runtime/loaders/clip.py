@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import files, kept
+from fgvr.runtime.loaders import complete, files, kept
 from fgvr.runtime.sizes.clip import CONFIG, TEXTS, WEIGHTS, footprint, repository
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
@@ -32,7 +32,13 @@ class ClipLoader:
     """Loader for role `encoder`."""
 
     def check(self, spec: ModelSpec) -> None:
-        files.require(spec, (CONFIG, WEIGHTS), _repository(spec))
+        folder = files.require(spec, (CONFIG, WEIGHTS), _repository(spec))
+        if folder is not None:
+            _read_config(folder)
+
+    def locate(self, spec: ModelSpec) -> Path | None:
+        """Its folder; open_clip knows where some names lie."""
+        return files.locate(spec, _repository(spec))
 
     def footprint(self, spec: ModelSpec, device: str = "cpu") -> Footprint:
         return footprint(spec, device)
@@ -58,7 +64,7 @@ class ClipLoader:
         from fgvr.runtime.loaders import clip_tower, layers, tensors
 
         tensors.set_threads()
-        config = files.read_config(folder / CONFIG)
+        config = _read_config(folder)
         weights = files.read_weights([folder / WEIGHTS])
         dtype = files.resolve_dtype(spec.dtype, weights)
         assembled = _assemble(folder, config["model_cfg"], dtype)
@@ -170,6 +176,15 @@ def _repository(spec: ModelSpec) -> str | None:
     return (open_clip.get_pretrained_cfg(architecture, tag) or {}).get("hf_hub", "").rstrip("/") or None
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Raises ModelLoadError when it describes no encoder in open_clip's form."""
+    config = files.read_config(folder / CONFIG)
+    model = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not {"vision_cfg", "text_cfg"} <= model.keys():
+        raise ModelLoadError(f"{folder / CONFIG} has no model_cfg with vision_cfg and text_cfg: it is no encoder in open_clip's form")
+    return config
+
+
 def _assemble(folder: Path, model_cfg: dict[str, Any], dtype: str) -> Any:
     """Skeleton on the meta device + tensors of the file; what the skeleton computes itself (the causal mask) is computed again."""
     import open_clip
@@ -180,12 +195,20 @@ def _assemble(folder: Path, model_cfg: dict[str, Any], dtype: str) -> Any:
 
     plain = not {"custom_text", "multimodal_cfg"} & set(model_cfg) and "timm_model_name" not in model_cfg["vision_cfg"]
     if not plain or "hf_model_name" in model_cfg["text_cfg"]:
-        module = open_clip.create_model(f"local-dir:{folder}", load_weights=True)
+        try:
+            module = open_clip.create_model(f"local-dir:{folder}", load_weights=True)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):  # out of memory is the pool's to mend
+                raise
+            raise ModelLoadError(f"{folder}: weights and {CONFIG} do not belong together ({error}); get both again") from error
         return module.to(torch_dtype(dtype))
-    with torch.device("meta"):
-        module = open_clip.CLIP(**model_cfg)
+    try:
+        with torch.device("meta"):
+            module = open_clip.CLIP(**model_cfg)
+    except TypeError as error:
+        raise ModelLoadError(f"{folder / CONFIG} describes no CLIP that open_clip {open_clip.__version__} knows ({error})") from error
     state = {name: _cast(tensor, torch_dtype(dtype)) for name, tensor in load_file(folder / WEIGHTS).items()}
-    module.load_state_dict(state, strict=True, assign=True)
+    complete.fill(module, state, folder)
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")

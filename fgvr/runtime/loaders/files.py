@@ -92,11 +92,16 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
         looked = [str(Path(spec.source).expanduser().absolute())]
         if _REPOSITORY.fullmatch(hub):
             looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
-        raise ModelLoadError(f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{_cure(spec, hub)}")
+        raise ModelLoadError(
+            f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{how_to_get(spec, repository)}"
+        )
     missing = [names for names in needed if not any(_present(folder, name) for name in names.split("|"))]
     if missing:
         names = ", ".join(m.replace("|", " or ") for m in missing)
-        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{_cure(spec, hub)}")
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{how_to_get(spec, repository)}")
+    if absent := absent_shards(folder):
+        names, cure = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else ""), how_to_get(spec, repository)
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {len(absent)} of its weight files are missing in {folder}: {names}.\n{cure}")
     return folder
 
 
@@ -111,12 +116,26 @@ def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None)
     try:
         return Path(snapshot_download(hub, revision=spec.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except Exception as error:
-        raise ModelLoadError(f"{spec.role} {hub!r} is not cached and could not be downloaded ({error}).\n{_cure(spec, hub)}") from error
+        raise ModelLoadError(
+            f"{spec.role} {hub!r} is not cached and could not be downloaded ({error}).\n{how_to_get(spec, repository)}"
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every safetensors file, sorted."""
-    return sorted(folder.glob("*.safetensors"))
+    """Every safetensors file that is there, sorted; a link into nowhere is not."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+
+
+def absent_shards(folder: Path) -> list[str]:
+    """Weight files that an index names and that are not there; a link into nowhere is not there."""
+    named: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        listed = read_config(index)
+        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(shards, dict):
+            raise ModelLoadError(f"{index} has no weight_map; get it again")
+        named |= set(map(str, shards.values()))
+    return sorted(name for name in named if not (folder / name).is_file())
 
 
 def read_weights(files: Iterable[Path]) -> Weights:
@@ -179,15 +198,16 @@ _IRRELEVANT = {"generation_config.json", "training.json", "metrics.json", "model
 
 
 def _present(folder: Path, name: str) -> bool:
-    return any(folder.glob(name))
+    return any(path.is_file() for path in folder.glob(name))
 
 
-def _cure(spec: ModelSpec, hub: str) -> str:
-    lines = []
+def how_to_get(spec: ModelSpec, repository: str | None = None) -> str:
+    """The cure for a model that is not here, in lines."""
+    hub, lines = repository or spec.source, []
     if spec.source == "tiny":
         lines.append("These files are shipped with fgvr: reinstall it, or train them with scripts/train_tiny.py")
     elif _REPOSITORY.fullmatch(hub):
-        lines.append(f"Get it: huggingface-cli download {hub}")
+        lines.append(f"Get it: hf download {hub}")
     lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
     if spec.source != "tiny":
         lines.append("Works without any download: models=tiny")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.mlx import INSTALL, MLX
-from fgvr.runtime.loaders import files
+from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.sizes.footprint import total
 from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Shape, find_shape, max_pixels, read_shape, work
 from fgvr.types import ModelSpec
@@ -91,7 +91,15 @@ class MlxLoader:
             from fgvr.runtime.loaders.mlx_model import MlxMLLM
             from fgvr.runtime.loaders.mlx_prompts import open_prompts
 
-            module = load_model(folder, lazy=True)
+            try:
+                module = load_model(folder, lazy=True)
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+            ) as error:  # as mlx-vlm says that tensors or keys are missing or too many
+                raise ModelLoadError(f"{folder} cannot be loaded by mlx-vlm as {complete.family(config)}: {error}") from error
             module.set_dtype(getattr(core, dtype))
             core.eval(module.parameters())  # arrays are lazy: only now the weights are read
             prompts = open_prompts(folder, config, module.config, max_pixels=max_pixels(spec, folder))

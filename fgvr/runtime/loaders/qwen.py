@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fgvr.errors import ConfigError
-from fgvr.runtime.loaders import files, kept, libraries, quantized
+from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.loaders import complete, files, kept, libraries, quantized
 from fgvr.runtime.sizes.footprint import Footprint
-from fgvr.runtime.sizes.qwen import PROMPT_TOKENS, SCORING_BYTES, footprint, max_pixels
+from fgvr.runtime.sizes.qwen import CLASS, PROMPT_TOKENS, SCORING_BYTES, footprint, max_pixels, read_config
 from fgvr.types import ModelSpec, Picture, Reply, Scores
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Images = Sequence[ImageLike | Sequence[ImageLike]]
 
 NEEDED = ("config.json", "*.safetensors", "tokenizer.json|vocab.json", "preprocessor_config.json|processor_config.json")
+_SHAPES = "mismatch"  # of transformers' error for tensors of other shapes
 _PIXELS_PER_TOKEN = 28 * 28
 _CHARACTERS_PER_TOKEN = 3  # English has four: an estimate that errs on the long side
 _TEMPLATE = 32  # tokens of the chat template
@@ -37,7 +38,7 @@ class QwenLoader:
     def check(self, spec: ModelSpec) -> None:
         folder = files.require(spec, NEEDED)
         if folder is not None:
-            quantized.refuse_quantized_folder(files.read_config(folder / "config.json"), folder)
+            read_config(folder)
 
     def footprint(self, spec: ModelSpec, device: str = "cpu") -> Footprint:
         return footprint(spec, device)
@@ -62,7 +63,7 @@ class QwenLoader:
         if spec.quantization:
             quantized.require(spec.quantization, device.name)
         folder = files.fetch(spec, NEEDED)
-        quantized.refuse_quantized_folder(files.read_config(folder / "config.json"), folder)
+        read_config(folder)
         weights = files.read_weights(files.weight_files(folder))
         libraries.bring_in("qwen")
         from transformers import Qwen2_5_VLForConditionalGeneration
@@ -71,11 +72,21 @@ class QwenLoader:
 
         tensors.set_threads()
         dtype = files.resolve_dtype(spec.dtype, weights)
-        options: dict[str, Any] = {"dtype": tensors.torch_dtype(dtype), "local_files_only": True}
+        options: dict[str, Any] = {"dtype": tensors.torch_dtype(dtype), "local_files_only": True, "output_loading_info": True}
         if spec.quantization:
             options |= quantized.options(spec.quantization, dtype, device)
-        with tensors.quiet_bars():
-            module = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **options)
+        try:
+            with tensors.quiet_bars():
+                loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **options)
+        except RuntimeError as error:
+            if _SHAPES not in str(error):  # out of memory is the pool's to mend
+                raise
+            raise ModelLoadError(
+                f"{folder}: its tensors have other shapes than config.json says; get the folder again ({error})"
+            ) from error
+        module, told = loaded
+        told = {kind: told.get(f"{kind}_keys") or () for kind in ("missing", "unexpected", "mismatched")}
+        complete.refuse_incomplete(folder, CLASS, **told)
         module = tensors.freeze(module)
         if spec.quantization:
             quantized.keep_layout(module)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.remote import scoring
-from fgvr.runtime.remote.engine import Engine
-from fgvr.runtime.remote.wire import data_url, messages, parcels
-from fgvr.types import ModelSpec, Reply, Scores
+from fgvr.runtime.remote import replies, scoring
+from fgvr.runtime.remote.engine import Abilities, Engine
+from fgvr.runtime.remote.wire import Message, data_url, messages, parcels
+from fgvr.types import Choice, ModelSpec, Reply, Scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     Images = Sequence[ImageLike | Sequence[ImageLike]]
 
+T = TypeVar("T")
+TEMPERATURE = 0.7  # of several replies to one question
 CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
 
@@ -47,6 +50,19 @@ class RemoteLoader:
             _ = engine.identity
         finally:
             engine.close()
+
+    def describe(self, spec: ModelSpec) -> str:
+        """What the engine can do, in words; an MLLM is tried out with two short requests. Waits for nobody; raises RemoteError."""
+        engine = Engine(replace(spec, patience=0.0))
+        try:
+            name = f"{engine.identity.name} at {engine.address}"
+            return f"{name} {engine.abilities}" if spec.role == "mllm" else name
+        finally:
+            engine.close()
+
+    def abilities(self, spec: ModelSpec) -> Abilities:
+        """Of the engine that holds an MLLM. Raises RemoteError."""
+        return self._engine(spec).abilities
 
     def estimate(self, spec: ModelSpec) -> int:
         return 0
@@ -102,17 +118,35 @@ class RemoteMLLM(_Remote):
         if not prompts:
             return []
         self._sees(images)
-        name = self._engine.identity.name
+        body = {"max_tokens": max_new_tokens, "temperature": 0}
+        return self._engine.each([self._chat(messages(i, p, system), body, replies.reply) for i, p in zip(images, prompts, strict=True)])
 
-        def ask(turns: Any) -> Any:
-            def call(client: Any) -> Reply:
-                found = client.chat.completions.create(model=name, messages=turns, max_tokens=max_new_tokens, temperature=0)
-                said, used = found.choices[0].message.content or "", found.usage
-                return Reply(said.strip(), *((used.prompt_tokens, used.completion_tokens) if used else (0, 0)))
-
-            return call
-
-        return self._engine.each([ask(messages(i, p, system)) for i, p in zip(images, prompts, strict=True)])
+    def choose(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        *,
+        marker: str,
+        system: str = "",
+        max_new_tokens: int = 128,
+        votes: int = 1,
+    ) -> list[tuple[Choice, ...]]:
+        """protocols.Chooser; the replies of one prompt differ by their seeds."""
+        if not prompts:
+            return []
+        self._sees(images)
+        common: dict[str, Any] = {"max_tokens": max_new_tokens}
+        if count := self._engine.abilities.top_logprobs:
+            common |= {"logprobs": True, "top_logprobs": count}
+        drawn = [{"temperature": 0}] if votes == 1 else [{"temperature": TEMPERATURE, "seed": vote} for vote in range(votes)]
+        calls = [
+            self._chat(turns, common | sampling, partial(replies.choice, options=named, marker=marker))
+            for turns, named in ((messages(i, p, system), named) for i, p, named in zip(images, prompts, options, strict=True))
+            for sampling in drawn
+        ]
+        found = self._engine.each(calls)
+        return [tuple(found[i : i + votes]) for i in range(0, len(found), votes)]
 
     def score(self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = "") -> list[Scores]:
         if not prompts:
@@ -132,14 +166,12 @@ class RemoteMLLM(_Remote):
             self._seen = True
 
     def _length(self, images: list[Image]) -> Any:
-        turns: Any = messages(images, "What is this?")
-        name = self._engine.identity.name
+        shortest = {"max_tokens": 1, "temperature": 0}
+        return self._chat(messages(images, "What is this?"), shortest, lambda found: replies.usage(found, "prompt_tokens"))
 
-        def call(client: Any) -> int:
-            used = client.chat.completions.create(model=name, messages=turns, max_tokens=1, temperature=0).usage
-            return used.prompt_tokens if used else 0
-
-        return call
+    def _chat(self, turns: Sequence[Message], settings: Mapping[str, Any], read: Callable[[Any], T]) -> Callable[[Any], T]:
+        body = {"model": self._engine.identity.name, "messages": list(turns), **settings}
+        return replies.chat(self._engine.address, body, read)
 
 
 class RemoteEncoder(_Remote):
@@ -167,8 +199,7 @@ class RemoteEncoder(_Remote):
         return _unit(self._engine.ask(self._post(body, len(texts))))
 
     def _post(self, body: dict[str, Any], count: int) -> Any:
-        def call(client: Any) -> np.ndarray:
-            found = client.post("/embeddings", body=body, cast_to=object)
+        def read(found: Any) -> np.ndarray:
             rows = [_row(entry["embedding"]) for entry in sorted(found["data"], key=lambda entry: entry["index"])]
             if len(rows) != count or len({len(row) for row in rows}) != 1:
                 raise self._engine.lacks(
@@ -176,7 +207,7 @@ class RemoteEncoder(_Remote):
                 )
             return np.stack(rows)
 
-        return call
+        return replies.post(self._engine.address, "/embeddings", body, read)
 
 
 class RemoteJoint(_Remote):
@@ -188,7 +219,7 @@ class RemoteJoint(_Remote):
 
         def ask(some: slice) -> Any:
             body = {"model": self._engine.identity.name, "images": [data_url(i) for i in images[some]], "texts": list(texts[some])}
-            return lambda client: np.asarray(client.post("/match", body=body, cast_to=object)["probabilities"], np.float32)
+            return replies.post(self._engine.address, "/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
 
         parts = self._engine.each([ask(some) for some in parcels(images)])
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgvr.errors import ConfigError, RemoteError
+from fgvr.runtime.remote import replies, scoring
 from fgvr.runtime.remote.link import Link
 from fgvr.runtime.remote.wire import parse_source
 from fgvr.types import ModelSpec
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROLES = ("mllm", "encoder", "joint")
+_ALTERNATIVES = (20, 5)  # the OpenAI API's limit, and what older engines give
+_REFUSALS = (400, 422, 500, 501)  # how engines answer a parameter that they do not know
+_TRIAL = [{"role": "user", "content": "Answer with the letter A."}]
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an engine gives besides replies. `scores`: log-likelihoods of given text; `top_logprobs`: alternatives per token, 0 = none."""
+
+    scores: bool
+    top_logprobs: int
+
+    def __str__(self) -> str:
+        if self.scores:
+            return "gives log-likelihoods of given text: every slow=... works"
+        letters = f"top_logprobs ({self.top_logprobs})" if self.top_logprobs else "no log-probabilities"
+        return f"generates only, with {letters}: slow=reason works, slow=score and slow=analyse do not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,7 @@ class Engine:
         self._link = Link(address, spec.patience, self._verify)
         self._lock = threading.Lock()
         self._identity: Identity | None = None
+        self._abilities: Abilities | None = None
 
     @property
     def address(self) -> str:
@@ -59,6 +78,39 @@ class Engine:
                 self._identity = self._identity or found
         return self._identity
 
+    @property
+    def abilities(self) -> Abilities:
+        """Tried out with two short requests when first asked; a server of fgvr can do everything. Raises RemoteError."""
+        if self._abilities is None:
+            found = Abilities(True, 0) if self.identity.ours else Abilities(scoring.gives_scores(self), self._alternatives())
+            with self._lock:
+                self._abilities = self._abilities or found
+        return self._abilities
+
+    def _alternatives(self) -> int:
+        """How many alternatives of each token the engine tells."""
+        for count in _ALTERNATIVES:
+            body = {
+                "model": self.identity.name,
+                "messages": _TRIAL,
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": True,
+                "top_logprobs": count,
+            }
+            if self.tries(replies.chat(self.address, body, replies.token_rows)):
+                return count
+        return 0
+
+    def tries(self, call: Callable[[OpenAI], T]) -> T | None:
+        """None where the engine refuses this very request; other failures raise RemoteError."""
+        try:
+            return self.ask(call)
+        except RemoteError as error:
+            if error.status in _REFUSALS:
+                return None
+            raise
+
     def ask(self, call: Callable[[OpenAI], T]) -> T:
         return self._link.ask(call)
 
@@ -72,7 +124,7 @@ class Engine:
         return RemoteError(f"{self.identity.name} at {self.address} {what}: {cure}")
 
     def _look(self, client: OpenAI) -> Identity:
-        rows: list[dict[str, Any]] = [model.to_dict() for model in client.models.list()]
+        rows = replies.get(self.address, "/models", _listed)(client)
         ours = [row for row in rows if row.get("fingerprint")]
         chosen = next((row for row in ours if self._model in (row["id"], row.get("role"))), None)
         if chosen is not None:
@@ -93,6 +145,12 @@ class Engine:
                 f"{self.address} came back with another {self.spec.role} ({found.name}, {found.fingerprint}; it was {known.name}, "
                 f"{known.fingerprint}). Answers of two models are not mixed: start the run again"
             )
+
+
+def _listed(found: Any) -> list[dict[str, Any]]:
+    """The models of a list in the API's form, or of a bare one."""
+    rows = found if isinstance(found, list) else found["data"]
+    return [{**row, "id": str(row["id"])} for row in rows]
 
 
 def _fingerprint(address: str, name: str) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from fgvr.errors import ConfigError, RemoteError
-from fgvr.utils.service import reason
+from fgvr.utils.network import header_value, route_to
+from fgvr.utils.service import QUOTED, reason
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -25,7 +27,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds; doubled with each failure in
 READ_SECONDS = 600.0  # a long batch on a slow machine
 _AWAY = (502, 503, 504)
 _FAULTS = 3  # times that an engine's own error (500) is tried
-_NEAR = ("localhost", "127.0.0.1", "::1")
 
 
 class Link:
@@ -60,7 +61,7 @@ class Link:
                 told, why = _retry_after(error), f"answered {error.status_code}: {_words(error)}"
             except openai.APIConnectionError as error:
                 self._away = True
-                told, why = None, f"does not answer ({error.__cause__ or error})"
+                told, why = None, f"does not answer{route_to(self.address)} ({error.__cause__ or error})"
             now = time.monotonic()
             deadline = deadline or now + self._patience
             pause = told if told is not None else min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures) * random.uniform(0.75, 1.0)
@@ -106,16 +107,20 @@ class Link:
 
 
 def client(address: str) -> OpenAI:
-    """The openai client, without retries of its own. Loopback is asked without a proxy."""
+    """The openai client, without retries of its own. Redirects are not followed: the key would go with them.
+
+    Raises ConfigError: the client is not installed, or a proxy, certificate or key variable cannot work.
+    """
     try:
         import openai
     except ImportError:
         raise ConfigError("models=remote needs the openai client: pip install 'fgvr[remote]'") from None
-    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+    key = next((header_value(name, os.environ[name]) for name in KEYS if os.environ.get(name)), "none")
     timeout = openai.Timeout(READ_SECONDS, connect=5.0)
-    near = urlsplit(address).hostname in _NEAR
-    transport: dict[str, Any] = {"http_client": openai.DefaultHttpxClient(trust_env=False)} if near else {}
-    return openai.OpenAI(base_url=address, api_key=key, max_retries=0, timeout=timeout, **transport)
+    route = route_to(address)
+    verified: dict[str, Any] = {"verify": route.certificates()} if address.startswith("https") else {}
+    transport = openai.DefaultHttpxClient(trust_env=False, proxy=route.proxy, follow_redirects=False, **verified)
+    return openai.OpenAI(base_url=address, api_key=key, max_retries=0, timeout=timeout, http_client=transport)
 
 
 def _passing(status: int) -> bool:
@@ -124,13 +129,20 @@ def _passing(status: int) -> bool:
 
 
 def _retry_after(error: APIStatusError) -> float | None:
-    """Seconds the engine asks for; None when it does not say, or says it by date (then our own pauses serve)."""
+    """Seconds the engine asks for, or until the date it names; None when it says neither (then our own pauses serve)."""
+    said = error.response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(error.response.headers.get("retry-after", "")))
+        seconds = float(said)
     except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except ValueError:
+            return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
 def _words(error: APIStatusError) -> str:
-    words = reason(error.response.content)
+    if error.response.is_redirect:
+        return f"it redirects to {error.response.headers.get('location')}, and redirects are not followed: name the right address"
+    words = reason(error.response.content)[:QUOTED] or "no reason given"
     return f"{words}; set {KEYS[0]}" if error.status_code in (401, 403) else words

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fgvr.runtime.remote.engine import Engine
+from fgvr.runtime.remote import replies
 from fgvr.runtime.remote.wire import Message
 from fgvr.types import Scores
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from fgvr.runtime.remote.engine import Engine
 
 _TOGETHER = 128  # continuations in one request: our server takes 256 by default
 _CURE = "write slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
@@ -36,38 +38,48 @@ def _joined(parts: Sequence[Scores]) -> Scores:
 def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any:
     body = {"model": engine.identity.name, "messages": list(turns), "continuations": list(texts)}
 
-    def call(client: OpenAI) -> Scores:
-        found: Any = client.post("/score", body=body, cast_to=object)
+    def read(found: Any) -> Scores:
         return Scores(tuple(map(float, found["log_likelihoods"])), tuple(map(int, found["tokens"])), int(found["prompt_tokens"]))
 
-    return call
+    return replies.post(engine.address, "/score", body, read)
 
 
 # --- vLLM: `prompt_logprobs` of a chat whose last turn is the answer ---------------------------------------------------------
 
 
+def gives_scores(engine: Engine) -> bool:
+    """Whether a foreign engine tells the log-likelihoods of an answer that is given to it."""
+    return engine.tries(_told(engine, [{"role": "user", "content": "Answer with the letter A."}], "A")) is not None
+
+
 def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
-    name = engine.identity.name
-
-    def length(client: OpenAI) -> int:
-        found: Any = client.chat.completions.create(model=name, messages=list(turns), max_tokens=1, temperature=0)  # type: ignore[arg-type]
-        return 0 if found.usage is None else int(found.usage.prompt_tokens)
-
-    def tokens(text: str) -> Any:
-        whole: Any = [*turns, {"role": "assistant", "content": text}]
-        extra = {"prompt_logprobs": 0, "add_generation_prompt": False}
-
-        def call(client: OpenAI) -> Any:
-            found = client.chat.completions.create(model=name, messages=whole, max_tokens=1, temperature=0, extra_body=extra)
-            return (found.model_extra or {}).get("prompt_logprobs")
-
-        return call
-
-    before, *rows = engine.each([length, *map(tokens, texts)])
-    if not before or any(not isinstance(row, list) for row in rows):
+    body = {"model": engine.identity.name, "messages": list(turns), "max_tokens": 1, "temperature": 0}
+    length = replies.chat(engine.address, body, lambda found: replies.usage(found, "prompt_tokens"))
+    before = engine.ask(length)
+    found = engine.each([_told(engine, turns, text) for text in texts])
+    rows = [row for row in found if row is not None]
+    if not before or len(rows) < len(found):
         raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)
     answers = [_answer(engine, row[before:]) for row in rows]
     return Scores(tuple(math.fsum(answer) for answer in answers), tuple(map(len, answers)), before)
+
+
+def _told(engine: Engine, turns: Sequence[Message], text: str) -> Callable[[OpenAI], list[Any] | None]:
+    """The prompt's own log-likelihoods, with the answer as its last turn; None where the engine does not tell them."""
+    body = {
+        "model": engine.identity.name,
+        "messages": [*turns, {"role": "assistant", "content": text}],
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": 0,
+        "add_generation_prompt": False,
+    }
+    return replies.chat(engine.address, body, _prompt_logprobs)
+
+
+def _prompt_logprobs(found: Any) -> list[Any] | None:
+    row = found["choices"] and found.get("prompt_logprobs")
+    return row if isinstance(row, list) else None
 
 
 def _answer(engine: Engine, row: Sequence[Mapping[str, Any] | None]) -> list[float]:

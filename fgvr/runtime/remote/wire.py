@@ -6,8 +6,10 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from fgvr.types import Picture
+from fgvr.utils.network import port_is_valid
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
@@ -47,9 +49,7 @@ def messages(images: ImageLike | Sequence[ImageLike], prompt: str, system: str =
 
 def parse_source(source: str, role: str) -> tuple[str, str]:
     """`http://host:port[/v1]#model` -> (address ending in its path, model); without a model the role's name. ValueError: neither."""
-    from urllib.parse import urlsplit
-
     parts = urlsplit(source)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid(source):
         raise ValueError(source)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}", parts.fragment or role

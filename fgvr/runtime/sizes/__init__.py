@@ -11,13 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import files
+from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 
-__all__ = ["Footprint", "footprint", "would_be_half"]
+__all__ = ["ON_DISK", "Footprint", "footprint", "presence", "would_be_half"]
 
+ON_DISK = ("clip", "qwen", "blip", "mlx")  # loaders that read a folder
 _FAMILIES = ("clip", "qwen", "blip")
 _SMALL = ("clip", "blip")  # families worth float32 where float16 would be emulated
 
@@ -32,6 +33,23 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     loader = find_loader(spec)
     weights, work = loader.estimate(spec), loader.work_bytes(spec)
     return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
+
+
+def presence(spec: ModelSpec) -> str:
+    """Of what family a model on disk is, and whether its weights are here; "" for loaders that read no folder. Reads no weights."""
+    if spec.loader not in ON_DISK:
+        return ""
+    repository = importlib.import_module("fgvr.runtime.sizes.clip").repository(spec) if spec.loader == "clip" else None
+    folder = files.locate(spec, repository)
+    if folder is None:
+        return f"{spec.source} is not on this machine: sizes are those of the published model"
+    config = folder / "config.json"
+    kind = complete.family(files.read_config(config)) if config.is_file() else "an encoder of open_clip"
+    if absent := files.absent_shards(folder):
+        weights = f"{len(absent)} of its weight files are missing ({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''})"
+    else:
+        weights = "its weights are here" if any(file.is_file() for file in files.weight_files(folder)) else "its weights are missing"
+    return f"{kind}, supported; {weights}"
 
 
 def would_be_half(spec: ModelSpec) -> bool:

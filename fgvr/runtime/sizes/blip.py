@@ -123,7 +123,7 @@ def _shape(spec: ModelSpec, folder: Path | None) -> Shape:
     if spec.source in KNOWN:
         return KNOWN[spec.source]
     files.require(spec, (CONFIG,))
-    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: huggingface-cli download {spec.source}")
+    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
 
 
 def _file_counts(shards: list[Path]) -> dict[str, int]:

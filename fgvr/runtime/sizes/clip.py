@@ -97,9 +97,7 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
         known = KNOWN.get(architecture)
         if known is None:
             files.require(spec, (CONFIG, WEIGHTS), repository(spec))
-            raise ModelLoadError(
-                f"the size of {spec.source!r} is unknown until it is on this machine: huggingface-cli download {spec.source}"
-            )
+            raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
         shape = replace(known, quick=tag == "openai")
         dtype = "float32" if spec.dtype == "auto" else spec.dtype
         counts, origin = shape.counts(), "by its architecture"

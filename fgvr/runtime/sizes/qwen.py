@@ -20,12 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import files, quantized
+from fgvr.runtime.loaders import complete, files, quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS
 from fgvr.runtime.sizes.footprint import Footprint, total, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
+FAMILY, CLASS = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
+_OTHERS = (
+    "Point models.mllm.source at a Qwen2.5-VL folder, or have an engine hold this model (models/mllm=remote slow=reason; "
+    "models/mllm=mlx where mlx-vlm reads it), or take models=tiny"
+)
 PROMPT_TOKENS = 512  # beside the image
 NEW_TOKENS = 256
 CANDIDATES = 5  # of one shortlist, scored together
@@ -130,8 +135,6 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     """Raises ModelLoadError when the folder is not here and the source is not a published one."""
     folder = files.locate(spec)
     shape = find_shape(spec, folder)
-    if folder is not None:
-        quantized.refuse_quantized_folder(files.read_config(folder / "config.json"), folder)
     shards = files.weight_files(folder) if folder else []
     weights = files.read_weights(shards) if shards else None
     dtype = files.resolve_dtype(spec.dtype, weights) if weights else "bfloat16" if spec.dtype == "auto" else spec.dtype
@@ -146,13 +149,25 @@ def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
     )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises ModelLoadError when it is of another family, was saved in fewer bits, or lacks a size."""
+    config = files.read_config(folder / "config.json")
+    complete.require_family(folder, config, FAMILY, CLASS, _OTHERS)
+    quantized.refuse_quantized_folder(config, folder)
+    try:
+        read_shape(config)
+    except (KeyError, TypeError) as error:
+        raise ModelLoadError(f"{folder / 'config.json'} does not say {error}, which every {CLASS} has; get it again") from None
+    return config
+
+
 def find_shape(spec: ModelSpec, folder: Path | None) -> Shape:
     if folder is not None and (folder / "config.json").is_file():
-        return read_shape(files.read_config(folder / "config.json"))
+        return read_shape(read_config(folder))
     if spec.source in KNOWN:
         return KNOWN[spec.source]
     files.require(spec, ("config.json",))
-    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: huggingface-cli download {spec.source}")
+    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
 
 
 def max_pixels(spec: ModelSpec, folder: Path | None) -> int:
