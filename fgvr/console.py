@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     cleanup = add("cleanup", "drop idle models: all, or these, or until a target is reached")
     cleanup.add_argument("models", nargs="*", metavar="MODEL")
     cleanup.add_argument("--target", metavar="SIZE", help="stop when no more than this is in use, such as 8GiB")
-    add("limit", "set the budget of the running server").add_argument("size", metavar="SIZE", help="18GiB, or 18 (GB)")
+    add("limit", "set the budget of the running server").add_argument("size", metavar="SIZE", help="18GiB, or 18 (GiB)")
     for lever, what in (("load", "bring a model in"), ("evict", "drop an idle model"), ("pin", "never evict a model"),
                         ("unpin", "let a model be evicted again"), ("reset", "forget a model's failed load")):  # fmt: skip
         add(lever, what).add_argument("model", metavar="MODEL")

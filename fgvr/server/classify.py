@@ -18,14 +18,16 @@ from fgvr.server import pictures
 from fgvr.server.admin import Success, success
 from fgvr.server.auth import may_read
 from fgvr.server.batching import Batch
+from fgvr.server.bodies import JsonRoute, read_json
 from fgvr.server.engine import Engine
-from fgvr.server.openai import check_text, engine_of, tokens_of
+from fgvr.server.openai import engine_of
+from fgvr.server.prompts import check_length, check_text, tokens_of
 from fgvr.server.refusals import Refusal, invalid_request, refusal_of
 from fgvr.server.settings import Settings
 from fgvr.server.wire import ClassifyRequest, QueryAnswer, QueryRequest, codes
 from fgvr.types import Picture, Prediction, Sample
 
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(may_read)], tags=["recognition"])
+router = APIRouter(prefix="/api/v1", route_class=JsonRoute, dependencies=[Depends(may_read)], tags=["recognition"])
 _COMPUTED = codes(400, 401, 413, 429, 503, 504, 507)
 _WAIT = 10.0  # seconds a request waits for the knowledge base before it is told to come again
 
@@ -152,7 +154,7 @@ async def _images(request: Request, settings: Settings) -> list[tuple[str, str, 
         finally:
             await form.close()
     try:
-        asked = ClassifyRequest.model_validate_json(await request.body())
+        asked = ClassifyRequest.model_validate(await read_json(request, settings))
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
     if (asked.images is None) == (asked.image is None):
@@ -180,6 +182,7 @@ async def query(request: Request, asked: QueryRequest) -> Success:
         shown = [await pictures.aside(pictures.picture, asked.image, settings, param="image")] if asked.image is not None else []
         turns = (Turn("user", (*shown, text)),)
         ask = Conversation(turns, Sampling(max_new_tokens=asked.max_tokens))
+        await pictures.aside(check_length, ask, engine, param="question")
         (found,) = await engine.compute(request, "converse", [ask], tokens=[tokens_of(turns) + asked.max_tokens])
     answer = QueryAnswer(
         answer=found.text.strip(),

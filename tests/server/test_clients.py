@@ -100,7 +100,7 @@ def test_the_readmes_shell_examples_work_as_printed(server: Server, bird: Path) 
     answers = [part.strip() for part in run(["bash", "-c", script], server, bird).split("=====")]
     classified, models, limit, curled, query, cleanup = answers[1:7]
     row = json.loads(curled)["data"]["predictions"][0]
-    assert row["name"] in classified and "mllm-" in models and "8.00 GB" in limit
+    assert row["name"] in classified and "mllm-" in models and "8.00 GiB" in limit
     assert json.loads(query)["data"]["answer"] and json.loads(cleanup)["data"]["released_bytes"] > 0
     assert {m["role"]: m["loads"] for m in server.service.get("/api/v1/memory/models")}["encoder"] == 1
 
