@@ -86,7 +86,8 @@ def memory(words: Sequence[str]) -> int:
 
     asked = _parser().parse_args(list(words))
     url, token = asked.url or os.environ.get("FGVR_SERVER_URL"), asked.token
-    if url is None and (found := find_server(default_home())) is not None:
+    found = find_server(default_home())
+    if found is not None and (url is None or Service.at(url).url == found.url):  # its token goes to that address alone
         url, token = found.url, token or token_from_environment(("FGVR_ADMIN_TOKEN", "ADMIN_TOKEN")) or found.token
     if url is None:
         if asked.action not in LOCAL or getattr(asked, "models", None) or getattr(asked, "target", None) or asked.watch is not None:
