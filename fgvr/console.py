@@ -22,12 +22,14 @@ usage: fgvr COMMAND [...]
   fgvr memory ACTION      a running server's models and memory; see fgvr memory --help
   fgvr serve [KEY=VALUE]  one machine's shared models behind HTTP (mode=serve)
   fgvr doctor [KEY=VALUE] what is well on this machine, and the cure for what is not (mode=doctor)
+  fgvr bird FILE          writes a rendered bird, to try things with
   fgvr run [KEY=VALUE]    the same as python discovering.py; fgvr run --help lists modes and groups
   fgvr --version
 """
 EPILOG = """\
-The server is --url, or FGVR_SERVER_URL; without one, stats, pressure, models, system and cleanup are of this machine. The token is
---token, or FGVR_ADMIN_TOKEN. A model is named by its key or its role (mllm, encoder, joint).
+The server is --url, or FGVR_SERVER_URL, or the one that runs in this home (FGVR_HOME, else ./fgvr_home); without one, stats, pressure,
+models, system and cleanup are of this machine. The token is --token, or FGVR_ADMIN_TOKEN, or that of the server in this home.
+A model is named by its key or its role (mllm, encoder, joint).
 """
 SHORT = {"serve": "mode=serve", "doctor": "mode=doctor"}
 LOCAL = ("stats", "pressure", "models", "system", "cleanup")  # what this machine can be asked without a server
@@ -42,6 +44,8 @@ def main() -> int:
         return 0
     if command == "memory":
         return _guarded(lambda: memory(rest))
+    if command == "bird":
+        return _guarded(lambda: bird(rest))
     from fgvr import cli
 
     if command in ("run", "--version"):
@@ -51,19 +55,47 @@ def main() -> int:
     return cli.tell(f"write: fgvr run {' '.join(words)}", 2)
 
 
+def bird(words: Sequence[str]) -> int:
+    """`fgvr bird FILE`: a species of the default world, in a picture that no base was built from."""
+    from io import BytesIO
+    from pathlib import Path
+
+    from fgvr.data import birds
+    from fgvr.utils.files import atomic_write
+
+    parser = argparse.ArgumentParser("fgvr bird", description="write a rendered bird as a picture")
+    parser.add_argument("file", nargs="?", type=Path, default=Path("bird.png"), help="where to; bird.png by default")
+    file: Path = parser.parse_args(list(words)).file
+    world = birds.make_world(seed=9000, genera=birds.DEFAULT_GENERA, difficulty=1.0)
+    content = BytesIO()
+    birds.render(world, 0, "sample", 0).save(content, "PNG")
+    try:
+        if file.exists() and file.read_bytes() != content.getvalue():
+            raise ConfigError(f"{file} is there already; name another file")
+        atomic_write(file, content.getvalue())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror or error}); name one like bird.png") from None
+    sys.stdout.write(f"{file}: a rendered {world.species[0].name}\n")
+    return 0
+
+
 def memory(words: Sequence[str]) -> int:
     """`fgvr memory ...`."""
+    from fgvr.utils.running_server import default_home, find_server
+    from fgvr.utils.service import Service, token_from_environment
+
     asked = _parser().parse_args(list(words))
-    url = asked.url or os.environ.get("FGVR_SERVER_URL")
+    url, token = asked.url or os.environ.get("FGVR_SERVER_URL"), asked.token
+    found = find_server(default_home())
+    if found is not None and (url is None or Service.at(url).url == found.url):  # its token goes to that address alone
+        url, token = found.url, token or token_from_environment(("FGVR_ADMIN_TOKEN", "ADMIN_TOKEN")) or found.token
     if url is None:
         if asked.action not in LOCAL or getattr(asked, "models", None) or getattr(asked, "target", None) or asked.watch is not None:
             raise ConfigError(f"memory {asked.action}: only a running server can be asked that; give --url, or set FGVR_SERVER_URL")
         from fgvr import cli
 
         return cli.main(["mode=memory", f"action={asked.action}", *(["logging=json"] if asked.json else [])])
-    from fgvr.utils.service import Service
-
-    server = Service.at(url, asked.token)
+    server = Service.at(url, token)
     if asked.action == "events":
         for event in server.events("/api/v1/memory/events"):
             sys.stdout.write(json.dumps(event) + "\n" if asked.json else _sentence(event))
@@ -156,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     cleanup = add("cleanup", "drop idle models: all, or these, or until a target is reached")
     cleanup.add_argument("models", nargs="*", metavar="MODEL")
     cleanup.add_argument("--target", metavar="SIZE", help="stop when no more than this is in use, such as 8GiB")
-    add("limit", "set the budget of the running server").add_argument("size", metavar="SIZE", help="18GiB, or 18 (GB)")
+    add("limit", "set the budget of the running server").add_argument("size", metavar="SIZE", help="18GiB, or 18 (GiB)")
     for lever, what in (("load", "bring a model in"), ("evict", "drop an idle model"), ("pin", "never evict a model"),
                         ("unpin", "let a model be evicted again"), ("reset", "forget a model's failed load")):  # fmt: skip
         add(lever, what).add_argument("model", metavar="MODEL")

@@ -17,8 +17,8 @@ from tests.webfake import Answer, Asked, WebFake, serving
 
 STATS = {
     "total_models": 2, "total_memory_usage": 3 << 30, "memory_limit": 8 << 30, "memory_pressure": False, "system_available": 9 << 30,
-    "system_total": 16 << 30, "formatted_usage": "3.00 GB", "formatted_limit": "8.00 GB", "formatted_system_available": "9.00 GB",
-    "formatted_system_total": "16.00 GB", "other_processes": 0, "other_processes_memory": 0,
+    "system_total": 16 << 30, "formatted_usage": "3.00 GiB", "formatted_limit": "8.00 GiB", "formatted_system_available": "9.00 GiB",
+    "formatted_system_total": "16.00 GiB", "other_processes": 0, "other_processes_memory": 0,
 }  # fmt: skip
 PRESSURE = {"pressure": True, "level": "high", "share": 0.91, "used": 9, "limit": 10, "host_low": "", "recommended": ["mllm-0123abcd"]}
 MODEL = {
@@ -63,7 +63,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *wo
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize(("action", "shown"), [("stats", "3.00 GB of 8.00 GB"), ("pressure", "mllm-0123abcd"), ("models", "pinned"),
+@pytest.mark.parametrize(("action", "shown"), [("stats", "3.00 GiB of 8.00 GiB"), ("pressure", "mllm-0123abcd"), ("models", "pinned"),
                                                ("system", "fgvr serve"), ("cache", "hit rate")])  # fmt: skip
 def test_figures_of_a_server_as_tables_and_as_json(server, monkeypatch, capsys, action: str, shown: str) -> None:
     code, text, _ = ask(monkeypatch, capsys, "memory", action, "--url", server.url)

@@ -16,6 +16,7 @@ from fgvr.runtime import machine
 from fgvr.runtime.pool import close_shared
 from fgvr.store import leftovers
 from fgvr.utils.files import file_lock
+from fgvr.utils.text import format_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +34,10 @@ def answer(action: str, capsys: pytest.CaptureFixture[str], *words: str) -> dict
 def test_stats_have_the_servers_fields(capsys) -> None:
     found = answer("stats", capsys, "runtime.budget=8GiB")
     assert (found["total_models"], found["total_memory_usage"], found["memory_limit"]) == (0, 0, 8 << 30)
-    assert found["formatted_limit"] == "8.00 GB" and found["formatted_usage"] == "0.00 GB"
+    assert found["formatted_limit"] == "8.00 GiB" and found["formatted_usage"] == "0 B"
     assert 0 < found["system_available"] <= found["system_total"]
-    assert found["formatted_system_total"] == f"{found['system_total'] / 2**30:.2f} GB"
-    assert isinstance(found["memory_pressure"], bool) and found["server"] is None and found["formatted_system_available"].endswith(" GB")
+    assert found["formatted_system_total"] == format_bytes(found["system_total"])
+    assert isinstance(found["memory_pressure"], bool) and found["server"] is None and found["formatted_system_available"].endswith("iB")
 
 
 def test_models_are_named_with_their_sizes_and_not_loaded(capsys) -> None:
@@ -165,5 +166,5 @@ def test_cleanup_says_what_and_how_much(home: Path, capsys) -> None:
     aged(home / "knowledge/birds/aaa.partial/journal.sqlite", 2 * DAY)
     found = answer("cleanup", capsys)
     assert [(left["kind"], left["kept"]) for left in found["leftovers"]] == [("unfinished base", "")]
-    assert (found["removed_bytes"], found["formatted_removed"]) == (1000, "0.00 GB")
+    assert (found["removed_bytes"], found["formatted_removed"]) == (1000, "1000 B")
     assert answer("cleanup", capsys)["leftovers"] == []

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer, gigabytes
+from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer
 from fgvr.store.leftovers import Leftover
 from fgvr.utils.text import format_bytes
 
@@ -29,7 +29,7 @@ def as_json(found: Found) -> dict[str, Any]:
             return {"models": [asdict(row) for row in found]}  # type: ignore[call-overload]
     removed = sum(left.bytes for left in found if isinstance(left, Leftover) and not left.kept)
     rows = [asdict(left) | {"path": str(left.path)} for left in found if isinstance(left, Leftover)]
-    return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": gigabytes(removed)}
+    return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": format_bytes(removed)}
 
 
 def tables(found: Found, server: str | None = None) -> list[RenderableType]:
@@ -65,7 +65,7 @@ def _stats(found: Stats) -> dict[str, str]:
         "in use of the budget": f"{found.formatted_usage} of {found.formatted_limit}",
         "pressure": "yes" if found.memory_pressure else "no",
         "main memory available": f"{found.formatted_system_available} of {found.formatted_system_total}",
-        "other fgvr processes": f"{found.other_processes}, holding {gigabytes(found.other_processes_memory)}",
+        "other fgvr processes": f"{found.other_processes}, holding {format_bytes(found.other_processes_memory)}",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +18,7 @@ NEEDED = ("fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "pytho
 
 
 def serve(cfg: DictConfig) -> None:
-    """Until a signal. Models come with the first request that needs them."""
+    """Until a signal. The knowledge base is built or opened at once; models come with what needs them."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigError(f"mode=serve needs {', '.join(missing)}: pip install 'fgvr[serve]'")
     from fgvr.server.app import make_app
@@ -33,9 +34,16 @@ def serve(cfg: DictConfig) -> None:
     server = make_app(pool, specs, settings, tokens, build_recognizer=lambda: assembly.build_recognizer(cfg), to_row=to_row)
     server.app.state.bundle = {key: value for key, value in assembly.plain(cfg)["models"].items() if key not in specs}
     try:
-        run(server, settings, tokens)
+        server.app.state.classifier.begin(told=tell)
+        run(server, settings, tokens, assembly.home(cfg))
     finally:
         pool.close()
+
+
+def tell(words: str) -> None:
+    """In the terminal of whoever started the server."""
+    sys.stderr.write(f"{words}\n")
+    sys.stderr.flush()
 
 
 def with_environment(cfg: DictConfig, overrides: dict[str, object]) -> DictConfig:

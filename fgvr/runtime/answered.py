@@ -9,7 +9,7 @@ from fgvr.runtime.machine import DeviceFigures, Process
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """`memory/stats`. Bytes; "GB" = 2^30."""
+    """`memory/stats`. Bytes, and the same as text."""
 
     total_models: int
     total_memory_usage: int
@@ -70,8 +70,3 @@ class SystemAnswer:
     swap_used: int
     devices: tuple[DeviceFigures, ...]
     processes: tuple[Process, ...]
-
-
-def gigabytes(nbytes: float) -> str:
-    """`8.00 GB`, where GB is 2^30 bytes: what existing clients of such servers read."""
-    return f"{nbytes / 2**30:.2f} GB"

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import machine
-from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer, gigabytes
+from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import files
 from fgvr.runtime.monitor import Monitor
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from fgvr.utils.text import format_bytes
 
 
 def stats(pool: ModelPool, monitor: Monitor) -> Stats:
@@ -24,10 +25,10 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
         memory_pressure=bool(monitor.pressure()),
         system_available=host.free,
         system_total=host.total,
-        formatted_usage=gigabytes(status.used),
-        formatted_limit=gigabytes(status.budget),
-        formatted_system_available=gigabytes(host.free),
-        formatted_system_total=gigabytes(host.total),
+        formatted_usage=format_bytes(status.used),
+        formatted_limit=format_bytes(status.budget),
+        formatted_system_available=format_bytes(host.free),
+        formatted_system_total=format_bytes(host.total),
         other_processes=len(others),
         other_processes_memory=sum(p.memory.uss or 0 for p in others),
     )

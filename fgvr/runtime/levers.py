@@ -44,7 +44,7 @@ def cleanup(server: Service, *models: str, target: str | None = None) -> Any:
 
 
 def limit(server: Service, size: str | float) -> Any:
-    """Set the budget; a bare number is GB (2^30 bytes), as the server counts."""
+    """Set the budget; a bare number is GiB, as the server counts."""
     return _patient(server).post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
 
 
@@ -81,7 +81,7 @@ def _bytes(size: str | float) -> int:
     except ValueError:
         pass
     if (found := parse_bytes(str(size))) is None:
-        raise ConfigError(f"{size}: no size; write 18GiB, 18GB or 18 (GB)")
+        raise ConfigError(f"{size}: no size; write 18GiB, 18GB or 18 (GiB)")
     return found
 
 

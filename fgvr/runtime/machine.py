@@ -53,6 +53,11 @@ class Process:
     seconds: float  # since it started
     memory: ProcessMemory
 
+    @property
+    def name(self) -> str:
+        """The program alone: words after it may be paths and tokens."""
+        return next((word for word in _PROGRAMS if word in self.command), "python")
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceFigures:

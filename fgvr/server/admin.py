@@ -12,17 +12,17 @@ from pydantic import BaseModel
 
 from fgvr.errors import OutOfBudget, RuntimeConflict
 from fgvr.runtime import answers
-from fgvr.runtime.answered import gigabytes
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import idle_models
-from fgvr.server.auth import may_change, may_read
+from fgvr.server.auth import Shown, holds_token, may_change, may_read
+from fgvr.server.bodies import JsonRoute
 from fgvr.server.refusals import Refusal, plan_record
 from fgvr.server.wire import CleanupRequest, codes
 from fgvr.utils.text import format_bytes
 
-router = APIRouter(prefix="/api/v1", tags=["memory"])
+router = APIRouter(prefix="/api/v1", route_class=JsonRoute, tags=["memory"])
 READ, CHANGE = [Depends(may_read)], [Depends(may_change)]
 Key = Annotated[str, Path(description="key (role-hash8) or role: mllm, encoder, joint", examples=["mllm"], max_length=80)]
 LARGEST_GB = 1 << 20
@@ -48,7 +48,7 @@ _FIGURES = codes(401)
 
 @router.get("/memory/stats", dependencies=READ, responses=_FIGURES)
 def stats(request: Request) -> Success:
-    """How much of the budget is in use; bytes, and as text where "GB" is 2^30."""
+    """How much of the budget is in use; bytes, and the same as text."""
     pool = pool_of(request)
     return success(asdict(answers.stats(pool, watch(pool))))
 
@@ -67,9 +67,12 @@ def models(request: Request) -> Success:
 
 
 @router.get("/memory/system", dependencies=READ, responses=_FIGURES)
-def system(request: Request) -> Success:
-    """Main memory, swap, control group, devices."""
-    return success(asdict(answers.system(pool_of(request).device)))
+def system(request: Request, given: Shown) -> Success:
+    """Main memory, swap, control group, devices, other processes of fgvr: with a token their command lines, else their names."""
+    found = answers.system(pool_of(request).device)
+    if not holds_token(request, given):
+        found = replace(found, processes=tuple(replace(p, command=p.name) for p in found.processes))
+    return success(asdict(found))
 
 
 @router.get("/memory/cache-stats", dependencies=READ, responses=_FIGURES)
@@ -100,7 +103,7 @@ def cleanup(request: Request, wish: CleanupRequest | None = None) -> Success:
     return success(
         {
             "released_bytes": released,
-            "formatted_released": gigabytes(released),
+            "formatted_released": format_bytes(released),
             "dropped": dropped,
             "used": after.used,
             "limit": after.budget,
@@ -124,9 +127,7 @@ def _until(pool: ModelPool, target: int) -> int:
 @router.post("/memory/limit", dependencies=CHANGE, responses=codes(400, 401, 409))
 def limit(
     request: Request,
-    limit_gb: Annotated[
-        float, Query(gt=0, le=LARGEST_GB, allow_inf_nan=False, description="the budget in GB of 2^30 bytes", examples=[18])
-    ],
+    limit_gb: Annotated[float, Query(gt=0, le=LARGEST_GB, allow_inf_nan=False, description="the budget in GiB", examples=[18])],
 ) -> Success:
     """Sets the budget, live: idle models go until it holds. 409 with the plan when what is leased, pinned or
     needed by requests that are being served is more."""
@@ -143,7 +144,7 @@ def limit(
     except OutOfBudget as refused:
         raise Refusal(409, str(refused), param="limit_gb", code="below_what_is_leased", plan=plan_record(refused.plan)) from None
     status = pool.status()
-    return success({"memory_limit": status.budget, "formatted_limit": gigabytes(status.budget), "used": status.used})
+    return success({"memory_limit": status.budget, "formatted_limit": format_bytes(status.budget), "used": status.used})
 
 
 _LEVER = codes(401, 404, 409)

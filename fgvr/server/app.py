@@ -60,7 +60,7 @@ def make_app(
     state.pool, state.specs, state.settings, state.tokens = pool, dict(specs), settings, tokens
     state.metrics, state.broadcast, state.engine = metrics, broadcast, engine
     state.classifier = Classifier(engine, build_recognizer, to_row)
-    state.pulse = Pulse(pool, specs[settings.health_model], engine)
+    state.pulse = Pulse(pool, specs[settings.health_model], engine, lambda: state.classifier.making)
     for part in (openai, classify, admin, events, health):
         app.include_router(part.router)
     if find_spec("fgvr.server.dashboard") is not None:

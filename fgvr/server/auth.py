@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -30,13 +31,26 @@ async def may_change(request: Request, given: HTTPAuthorizationCredentials | Non
     _check(given, request.app.state.tokens.admin)
 
 
+Shown = Annotated[HTTPAuthorizationCredentials | None, Security(_READER)]
+
+
+def holds_token(request: Request, given: HTTPAuthorizationCredentials | None) -> bool:
+    """Whether a right token was shown, where none is asked for."""
+    tokens: Tokens = request.app.state.tokens
+    return given is not None and _opens(given, *(token for token in (tokens.admin, tokens.reader) if token is not None))
+
+
 def _check(given: HTTPAuthorizationCredentials | None, *accepted: str) -> None:
     if given is None:
         raise Refusal(401, "this needs a token: Authorization: Bearer TOKEN", code="no_token")
+    if not _opens(given, *accepted):
+        raise Refusal(401, "this token does not open this", code="wrong_token")
+
+
+def _opens(given: HTTPAuthorizationCredentials, *accepted: str) -> bool:
     shown = _digest(given.credentials)
     matches = [hmac.compare_digest(shown, _digest(token)) for token in accepted]  # all of them, whichever fits
-    if not any(matches):
-        raise Refusal(401, "this token does not open this", code="wrong_token")
+    return any(matches)
 
 
 def _digest(text: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -18,14 +19,17 @@ from fgvr.server import pictures
 from fgvr.server.admin import Success, success
 from fgvr.server.auth import may_read
 from fgvr.server.batching import Batch
+from fgvr.server.bodies import JsonRoute, read_json
 from fgvr.server.engine import Engine
-from fgvr.server.openai import check_text, engine_of, tokens_of
+from fgvr.server.openai import engine_of
+from fgvr.server.prompts import check_length, check_text, tokens_of
 from fgvr.server.refusals import Refusal, invalid_request, refusal_of
 from fgvr.server.settings import Settings
 from fgvr.server.wire import ClassifyRequest, QueryAnswer, QueryRequest, codes
 from fgvr.types import Picture, Prediction, Sample
 
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(may_read)], tags=["recognition"])
+log = logging.getLogger(__name__)
+router = APIRouter(prefix="/api/v1", route_class=JsonRoute, dependencies=[Depends(may_read)], tags=["recognition"])
 _COMPUTED = codes(400, 401, 413, 429, 503, 504, 507)
 _WAIT = 10.0  # seconds a request waits for the knowledge base before it is told to come again
 
@@ -48,14 +52,24 @@ class Classifier:
         self._made: Future[Recognizes] | None = None
         engine.add_lane("classify", self._classify, most=lambda: 32)
 
-    async def ready(self, timeout: float) -> None:
-        """Raises Refusal (503) while it is being made; a failure is told, and the next request tries again."""
+    def begin(self, told: Callable[[str], None] | None = None) -> Future[Recognizes]:
+        """Makes it in a thread, once. `told`: hears how that goes."""
         with self._lock:
             if self._made is None:
                 self._made = Future()
                 self._made.set_running_or_notify_cancel()  # so that whoever stops waiting stops only that
-                threading.Thread(target=self._make, args=(self._made,), name="fgvr-recognizer", daemon=True).start()
-            made = self._made
+                threading.Thread(target=self._make, args=(self._made, told), name="fgvr-recognizer", daemon=True).start()
+            return self._made
+
+    @property
+    def making(self) -> bool:
+        """Begun, and neither made nor failed."""
+        made = self._made
+        return made is not None and not made.done()
+
+    async def ready(self, timeout: float) -> None:
+        """Raises Refusal (503) while it is being made; a failure is told, and the next request tries again."""
+        made = self.begin()
         try:
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(made)), timeout)
         except TimeoutError:
@@ -66,11 +80,17 @@ class Classifier:
                     self._made = None
             raise refusal_of(error) from error
 
-    def _make(self, made: Future[Recognizes]) -> None:
+    def _make(self, made: Future[Recognizes], told: Callable[[str], None] | None) -> None:
+        tell = told or log.info
+        tell("the knowledge base is being built or opened ...")
         try:
-            made.set_result(self._build())
+            recognizer = self._build()
         except Exception as error:  # whoever asked is told
             made.set_exception(error)
+            tell(f"the knowledge base could not be had; the next classification tries again: {error}")
+        else:
+            made.set_result(recognizer)
+            tell("ready: images are classified")
 
     def _classify(self, batch: Batch) -> Sequence[Any]:
         made = self._made
@@ -152,7 +172,7 @@ async def _images(request: Request, settings: Settings) -> list[tuple[str, str, 
         finally:
             await form.close()
     try:
-        asked = ClassifyRequest.model_validate_json(await request.body())
+        asked = ClassifyRequest.model_validate(await read_json(request, settings))
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
     if (asked.images is None) == (asked.image is None):
@@ -180,6 +200,7 @@ async def query(request: Request, asked: QueryRequest) -> Success:
         shown = [await pictures.aside(pictures.picture, asked.image, settings, param="image")] if asked.image is not None else []
         turns = (Turn("user", (*shown, text)),)
         ask = Conversation(turns, Sampling(max_new_tokens=asked.max_tokens))
+        await pictures.aside(check_length, ask, engine, param="question")
         (found,) = await engine.compute(request, "converse", [ask], tokens=[tokens_of(turns) + asked.max_tokens])
     answer = QueryAnswer(
         answer=found.text.strip(),

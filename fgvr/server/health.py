@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from fastapi import APIRouter, Request
@@ -29,8 +30,9 @@ class Health(BaseModel):
 class Pulse:
     """Borrows the model in a thread of its own; whoever asks meanwhile waits for the same try."""
 
-    def __init__(self, pool: ModelPool, spec: ModelSpec, engine: Engine) -> None:
-        self._pool, self._spec, self._engine = pool, spec, engine
+    def __init__(self, pool: ModelPool, spec: ModelSpec, engine: Engine, making: Callable[[], bool]) -> None:
+        """Args: making: whether the knowledge base is being built or opened."""
+        self._pool, self._spec, self._engine, self._making = pool, spec, engine, making
         self._trying: Future[str] | None = None
         self._tried = -math.inf
 
@@ -38,6 +40,8 @@ class Pulse:
         """What is wrong; "" when nothing is."""
         if self._engine.draining:
             return "stopping"
+        if self._making():
+            return "the knowledge base is being built or opened"
         stuck = [f"{name} ({seconds:.0f} s)" for name, lane in self._engine.lanes.items() if (seconds := lane.running[1]) > self._patience]
         if stuck:
             return f"stuck in one batch: {', '.join(stuck)}"

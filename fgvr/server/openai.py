@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -18,7 +18,9 @@ from fgvr.errors import FgvrError
 from fgvr.runtime.conversation import Answer, Conversation, Sampling, Token, Turn
 from fgvr.server import pictures
 from fgvr.server.auth import may_read
+from fgvr.server.bodies import JsonRoute
 from fgvr.server.engine import Engine, plain_only, single
+from fgvr.server.prompts import check_length, check_text, tokens_of, turns_of
 from fgvr.server.refusals import Refusal
 from fgvr.server.streaming import stream_chat
 from fgvr.server.wire import (
@@ -30,11 +32,9 @@ from fgvr.server.wire import (
     EmbeddingAnswer,
     EmbeddingRequest,
     EmbeddingUsage,
-    ImagePart,
     Logprobs,
     MatchAnswer,
     MatchRequest,
-    Message,
     ModelList,
     ModelRow,
     ScoreAnswer,
@@ -46,9 +46,8 @@ from fgvr.server.wire import (
 )
 from fgvr.types import Picture
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(may_read)], tags=["OpenAI"])
+router = APIRouter(prefix="/v1", route_class=JsonRoute, dependencies=[Depends(may_read)], tags=["OpenAI"])
 _COMPUTED = codes(400, 401, 404, 413, 429, 503, 504, 507, openai=True)
-_CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>")
 DEFAULT_NEW_TOKENS = 128
 
 
@@ -101,13 +100,14 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     with ExitStack() as place:
         place.enter_context(engine.place("mllm"))
         turns = await pictures.aside(turns_of, asked.messages, engine)
-        _check_engine(engine, turns, sampling, asked.n)
-        asks = [Conversation(turns, _numbered(sampling, i)) for i in range(asked.n)]
-        tokens = [tokens_of(turns) + sampling.max_new_tokens] * asked.n
+        _check_engine(engine, turns, sampling)
+        asks = [Conversation(turns, _numbered(sampling, i)) for i in range(asked.n or 1)]
+        await pictures.aside(check_length, asks[0], engine, param="messages")
+        tokens = [tokens_of(turns) + sampling.max_new_tokens] * len(asks)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": spec.key}
         fingerprint = engine.fingerprint("mllm")
         if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
             head |= {"system_fingerprint": fingerprint}
             return await stream_chat(request, engine, asks, tokens, head, place.pop_all(), usage=usage)
         answers: list[Answer] = await engine.compute(request, "converse", asks, tokens=tokens)
@@ -138,7 +138,7 @@ def _sampling(asked: ChatRequest, engine: Engine) -> Sampling:
         raise Refusal(
             400, f"{name}={most}, at most {settings.max_new_tokens} (server.max_new_tokens)", param=name, code="invalid_parameter"
         )
-    if asked.n > settings.max_n:
+    if (asked.n or 1) > settings.max_n:
         raise Refusal(400, f"n={asked.n}, at most {settings.max_n} (server.max_n)", param="n", code="invalid_parameter")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_parameter")
@@ -148,17 +148,17 @@ def _sampling(asked: ChatRequest, engine: Engine) -> Sampling:
     if len(stop) > 4 or any(not 0 < len(word) <= 200 for word in stop):
         raise Refusal(400, "stop: at most 4 texts of 1 to 200 characters", param="stop", code="invalid_parameter")
     top = (asked.top_logprobs or 0) if asked.logprobs else None
-    return Sampling(most, asked.temperature, asked.top_p, asked.seed, stop, top)
+    return Sampling(most, asked.temperature or 0.0, 1.0 if asked.top_p is None else asked.top_p, asked.seed, stop, top)
 
 
 def _numbered(sampling: Sampling, i: int) -> Sampling:
     """Of `n` answers each draws its own way, and the same way again."""
     if sampling.seed is None or i == 0:
         return sampling
-    return Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed + i, sampling.stop, sampling.top_logprobs)
+    return replace(sampling, seed=sampling.seed + i)
 
 
-def _check_engine(engine: Engine, turns: tuple[Turn, ...], sampling: Sampling, n: int) -> None:
+def _check_engine(engine: Engine, turns: tuple[Turn, ...], sampling: Sampling) -> None:
     """An engine that only generates cannot be asked for more. Raises Refusal naming the parameter."""
     if engine.converses():
         return
@@ -167,56 +167,6 @@ def _check_engine(engine: Engine, turns: tuple[Turn, ...], sampling: Sampling, n
     if lacking is not None:
         loader = engine.specs["mllm"].loader
         raise Refusal(400, f"{lacking} is not supported by the {loader} engine; leave it out", param=lacking, code="unsupported_parameter")
-
-
-def turns_of(messages: Sequence[Message], engine: Engine) -> tuple[Turn, ...]:
-    """Decoded and checked. Raises Refusal naming the message."""
-    settings = engine.settings
-    urls = sum(isinstance(part, ImagePart) for m in messages if not isinstance(m.content, str) for part in m.content)
-    pictures.check_count(urls, settings, param="messages")
-    letters = sum(_letters(m) for m in messages)
-    if letters > settings.max_prompt_chars:
-        message = f"{letters} characters, at most {settings.max_prompt_chars} (server.max_prompt_chars)"
-        raise Refusal(400, message, param="messages", code="prompt_too_long")
-    if messages[-1].role != "user":
-        raise Refusal(400, "the last message must be the user's", param="messages", code="unsupported_messages")
-    turns, seen = [], 0
-    for i, message in enumerate(messages):
-        parts: list[Picture | str] = []
-        for j, part in enumerate([message.content] if isinstance(message.content, str) else message.content):
-            where = f"messages.{i}.content" + ("" if isinstance(message.content, str) else f".{j}")
-            if isinstance(part, ImagePart):
-                if message.role != "user":
-                    raise Refusal(400, f"{where}: only the user shows images", param=where, code="unsupported_messages")
-                picture = pictures.picture(part.image_url.url, settings, param=where)
-                seen += picture.image.width * picture.image.height
-                if seen > settings.max_pixels:
-                    message_ = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
-                    raise Refusal(400, message_, param=where, code="image_too_large")
-                parts.append(picture)
-            else:
-                parts.append(check_text(part if isinstance(part, str) else part.text, where))
-        turns.append(Turn(message.role, tuple(parts)))
-    return tuple(turns)
-
-
-def check_text(text: str, where: str) -> str:
-    """Texts are data: what a tokenizer would read as a control mark (the end of a turn, a place for an image) is refused."""
-    if found := _CONTROL.search(text):
-        raise Refusal(
-            400, f"{where}: {found[0]!r} is a control mark of the model and may not stand in a text", param=where, code="control_mark"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Refusal(400, f"{where}: half of a surrogate pair is no text", param=where, code="invalid_parameter") from None
-    return text
-
-
-def tokens_of(turns: Sequence[Turn]) -> int:
-    """A guess from above, for the batch's budget: two characters a token, one per 28 x 28 pixels."""
-    parts = [part for turn in turns for part in turn.parts]
-    return sum(len(p) for p in parts if isinstance(p, str)) // 2 + pictures.tokens_of([p for p in parts if isinstance(p, Picture)])
 
 
 def usage_of(answers: Sequence[Answer]) -> Usage:
@@ -236,12 +186,6 @@ def logprobs_of(tokens: Sequence[Token]) -> Logprobs:
             for t in tokens
         ]
     )
-
-
-def _letters(message: Message) -> int:
-    if isinstance(message.content, str):
-        return len(message.content)
-    return sum(len(part.text) for part in message.content if not isinstance(part, ImagePart))
 
 
 # --- embeddings ------------------------------------------------------------------------------------------------------------------
@@ -277,7 +221,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
     return JSONResponse(EmbeddingAnswer(model=spec.key, data=data, usage=EmbeddingUsage()).model_dump())
 
 
-def _written(row: np.ndarray, form: str) -> list[float] | str:
+def _written(row: np.ndarray, form: str | None) -> list[float] | str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if form == "base64" else [float(value) for value in row]
 
 
@@ -313,6 +257,7 @@ async def score(request: Request, asked: ScoreRequest) -> ScoreAnswer:
     with engine.place("mllm"):
         turns = await pictures.aside(turns_of, asked.messages, engine)
         images, prompt, system = single(turns)
+        await pictures.aside(check_length, Conversation(turns, Sampling(0)), engine, param="messages")
         size = tokens_of(turns) + sum(map(len, texts)) // 2
         (found,) = await engine.compute(request, "score", [(images, prompt, texts)], group=system, tokens=[size])
     return ScoreAnswer(log_likelihoods=list(found.log_likelihoods), tokens=list(found.tokens), prompt_tokens=found.prompt_tokens)

@@ -127,7 +127,8 @@ def invalid_request(errors: Any) -> Refusal:
     kind, place = first["type"], [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if kind == "json_invalid":
         return Refusal(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
-    param = ".".join(place) or None
+    # Tags of unions stand in brackets (wire.py); what a client wrote itself is cut and made printable.
+    param = ".".join(part for part in place if not part.startswith("(")).encode("utf-8", "replace").decode()[:200] or None
     if kind == "extra_forbidden":
         return Refusal(400, f"{param} is not supported by this server; leave it out", param=param, code="unsupported_parameter")
     return Refusal(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_parameter")

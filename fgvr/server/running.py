@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -17,6 +18,7 @@ from fgvr.errors import ConfigError
 from fgvr.server import logs
 from fgvr.server.app import Server
 from fgvr.server.settings import Settings, Tokens
+from fgvr.utils.running_server import announced
 
 log = logging.getLogger(__name__)
 _SWITCH = 0.0005  # seconds a computing thread keeps the interpreter while the loop wants it; Python's own 5 ms make every socket wait
@@ -50,16 +52,20 @@ class Process(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def serve(server: Server, settings: Settings, tokens: Tokens) -> None:
-    """Until a signal. Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
+def serve(server: Server, settings: Settings, tokens: Tokens, home: Path | None = None) -> None:
+    """Until a signal. A file in `home` tells other terminals where it is.
+
+    Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
     listening = _listen(settings)
     handlers = logs.set_up(settings.logs, days=settings.log_days) if settings.logs is not None else []
     sys.setswitchinterval(_SWITCH)
     process = Process(config_of(server, settings), server)
     address = address_of(listening)
     _announce(address, settings, tokens)
+    found = announced(home, address, tokens.admin) if home is not None else contextlib.nullcontext()
     try:
-        process.run(sockets=[listening])
+        with found:
+            process.run(sockets=[listening])
     finally:
         listening.close()
         logs.take_down(handlers)

@@ -78,6 +78,7 @@ class Settings:
     max_body: int = 32 << 20
     max_images: int = 16
     max_pixels: int = 25_000_000
+    max_messages: int = 256
     max_prompt_chars: int = 20_000
     max_new_tokens: int = 1024
     max_items: int = 256

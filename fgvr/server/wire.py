@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 _PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+T = TypeVar("T")
+
+
+class _FirstErrorOnly(FailFast):
+    """pydantic's, made hashable: members of a union must be."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+# A list is checked up to its first wrong item: a million wrong items must not cost a million errors.
+Items = Annotated[list[T], _FirstErrorOnly()]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# The tag of a union stands in brackets: `refusals` leaves it out of the parameter's name, which is then the client's own path.
+
+
+def _text_or_list(value: Any) -> str | None:
+    return "(text)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
+
+
+Texts = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[Items[str], Tag("(list)")],
+    Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message="must be a text or a list of texts"),
+]
 
 
 # --- chat ----------------------------------------------------------------------------------------------------------------------
@@ -21,23 +45,67 @@ class TextPart(Strict):
     text: str
 
 
+class RefusalPart(Strict):
+    """What an assistant declined with; the model reads it as the assistant's text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class ImageUrl(Strict):
     url: str = Field(description="data:image/...;base64,...")
-    detail: Literal["auto"] | None = Field(None, description="only auto: the processor's own cap on pixels")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="accepted; the processor's own cap on pixels holds for each")
+
+
+def _url_or_record(value: Any) -> str | None:
+    return "(text)" if isinstance(value, str) else "(record)" if isinstance(value, dict | ImageUrl) else None
 
 
 class ImagePart(Strict):
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[
+        Annotated[str, Tag("(text)")] | Annotated[ImageUrl, Tag("(record)")],
+        Discriminator(_url_or_record, custom_error_type="image_url", custom_error_message="must be a URL, or an object with a url"),
+    ]
+
+    @property
+    def url(self) -> str:
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+def _part(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"({kind})" if kind in ("text", "refusal", "image_url") else None
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("(text)")] | Annotated[RefusalPart, Tag("(refusal)")] | Annotated[ImagePart, Tag("(image_url)")],
+    Discriminator(_part, custom_error_type="content_part", custom_error_message="must be a part of type text, image_url or refusal"),
+]
+Content = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[Items[Part], Tag("(list)")],
+    Discriminator(_text_or_list, custom_error_type="content", custom_error_message="must be a text or a list of parts"),
+]
 
 
 class Message(Strict):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Part]
+    """An assistant's message may be sent back as it came, with everything the official client adds to it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content | None = Field(None, description="null: of an assistant only")
     name: None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = Field(None, description="accepted, not read")
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[Any] | None = Field(None, max_length=0, description="only an empty list: there are no tools")
+
+    @property
+    def parts(self) -> list[TextPart | RefusalPart | ImagePart]:
+        """Its parts; a text is one part, and so is an assistant's refusal without a text."""
+        if isinstance(self.content, list):
+            return self.content
+        return [TextPart(type="text", text=self.content if self.content is not None else self.refusal or "")]
 
 
 class ResponseFormat(Strict):
@@ -45,31 +113,43 @@ class ResponseFormat(Strict):
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class ChatRequest(Strict):
     """OpenAI's chat completions, as far as the shared model can honour it. Anything else is a 400 that names the parameter."""
 
     model: str = Field("mllm", description="role, key or source of the MLLM")
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2, strict=False, description="0 (default) is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, strict=False)
-    n: int = Field(1, ge=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stream: bool = False
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0 (default) is greedy")
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="0: only the likeliest token")
+    n: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Texts | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = Field(None, description="only text")
     user: str | None = Field(None, description="whose turn it is, for fairness")
+    metadata: dict[str, str] | None = Field(None, max_length=16, description="accepted, not kept")
     # Named for what OpenAI's client sends with them; any other value cannot be honoured.
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0, description="only an empty one")
     store: Literal[False] | None = None
+    tools: list[Any] | None = Field(None, max_length=0, description="only an empty list: there are no tools")
+    tool_choice: Literal["none"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: None = None
+    function_call: None = None
+    audio: None = None
+    prediction: None = None
+    modalities: list[Literal["text"]] | None = Field(None, max_length=1)
+    service_tier: Literal["auto", "default"] | None = None
 
     model_config = ConfigDict(
         extra="forbid",
@@ -145,8 +225,8 @@ class EmbeddingRequest(Strict):
     """Each item is a text, or an image as a data URL."""
 
     model: str = Field("encoder", description="role, key or source of the encoder")
-    input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
+    input: Texts
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="only the encoder's own")
     user: str | None = None
 
@@ -177,8 +257,8 @@ class ScoreRequest(Strict):
     """One user turn and several whole answers to it."""
 
     model: str = "mllm"
-    messages: list[Message] = Field(min_length=1)
-    continuations: list[str] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
+    continuations: Items[str] = Field(min_length=1)
 
     model_config = ConfigDict(
         extra="forbid",
@@ -199,8 +279,8 @@ class ScoreAnswer(BaseModel):
 
 class MatchRequest(Strict):
     model: str = "joint"
-    images: list[str]
-    texts: list[str]
+    images: Items[str]
+    texts: Items[str]
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "joint", "images": [_PIXEL], "texts": ["a grey bird"]}]}
@@ -266,15 +346,15 @@ class QueryAnswer(BaseModel):
 class ClassifyRequest(Strict):
     """One of `images` and `image`."""
 
-    images: list[str] | None = Field(None, min_length=1, description="data:image/...;base64,...")
+    images: Items[str] | None = Field(None, min_length=1, description="data:image/...;base64,...")
     image: str | None = Field(None, description="the only one; likewise")
-    names: list[str] | None = Field(None, description="how the answers call them; by default image 0, image 1, ...")
+    names: Items[str] | None = Field(None, description="how the answers call them; by default image 0, image 1, ...")
 
 
 class CleanupRequest(Strict):
     """Nothing: everything idle. `models`: these. `target_bytes`: until no more is in use."""
 
-    models: list[str] | None = None
+    models: Items[str] | None = None
     target_bytes: int | None = Field(None, ge=0)
 
     model_config = ConfigDict(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from typing import Any
@@ -98,8 +98,8 @@ class Service:
             raise RemoteError(f"no server answers at {self.url}{route} ({why}); start one with: fgvr serve") from error
 
 
-def token_from_environment() -> str | None:
-    return next((header_value(name, os.environ[name]) for name in TOKENS if os.environ.get(name)), None)
+def token_from_environment(names: Sequence[str] = TOKENS) -> str | None:
+    return next((header_value(name, os.environ[name]) for name in names if os.environ.get(name)), None)
 
 
 def excerpt(content: bytes | str) -> str:

@@ -96,16 +96,16 @@ def test_the_budget_is_changed_by_keyboard_and_what_is_below_the_need_is_refused
     for key in (MLLM, ENCODER):
         pull(page, "load", key)
         expect(row(page, key)).to_contain_text("resident")
-    page.get_by_label("Budget, GB").fill("0.05")
+    page.get_by_label("Budget, GiB").fill("0.05")
     page.keyboard.press("Enter")
-    expect(page.locator("#said")).to_have_text("the budget is 0.05 GB now")
+    expect(page.locator("#said")).to_have_text("the budget is 51.2 MiB now")
     assert served.pool.budget == round(0.05 * 2**30)
     expect(page.locator("#models")).to_contain_text("absent")  # one had to go
     expect(page.locator("#residency polyline.budget")).to_have_count(1)
     [left] = [m.key for m in served.pool.status() if m.state == "resident"]
     pull(page, "pin", left)
     expect(row(page, left)).to_contain_text("pinned")
-    page.get_by_label("Budget, GB").fill("0.01")
+    page.get_by_label("Budget, GiB").fill("0.01")
     page.get_by_role("button", name="Set the budget").click()
     expect(page.locator("#said")).to_contain_text("leased, pinned")
     assert served.pool.budget == round(0.05 * 2**30)

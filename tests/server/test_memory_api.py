@@ -25,7 +25,7 @@ def test_stats_have_the_promised_names_and_figures(serve: Serve) -> None:
     found = body["data"]
     assert set(STATS.split()) <= set(found)
     assert (found["total_models"], found["total_memory_usage"], found["memory_limit"]) == (1, 40 * MIB, 8 << 30)
-    assert (found["formatted_limit"], found["formatted_usage"]) == ("8.00 GB", "0.04 GB")
+    assert (found["formatted_limit"], found["formatted_usage"]) == ("8.00 GiB", "40.0 MiB")
     assert found["memory_pressure"] is False
 
 

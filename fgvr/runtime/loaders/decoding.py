@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 
+COLDEST = 1e-4  # below this temperature the likeliest token is drawn: dividing by less leaves the range of numbers
+
+
 class _Row:
     """One answer while it grows."""
 
@@ -32,7 +35,7 @@ class _Row:
         import torch
 
         sampling = self.sampling
-        if sampling.temperature == 0:
+        if sampling.temperature < COLDEST:
             return int(log_probs.argmax())
         if self._generator is None:
             self._generator = torch.Generator()  # on the CPU: the same draws on every device
@@ -43,7 +46,7 @@ class _Row:
         shares = (log_probs.cpu().double() / sampling.temperature).softmax(-1)
         if sampling.top_p < 1:
             ranked, order = shares.sort(descending=True)
-            beyond = ranked.cumsum(-1) - ranked >= sampling.top_p  # the first whose sum reaches top_p is the last to stay
+            beyond = ranked.cumsum(-1) - ranked >= max(sampling.top_p, 1e-12)  # the first whose sum reaches top_p is the last to stay
             shares = shares.clone()
             shares[order[beyond]] = 0
         return int(torch.multinomial(shares, 1, generator=self._generator))

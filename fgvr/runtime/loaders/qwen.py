@@ -7,12 +7,14 @@ calls at a time on one copy (generation keeps positions on the module); the pool
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.loaders import complete, files, kept, libraries, quantized
+from fgvr.runtime.loaders.prompt_limits import PromptLimit
 from fgvr.runtime.sizes.footprint import Footprint
-from fgvr.runtime.sizes.qwen import CLASS, PROMPT_TOKENS, SCORING_BYTES, footprint, max_pixels, read_config
+from fgvr.runtime.sizes.qwen import CLASS, PROMPT_TOKENS, SCORING_BYTES, context, footprint, max_pixels, read_config
 from fgvr.types import ModelSpec, Picture, Reply, Scores
 
 if TYPE_CHECKING:
@@ -92,7 +94,24 @@ class QwenLoader:
             quantized.keep_layout(module)
         else:
             layers.quicken(module, device)
-        return QwenMLLM(self.fingerprint(spec), module, self.prepare(spec), quantized=bool(spec.quantization))
+        limit = self.prompt_limit(spec)
+        return QwenMLLM(self.fingerprint(spec), module, self.prepare(spec), limit, quantized=bool(spec.quantization))
+
+    def prompt_limit(self, spec: ModelSpec) -> PromptLimit:
+        """What the model's context allows."""
+        folder = files.fetch(spec, NEEDED)
+        return PromptLimit(context(spec, folder), f"{spec.source}'s context", max_pixels(spec, folder))
+
+    def check_prompt(self, spec: ModelSpec, ask: Conversation) -> None:
+        """For servers: raises ConfigError also for what the memory plan does not reckon with. Nothing is loaded but the tokenizer."""
+        limit = self.prompt_limit(spec)
+        planned = max(1, spec.batch_size) * (limit.pixels // _PIXELS_PER_TOKEN + PROMPT_TOKENS)
+        if planned < limit.tokens:
+            limit = replace(limit, tokens=planned, why=f"a batch in the memory plan (models.mllm.batch_size={spec.batch_size})")
+        processor, lock = self.prepare(spec), kept.lock_of(self.fingerprint(spec))
+        text = processor.apply_chat_template(_turns(ask), add_generation_prompt=True, tokenize=False)
+        with lock:
+            limit.check(text, _images(ask), ask.sampling.max_new_tokens, lambda text: processor.tokenizer(text).input_ids)
 
     def prepare(self, spec: ModelSpec) -> Any:
         """Its processor; kept."""
@@ -114,13 +133,13 @@ class QwenLoader:
 class QwenMLLM:
     """protocols.MLLM on one batch per call."""
 
-    def __init__(self, fingerprint: str, module: Any, processor: Any, *, quantized: bool = False) -> None:
+    def __init__(self, fingerprint: str, module: Any, processor: Any, limit: PromptLimit, *, quantized: bool = False) -> None:
         from fgvr.runtime.loaders.tensors import module_bytes
 
         self.fingerprint = fingerprint
         self.nbytes = module_bytes(module)
         self.movable: Movable | None = None
-        self._module, self._processor, self._quantized = module, processor, quantized
+        self._module, self._processor, self._quantized, self._limit = module, processor, quantized, limit
         self._claim: Any = None
         self._tokenizer, self._tokenizer_lock = processor.tokenizer, kept.lock_of(fingerprint)
         self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -154,7 +173,7 @@ class QwenMLLM:
 
         if not prompts:
             return []
-        inputs = self.inputs(images, prompts, system)
+        inputs = self.inputs(images, prompts, system, max_new_tokens)
         greedy = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self._stops, pad_token_id=self._tokenizer.pad_token_id
         )
@@ -197,18 +216,23 @@ class QwenMLLM:
         if not asks:
             return []
         texts = [self._processor.apply_chat_template(_turns(ask), add_generation_prompt=True, tokenize=False) for ask in asks]
-        flat = [_pil(part) for ask in asks for turn in ask.turns for part in turn.parts if isinstance(part, Picture)]
+        groups = [_images(ask) for ask in asks]
+        inputs = self._encode(texts, groups, max(a.sampling.max_new_tokens for a in asks))
         with torch.inference_mode():
-            return decode(self._module, self._encode(texts, flat), [a.sampling for a in asks], self._tokenizer, self._stops, watch)
+            return decode(self._module, inputs, [a.sampling for a in asks], self._tokenizer, self._stops, watch)
 
-    def inputs(self, images: Images, prompts: Sequence[str], system: str = "") -> dict[str, Any]:
+    def inputs(self, images: Images, prompts: Sequence[str], system: str = "", new_tokens: int = 0) -> dict[str, Any]:
         """What the module takes for these prompts: left-padded ids, mask, pixels, grids, token kinds; on the module's device."""
         groups = [[_pil(i) for i in group] if isinstance(group, Sequence) else [_pil(group)] for group in images]
         texts = [self.prompt_text(len(group), prompt, system) for group, prompt in zip(groups, prompts, strict=True)]
-        return self._encode(texts, [image for group in groups for image in group])
+        return self._encode(texts, groups, new_tokens)
 
-    def _encode(self, texts: Sequence[str], flat: Sequence[Any]) -> dict[str, Any]:
+    def _encode(self, texts: Sequence[str], groups: Sequence[Sequence[Any]], new_tokens: int) -> dict[str, Any]:
+        """Raises ConfigError for a prompt that is longer than the model's context."""
+        flat = [image for group in groups for image in group]
         with self._tokenizer_lock:
+            for text, group in zip(texts, groups, strict=True):
+                self._limit.check(text, group, new_tokens, lambda text: self._tokenizer(text).input_ids)
             encoded = self._processor(text=list(texts), images=list(flat) or None, padding=True, return_tensors="pt")
         inputs = dict(encoded.to(self._module.device))
         if "mm_token_type_ids" not in inputs:
@@ -234,6 +258,10 @@ def _turns(ask: Conversation) -> list[dict[str, Any]]:
         {"role": turn.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.parts]}
         for turn in ask.turns
     ]
+
+
+def _images(ask: Conversation) -> list[Any]:
+    return [part.image for turn in ask.turns for part in turn.parts if isinstance(part, Picture)]
 
 
 def _pil(image: Any) -> Any:

@@ -32,6 +32,7 @@ _OTHERS = (
     "models/mllm=mlx where mlx-vlm reads it), or take models=tiny"
 )
 PROMPT_TOKENS = 512  # beside the image
+CONTEXT = 128_000
 NEW_TOKENS = 256
 CANDIDATES = 5  # of one shortlist, scored together
 SCORING_BYTES = 1 << 30  # cap on the copies of the key-value cache, and on the logits, of one scoring pass
@@ -168,6 +169,13 @@ def find_shape(spec: ModelSpec, folder: Path | None) -> Shape:
         return KNOWN[spec.source]
     files.require(spec, ("config.json",))
     raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
+
+
+def context(spec: ModelSpec, folder: Path | None) -> int:
+    """Tokens of a prompt and its answer that the model was made for; those of the published family where no file says so."""
+    config = files.read_config(folder / "config.json") if folder is not None and (folder / "config.json").is_file() else {}
+    text = config.get("text_config") or config
+    return int(text.get("max_position_embeddings") or CONTEXT)
 
 
 def max_pixels(spec: ModelSpec, folder: Path | None) -> int:

@@ -64,7 +64,7 @@ export async function listen(path, told, opened) {
   }
 }
 
-const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+const UNITS = ["B", "KiB", "MiB", "GiB"];
 
 export function bytes(count) {
   if (count === null || count === undefined) return "unknown";
@@ -73,7 +73,7 @@ export function bytes(count) {
     count /= 1024;
     power += 1;
   }
-  return `${power === 0 ? count : count.toFixed(count < 10 ? 2 : 1)} ${UNITS[power]}`;
+  return `${count.toFixed([0, 1, 1, 2][power])} ${UNITS[power]}`; // as fgvr.utils.text.format_bytes writes it
 }
 
 export function seconds(value) {

@@ -97,7 +97,7 @@ $("limit-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = $("limit").value;
   delete $("limit").dataset.typed;
-  lever(`budget ${wanted} GB`, `/api/v1/memory/limit?limit_gb=${encodeURIComponent(wanted)}`, undefined, (found) => `the budget is ${found.formatted_limit ?? `${wanted} GB`} now`);
+  lever(`budget ${wanted} GiB`, `/api/v1/memory/limit?limit_gb=${encodeURIComponent(wanted)}`, undefined, (found) => `the budget is ${found.formatted_limit ?? `${wanted} GiB`} now`);
 });
 $("cleanup").addEventListener("click", () => lever("clean-up", "/api/v1/memory/cleanup", undefined, (found) => `dropped ${found.dropped.join(", ") || "nothing"}: ${bytes(found.released_bytes)} came back`));
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
