@@ -360,7 +360,7 @@ def _known(name: str) -> FieldSet:
 def _base(name: str, known: FieldSet, root: Path) -> Path:
     """The folder in which the archive's files lie; anything missing is a DatasetError with the way to mend it."""
     folders = (root, *(root / name for name in known.inner))
-    bases = [folder for folder in folders if any((folder / marker).exists() for marker in known.parts[0].split("|"))]
+    bases = [folder for marker in known.parts[0].split("|") for folder in folders if (folder / marker).exists()]
     lacks = {base: [part for part in known.parts[1:] if not (base / part).exists()] for base in bases}
     base = min(bases, key=lambda base: len(lacks[base]), default=None)  # a copy of the lists may lie above the archive
     missing = list(known.parts) if base is None else lacks[base]

@@ -103,11 +103,10 @@ def _named(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
 def _samples(root: Path, folders: Iterable[Path]) -> tuple[Sample, ...]:
     by_folder = {folder: list_images(folder, recursive=True) for folder in folders}
     empty = [folder for folder, images in by_folder.items() if not images]
-    lone = next(iter(by_folder))
-    too_high = len(by_folder) == 1 and len(_subfolders(lone)) > 1 and not list_images(lone)
+    too_high = [folder for folder in by_folder if len(by_folder) == 1 and len(_subfolders(folder)) > 1 and not list_images(folder)]
     if empty or too_high:
-        empty = empty or [lone]
-        cure = f"set dataset.root={lone}" if too_high else "add images or remove the folder"
+        empty = empty or too_high
+        cure = f"set dataset.root={too_high[0]}" if too_high else "add images or remove the folder"
         named = ", ".join(str(folder.relative_to(root)) for folder in empty[:10])
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         raise DatasetError(f"{root}: class folders without images: {named}{more}; {cure} ({_LAYOUTS})")

@@ -30,7 +30,7 @@ def read_table(root: Path, superclass: str) -> Listing:
         if not name or not filename:
             raise DatasetError(f"{path}, line {line}: filename and class_name must not be empty")
         if printable(name) != name or (printable(filename) != filename and not (root / filename).is_file()):
-            raise DatasetError(f"{path}, line {line} cannot be read as UTF-8 comma-separated text; save the file as UTF-8")
+            raise DatasetError(f"{path} cannot be read as UTF-8 comma-separated text (line {line}); save it as UTF-8")
         id = row.get("class_id", "").strip() or name
         aliases = tuple(a for a in (row.get("display_name", "").strip(),) if a and normalise_name(a) != normalise_name(name))
         known = categories.setdefault(id, Category(id, plain_name(name), superclass, aliases))
