@@ -9,6 +9,7 @@ import pytest
 from fgvr import cli
 from fgvr.data.datasets import open_folder
 from fgvr.data.field import open_field
+from fgvr.data.folder import read_listing
 from fgvr.data.health import dataset_findings
 from fgvr.data.unlabelled import open_unlabelled
 from fgvr.errors import DatasetError
@@ -183,3 +184,12 @@ def test_names_that_look_like_markup_are_shown_whole(tmp_path, capfd, monkeypatc
         shown = capfd.readouterr()
         assert "Traceback" not in shown.err and "[" in shown.out
     assert "photo [copy 1] :bird:.png" in shown.out and "kite [/b] :bird:" in shown.out
+
+
+def test_discover_writes_a_table_that_opens_again(tmp_path):
+    bytes_folder(tmp_path / "found")
+    assert cli.main(["mode=discover", f"images={tmp_path / 'found'}", "models=fake"]) == 0
+    [written] = Path(os.environ["FGVR_HOME"]).rglob("labels.csv")
+    shutil.copy(written, tmp_path / "found")
+    listed = read_listing(tmp_path / "found", superclass="bird")
+    assert len(listed.pool) == 12 and all(sample.image.is_file() for sample in listed.pool)
