@@ -171,7 +171,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def tell(message: str, code: int) -> int:
-    sys.stderr.write(f"{message}\n")
+    from fgvr.utils.text import printable
+
+    sys.stderr.write(f"{printable(message)}\n")
     return code
 
 

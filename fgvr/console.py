@@ -139,13 +139,13 @@ def _show(found: Any, url: str, *, as_json: bool, clear: bool) -> None:
         sys.stdout.write(json.dumps({"server": url} | memory_console.as_json(found)) + "\n")
         sys.stdout.flush()
         return
-    from rich.console import Console
+    from fgvr.utils.logging import stdout_console
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = stdout_console()
     if clear and sys.stdout.isatty():
         console.clear()
     for part in memory_console.tables(found, server=url):
-        console.print(part, highlight=False, markup=False)
+        console.print(part)
 
 
 def _sentence(event: dict[str, Any]) -> str:

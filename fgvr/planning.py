@@ -92,11 +92,11 @@ def show(result: MemoryPlan, *, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(as_record(result), ensure_ascii=False) + "\n")
         return
-    from rich.console import Console
+    from fgvr.utils.logging import stdout_console
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = stdout_console()
     for part in _renderables(result):
-        console.print(part, highlight=False, markup=False)
+        console.print(part)
 
 
 def as_record(result: MemoryPlan) -> dict[str, Any]:
@@ -104,7 +104,6 @@ def as_record(result: MemoryPlan) -> dict[str, Any]:
 
 
 def _renderables(result: MemoryPlan) -> Iterator[Any]:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"memory plan, budget {format_bytes(result.budget)}", title_justify="left")
@@ -118,7 +117,7 @@ def _renderables(result: MemoryPlan) -> Iterator[Any]:
             table.add_row(name, format_bytes(size), result.verdict, style="green" if result.fits else "yellow")
             table.add_section()
         else:
-            table.add_row(name, format_bytes(size), escape(note), style="bold" if name in bold else "dim")
+            table.add_row(name, format_bytes(size), note, style="bold" if name in bold else "dim")
     table.add_section()
     for part in result.host:
         table.add_row(f"main memory: {part.name}", format_bytes(part.bytes), part.note, style="dim")

@@ -99,3 +99,17 @@ def test_the_real_edge_cases_are_answered(classify) -> None:
     answered, errors = classify(EDGE_CASES)
     assert set(answered) == {path.name for path in EDGE_CASES.glob("*.jpg")}
     assert errors == ""
+
+
+def test_very_long_pictures_are_thought_over_beside_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    for name, size in (("wide.png", (3000, 10)), ("tall.png", (1, 5000)), ("column.png", (1, 1_000_000)), ("bird.png", (112, 112))):
+        Image.new("RGB", size, "green").save(folder / name)
+    cfg = fgvr.load_config("mode=classify", f"image='{folder}'", "trigger=always", *WORLD, f"paths.home={tmp_path / 'home'}")
+    try:
+        answered = modes.classify(cfg)
+    finally:
+        close_shared()
+    assert sorted(p.image for p in answered) == ["bird.png", "column.png", "tall.png", "wide.png"]
+    assert all(p.slow is not None for p in answered)

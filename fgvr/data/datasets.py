@@ -5,6 +5,7 @@ Nothing but names leaves this file: whatever else a dataset knows about its clas
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 
 from fgvr.data import birds
 from fgvr.data.catalog import Catalog
-from fgvr.data.folder import BadImage, Inspector, Listing, read_listing
+from fgvr.data.folder import BadImage, Inspector, read_listing
+from fgvr.data.listing import Listing
+from fgvr.data.presence import missing
 from fgvr.data.roles import OnBadImage, Wishes, cast, check_on_bad_image
 from fgvr.data.splits import Split, choose_shots
 from fgvr.errors import ConfigError, DatasetError
@@ -23,6 +26,9 @@ from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
 from fgvr.utils.images import pixels_sha256
 from fgvr.utils.progress import track
+from fgvr.utils.text import printable
+
+log = logging.getLogger(__name__)
 
 BIRD_POOL = 16
 """Support and calibration images drawn per species; `split_seed` chooses among them."""
@@ -79,12 +85,23 @@ def open_folder(
     root = Path(root).expanduser()
     listing = read_listing(root, superclass=superclass)
     inspector = Inspector(root, cache_dir=cache_dir, strict=on_bad_image == "error")
-    notes: list[str] = []
-    split = cast(listing, inspector, wishes, notes)
+    notes = list(listing.notes)
+    for note in notes:
+        log.warning("%s: %s", root, note)
+    try:
+        split = cast(listing, inspector, wishes, notes)
+    except DatasetError as error:
+        gone = missing(listing)
+        if not gone:
+            raise
+        rows = f"{len(gone):,} rows name files that are" if len(gone) > 1 else "1 row names a file that is"
+        raise DatasetError(f"{root / 'labels.csv'}: {rows} not there, the first is {gone[0].key}. {error}") from error
     bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
     notes.extend(bad_image_notes(bad))
     name = re.sub(r"[^\w.-]+", "_", root.resolve().name) or "folder"
-    return Dataset(name, root.resolve().name, listing.catalog, superclass, split, root, tuple(notes), bad, listing, seen=inspector.seen)
+    return Dataset(
+        name, printable(root.resolve().name), listing.catalog, superclass, split, root, tuple(notes), bad, listing, seen=inspector.seen
+    )
 
 
 # --- birds -------------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from fgvr.data import layouts
 from fgvr.data.archives import Archive, Contents
 from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset, bad_image_notes
-from fgvr.data.folder import Inspector, Listing
-from fgvr.data.layouts import Reader, inner_folder
+from fgvr.data.folder import Inspector
+from fgvr.data.layouts import Reader
+from fgvr.data.listing import Listing
 from fgvr.data.presence import absence, missing
 from fgvr.data.roles import OnBadImage, Wishes, cast, check_on_bad_image
 from fgvr.data.split_files import apply_split_file
@@ -358,10 +359,11 @@ def _known(name: str) -> FieldSet:
 
 def _base(name: str, known: FieldSet, root: Path) -> Path:
     """The folder in which the archive's files lie; anything missing is a DatasetError with the way to mend it."""
-    markers = known.parts[0].split("|")
-    bases = (inner_folder(root, marker, known.inner) for marker in markers)
-    base = next((base for base in bases if base is not None), None)
-    missing = list(known.parts) if base is None else [p for p in known.parts[1:] if not (base / p).exists()]
+    folders = (root, *(root / name for name in known.inner))
+    bases = [folder for marker in known.parts[0].split("|") for folder in folders if (folder / marker).exists()]
+    lacks = {base: [part for part in known.parts[1:] if not (base / part).exists()] for base in bases}
+    base = min(bases, key=lambda base: len(lacks[base]), default=None)  # a copy of the lists may lie above the archive
+    missing = list(known.parts) if base is None else lacks[base]
     if base is not None and not missing:
         return base
     what = "does not exist" if not root.exists() else "is a file" if not root.is_dir() else "is not the archive of " + known.title

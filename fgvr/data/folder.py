@@ -1,47 +1,33 @@
 """Finds the labelled images of a folder, in any of the layouts people use, and looks at each image once.
 
-Layouts: `<class>/*.jpg`; `{train,support,val}/<class>/*.jpg` beside `{test,query}/<class>/*.jpg`; or a `labels.csv` with the columns
-`filename, class_name[, class_id, split]`.
+Layouts: `<class>/**/*.jpg`; `{train,training,support}/<class>/**/*.jpg` beside `{test,testing,query}/<class>/**/*.jpg`; or a `labels.csv`
+with the columns `filename, class_name[, class_id, split]`. A validation part beside a training part belongs to neither: it is left out
+and said.
 """
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fgvr.data.catalog import Catalog
+from fgvr.data.label_table import read_table
+from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.data.splits import natural
 from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.types import Category, Sample
 from fgvr.utils.files import read_json, short_hash, write_json
-from fgvr.utils.images import list_images, read_image
+from fgvr.utils.images import list_images, passed_over, read_image
 from fgvr.utils.progress import track
-from fgvr.utils.text import normalise_name, plain_name
+from fgvr.utils.text import plain_name, printable
 
 log = logging.getLogger(__name__)
 
-SUPPORT_NAMES = ("support", "train", "val")
-TEST_NAMES = ("test", "query")
 _LAYOUTS = "expected <class>/*.jpg, train/<class>/*.jpg beside test/<class>/*.jpg, or labels.csv (filename, class_name)"
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What a folder holds, before any image was opened. `test` is empty when the folder itself makes no split."""
-
-    catalog: Catalog
-    pool: tuple[Sample, ...]  # everything, or the support part of an official split
-    test: tuple[Sample, ...] = ()
-    official: bool = False
-    own_names: Mapping[str, str] = field(default_factory=dict)  # class id -> what a published archive calls it
-    checksums: Mapping[str, str] = field(default_factory=dict)  # key -> md5, where an archive brings them
-    official_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # id -> known spellings, in the official order of classes
 
 
 def read_listing(root: Path, *, superclass: str) -> Listing:
@@ -51,89 +37,39 @@ def read_listing(root: Path, *, superclass: str) -> Listing:
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; dataset.root must be the folder that holds the class folders")
     if (root / "labels.csv").is_file():
-        return _read_table(root, superclass)
+        return read_table(root, superclass)
     folders = _subfolders(root)
-    parts = {folder.name.lower(): folder for folder in folders}
-    supports = [parts[name] for name in SUPPORT_NAMES if name in parts]
-    tests = [parts[name] for name in TEST_NAMES if name in parts]
-    if supports and all(_subfolders(part) for part in supports + tests) and (tests or len(supports) == len(folders)):
-        return _read_split_folders(root, supports, tests, superclass)
+    supports, validation, tests = (_named(folders, names) for names in (SUPPORT_NAMES, VALIDATION_NAMES, TEST_NAMES))
+    if not supports:
+        supports, validation = validation, []
+    parts = supports + validation + tests
+    if supports and all(_subfolders(part) for part in supports) and (validation or tests or len(parts) == len(folders)):
+        flat = [part for part in tests if not _subfolders(part)]  # pictures without labels
+        aside = [folder for folder in folders if folder not in parts]
+        tests = [part for part in tests if part not in flat]
+        return _read_split_folders(root, supports, tests, superclass, [*validation, *flat, *aside])
     if not folders:
         loose = len(list_images(root))
         found = f"it holds {loose} images but no class folders" if loose else "it is empty"
         raise DatasetError(f"{root}: {found}; {_LAYOUTS}. Unlabelled images go to mode=classify or mode=discover")
-    return Listing(_catalog(folders, superclass), _samples(root, folders))
+    return Listing(_catalog(folders, superclass), _samples(root, folders), notes=_notes(root, folders))
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------------------
 
 
-def _read_split_folders(root: Path, supports: list[Path], tests: list[Path], superclass: str) -> Listing:
-    """Class folders of the same name are one class, whichever part they lie in."""
+def _read_split_folders(root: Path, supports: list[Path], tests: list[Path], superclass: str, aside: list[Path]) -> Listing:
+    """Class folders of the same name are one class, whichever part they lie in. What lies `aside` is counted only."""
     in_support = [folder for part in supports for folder in _subfolders(part)]
     in_test = [folder for part in tests for folder in _subfolders(part)]
     unknown = sorted({f.name for f in in_test} - {f.name for f in in_support})
     if unknown:
         raise DatasetError(f"{root}: classes with test but no support images: {', '.join(unknown[:10])}")
     catalog = _catalog({folder.name: folder for folder in in_support}.values(), superclass)
-    return Listing(catalog, _samples(root, in_support), _samples(root, in_test), official=bool(tests))
-
-
-def _read_table(root: Path, superclass: str) -> Listing:
-    path = root / "labels.csv"
-    rows = _rows(path)
-    categories: dict[str, Category] = {}
-    parts: dict[bool | None, list[Sample]] = {True: [], False: [], None: []}
-    for line, row in enumerate(rows, 2):
-        name, filename = row.get("class_name", "").strip(), row.get("filename", "").strip().replace("\\", "/").removeprefix("./")
-        if not name or not filename:
-            raise DatasetError(f"{path}, line {line}: filename and class_name must not be empty")
-        if os.path.isabs(filename) or ".." in Path(filename).parts:
-            raise DatasetError(f"{path}, line {line}: {filename} must lie inside {root}")
-        id = row.get("class_id", "").strip() or name
-        aliases = tuple(a for a in (row.get("display_name", "").strip(),) if a and normalise_name(a) != normalise_name(name))
-        known = categories.setdefault(id, Category(id, plain_name(name), superclass, aliases))
-        if normalise_name(known.name) != normalise_name(name):
-            raise DatasetError(f"{path}, line {line}: class_id {id} is {known.name!r} above and {name!r} here")
-        parts[_is_test(row.get("split", ""), path, line)].append(Sample(root / filename, filename, id))
-    if parts[None] and (parts[True] or parts[False]):
-        raise DatasetError(f"{path}: {len(parts[None])} rows have no split while others have one; fill all of them or none")
-    catalog = Catalog(tuple(categories[id] for id in sorted(categories, key=natural)))
-    listed = Counter(sample.key for part in parts.values() for sample in part)
-    twice = [key for key, count in listed.items() if count > 1]
-    if twice:
-        raise DatasetError(f"{path}: listed more than once: {', '.join(twice[:10])}")
-    if parts[True] and not parts[False]:
-        raise DatasetError(f"{path}: all rows are test; mark some as support (or train, val), or leave the split column out")
-    without = sorted({str(s.label) for s in parts[True]} - {str(s.label) for s in parts[False]}, key=natural)
-    if without:
-        raise DatasetError(f"{path}: classes with test but no support images: {', '.join(catalog.names(without[:10]))}")
-    return Listing(catalog, tuple(parts[False] or parts[None]), tuple(parts[True]), official=bool(parts[True]))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = [str(name).strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            missing = {"filename", "class_name"} - set(columns)
-            if missing:
-                raise DatasetError(f"{path}: needs the columns filename and class_name; found {', '.join(columns) or 'nothing'}")
-            rows = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DatasetError(f"{path} cannot be read as UTF-8 comma-separated text: {error}") from error
-    if not rows:
-        raise DatasetError(f"{path} lists no image")
-    return rows
-
-
-def _is_test(split: str, path: Path, line: int) -> bool | None:
-    """None when the row does not say."""
-    word = split.strip().lower()
-    if word and word not in SUPPORT_NAMES + TEST_NAMES:
-        raise DatasetError(f"{path}, line {line}: split {split!r} is none of {', '.join(SUPPORT_NAMES + TEST_NAMES)}")
-    return word in TEST_NAMES if word else None
+    counts = ((folder, len(list_images(folder, recursive=True))) for folder in aside)
+    left = [f"{folder.name} holds {count:,} images, which are neither support nor test: left out" for folder, count in counts if count]
+    notes = (*left, *_notes(root, in_support + in_test))
+    return Listing(catalog, _samples(root, in_support), _samples(root, in_test), official=bool(tests), notes=notes)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -144,19 +80,37 @@ def _subfolders(folder: Path) -> list[Path]:
 def _catalog(folders: Iterable[Path], superclass: str) -> Catalog:
     """A folder's name is the class's id; without number prefix and underscores it is its name."""
     ordered = sorted(folders, key=lambda f: natural(f.name))
-    return Catalog(tuple(Category(f.name, plain_name(f.name), superclass) for f in ordered))
+    return Catalog(tuple(Category(class_id(f.name), plain_name(printable(f.name)), superclass) for f in ordered))
+
+
+def class_id(name: str) -> str:
+    r"""A folder's name; bytes that are no UTF-8 as `\xe9`, so that an id can be written and sent anywhere."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _notes(root: Path, folders: list[Path]) -> tuple[str, ...]:
+    """What a reader may not expect: files that are passed over, and folders within class folders."""
+    nested = [inner for folder in folders for inner in _subfolders(folder) if list_images(inner, recursive=True)]
+    first = f", the first: {nested[0].relative_to(root)}" if nested else ""
+    read = [f"{len(nested):,} folders within class folders were read as part of their class{first}"] if nested else []
+    return (*read, *passed_over(folders))
+
+
+def _named(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    return [folder for folder in folders if folder.name.lower() in names]
 
 
 def _samples(root: Path, folders: Iterable[Path]) -> tuple[Sample, ...]:
-    by_folder = {folder: list_images(folder) for folder in folders}
+    by_folder = {folder: list_images(folder, recursive=True) for folder in folders}
     empty = [folder for folder, images in by_folder.items() if not images]
-    if empty:
-        inner = [f for f in empty if any(list_images(sub) for sub in _subfolders(f))]
-        cure = f"set dataset.root={inner[0]}" if len(inner) == len(by_folder) == 1 else "add images or remove the folder"
+    too_high = [folder for folder in by_folder if len(by_folder) == 1 and len(_subfolders(folder)) > 1 and not list_images(folder)]
+    if empty or too_high:
+        empty = empty or too_high
+        cure = f"set dataset.root={too_high[0]}" if too_high else "add images or remove the folder"
         named = ", ".join(str(folder.relative_to(root)) for folder in empty[:10])
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         raise DatasetError(f"{root}: class folders without images: {named}{more}; {cure} ({_LAYOUTS})")
-    return tuple(Sample(p, p.relative_to(root).as_posix(), folder.name) for folder, images in by_folder.items() for p in images)
+    return tuple(Sample(p, p.relative_to(root).as_posix(), class_id(folder.name)) for folder, images in by_folder.items() for p in images)
 
 
 # --- looking at images -------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fgvr.data.datasets import Dataset
-from fgvr.data.folder import Listing
 from fgvr.data.leaks import exact_overlaps, near_overlaps
+from fgvr.data.listing import Listing
 from fgvr.data.looks import Looks
 from fgvr.data.presence import absence, missing
 from fgvr.errors import FgvrError
@@ -51,6 +51,8 @@ def dataset_findings(dataset: Dataset, looks: Looks | None = None) -> Iterator[F
         f"{len(dataset.catalog) - len(untested)} of {len(dataset.catalog)}",
         f"no test image of: {_some(untested)}" if untested else "",
     )
+    for note in () if dataset.listing is None else dataset.listing.notes:
+        yield Finding("left aside", True, note)
     gone = [] if dataset.listing is None else missing(dataset.listing)
     absent = {sample.key for sample in gone}
     bad = [image for image in dataset.bad_images if image.key not in absent]

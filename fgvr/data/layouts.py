@@ -6,8 +6,7 @@ Readers believe the archive: nothing is downloaded, guessed or put right here; n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fgvr.data.archives import Archive, Contents, Row
@@ -46,13 +45,29 @@ def read_dogs(archive: Archive, partition: int) -> Contents:
 
 
 def read_cars(archive: Archive, partition: int) -> Contents:
-    """The first layout found: devkit (as published, and as torchvision wants it), one .mat for all images,
-    class folders with CSV, or parquet files."""
-    if archive.has("cars_annos.mat"):
-        return _cars_in_one_file(archive)
-    if archive.has("anno_train.csv"):
-        return _cars_by_folder(archive)
-    return _cars_devkit(archive) if archive.has("devkit") else read_parquet(archive)
+    """The layout whose pictures are there: one .mat for all images, class folders with CSV, devkit (as published, and as torchvision
+    wants it), or parquet files. Copies in use bring the lists of several."""
+    layouts = {"cars_annos.mat": _cars_in_one_file, "anno_train.csv": _cars_by_folder, "devkit": _cars_devkit, "data": read_parquet}
+    found = [read for marker, read in layouts.items() if archive.has(marker)]
+    return _with_pictures(archive, found)
+
+
+def _with_pictures(archive: Archive, readers: Sequence[Callable[[Archive], Contents]]) -> Contents:
+    """What the first reader lists whose first picture is there; when there is none, the first list that can be read."""
+    read: list[Contents] = []
+    failed: list[DatasetError] = []
+    for reader in readers:
+        try:
+            contents = reader(archive)
+        except DatasetError as error:
+            failed.append(error)
+            continue
+        if contents.rows and archive.has(contents.rows[0].key):
+            return contents
+        read.append(contents)
+    if failed and not read:
+        raise failed[0]
+    return read[0]
 
 
 def _cars_devkit(archive: Archive) -> Contents:
@@ -60,8 +75,10 @@ def _cars_devkit(archive: Archive) -> Contents:
     rows = []
     test = archive.first("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
     for part, path in (("cars_train", "devkit/cars_train_annos.mat"), ("cars_test", test)):
-        folder = f"{part}/{part}" if archive.has(f"{part}/{part}") else part  # one of the copies in use has every folder twice
-        for place, note in enumerate(_records(archive, path, "annotations"), 1):
+        notes = _records(archive, path, "annotations")
+        twice = f"{part}/{part}"  # one of the copies in use has every folder twice
+        folder = twice if notes and archive.has(f"{twice}/{notes[0]['fname']}") else part
+        for place, note in enumerate(notes, 1):
             where = f"{path}, entry {place}"
             rows.append(Row(f"{folder}/{note['fname']}", str(int(note["class"])), part == "cars_test", where))
     return Contents(_counted(archive.mat("devkit/cars_meta.mat", "class_names")), rows)
@@ -219,14 +236,6 @@ def read_birdsnap(archive: Archive, partition: int) -> Contents:
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------------------
-
-
-def inner_folder(root: Path, marker: str, candidates: tuple[str, ...]) -> Path | None:
-    """Where the archive really starts: `root`, or a folder in it that extracting makes; None where `marker` is nowhere."""
-    for folder in (root, *(root / name for name in candidates)):
-        if (folder / marker).exists():
-            return folder
-    return None
 
 
 def _counted(names: Any) -> list[tuple[str, str]]:

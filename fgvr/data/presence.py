@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fgvr.data.folder import Listing
+from fgvr.data.listing import Listing
 from fgvr.types import Sample
 from fgvr.utils.text import nearest
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fgvr.data.catalog import Catalog
-from fgvr.data.folder import Inspector, Listing
+from fgvr.data.folder import Inspector
+from fgvr.data.listing import Listing
 from fgvr.data.splits import Split, long_tail, natural, rank, require
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Sample

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fgvr.data.catalog import Catalog
-from fgvr.data.folder import SUPPORT_NAMES, TEST_NAMES, Listing
+from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.errors import DatasetError
 
 Entry = tuple[str, str, str]
@@ -76,6 +76,6 @@ def _csv_entries(text: str) -> Iterator[Entry]:
 
 
 def _part(word: str) -> str:
-    if word not in SUPPORT_NAMES + TEST_NAMES:
-        raise ValueError(f"part {word!r} is none of {', '.join(SUPPORT_NAMES + TEST_NAMES)}")
+    if word not in SUPPORT_NAMES + VALIDATION_NAMES + TEST_NAMES:
+        raise ValueError(f"part {word!r} is none of {', '.join(SUPPORT_NAMES + VALIDATION_NAMES + TEST_NAMES)}")
     return word

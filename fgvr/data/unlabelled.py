@@ -15,7 +15,7 @@ from fgvr.data.pictures import open_picture
 from fgvr.errors import DatasetError
 from fgvr.types import Picture, Sample
 from fgvr.utils.files import short_hash
-from fgvr.utils.images import list_images
+from fgvr.utils.images import list_images, passed_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Unlabelled:
     samples: tuple[Sample, ...]  # by content hash; no labels
     bad_images: tuple[BadImage, ...]
     copies: int  # files with the content of another one
+    passed_over: tuple[str, ...] = ()  # in words, the files that are no images
 
     @property
     def album(self) -> Pictures:
@@ -41,6 +42,7 @@ class Unlabelled:
         notes = [f"{self.copies} files are copies of others and count once"] if self.copies else []
         return (
             *notes,
+            *self.passed_over,
             *([f"{len(self.bad_images)} unusable images were left out, the first: {self.bad_images[0]}"] if self.bad_images else []),
         )
 
@@ -72,4 +74,4 @@ def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlab
     if not once:
         raise DatasetError(f"{root} holds no readable image")
     bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    return Unlabelled(root, tuple(once[sha256] for sha256 in sorted(once)), bad, len(found) - len(once))
+    return Unlabelled(root, tuple(once[sha256] for sha256 in sorted(once)), bad, len(found) - len(once), tuple(passed_over([root])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -48,7 +47,7 @@ def findings_table(findings: Sequence[Finding]) -> RenderableType:
     table = Table("", "topic", *whole, title=title, title_justify="left")
     for finding in findings:
         style = "" if finding.well else "red"
-        table.add_row("ok" if finding.well else "!!", *map(escape, (finding.topic, finding.detail, finding.cure)), style=style)
+        table.add_row("ok" if finding.well else "!!", finding.topic, finding.detail, finding.cure, style=style)
     return table
 
 

@@ -26,6 +26,7 @@ from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Cost, Prediction, Report
 from fgvr.utils.files import atomic_write, read_json
+from fgvr.utils.text import printable
 
 if TYPE_CHECKING:
     from fgvr.types import ImageSource
@@ -220,7 +221,7 @@ def _routers(report: RunReport, seen: Outcomes) -> dict[str, Any] | None:
 def write(report: RunReport, folder: Path) -> None:
     """`report.json` and `report.html`, each whole or not at all; the JSON last, so that its presence means both are there."""
     body = to_json(report)
-    atomic_write(Path(folder) / PAGE, page.render(report, body, report.predictions, report.seen, report.pictures, report.memory))
+    atomic_write(Path(folder) / PAGE, printable(page.render(report, body, report.predictions, report.seen, report.pictures, report.memory)))
     atomic_write(Path(folder) / FILE, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 

@@ -15,8 +15,9 @@ from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.runs import rows_anew, run_folder
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
-from fgvr.utils.images import list_images
+from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.progress import track
+from fgvr.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))
         notes = [cfg.models.notice] if cfg.models.notice else []
-        atomic_write(folder / reports.PAGE, ways.render(answered, {s.key: s.image for s in samples}, notes))
+        atomic_write(folder / reports.PAGE, printable(ways.render(answered, {s.key: s.image for s in samples}, notes)))
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:
         log.error("%s", error)
@@ -43,6 +44,8 @@ def classify(cfg: DictConfig) -> list[Prediction]:
 def _asked_for(path: Path) -> list[Sample]:
     if path.is_dir():
         found = [Sample(file, key=str(file.relative_to(path))) for file in list_images(path, recursive=True)]
+        for note in passed_over([path]):
+            log.warning("%s", note)
         if not found:
             raise DatasetError(f"{path} holds no images")
         return found

@@ -22,6 +22,7 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.pipeline import Recognizer
 from fgvr.utils.files import atomic_write, write_json
+from fgvr.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,6 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
     table = csv.writer(rows, lineterminator="\n")
     table.writerow(("filename", "class_name"))
     table.writerows(sorted(discovery.images.items()))
-    atomic_write(folder / LABELS, rows.getvalue())
-    atomic_write(folder / reports.PAGE, album.render(found, [sample.image for sample in images.samples], discovery.notes))
+    atomic_write(folder / LABELS, rows.getvalue().encode("utf-8", "surrogateescape"))  # as the file system has the names
+    atomic_write(folder / reports.PAGE, printable(album.render(found, [sample.image for sample in images.samples], discovery.notes)))
     write_json(folder / NAMES, body)

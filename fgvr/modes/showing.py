@@ -22,6 +22,7 @@ from fgvr.modes.comparing_baselines import Baselines
 from fgvr.modes.discovering import NAMES, Discovery
 from fgvr.store.upkeep import Upkeep
 from fgvr.types import MemoryPlan, Report
+from fgvr.utils.logging import stdout_console
 
 
 def show(result: Any, cfg: DictConfig) -> None:
@@ -29,13 +30,12 @@ def show(result: Any, cfg: DictConfig) -> None:
     if result is None:  # a server has said all it had to say
         return
     if cfg.logging.json:
-        sys.stdout.write(json.dumps(_as_json(result), ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(_as_json(result), ensure_ascii=False, default=str)
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
         return
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = stdout_console(width=120)
     for part in _as_text(result):
-        console.print(part, highlight=False)
+        console.print(part)
 
 
 def _as_json(result: Any) -> Any:

@@ -35,7 +35,9 @@ def set_up(folder: Path, *, days: int) -> list[logging.Handler]:
         ("error.log", logging.WARNING, (fgvr, asgi)),
         ("access.log", logging.INFO, (asked,)),
     ):
-        handler = TimedRotatingFileHandler(folder / name, when="midnight", utc=True, backupCount=days, encoding="utf-8", delay=True)
+        handler = TimedRotatingFileHandler(
+            folder / name, when="midnight", utc=True, backupCount=days, encoding="utf-8", delay=True, errors="backslashreplace"
+        )
         handler.setLevel(level)
         handler.setFormatter(Redacting(_FORM))
         handlers.append(handler)

@@ -18,13 +18,16 @@ from fgvr.errors import StoreError
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> Path:
-    """Write a file so that readers see the old content or the new, never a half; folders are made. Text is UTF-8."""
+    """Write a file so that readers see the old content or the new, never a half; folders are made.
+
+    Text is UTF-8; bytes of a file name that are none (lone surrogates) become the escapes that JSON reads back.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         with open(partial, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -71,7 +74,7 @@ def canonical_json(value: Any) -> str:
 
 def short_hash(value: Any) -> str:
     """12 hex digits that name a configuration."""
-    return sha256_bytes(canonical_json(value).encode())[:12]
+    return sha256_bytes(canonical_json(value).encode("utf-8", "backslashreplace"))[:12]
 
 
 def write_json(path: str | Path, value: Any) -> Path:

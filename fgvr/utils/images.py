@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import io
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +20,16 @@ from fgvr.utils.files import sha256_bytes
 if TYPE_CHECKING:
     from fgvr.types import ImageSource
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+_OTHERS = (".pnm", ".tga", ".mpo", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".avifs", ".jxl", ".heic", ".heif", ".hif")
+IMAGE_SUFFIXES = frozenset((*_COMMON, *_OTHERS))
+"""Files with these are opened; one that this Pillow cannot decode is an unusable image that is named."""
+MAX_ASPECT = 20
+"""A picture longer than this many times its short side is padded with white: image processors refuse it, or scale it without bound."""
+LONGEST = 4096
+"""The long side of a padded picture at most; a longer one is scaled down first."""
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
 MAX_PIXELS = 89_000_000
 """More than this in one picture is taken for a decompression bomb (just below where Pillow itself starts to warn)."""
 
@@ -26,7 +38,8 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
     """RGB upright image and its sha256: of the file's bytes, or of the RGB pixels when there is no file.
 
     Arrays: H x W, H x W x 1, 3 or 4; uint8, uint16 (full range), bool, or float in 0..1. Transparency is laid over white; of an
-    animation the first frame counts. Anything that cannot be decoded is an ImageError that names it and says why.
+    animation the first frame counts. A very long picture is padded (`MAX_ASPECT`).
+    Anything that cannot be decoded is an ImageError that names it and says why.
     """
     if isinstance(source, np.ndarray):
         source = _from_array(source)
@@ -38,13 +51,17 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         data, name = source, f"{len(source)} bytes"
     else:
         data, name = _read_file(Path(source).expanduser()), str(source)
+    heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
+    if heic:
+        _register_heif()
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _decode(image, name, max_pixels), sha256_bytes(data)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image in a known format") from None
+        cure = "a HEIC photograph, for which a package is missing: pip install pillow-heif" if heic else "not an image in a known format"
+        raise ImageError(f"{name}: {cure}") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
 
@@ -59,16 +76,48 @@ def pixels_sha256(image: Image.Image) -> str:
 
 
 def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
-    """Image files by suffix, sorted by path; hidden files (and those in hidden folders) are left out."""
+    """Image files by suffix (those without one by their first bytes), sorted by path; hidden files and folders are left out."""
+    return [path for path in _visible(folder, recursive=recursive) if _is_image(path)]
+
+
+def passed_over(folders: Iterable[str | Path]) -> list[str]:
+    """In words, for `notes`: the visible files below these folders that are not taken for images, by suffix; [] when there are none."""
+    others = [path for folder in folders for path in _visible(folder, recursive=True) if not _is_image(path)]
+    if not others:
+        return []
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
+    return [f"{len(others):,} files are not images and were passed over ({counts}), the first: {others[0]}"]
+
+
+def _visible(folder: str | Path, *, recursive: bool) -> list[Path]:
     folder = Path(folder)
     found = folder.rglob("*") if recursive else folder.glob("*")
+    hidden = (".", "__MACOSX")
     return sorted(
         path
         for path in found
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-        and path.is_file()
+        if path.name != "Thumbs.db" and not any(part.startswith(hidden) for part in path.relative_to(folder).parts) and path.is_file()
     )
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix:
+        return path.suffix.lower() in IMAGE_SUFFIXES
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False  # counted among what was passed over
+    return head.startswith(_SIGNATURES) or head[8:12] == b"WEBP" or head[4:12] in (b"ftypavif", *(b"ftyp" + brand for brand in _HEIC))
+
+
+def _register_heif() -> None:
+    """Lets Pillow read HEIC where the package pillow-heif is installed."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return  # the picture is then refused with the cure
 
 
 def thumbnail_data_url(image: Image.Image, side: int = 96) -> str:
@@ -102,7 +151,22 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if width * height == 0:
         raise ImageError(f"{name}: has no pixels")
     image.load()
-    return _to_rgb(_upright(image))
+    return _padded(_to_rgb(_upright(image)))
+
+
+def _padded(image: Image.Image) -> Image.Image:
+    """White around a picture beyond `MAX_ASPECT`; any other as it is."""
+    short, long = sorted(image.size)
+    if long <= MAX_ASPECT * short:
+        return image
+    scale = min(1.0, LONGEST / long)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    if scale < 1:
+        image = image.resize((width, height), Image.Resampling.BOX)
+    least = -(-max(width, height) // MAX_ASPECT)
+    padded = Image.new("RGB", (max(width, least), max(height, least)), "white")
+    padded.paste(image, ((padded.width - width) // 2, (padded.height - height) // 2))
+    return padded
 
 
 def _upright(image: Image.Image) -> Image.Image:

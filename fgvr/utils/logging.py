@@ -5,20 +5,39 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
+from rich.segment import Segment
+
+from fgvr.utils.text import printable
 
 _MARK = "fgvr"  # name of the handlers set here, so that a second call replaces them
 _BUFFERED = 1000  # records of libraries kept until the run's log file is known
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is: names of classes and files may hold brackets, colons, and bytes that are no UTF-8."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        return (segment._replace(text=printable(segment.text)) for segment in super().render(renderable, options))
+
+
 @cache
 def stderr_console() -> Console:
     """The one console progress bars and log lines share, so that they do not write over each other. Not for results: those go to stdout."""
-    return Console(stderr=True)
+    return PlainConsole(stderr=True)
+
+
+def stdout_console(width: int = 140) -> Console:
+    """For results. `width`: where the output is no terminal."""
+    return PlainConsole(width=None if sys.stdout.isatty() else width)
 
 
 def setup_logging(*, level: str = "info", quiet: bool = False, file: Path | None = None) -> logging.Logger:

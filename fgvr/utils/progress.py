@@ -34,7 +34,7 @@ def track(
     if not (_wanted(console.is_terminal) if show is None else show):
         yield from iterable
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), _Memory())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), _Memory())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total)
         for item in iterable:

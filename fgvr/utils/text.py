@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _NUMBER_PREFIX = re.compile(r"^(?:\d+\.(?!\d)|n\d{8}[-_])\s*(?=\S)")  # 107.Common_Raven, n02085620-Chihuahua
 _ACCENTS = re.compile(r"([A-Za-z])[\u0300-\u036f]+")
+_UNDECODED = re.compile(r"[\ud800-\udfff]")
 _BLANKS = re.compile(r"[\s_-]+")
 
 
@@ -24,6 +25,11 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def printable(text: str) -> str:
+    """The text with a replacement character for each byte of a file name that is no UTF-8; such text cannot be shown."""
+    return _UNDECODED.sub("\ufffd", text)
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:

@@ -123,10 +123,30 @@ def test_an_official_test_part_is_kept(tmp_path, support, test):
     assert len(open_folder(root=tmp_path, shots=None, calibration=2, test_per_class=1).split.support) == 8
 
 
-def test_train_and_val_are_support_together(tmp_path):
-    for part, start in (("train", 0), ("val", 300), ("test", 600)):
-        classes(tmp_path / part, each=2, start=start)
-    assert len(open_folder(root=tmp_path, shots=4).split.support) == 8
+@pytest.mark.parametrize(
+    ("support", "validation", "test"), [("train", "val", "test"), ("Training", "valid", "Testing"), ("train", "val", "")]
+)
+def test_a_validation_part_is_left_out_and_said(tmp_path, support, validation, test):
+    for part, start in ((support, 0), (validation, 300), (test, 600)):
+        if part:
+            classes(tmp_path / part, each=3, start=start)
+    dataset = open_folder(root=tmp_path, shots=2)
+    assert not any(key.startswith(validation) for key in keys([s for _, s in dataset.split]))
+    assert f"{validation} holds 6 images, which are neither support nor test: left out" in dataset.notes
+
+
+def test_validation_rows_of_a_table_are_left_out_and_said(tmp_path):
+    rows = [(f"{name}{i}.png", name, "", part) for name in "ab" for i, part in enumerate(("train", "train", "val", "test"))]
+    dataset = open_folder(root=table(tmp_path, rows), shots=2)
+    assert keys([s for _, s in dataset.split]) == {f"{name}{i}.png" for name in "ab" for i in (0, 1, 3)}
+    assert any("2 rows of labels.csv are validation images" in note for note in dataset.notes)
+
+
+def test_unlabelled_test_pictures_beside_a_train_part_are_left_out_and_said(tmp_path):
+    classes(tmp_path / "train")
+    paint(tmp_path / "test" / "1.png", 9)
+    dataset = open_folder(root=tmp_path, shots=2)
+    assert len(dataset.catalog) == 2 and "test holds 1 images, which are neither support nor test: left out" in dataset.notes
 
 
 def test_train_alone_is_split_by_seed(tmp_path):
@@ -202,7 +222,7 @@ def test_ten_classes_sort_by_number(tmp_path):
         (rows()[:0], "filename,class_name", "lists no image"),
         (rows(), "file,label,x,y", "needs the columns filename and class_name; found file, label"),
         ([*rows(), ("a.png", "", "0", "test")], None, "line 10: .*must not be empty"),
-        ([*rows(), ("a.png", "Kite", "0", "tset")], None, "line 10: split 'tset' is none of support, train, val"),
+        ([*rows(), ("a.png", "Kite", "0", "tset")], None, "line 10: split 'tset' is none of support, train, training, val"),
         ([*rows(), ("a.png", "Kite", "0", "")], None, "1 rows have no split"),
         ([*rows(), ("a.png", "Rook", "0", "test")], None, "class_id 0 is 'Kite' above and 'Rook' here"),
         ([*rows(), ("a.png", "kite", "7", "train")], None, "read the same"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fgvr.data.pictures import open_picture
 from fgvr.errors import ImageError
-from fgvr.utils.images import list_images, pixels_sha256, thumbnail_data_url
+from fgvr.utils.images import LONGEST, MAX_ASPECT, list_images, pixels_sha256, thumbnail_data_url
 
 
 def pixel(picture, place=(0, 0)):
@@ -226,3 +226,26 @@ def test_a_thumbnail_is_a_small_jpeg():
     head, data = thumbnail_data_url(Image.new("RGBA", (400, 200)), 50).split(",")
     assert head == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (50, 25)
+
+
+# --- very long pictures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (5000, 1), (1, 1_000_000)])
+def test_a_very_long_picture_is_padded_to_what_processors_accept(tmp_path, size):
+    path = save(Image.new("RGB", size, "red"), tmp_path / "long.png")
+    for source in (path, path.read_bytes(), Image.new("RGB", size, "red")):
+        picture = open_picture(source)
+        short, long = sorted(picture.image.size)
+        assert long <= min(LONGEST, max(size)) and long <= MAX_ASPECT * short
+        assert pixel(picture, (picture.image.width // 2, picture.image.height // 2)) == (255, 0, 0)
+        assert pixel(picture) == (255, 255, 255)
+
+
+def test_a_panorama_is_left_as_it_is(tmp_path):
+    assert open_picture(save(Image.new("RGB", (200, 10), "red"), tmp_path / "p.png")).image.size == (200, 10)
+
+
+def test_a_column_of_25_million_pixels_becomes_a_small_picture(tmp_path):
+    picture = open_picture(save(Image.new("L", (1, 25_000_000)), tmp_path / "column.png"))
+    assert picture.image.size == (205, LONGEST)
