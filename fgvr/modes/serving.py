@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +37,16 @@ def serve(cfg: DictConfig) -> None:
         run(server, settings, tokens)
     finally:
         pool.close()
+        if server.engine.computing:
+            _leave()
+
+
+def _leave() -> None:
+    """The last resort: a native computation that no flag ends would abort the interpreter's own end. All is saved and closed by now."""
+    log.warning("a computation still runs; the process ends without it")
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(130 if isinstance(sys.exception(), KeyboardInterrupt) else 0)
 
 
 def with_environment(cfg: DictConfig, overrides: dict[str, object]) -> DictConfig:
