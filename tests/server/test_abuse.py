@@ -49,19 +49,25 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def many_scans(count: int, side: int = 1000) -> bytes:
-    """A progressive JPEG whose second scan is repeated."""
-    data = encoded(Image.effect_noise((side, side), 1.0), "JPEG", progressive=True, quality=50)
+def many_scans(count: int, side: int = 2000) -> bytes:
+    """A progressive JPEG whose fourth scan, which goes over every coefficient, is repeated."""
+    data = encoded(Image.new("L", (side, side), 90), "JPEG", progressive=True)
     starts = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
-    scan = data[starts[1] : starts[2]]
-    scan = scan[: scan.rfind(b"\xff\xc4")] if b"\xff\xc4" in scan else scan
-    return data[: starts[2]] + scan * count + data[starts[2] :]
+    scan = data[starts[3] : starts[4]].split(b"\xff\xc4")[0]
+    return data[: starts[3]] + scan * count + data[starts[3] :]
+
+
+def closed(line: socket.socket) -> bool:
+    try:
+        return line.recv(10) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_a_picture_that_takes_too_long_is_refused_and_the_next_one_decoded(serve: Serve) -> None:
     served = serve(decode_seconds=0.5)
     began = time.monotonic()
-    slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(400), "image/jpeg")})
+    slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(3000), "image/jpeg")})
     assert slow.status_code == 400 and time.monotonic() - began < 8
     assert "images.0" in slow.text and "server.decode_seconds=0.5" in slow.text
     assert served.post("/api/v1/classify", files={"images": ("a.png", png(), "image/png")}).status_code == 200
@@ -157,7 +163,7 @@ def test_connections_are_bounded_and_those_that_ask_for_nothing_go_first(serve: 
 
 def _check_order(served: Served, uploads: list[socket.socket], heads: list[socket.socket]) -> None:
     assert served.get("/health").status_code == 200
-    assert all(line.recv(10) == b"" for line in heads[:5]), "the oldest of them are closed"
+    assert all(closed(line) for line in heads[:5]), "the oldest of them are closed"
     for line in uploads:
         line.settimeout(0.05)
         with pytest.raises(TimeoutError):
@@ -166,7 +172,7 @@ def _check_order(served: Served, uploads: list[socket.socket], heads: list[socke
 
 def test_a_silent_connection_is_closed(serve: Serve) -> None:
     with sockets(serve(upload_seconds=0.5), 3, b"GET / HT") as lines:
-        assert all(line.recv(10) == b"" for line in lines)
+        assert all(closed(line) for line in lines)
 
 
 def test_readers_that_stop_reading_are_dropped(serve: Serve) -> None:
