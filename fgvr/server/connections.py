@@ -24,8 +24,9 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             self.begun = self.loop.time()
             self._silent = self.loop.call_later(settings.upload_seconds, self._drop_if_idle)
-            if len(self.connections) > settings.max_connections:
-                least = min(self.connections - {self}, key=lambda one: (one.needs, one.begun))
+            others = [one for one in self.connections if one is not self and not one.transport.is_closing()]
+            if len(others) >= settings.max_connections:
+                least = min(others, key=lambda one: (one.needs, one.begun))
                 (least if least.needs < 2 else self).transport.abort()
 
         @property
