@@ -154,7 +154,7 @@ def test_idle_uploads_take_no_place_and_end_with_408(serve: Serve) -> None:
 def test_connections_are_bounded_and_those_that_ask_for_nothing_go_first(serve: Serve) -> None:
     served = serve(max_connections=10, upload_seconds=10.0)
     with sockets(served, 5, SLOW) as uploads:
-        until(lambda: [one.needs for one in served.process.server_state.connections].count(1) == 5)
+        until(lambda: [one.needs for one in served.process.server_state.connections].count(1) == 5)  # type: ignore[union-attr]
         with sockets(served, 15, b"GET /hea") as heads:
             _check_order(served, uploads, heads)
     with sockets(served, 30, SLOW):
