@@ -16,6 +16,8 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
     class Bounded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         transport: asyncio.Transport
         loop: asyncio.AbstractEventLoop
+        connections: set[Any]
+        cycle: Any
         _stalled: asyncio.TimerHandle | None = None
         _silent: asyncio.TimerHandle | None = None
         begun: float = 0.0
