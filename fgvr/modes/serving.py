@@ -38,6 +38,16 @@ def serve(cfg: DictConfig) -> None:
         run(server, settings, tokens, assembly.home(cfg))
     finally:
         pool.close()
+        if server.engine.computing:
+            _leave()
+
+
+def _leave() -> None:
+    """The last resort: a native computation that no flag ends would abort the interpreter's own end. All is saved and closed by now."""
+    log.warning("a computation still runs; the process ends without it")
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(130 if isinstance(sys.exception(), KeyboardInterrupt) else 0)
 
 
 def tell(words: str) -> None:

@@ -17,6 +17,7 @@ from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.server import admin, classify, events, health, openai, refusals
 from fgvr.server.classify import Classifier, Recognizes
+from fgvr.server.decoding import DECODERS
 from fgvr.server.engine import Engine
 from fgvr.server.events import Broadcast
 from fgvr.server.guard import Guard, route_template
@@ -50,6 +51,7 @@ def make_app(
         finally:
             engine.draining = True
             broadcast.close()
+            DECODERS.close()
             engine.close()
             alerts.sinks = [sink for sink in alerts.sinks if sink not in (metrics.alert, broadcast.alert)]
             for end in ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,8 +108,17 @@ class Engine:
         return min(60, max(1, math.ceil(max(waits, default=0.0) / 2)))
 
     def close(self) -> None:
+        """All are told first; then they have five seconds together."""
+        until = time.monotonic() + 5.0
         for lane in self.lanes.values():
-            lane.close()
+            lane.close(0.0)
+        for lane in self.lanes.values():
+            lane.close(max(0.0, until - time.monotonic()))
+
+    @property
+    def computing(self) -> bool:
+        """After `close`: a batch still runs."""
+        return any(lane.alive for lane in self.lanes.values())
 
     # --- one request -------------------------------------------------------------------------------------------------------
 

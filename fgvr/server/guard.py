@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -61,9 +62,10 @@ class Guard:
 
         try:
             refusal = self._refusal(scope)
-            if refusal is None and scope["path"] in _COMPUTING and scope["method"] == "POST" and (refusal := self._full()) is not None:
-                while (await receive()).get("more_body"):  # read, not parsed: the connection stays of use
-                    pass
+            if refusal is None and scope["method"] in ("POST", "PUT", "PATCH"):
+                receive, refusal = await self._whole(receive)
+                if refusal is None and scope["path"] in _COMPUTING:
+                    refusal = self._full()
             if refusal is not None:
                 await answer(scope["path"], refusal)(scope, receive, sending)
             else:
@@ -95,6 +97,25 @@ class Guard:
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
 
+    async def _whole(self, receive: Receive) -> tuple[Receive, Refusal | None]:
+        """The body, as one message, when all of it is there: whoever is slow to send takes no place meanwhile."""
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self._settings.upload_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return _replay(message, receive), None
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    if size > self._settings.max_body:
+                        return receive, self._too_large()
+        except TimeoutError:
+            seconds = self._settings.upload_seconds
+            return receive, Refusal(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow")
+        return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive), None
+
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A body without a length is counted as it comes."""
         seen, started = 0, False
@@ -118,6 +139,15 @@ class Guard:
         except _TooMuch:
             if not started:
                 await answer(scope["path"], self._too_large())(scope, receive, send)
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    waiting = [first]
+
+    async def receiving() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receiving
 
 
 class _TooMuch(BaseException):

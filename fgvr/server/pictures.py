@@ -17,23 +17,23 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from fgvr.errors import ImageError
+from fgvr.server.decoding import DECODERS
 from fgvr.server.refusals import Refusal
 from fgvr.server.settings import Settings
 from fgvr.types import Picture
-from fgvr.utils.images import read_image
 
 T = TypeVar("T")
 _HEAD = re.compile(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,", re.IGNORECASE)
 _PLAIN = re.compile(r"[^\s\\@\x00-\x1f\x7f]{1,2000}")  # what two readers of an address could read differently is in none of ours
 _FETCH_SECONDS = 10.0
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-DECODERS = ThreadPoolExecutor(2, thread_name_prefix="fgvr-pictures")
-"""At most two pictures are unpacked at a time, however many requests come."""
+THREADS = ThreadPoolExecutor(32, thread_name_prefix="fgvr-pictures")
+"""They fetch, and wait for the processes that decode: decoding.py."""
 
 
 async def aside(call: Callable[..., T], *args: Any, **options: Any) -> T:
     """`call` in one of these threads."""
-    return await asyncio.get_running_loop().run_in_executor(DECODERS, partial(call, *args, **options))
+    return await asyncio.get_running_loop().run_in_executor(THREADS, partial(call, *args, **options))
 
 
 def picture(url: str, settings: Settings, *, param: str) -> Picture:
@@ -55,9 +55,10 @@ def content(url: str, settings: Settings, *, param: str) -> bytes:
 
 def decoded(data: bytes, settings: Settings, *, param: str) -> Picture:
     """Upright RGB; the hash is of the file's bytes, as everywhere. Raises Refusal (400)."""
-    check_header(data, settings, param=param)
+    width, height = check_header(data, settings, param=param)
+    limits = {"budget": settings.decode_bytes, "seconds": settings.decode_seconds, "patience": settings.deadline}
     try:
-        return Picture(*read_image(data, max_pixels=settings.max_pixels))
+        return Picture(*DECODERS.decode(data, width * height, max_pixels=settings.max_pixels, **limits))
     except ImageError as error:
         raise Refusal(400, f"{param}: {error}", param=param, code="unreadable_image") from None
 

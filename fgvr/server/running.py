@@ -17,6 +17,7 @@ import uvicorn
 from fgvr.errors import ConfigError
 from fgvr.server import logs
 from fgvr.server.app import Server
+from fgvr.server.connections import protocol_of
 from fgvr.server.settings import Settings, Tokens
 from fgvr.utils.running_server import announced
 
@@ -77,6 +78,7 @@ def config_of(server: Server, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         server.asgi,
         lifespan="on",
+        http=protocol_of(settings),
         log_config=None,
         access_log=False,
         server_header=False,

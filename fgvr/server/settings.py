@@ -72,13 +72,18 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     max_inflight: int = 64
     deadline: float = 120.0
-    drain: float = 30.0
+    drain: float = 8.0
     batch_wait: float = 0.004
     batch_tokens: int = 16384
     max_body: int = 32 << 20
     max_images: int = 16
     max_pixels: int = 25_000_000
     max_messages: int = 256
+    decode_bytes: int = 256 << 20
+    decode_seconds: float = 5.0
+    upload_seconds: float = 30.0
+    stall: float = 30.0
+    max_connections: int = 256
     max_prompt_chars: int = 20_000
     max_new_tokens: int = 1024
     max_items: int = 256
@@ -116,7 +121,7 @@ def _read(name: str, value: Any, default: Any) -> Any:
             texts = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
             return tuple(item.lower() for item in value) if texts else None
         case int():
-            size = parse_bytes(value) if isinstance(value, str) and name == "max_body" else value
+            size = parse_bytes(value) if isinstance(value, str) and name in ("max_body", "decode_bytes") else value
             if isinstance(size, str) and size.isdigit():
                 size = int(size)
             return size if isinstance(size, int) and not isinstance(size, bool) and size >= (0 if name == "port" else 1) else None

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,11 +35,12 @@ MAX_PIXELS = 89_000_000
 """More than this in one picture is taken for a decompression bomb (just below where Pillow itself starts to warn)."""
 
 
-def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
+def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS, reduce_above: int | None = None) -> tuple[Image.Image, str]:
     """RGB upright image and its sha256: of the file's bytes, or of the RGB pixels when there is no file.
 
     Arrays: H x W, H x W x 1, 3 or 4; uint8, uint16 (full range), bool, or float in 0..1. Transparency is laid over white; of an
     animation the first frame counts. A very long picture is padded (`MAX_ASPECT`).
+    A file of more than `reduce_above` pixels is reduced to about a quarter of that number.
     Anything that cannot be decoded is an ImageError that names it and says why.
     """
     if isinstance(source, np.ndarray):
@@ -56,7 +58,7 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         _register_heif()
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _decode(image, name, max_pixels), sha256_bytes(data)
+            return _decode(image, name, max_pixels, reduce_above), sha256_bytes(data)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -143,13 +145,15 @@ def _read_file(path: Path) -> bytes:
     return data
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int, reduce_above: int | None = None) -> Image.Image:
     """Checks the size from the header, before any pixel is unpacked."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{name}: {width} x {height} pixels, more than the limit of {max_pixels:,}; shrink it first")
     if width * height == 0:
         raise ImageError(f"{name}: has no pixels")
+    if reduce_above is not None and width * height > reduce_above:
+        _reduce(image, reduce_above // 4)
     image.load()
     return _padded(_to_rgb(_upright(image)))
 
@@ -167,6 +171,16 @@ def _padded(image: Image.Image) -> Image.Image:
     padded = Image.new("RGB", (max(width, least), max(height, least)), "white")
     padded.paste(image, ((padded.width - width) // 2, (padded.height - height) // 2))
     return padded
+
+
+def _reduce(image: Image.Image, pixels: int) -> None:
+    """In place, to about `pixels`, and never to a side below 256; a JPEG is decoded at a smaller size."""
+    width, height = image.size
+    factor = min(math.sqrt(width * height / pixels), min(width, height) / 256)
+    if factor > 1:
+        smooth = image.mode in ("RGB", "RGBA", "L", "LA", "CMYK", "YCbCr")
+        method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+        image.thumbnail((round(width / factor), round(height / factor)), method, reducing_gap=2.0)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,197 @@
+"""Clients that ask for too much, or too slowly: others are served meanwhile, and nothing is left behind."""
+
+from __future__ import annotations
+
+import io
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from fgvr.server.decoding import DECODERS, REDUCE_ABOVE, Worker
+from fgvr.server.settings import Settings
+from fgvr.utils.images import read_image
+
+from .conftest import Serve, Served, chat, data_url, png, until
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = b"POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"
+
+
+@contextmanager
+def sockets(served: Served, count: int, words: bytes, room: int = 0) -> Iterator[list[socket.socket]]:
+    with ExitStack() as lines:
+        made = []
+        for _ in range(count):
+            line = lines.enter_context(socket.socket())
+            if room:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+            line.settimeout(15)
+            line.connect(("127.0.0.1", int(served.url.rsplit(":", 1)[1])))
+            line.sendall(words)
+            made.append(line)
+        yield made
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def many_scans(count: int, side: int = 2000) -> bytes:
+    """A progressive JPEG whose fourth scan, which goes over every coefficient, is repeated."""
+    data = encoded(Image.new("L", (side, side), 90), "JPEG", progressive=True)
+    starts = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
+    scan = data[starts[3] : starts[4]].split(b"\xff\xc4")[0]
+    return data[: starts[3]] + scan * count + data[starts[3] :]
+
+
+def closed(line: socket.socket) -> bool:
+    try:
+        return line.recv(10) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_picture_that_takes_too_long_is_refused_and_the_next_one_decoded(serve: Serve) -> None:
+    served = serve(decode_seconds=0.5)
+    began = time.monotonic()
+    slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(3000), "image/jpeg")})
+    assert slow.status_code == 400 and time.monotonic() - began < 8
+    assert "images.0" in slow.text and "server.decode_seconds=0.5" in slow.text
+    assert served.post("/api/v1/classify", files={"images": ("a.png", png(), "image/png")}).status_code == 200
+
+
+def test_a_picture_that_never_fits_is_refused_by_name(serve: Serve) -> None:
+    served = serve(decode_bytes=1 << 20)
+    told = served.post("/v1/chat/completions", chat("what", data_url(png(600, 600))))
+    assert told.status_code == 400 and "server.decode_bytes=1,048,576" in told.text and "messages.0" in told.text
+    assert served.post("/v1/chat/completions", chat("what", data_url(), max_tokens=1)).status_code == 200
+
+
+def test_pictures_wait_for_the_budget_and_all_are_answered(serve: Serve) -> None:
+    served = serve(decode_bytes=4 << 20)
+    seen, ended = [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.001):
+            seen.append(DECODERS.used)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    content = encoded(Image.new("RGB", (600, 600)), "PNG")
+    try:
+        with ThreadPoolExecutor(12) as threads:
+            codes = list(
+                threads.map(lambda _: served.post("/api/v1/classify", files={"images": ("a.png", content)}).status_code, range(12))
+            )
+    finally:
+        ended.set()
+        watching.join()
+    assert set(codes) == {200}
+    assert 0 < max(seen) <= 4 << 20 and DECODERS.used == 0
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM"])
+def test_ordinary_pictures_keep_every_pixel_and_only_huge_ones_are_reduced(form: str) -> None:
+    limits = {"max_pixels": 25_000_000, "budget": 256 << 20, "seconds": 30.0, "patience": 30.0}
+    try:
+        for size, kept in (((1000, 700), True), ((4000, 3000), False)):
+            data = encoded(Image.effect_noise(size, 50).convert("RGB"), form)
+            image, sha256 = DECODERS.decode(data, size[0] * size[1], **limits)  # type: ignore[arg-type]
+            here, digest = read_image(data)
+            assert sha256 == digest, "the hash is the file's"
+            assert (image.tobytes() == here.tobytes()) is kept
+            assert image.width * image.height <= REDUCE_ABOVE and abs(image.width / image.height - size[0] / size[1]) < 0.01
+    finally:
+        DECODERS.close()
+
+
+def test_a_decoding_process_ends_with_its_parent() -> None:
+    code = (
+        "import os, signal\nfrom fgvr.server.decoding import Worker\nworker = Worker()\n"
+        "import psutil\nprint(psutil.Process().children()[0].pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    child = int(done.stdout)
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_stop_leaves_no_decoding_process(serve: Serve) -> None:
+    served = serve()
+    assert served.post("/api/v1/classify", files={"images": ("a.png", png(), "image/png")}).status_code == 200
+    assert _decoding()
+    served.stop()
+    assert not _decoding()
+
+
+def _decoding() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if "fgvr.server.unpacking" in one.cmdline()]
+
+
+def test_idle_uploads_take_no_place_and_end_with_408(serve: Serve) -> None:
+    served = serve(max_inflight=4, upload_seconds=1.0)
+    classify = SLOW.replace(b"query", b"classify").replace(b"application/json", b"multipart/form-data; boundary=x")
+    with sockets(served, 32, SLOW) as lines, sockets(served, 32, classify) as more:
+        assert served.post("/api/v1/query", {"question": "what"}).status_code == 200
+        assert served.server.engine.inflight == 0
+        for line in (*lines, *more):
+            assert b" 408 " in line.recv(4096).split(b"\r\n")[0]
+
+
+def test_connections_are_bounded_and_those_that_ask_for_nothing_go_first(serve: Serve) -> None:
+    served = serve(max_connections=10, upload_seconds=10.0)
+    with sockets(served, 5, SLOW) as uploads:
+        until(lambda: [one.needs for one in served.process.server_state.connections].count(1) == 5)  # type: ignore[union-attr]
+        with sockets(served, 15, b"GET /hea") as heads:
+            _check_order(served, uploads, heads)
+    with sockets(served, 30, SLOW):
+        assert served.get("/health").status_code == 200, "uploads go next"
+
+
+def _check_order(served: Served, uploads: list[socket.socket], heads: list[socket.socket]) -> None:
+    assert served.get("/health").status_code == 200
+    assert all(closed(line) for line in heads[:5]), "the oldest of them are closed"
+    for line in uploads:
+        line.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            line.recv(1)
+
+
+def test_a_silent_connection_is_closed(serve: Serve) -> None:
+    with sockets(serve(upload_seconds=0.5), 3, b"GET / HT") as lines:
+        assert all(closed(line) for line in lines)
+
+
+def test_readers_that_stop_reading_are_dropped(serve: Serve) -> None:
+    served = serve(stall=1.0)
+    with sockets(served, 8, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200, room=4096):
+        time.sleep(0.3)
+        until(lambda: not served.process.server_state.connections)
+        assert served.get("/health").status_code == 200
+
+
+def test_new_keys_are_read_as_bytes_and_seconds() -> None:
+    import dataclasses
+
+    found = Settings.of(dataclasses.asdict(Settings()) | {"decode_bytes": "64MiB", "stall": 5})
+    assert (found.decode_bytes, found.stall) == (64 << 20, 5.0)
+
+
+def test_a_worker_that_is_ended_answers_nothing() -> None:
+    worker = Worker()
+    worker.kill()
+    assert worker.ask({"max_pixels": 1, "reduce_above": 1}, png(), 5.0) is None and not worker.late
+    worker.end()
