@@ -24,7 +24,7 @@ from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
 from fgvr.runtime.terms import terms
 from fgvr.types import MemoryPlan, ModelSpec
-from fgvr.utils.text import format_bytes, plan_rows
+from fgvr.utils.text import format_bytes
 
 ROLES = ("encoder", "mllm", "joint")
 
@@ -112,7 +112,7 @@ def _renderables(result: MemoryPlan) -> Iterator[Any]:
     table.add_column("bytes", justify="right")
     table.add_column("")
     bold = {part.name for part in result.parts}
-    for name, size, note in plan_rows(result):
+    for name, size, note in result.rows:
         if name == "needed":
             table.add_section()
             table.add_row(name, format_bytes(size), result.verdict, style="green" if result.fits else "yellow")

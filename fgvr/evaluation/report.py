@@ -28,7 +28,7 @@ from fgvr.types import Cost, Prediction, Report
 from fgvr.utils.files import atomic_write, read_json
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 FILE, PAGE = "report.json", "report.html"
 

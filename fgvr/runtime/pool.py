@@ -30,7 +30,7 @@ from fgvr.runtime.policy import Policy, lru
 from fgvr.runtime.recovery import Recovery
 from fgvr.runtime.residency import Residency
 from fgvr.runtime.sizing import measure
-from fgvr.runtime.status import PoolStatus, Rules
+from fgvr.runtime.status import PoolStatus
 from fgvr.runtime.turns import Turns
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
@@ -159,14 +159,6 @@ class ModelPool:
             self._condition.notify_all()
         self._events.deliver()
 
-    def prioritise(self, model: str, level: int) -> None:
-        """Models of a higher level (0 is the usual one) are evicted after all of lower ones; it follows a role as a pin does."""
-        with self._condition:
-            key = self._ledger.find(model).key
-            self._ledger.priorities[model] = level
-            self._events.asked(f"prioritise {level}", [key])
-        self._events.deliver()
-
     def evict(self, model: str, *, park: bool = False) -> int:
         """Drop one idle model, from main memory too; bytes that came back. `park`: rather keep it in main memory, if it can be.
 
@@ -254,16 +246,6 @@ class ModelPool:
         self._residency.trim()
         self._events.deliver()
         return limit
-
-    @property
-    def rules(self) -> Rules:
-        """Pins, priorities, stages and times as they are now; names that mean a model of this pool as its key."""
-        with self._condition:
-            ledger, key = self._ledger, self._ledger.aliases.get
-            stages = tuple(frozenset(key(name, name) for name in stage) for stage in ledger.stages)
-            priorities = {key(name, name): level for name, level in ledger.priorities.items()}
-            pins = tuple(sorted({key(name, name) for name in ledger.pins}))
-            return Rules(pins, priorities, stages, ledger.stage, self._housekeeping.ttl, ledger.min_residency)
 
     def plan(self, *models: str | ModelSpec) -> MemoryPlan:
         """What these models (all roles when none is named) would need at once, against the budget. Loads nothing."""

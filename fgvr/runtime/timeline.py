@@ -24,7 +24,6 @@ from typing import Any
 from fgvr.errors import StoreError
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
-from fgvr.runtime.status import Rules
 from fgvr.types import ModelStatus
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,6 @@ class Start:
     max_models: int | None
     resident: tuple[Resident, ...] = ()
     version: int = VERSION
-    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ class Recorder:
             self._file.close()
             return
         self._earlier = self._cut_torn_line()
-        self._write("start", 0.0, _plain(start))
+        self._write("start", 0.0, asdict(start))
 
     @property
     def writing(self) -> bool:
@@ -200,12 +198,6 @@ class Recorder:
 
 def residents(models: tuple[ModelStatus, ...]) -> tuple[Resident, ...]:
     return tuple(Resident(m.key, m.role, m.source, m.bytes, m.idle_seconds) for m in models if m.placed)
-
-
-def _plain(start: Start) -> dict[str, Any]:
-    row = asdict(start)
-    row["rules"]["stages"] = [sorted(stage) for stage in start.rules.stages]
-    return row
 
 
 def _lean(event: Event) -> dict[str, Any]:
@@ -269,7 +261,5 @@ def _start(row: dict[str, Any]) -> Start:
     if row["version"] != VERSION:
         raise ValueError(f"version {row['version']}")
     resident = tuple(Resident(**model) for model in row.pop("resident"))
-    told = row.pop("rules", {})  # records of before have none
-    if told:
-        told |= {"pins": tuple(told["pins"]), "stages": tuple(frozenset(stage) for stage in told["stages"])}
-    return Start(**row, resident=resident, rules=Rules(**told))
+    row.pop("rules", None)  # records of fgvr 0.1 have it
+    return Start(**row, resident=resident)

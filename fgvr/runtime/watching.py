@@ -9,9 +9,9 @@ from typing import Any
 from fgvr.errors import ConfigError
 from fgvr.runtime.alerts import Alerts, Sink, Webhook, log_alert
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.monitor import Monitor, Settings, watch
+from fgvr.runtime.monitor import Monitor, watch
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.pressure import HostMarks, Watermarks
+from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks
 
 CLEANUP_SECONDS = {"mlx": 300.0}  # MLX keeps freed arrays until asked; elsewhere DEFAULT_CLEANUP
 DEFAULT_CLEANUP = 1800.0
@@ -29,7 +29,7 @@ def adopt(pool: ModelPool, runtime: Mapping[str, Any], *, prepare: Callable[[str
     return monitor
 
 
-def settings(runtime: Mapping[str, Any], *, device: str = "cpu") -> Settings:
+def settings(runtime: Mapping[str, Any], *, device: str = "cpu") -> MonitorSettings:
     """Raises ConfigError naming the key."""
     marks, host = runtime["watermarks"], runtime["host_low"]
     every = runtime["cleanup_interval"]
@@ -44,7 +44,7 @@ def settings(runtime: Mapping[str, Any], *, device: str = "cpu") -> Settings:
     _address(runtime["alerts"]["webhook"], look_up=False)
     for key in ("repeat", "timeout"):
         _seconds(runtime["alerts"], key, "runtime.alerts")
-    return Settings(
+    return MonitorSettings(
         check_interval=_seconds(runtime, "check_interval", "runtime", least=0.1),
         watermarks=Watermarks(**shares),
         host_low=HostMarks(free=free, used=_number(host, "used", "runtime.host_low")),

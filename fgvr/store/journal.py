@@ -48,7 +48,7 @@ class RunFile:
 
     Rows stay in the file; in memory is where each of them ends. How far it is committed stands beside it in `<name>.commit`; what lies
     beyond (a torn line, half a batch) is cut off when it is opened. One writer at a time, whether it goes on or begins anew: a second one
-    gets a StoreError. To read somebody else's file, use `read_rows`.
+    gets a StoreError.
     """
 
     def __init__(self, path: str | Path, *, fresh: bool = False) -> None:
@@ -154,23 +154,6 @@ def _alone(path: Path) -> IO[bytes]:
             file.close()
             raise StoreError(f"{path} is being written by another run; wait for it or end it, then try again") from None
         file.close()
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a missing file or a line that is no object is a StoreError that names it."""
-    rows: list[dict[str, Any]] = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
-                rows.append(row)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise StoreError(f"{path}, line {len(rows) + 1}: {error}") from error
-    return rows
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode

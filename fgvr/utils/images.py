@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,8 +13,7 @@ from PIL import Image, ImageOps
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
 
-if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+ImageSource = Path | str | Image.Image | np.ndarray
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 MAX_PIXELS = 89_000_000
