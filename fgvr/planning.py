@@ -23,10 +23,8 @@ from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
 from fgvr.runtime.terms import terms
-from fgvr.types import MemoryPlan, ModelSpec
+from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
-
-ROLES = ("encoder", "mllm", "joint")
 
 
 def plan(cfg: DictConfig) -> MemoryPlan:

@@ -14,7 +14,7 @@ from fgvr.errors import ConfigError
 from fgvr.runtime import answers, health, levers
 from fgvr.runtime.monitor import watch
 from fgvr.store import leftovers, upkeep
-from fgvr.types import Finding, MemoryPlan
+from fgvr.types import ROLES, Finding, MemoryPlan
 from fgvr.utils.service import Service
 
 
@@ -66,7 +66,7 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: answers.stats(pool, monitor),
         "pressure": lambda: answers.pressure(monitor),
-        "models": lambda: answers.models(pool, [assembly.spec(cfg, role) for role in ("encoder", "mllm", "joint")]),
+        "models": lambda: answers.models(pool, [assembly.spec(cfg, role) for role in ROLES]),
         "system": lambda: answers.system(pool.device),
     }
     return MemoryAnswer(cfg.action, actions[cfg.action]())

@@ -23,7 +23,6 @@ from fgvr.runtime.policy import Policy, choose
 from fgvr.types import ModelSpec, ModelStatus
 
 State = Literal["absent", "loading", "resident", "parked", "evicting", "failed"]
-ROLES = ("mllm", "encoder", "joint")
 STUCK_SECONDS = 5.0  # how long a model that could not be released is left alone
 _NEWEST = 0.3  # weight of the newest gap between uses in their running mean
 

@@ -19,10 +19,9 @@ from fgvr.runtime.borrowed import FACES
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
-from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.events import Events, Listener
 from fgvr.runtime.housekeeping import Housekeeping
-from fgvr.runtime.ledger import ROLES, Entry, Grant, Ledger
+from fgvr.runtime.ledger import Entry, Grant, Ledger
 from fgvr.runtime.lending import Lease, Lending
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
@@ -32,7 +31,7 @@ from fgvr.runtime.residency import Residency
 from fgvr.runtime.sizing import measure
 from fgvr.runtime.status import PoolStatus
 from fgvr.runtime.turns import Turns
-from fgvr.types import MemoryPlan, ModelSpec
+from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
 
 
@@ -294,9 +293,7 @@ class ModelPool:
         self.refuse_other_allocator(other.allocator)
         if (self.device.name, self.device.total) != (other.device.name, other.device.total):
             raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {other.device.name} needs a new process")
-        if isinstance(self.device, CpuDevice) and isinstance(other.device, CpuDevice):
-            self.device.scratch = other.device.scratch
-        self.device.optimize = other.device.optimize
+        self.device.scratch, self.device.optimize = other.device.scratch, other.device.optimize
         self.allocator = other.allocator
         if other.asked != self.asked:  # `auto` computed again would differ each time by what others hold just then
             self.set_budget(other.budget)

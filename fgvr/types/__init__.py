@@ -4,7 +4,7 @@ Arrays are numpy float32. Class identity is always the class *id*, a string; nam
 """
 
 from fgvr.types.knowledge import Experience, Manifest
-from fgvr.types.memory import Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
+from fgvr.types.memory import ROLES, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
 from fgvr.types.recognition import (
     Abstention,
     Candidate,
@@ -24,6 +24,7 @@ from fgvr.types.recognition import (
 from fgvr.types.results import Report
 
 __all__ = [
+    "ROLES",
     "Abstention",
     "Candidate",
     "Category",

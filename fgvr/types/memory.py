@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fgvr.utils.text import format_bytes, html_table
+
+Role = Literal["encoder", "mllm", "joint"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""What a model is for, in the order in which an image meets them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model, in which form. Two specs with one `key` share one copy."""
 
-    role: Literal["mllm", "encoder", "joint"]
+    role: Role
     loader: str  # module name below fgvr.runtime.loaders: clip, qwen, blip, mlx, remote, fake
     source: str  # folder, hub repository or "tiny" (shipped); address#model of a remote one
     revision: str | None = None

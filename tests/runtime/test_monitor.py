@@ -16,6 +16,7 @@ from fgvr.errors import ConfigError
 from fgvr.runtime import machine, watching
 from fgvr.runtime.alerts import Alert, Alerts, Webhook
 from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
 from fgvr.runtime.loaders.fake import FakeLoader
@@ -525,7 +526,7 @@ def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, mo
     watching.adopt(pool, RUNTIME | {"check_interval": 5, "alerts": RUNTIME["alerts"] | {"log": False, "webhook": "HOOK"}})
     assert monitor.settings.check_interval == 5
     assert [type(sink).__name__ for sink in monitor.alerts.sinks] == ["Webhook", "builtin_function_or_method"]
-    assert watching.settings(RUNTIME, device="mlx").cleanup_interval == 300
+    assert watching.settings(RUNTIME, cleanup_seconds=MlxDevice.cleanup_seconds).cleanup_interval == 300
     assert watching.settings(RUNTIME).cleanup_interval == 1800
     assert watching.settings(RUNTIME | {"cleanup_interval": None}).cleanup_interval is None
     monitor.close()

@@ -33,13 +33,11 @@ def place(module: torch.nn.Module, device: Device) -> base.Movable | None:
     """Bring a module that was built on the CPU to `device`. None: it stays where it is put (unified memory, a CPU without scratch)."""
     from fgvr.runtime.loaders import tensors
 
-    if device.name.partition(":")[0] in ("cuda", "simulated"):
+    if device.has_own_memory:
         return Movable(module, device)
     tensors.move(module, device)
-    scratch = getattr(device, "scratch", None)
-    if scratch is None:
-        return None
-    return flatfile.FlatFile(module, scratch) if flatfile.usable(scratch) else None
+    scratch = device.scratch
+    return flatfile.FlatFile(module, scratch) if scratch is not None and flatfile.usable(scratch) else None
 
 
 class Movable:
