@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from fgvr.errors import StoreError
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
 from fgvr.types import ModelStatus
+from fgvr.utils.files import acquire_lock
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +144,12 @@ class Recorder:
         self.path, self._began = Path(path), monotonic
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._events = self._earlier = 0
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the life of this object
-        self._events = 0
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s is being written by another process; this one does not record", self.path)
+            self._alone = acquire_lock(self.path.with_name(f".{self.path.name}.lock"))
+        except StoreError as error:  # a record is worth having, and no reason to stop
+            log.info("memory is not recorded: %s", error)
             self._file.close()
             return
         self._earlier = self._cut_torn_line()
@@ -180,6 +180,7 @@ class Recorder:
                     self._file.truncate(self._earlier)
                 os.fsync(self._file.fileno())
                 self._file.close()
+                self._alone.release()
 
     def _write(self, kind: str, t: float, row: Mapping[str, Any]) -> None:
         line = json.dumps({"row": kind, "t": round(t, 6), **row}, ensure_ascii=False, allow_nan=False) + "\n"
