@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.runtime.remote.link import Link
 from fgvr.runtime.remote.wire import parse_source
-from fgvr.types import ROLES, ModelSpec
+from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 T = TypeVar("T")
+ROLES = ("mllm", "encoder", "joint")
 
 
 @dataclass(frozen=True, slots=True)
