@@ -1,13 +1,16 @@
 """Fine-grained visual recognition without training: look fast, and think slowly only when unsure.
 
 Names are fetched when first used, so `import fgvr` costs nothing: no numpy, torch or hydra until a name needs them.
+Type checkers read `__init__.pyi`.
 """
+
+# pyright: reportUnsupportedDunderAll=false
 
 from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -22,12 +25,6 @@ __all__ = [
     "OutOfBudget", "WouldDeadlock", "LeaseTimeout", "RuntimeConflict", "UnreadableReply", "RemoteError",
     "__version__",
 ]  # fmt: skip
-
-if TYPE_CHECKING:
-    from fgvr.assembly import *
-    from fgvr.errors import *
-    from fgvr.modes import *
-    from fgvr.types import *
 
 # Read when numpy is imported. Its threads wait 2^26 turns (20 ms) of a busy loop for the next matrix product, and ours come rarely: a
 # quarter of a sweep's processor time went there. After 2^16 they sleep.

@@ -15,7 +15,7 @@ from typing import Any
 
 from fgvr import __version__
 from fgvr.errors import ConfigError, FgvrError
-from fgvr.overrides import explain, groups, tidy
+from fgvr.overrides import compose, explain, groups, tidy
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
 
@@ -78,7 +78,7 @@ def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
     overrides: list[str] = []
     try:
         flags, overrides = split(words)
-        run(flags, tidy(overrides), job)
+        run(flags, tidy(overrides, sweep="--multirun" in flags), job)
     except KeyboardInterrupt:
         return tell("Interrupted. What is done is saved; the same command resumes.", 130)
     except Exception as error:
@@ -89,11 +89,7 @@ def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
 def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Any], Any]) -> None:
     """Hand over to Hydra, which composes the configuration and calls the job, or once per combination of a sweep."""
     if not flags:  # one composition; hydra.main makes two, the first only to see whether it is a sweep
-        from hydra import compose, initialize_config_dir
-
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = compose("config", list(overrides))
-        job(cfg)
+        job(compose("config", overrides))
         return
     import hydra
 

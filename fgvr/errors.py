@@ -18,13 +18,8 @@ FgvrError                      exit code 3 from the command line
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fgvr.data.leaks import Overlap
-    from fgvr.types import MemoryPlan
+from collections.abc import Sequence
+from typing import Any
 
 
 class FgvrError(Exception):
@@ -46,9 +41,9 @@ class ImageError(DatasetError):
 class LeakError(FgvrError):
     """Test images that helped to build the knowledge base."""
 
-    def __init__(self, message: str, offenders: Sequence[Overlap] = ()) -> None:
+    def __init__(self, message: str, offenders: Sequence[Any] = ()) -> None:
         super().__init__(message)
-        self.offenders = tuple(offenders)  # all of them; the message names some
+        self.offenders = tuple(offenders)  # data.leaks.Overlap, all of them; the message names some
 
 
 class KnowledgeError(FgvrError):
@@ -66,9 +61,9 @@ class ModelLoadError(FgvrError):
 class OutOfBudget(FgvrError):
     """What is asked for can never fit; nothing was evicted."""
 
-    def __init__(self, message: str, plan: MemoryPlan | None = None) -> None:
+    def __init__(self, message: str, plan: Any = None) -> None:
         super().__init__(message)
-        self.plan = plan
+        self.plan = plan  # types.MemoryPlan, where there is one
 
 
 class WouldDeadlock(FgvrError):

@@ -13,6 +13,7 @@ from typing import Any
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.runtime.budget import parse_bytes
+from fgvr.types import ROLES
 
 Rule = Callable[[Any], str]
 """A value -> what it must be; "" when it is that."""
@@ -168,7 +169,7 @@ RULES: dict[str, Rule] = {
     "models.slow_target": choice("description", "name", "letter"),
     **{
         f"models.{role}.{key}": rule
-        for role in ("mllm", "encoder", "joint")
+        for role in ROLES
         for key, rule in {
             "role": choice(role),
             "loader": text(),

@@ -8,11 +8,16 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fgvr.errors import ConfigError
 from fgvr.utils.paths import config_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PATH_KEYS = {
     "image",
@@ -44,16 +49,45 @@ def groups(tree: Path | None = None) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
+# --- Hydra -------------------------------------------------------------------------------------------------------------------
+
+
+_COMPOSING = threading.RLock()
+
+
+def compose(name: str, words: Sequence[str], tree: Path | None = None) -> DictConfig:
+    """The configuration of `tidy` words. Any thread may ask, and so may a program that uses Hydra itself.
+
+    Hydra keeps its state in globals: what the program around us has put there is there again afterwards.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.version import VersionBase
+
+    with _COMPOSING:
+        hydra, version = GlobalHydra.instance(), VersionBase.instance()
+        around, base = hydra.hydra, version.version_base
+        hydra.clear()
+        try:
+            with initialize_config_dir(str(tree or config_dir()), version_base="1.3"):
+                return compose(name, list(words))
+        finally:
+            hydra.hydra, version.version_base = around, base
+
+
 # --- before Hydra ------------------------------------------------------------------------------------------------------------
 
 
-def tidy(words: Sequence[str], tree: Path | None = None) -> list[str]:
-    """Words as Hydra wants them: path values quoted; ConfigError, with what to write instead, for what cannot be an override."""
+def tidy(words: Sequence[str], tree: Path | None = None, *, sweep: bool = False) -> list[str]:
+    """Words as Hydra wants them: path values quoted; ConfigError, with what to write instead, for what cannot be an override.
+
+    Args: sweep: a comma separates values, except in the name of a file or folder that exists, and between quotes.
+    """
     known = groups(tree)
-    return [_tidy(word, before, known) for before, word in zip(["", *words], words, strict=False)]
+    return [_tidy(word, before, known, sweep) for before, word in zip(["", *words], words, strict=False)]
 
 
-def _tidy(word: str, before: str, known: Mapping[str, list[str]]) -> str:
+def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -> str:
     name, equals, value = word.partition("=")
     key = name.lstrip("+~").partition("@")[0]
     if not equals and not name.startswith("~"):
@@ -62,9 +96,49 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]]) -> str:
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
     if key in known and _NO_NAME.fullmatch(value) and not (value == "null" and key in OPTIONAL):
         raise ConfigError(_no_such_option(key, value, known))
-    if key in PATHS_KEYS and value[:1] == "[" and value[-1:] == "]":
-        return f"{name}=[{','.join(_quoted(path.strip()) for path in value[1:-1].split(','))}]"
-    return f"{name}={_quoted(value)}" if _is_path(key) or key in PATHS_KEYS else word
+    if key in PATHS_KEYS:
+        return f"{name}={_tidy_lists(value, sweep)}"
+    return f"{name}={_tidy_path(key, value, sweep)}" if _is_path(key) else word
+
+
+def _tidy_path(key: str, value: str, sweep: bool) -> str:
+    choices = split_paths(value)
+    if sweep and not _FUNCTION.fullmatch(value):
+        return ",".join(map(_quoted, choices))
+    if len(choices) > 1 and all(_exists(choice) for choice in choices):
+        raise ConfigError(f"{key}={value}: no such file or folder, but {' and '.join(choices)} exist; write -m for a job with each of them")
+    return value if sweep else _quoted(value)
+
+
+def _tidy_lists(value: str, sweep: bool) -> str:
+    """`[A,B]`; outside of a sweep A,B says the same. In one, a comma outside of brackets begins the next job's list."""
+    if value[:1] == "[" and value[-1:] == "]":
+        lists = value[1:-1].split("],[") if sweep else [value[1:-1]]
+        return ",".join(f"[{','.join(map(_quoted, split_paths(one)))}]" for one in lists)
+    paths = [_quoted(path) for path in split_paths(value)]
+    return ",".join(paths) if sweep or len(paths) == 1 else f"[{','.join(paths)}]"
+
+
+_FUNCTION = re.compile(r"(choice|shuffle|sort|glob)\(.*\)")  # of Hydra's grammar for sweeps
+_BETWEEN_COMMAS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^,])+""")
+
+
+def split_paths(value: str) -> list[str]:
+    """The paths between commas. A comma within quotes separates none, nor does one in the name of something that exists."""
+    pieces = _BETWEEN_COMMAS.findall(value)
+    paths = []
+    while pieces:
+        count = next((n for n in range(len(pieces), 1, -1) if _exists(",".join(pieces[:n]))), 1)
+        paths.append(",".join(pieces[:count]).strip())
+        del pieces[:count]
+    return paths or [value]
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path.strip().strip("'\"")).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user: no path of this machine
+        return False
 
 
 def _instead(word: str, before: str, known: Mapping[str, list[str]]) -> str:
@@ -148,13 +222,11 @@ def _list(title: str, names: Sequence[str]) -> str:
 
 def _keys(choices: Sequence[str], tree: Path) -> set[str]:
     """All keys of the configuration these group choices make; none when they make none."""
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     try:
-        with initialize_config_dir(str(tree), version_base="1.3"):
-            return set(_walk(OmegaConf.to_container(compose("config", list(choices)))))
+        return set(_walk(OmegaConf.to_container(compose("config", choices, tree))))
     except HydraException:
         return set()
 

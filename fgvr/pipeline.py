@@ -20,7 +20,7 @@ from fgvr.store.tally import Work, scope
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 _DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
 _TOGETHER = 32  # batches whose doubtful images may be thought about together

@@ -23,10 +23,8 @@ from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
 from fgvr.runtime.terms import terms
-from fgvr.types import MemoryPlan, ModelSpec
-from fgvr.utils.text import format_bytes, plan_rows
-
-ROLES = ("encoder", "mllm", "joint")
+from fgvr.types import ROLES, MemoryPlan, ModelSpec
+from fgvr.utils.text import format_bytes
 
 
 def plan(cfg: DictConfig) -> MemoryPlan:
@@ -111,7 +109,7 @@ def _renderables(result: MemoryPlan) -> Iterator[Any]:
     table.add_column("bytes", justify="right")
     table.add_column("")
     bold = {part.name for part in result.parts}
-    for name, size, note in plan_rows(result):
+    for name, size, note in result.rows:
         if name == "needed":
             table.add_section()
             table.add_row(name, format_bytes(size), result.verdict, style="green" if result.fits else "yellow")

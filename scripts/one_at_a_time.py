@@ -3,7 +3,7 @@
     python scripts/one_at_a_time.py [--models tiny|random-150m] [--images 60] [--work FOLDER] [--json FILE]
 
 1. `fast_slow` without a limit: the reference. 2. The same with a budget that holds only the largest model and a batch of it: it must
-finish, with swaps, the same predictions, a memory record that fgvr.runtime.check_memory passes (complete, within the budget, USS less
+finish, with swaps, the same predictions, a memory record that scripts/check_memory.py passes (complete, within the budget, USS less
 base against the ledger within 10 %), and the same answers of a joint matcher that is asked twice. 3. A budget below the largest model:
 OutOfBudget within a second and no load. Tiny models do 2 with runtime.max_models=1; they are too small to be told apart from the process
 around them, so their USS is not judged.
@@ -25,9 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from check_memory import judge
+
 from fgvr import load_config, planning
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.check_memory import judge
 from fgvr.runtime.plan import Need, need
 from fgvr.runtime.timeline import read
 from fgvr.utils.files import atomic_write

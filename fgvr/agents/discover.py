@@ -18,6 +18,7 @@ from fgvr.agents import discover_prompts as ask
 from fgvr.agents import prompts
 from fgvr.agents.hypotheses import Kept, fewest, fill, price_of_a_name
 from fgvr.errors import FgvrError, UnreadableReply
+from fgvr.knowledge.build import batches
 from fgvr.protocols import MLLM, Encoder
 from fgvr.types import Picture
 from fgvr.utils.progress import track
@@ -213,7 +214,7 @@ class Discoverer:
 
     def _judge(self, album: Album, superclass: str, attributes: Sequence[str], guesses: _Guesses) -> np.ndarray:
         """(N, M) nats of each guess given each picture; NaN where it was not worth asking."""
-        vectors = np.concatenate([self._encoder.encode(album(batch)) for batch in _batches(len(album), self._encode_batch)])
+        vectors = np.concatenate([self._encoder.encode(album(batch)) for batch in batches(len(album), self._encode_batch)])
         near = np.argsort(-(vectors @ self._encode_text(guesses.words).T), axis=1, kind="stable")[:, : self._shortlist]
         asked = [set(row.tolist()) for row in near]
         for guess, voters in enumerate(guesses.voters):
@@ -221,7 +222,7 @@ class Discoverer:
                 asked[number].add(guess)
         question = ask.describe(superclass, attributes) if self._target == "description" else ask.name(superclass)
         nats = np.full((len(album), len(guesses.words)), np.nan)
-        for batch in track(_batches(len(album), self._mllm_batch), "postprocess"):
+        for batch in track(batches(len(album), self._mllm_batch), "postprocess"):
             options = [sorted(asked[number]) for number in batch]
             words = [[guesses.words[guess] for guess in some] for some in options]
             for number, some, judged in zip(
@@ -255,14 +256,14 @@ class Discoverer:
 
     def _ask(self, album: Album, numbers: Sequence[int], questions: Sequence[str], stage: str, *, max_new_tokens: int) -> list[str]:
         replies: list[str] = []
-        for batch in track(_batches(len(numbers), self._mllm_batch), stage):
+        for batch in track(batches(len(numbers), self._mllm_batch), stage):
             pictures = album([numbers[i] for i in batch])
             asked = [questions[i] for i in batch]
             replies += map(str, self._mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=max_new_tokens))
         return replies
 
     def _encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return np.concatenate([self._encoder.encode_text([texts[i] for i in batch]) for batch in _batches(len(texts), 256)])
+        return np.concatenate([self._encoder.encode_text([texts[i] for i in batch]) for batch in batches(len(texts), 256)])
 
     def _notes(
         self, identified: dict[str, Any], attributes: Sequence[str], descriptions: Sequence[str], guesses: Sequence[Sequence[str]]
@@ -281,7 +282,3 @@ class Discoverer:
             if count:
                 notes.append(f"{count} pictures {what}")
         return tuple(notes)
-
-
-def _batches(n: int, size: int) -> list[range]:
-    return [range(start, min(start + size, n)) for start in range(0, n, size)]

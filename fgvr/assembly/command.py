@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr.assembly.configuration import plain
 from fgvr.overrides import PATH_KEYS, groups
+from fgvr.types import ROLES
 from fgvr.utils.paths import config_dir
 
 _SLOW = ("decoder", "target", "exemplars", "max_new_tokens", "weight", "arbitrate")  # the last two go with knowledge.rehearse=false
@@ -37,7 +38,7 @@ def building_command(cfg: DictConfig) -> str:
 def _models(values: Values) -> list[str]:
     """A bundle, then what in its parts is not the bundle's. The joint encoder has no share in a base."""
     node = values["models"]
-    parts = {role: _nearest(f"models/{role}", node[role]) for role in ("mllm", "encoder", "joint")}
+    parts = {role: _nearest(f"models/{role}", node[role]) for role in ROLES}
     bundle = _nearest("models", {**node, **parts})
     words = [_word("server.url", values["server"]["url"])] if "remote" in (bundle, *parts.values()) else []
     words += _words(values, "models", {**node, **parts}, default="tiny", only=tuple(key for key in node if key not in parts))

@@ -7,7 +7,6 @@ import pickle
 from functools import lru_cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,12 +19,11 @@ from fgvr.assembly import served
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import protocols
 from fgvr.evaluation.hindsight import Oracle
-from fgvr.overrides import explain, tidy
+from fgvr.overrides import compose, explain, tidy
 from fgvr.runtime import allocator, watching
 from fgvr.runtime.budget import parse_budget, parse_bytes
 from fgvr.runtime.terms import terms
 from fgvr.utils.files import short_hash
-from fgvr.utils.paths import config_dir
 
 served.register()  # before any configuration is read
 
@@ -37,8 +35,7 @@ def load_config(*overrides: str) -> DictConfig:
         ConfigError: names the valid choices or the nearest keys.
     """
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = compose("config", tidy(overrides))
+        cfg = compose("config", tidy(overrides))
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error

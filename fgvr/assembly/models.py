@@ -22,7 +22,6 @@ from fgvr.runtime import pool as pools
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.devices import kind_of, pick_device
 from fgvr.runtime.devices.base import held_by_others
-from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.handles import PooledEncoder, PooledJoint, PooledMLLM
 from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.pool import ModelPool
@@ -30,7 +29,7 @@ from fgvr.runtime.spec import checked as checked_spec
 from fgvr.runtime.terms import terms
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
-from fgvr.types import ModelSpec
+from fgvr.types import ROLES, ModelSpec
 
 
 def shared_pool(cfg: DictConfig | None = None) -> ModelPool:
@@ -55,7 +54,7 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
         pool.refuse_other_allocator(plain(cfg.runtime.allocator))  # before glibc is told
     pool = pools.shared(lambda: _new_pool(cfg))
     watching.adopt(pool, plain(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
-    for role in ("encoder", "mllm", "joint"):
+    for role in ROLES:
         pool.register(spec(cfg, role))
     _settings[pool] = wanted
     return pool
@@ -66,7 +65,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
     allocator.apply(kind_of(runtime.device), plain(runtime.allocator))  # before anything imports torch
     device = pick_device(runtime.device)
     on = terms(plain(runtime))
-    if isinstance(device, CpuDevice):
+    if device.parks_on_disk:
         device.scratch = on.scratch_folder(home(cfg))
     device.optimize = on.optimize
     return ModelPool(

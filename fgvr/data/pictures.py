@@ -13,7 +13,7 @@ from fgvr.utils.images import MAX_PIXELS, read_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 
 def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX_PIXELS) -> Picture:

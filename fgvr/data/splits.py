@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fgvr.errors import DatasetError
@@ -44,18 +43,6 @@ class Split:
         """For splits.json; holds keys, not where the root is."""
         rows = {role: [_row(sample) for sample in getattr(self, role)] for role in ROLES}
         return {"schema": 1, "split_hash": self.split_hash, **rows}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], *, root: Path) -> Split:
-        """The split again, its images below `root`; anything that was changed by hand is a DatasetError."""
-        try:
-            split = cls(*(tuple(Sample(root / row["key"], **row) for row in data[role]) for role in ROLES))
-            recorded = data["split_hash"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DatasetError(f"not a split manifest: {error!r}") from error
-        if split.split_hash != recorded:
-            raise DatasetError(f"the split manifest says {recorded} but its content is {split.split_hash}: it was changed by hand")
-        return split
 
 
 class Named(Protocol):

@@ -16,7 +16,7 @@ from fgvr.utils.text import html_table
 
 if TYPE_CHECKING:
     from fgvr.agents.discover import Discovered, Kind
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 SHOWN, IN_ALL = 8, 4000
 """Pictures of one kind, and of the whole page."""

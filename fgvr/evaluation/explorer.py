@@ -14,7 +14,7 @@ from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 PAIRS = 40
 """Pairs that can be opened; the rest is in predictions.jsonl."""

@@ -16,7 +16,7 @@ from fgvr.errors import ImageError
 from fgvr.utils.images import read_image, thumbnail_data_url
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 14, 48

@@ -19,7 +19,7 @@ from fgvr.types import Prediction, Report
 from fgvr.utils.text import format_bytes
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 FLIPS = 12
 """Pictures shown of what System 2 fixed, and again of what it broke."""

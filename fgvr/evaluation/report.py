@@ -29,7 +29,7 @@ from fgvr.utils.files import atomic_write, read_json
 from fgvr.utils.text import printable
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 FILE, PAGE = "report.json", "report.html"
 

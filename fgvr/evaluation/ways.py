@@ -11,7 +11,7 @@ from fgvr.evaluation import figures
 from fgvr.types import Candidate, Prediction
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 SHOWN = 200
 """Images on one page; the rest is in predictions.jsonl."""

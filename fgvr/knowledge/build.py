@@ -21,7 +21,6 @@ from typing import Protocol
 
 import numpy as np
 
-from fgvr.errors import StoreError
 from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
 from fgvr.knowledge.classes import ClassRecord, Description, Portrait
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
@@ -30,7 +29,7 @@ from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Encoder
 from fgvr.types import Category, Experience, Picture, Sample
-from fgvr.utils.files import file_lock
+from fgvr.utils.files import HeldError, file_lock
 from fgvr.utils.progress import track
 
 log = logging.getLogger(__name__)
@@ -93,17 +92,19 @@ def workspace(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Hold a lock that others may hold for hours. There is no limit: the kernel takes it from a process that dies."""
+    holder = lock.with_suffix(".holder")  # not in the lock itself, which Windows lets nobody else read
     with ExitStack() as held:
         try:
             held.enter_context(file_lock(lock, timeout=0.0))
-        except StoreError:
-            log.warning("waiting for %s, at work on %s", lock.read_text() or "another process", lock.with_suffix(""))
+        except HeldError:
+            told = holder.read_text() if holder.exists() else "another process"
+            log.warning("waiting for %s, at work on %s", told, lock.with_suffix(""))
             held.enter_context(file_lock(lock, timeout=math.inf))
-        lock.write_text(f"process {os.getpid()} on {platform.node()}")
+        holder.write_text(f"process {os.getpid()} on {platform.node()}")
         try:
             yield
         finally:
-            lock.write_text("")
+            holder.unlink(missing_ok=True)
 
 
 def build(

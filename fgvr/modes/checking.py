@@ -16,7 +16,7 @@ from fgvr.runtime import answers, health, levers
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.terms import terms
 from fgvr.store import leftovers, upkeep
-from fgvr.types import Finding, MemoryPlan
+from fgvr.types import ROLES, Finding, MemoryPlan
 from fgvr.utils.service import Service
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: answers.stats(pool, monitor),
         "pressure": lambda: answers.pressure(monitor),
-        "models": lambda: answers.models(pool, [assembly.spec(cfg, role) for role in ("encoder", "mllm", "joint")]),
+        "models": lambda: answers.models(pool, [assembly.spec(cfg, role) for role in ROLES]),
         "system": lambda: answers.system(pool.device),
     }
     return MemoryAnswer(cfg.action, actions[cfg.action]())

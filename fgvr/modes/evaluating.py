@@ -34,7 +34,7 @@ from fgvr.types import Prediction, Report, Sample
 from fgvr.utils.progress import track
 
 if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from fgvr import assembly
 from fgvr.evaluation import importers, records
 from fgvr.evaluation import report as reports
-from fgvr.modes.runs import rows_anew, run_folder
+from fgvr.modes.runs import run_folder, write_rows
 from fgvr.types import Report
 from fgvr.utils.files import write_json
 
@@ -22,8 +22,8 @@ def is_foreign(path: Path) -> bool:
 def rescore(cfg: DictConfig, path: Path) -> Report:
     """Nothing can be decided again, as such files hold no evidence; but they can be scored by every protocol that needs no model."""
     found = importers.read_results(path)
-    with run_folder(cfg, mode="replay") as folder, rows_anew(folder) as rows:
-        rows.append(map(records.to_row, found.predictions))
+    with run_folder(cfg, mode="replay") as folder:
+        write_rows(folder, map(records.to_row, found.predictions))
         write_json(folder / importers.MARK, {"from": str(path), "kind": found.kind, "claimed": found.claimed, "notes": list(found.notes)})
         right = sum(prediction.correct is True for prediction in found.predictions) / len(found.predictions)
         claim = (

@@ -16,7 +16,7 @@ from fgvr.evaluation import report as reports
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.importing import is_foreign, rescore
-from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, rows_anew, run_folder
+from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_rows
 from fgvr.types import Report
 
 
@@ -29,10 +29,10 @@ def replay(cfg: DictConfig) -> Report:
         raise StoreError(f"{file} does not exist; predictions= takes a run's {PREDICTIONS}")
     merged = assembly.replayed_config(cfg, file.parent / CONFIG)
     base = _base_of(file)
-    with run_folder(merged, mode="replay") as folder, rows_anew(folder) as rows:
+    with run_folder(merged, mode="replay") as folder:
         decide = assembly.build_replay(merged, file.parent / CONFIG, base)
         predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
-        rows.append(map(records.to_row, predictions))
+        write_rows(folder, map(records.to_row, predictions))
         report = reports.make_report(
             predictions,
             classes=decide.names,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -22,9 +24,10 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
 from fgvr.runtime.monitor import watch
 from fgvr.store.cache import NoCache
-from fgvr.store.journal import RunFile
+from fgvr.store.journal import RunFile, to_line
 from fgvr.utils.files import atomic_write, read_json, short_hash, write_json
 from fgvr.utils.logging import setup_logging
+from fgvr.utils.paths import config_dir
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def run_folder(cfg: DictConfig, *, mode: str | None = None) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     key = assembly.configuration_key(cfg)
     changed = (folder / ".key").exists() and (folder / ".key").read_text() != key
-    if cfg.run.fresh or changed:
+    if (cfg.run.fresh or changed) and mode != "replay":  # which empties it by itself
         _empty(folder)
     atomic_write(folder / ".key", key)
     atomic_write(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
@@ -57,6 +60,12 @@ def rows_anew(folder: Path) -> Iterator[RunFile]:
     with RunFile(folder / PREDICTIONS, fresh=True) as file:
         _forget(folder, timeline.FILE, timeline.PICTURE)
         yield file
+
+
+def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """All rows of a run that computes nothing, and no results beside them. Needs no lock: another process would write the same ones."""
+    _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
+    atomic_write(folder / PREDICTIONS, b"".join(map(to_line, rows)))
 
 
 def _empty(folder: Path) -> None:
@@ -123,8 +132,13 @@ def _forget(folder: Path, *more: str) -> None:
 
 
 def _run_path(cfg: DictConfig, mode: str) -> Path:
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.initialized() and _sweeps(HydraConfig.get()):
         return (
             assembly.home(cfg) / "sweeps" / os.environ.get("FGVR_SWEEP", "sweep") / str(HydraConfig.get().job.num) / mode.partition("/")[2]
         )
     return assembly.home(cfg) / "runs" / mode / assembly.configuration_key(cfg)
+
+
+def _sweeps(hydra: HydraConf) -> bool:
+    """Whether this is a job of a sweep of ours. A program around us may use Hydra itself, and sweep: its jobs are its own."""
+    return hydra.mode == RunMode.MULTIRUN and any(source.path == str(config_dir()) for source in hydra.runtime.config_sources)

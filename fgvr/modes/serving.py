@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from fgvr import assembly
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
+from fgvr.types import ROLES
 
 log = logging.getLogger(__name__)
 NEEDED = ("fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "python_multipart")
@@ -30,7 +31,7 @@ def serve(cfg: DictConfig) -> None:
     cfg = with_environment(cfg, environment.overrides)
     settings, tokens = Settings.of(assembly.plain(cfg)["server"]), Tokens.of(environment)
     pool = assembly.shared_pool(cfg)
-    specs = {role: assembly.spec(cfg, role) for role in ("mllm", "encoder", "joint")}
+    specs = {role: assembly.spec(cfg, role) for role in ROLES}
     server = make_app(pool, specs, settings, tokens, build_recognizer=lambda: assembly.build_recognizer(cfg), to_row=to_row)
     server.app.state.bundle = {key: value for key, value in assembly.plain(cfg)["models"].items() if key not in specs}
     try:

@@ -95,10 +95,11 @@ class Borrowed:
             except BaseException as error:
                 exhausted = isinstance(error, Exception) and self._rescue.is_oom(error)
                 text = f"{type(error).__name__}: {error}"
-                # Whoever keeps this exception (a notebook does) would keep the model's frames, hence its memory.
-                clear_frames(error, outer=outer)
+                # Whoever keeps this exception (a notebook does) keeps the model's frames, hence its memory.
                 if not exhausted:
+                    self._entry.frames.keep(error, outer=outer)  # for a debugger, until the model has to go
                     raise
+                clear_frames(error, outer=outer)
         return text
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What happens in a pool, told to whoever listens: monitors, traces, the server's event stream.
+"""What happens in a pool, told to whoever listens: monitors, the server's event stream.
 
 Events are noted under the pool's condition, so their order and figures are the ledger's, and delivered after it is released. While
 nobody listens nothing is made. A listener runs in the thread that caused the event, or in one that was just delivering; it may ask the
@@ -33,7 +33,7 @@ Kind = Literal[
     "return",  # given back after `seconds`
     "oom",  # memory ran out in a load or in use; `text` says where and what is done
     "budget",  # the limit was changed
-    "asked",  # `text`, of `models`, by `thread`: prefetch, expect a+b c (stages), pin, unpin, prioritise N, evict, cleanup
+    "asked",  # `text`, of `models`, by `thread`: prefetch, expect a+b c (stages), pin, unpin, evict, cleanup
 ]
 WAS_PARKED = "was parked"  # text of an `evicted` that frees nothing on the device
 

@@ -51,7 +51,7 @@ def machine(pool: ModelPool) -> Iterator[Finding]:
 
 def _allocator(device: Device) -> Finding:
     """Settings of PyTorch's allocator for this device, as the environment has them."""
-    kind = kind_of(device.name if device.name != "mlx" else device.torch_name)
+    kind = kind_of(device.name)
     settings = allocator.in_force(kind)
     detail = ", ".join(map(str, settings)) or ("nothing to set" if kind not in allocator.PRESETS else "PyTorch's defaults")
     unlimited = any(map(allocator.means_no_limit, settings))

@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
 import traceback
 import weakref
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 
 def clear_frames(error: BaseException, *, outer: BaseException | None = None) -> None:
     """Let go of everything the frames of an error and its causes hold; of `outer`, which was there before, nothing."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and current is not outer and id(current) not in seen:
-        seen.add(id(current))
-        traceback.clear_frames(current.__traceback__)
-        current = current.__cause__ or current.__context__
+    _Frames(error, outer).clear()
+
+
+class KeptFrames:
+    """Frames of errors that left a model's calls. A debugger sees them until the memory that they hold is wanted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: weakref.WeakSet[_Frames] = weakref.WeakSet()
+
+    def keep(self, error: BaseException, *, outer: BaseException | None = None) -> None:
+        """Remember the frames of an error and its causes, but not of `outer`, for as long as the error itself lives."""
+        frames = _Frames(error, outer)
+        error.__dict__["_fgvr_frames"] = frames
+        with self._lock:
+            self._kept.add(frames)
+
+    def clear(self) -> None:
+        """Let go of everything that these frames hold."""
+        with self._lock:
+            kept = tuple(self._kept)
+            self._kept.clear()
+        for frames in kept:
+            frames.clear()
+
+
+class _Frames:
+    """Tracebacks of an error and its causes, without the errors: the error owns this, and a circle would outlive it."""
+
+    def __init__(self, error: BaseException | None = None, outer: BaseException | None = None) -> None:
+        self._tracebacks: list[TracebackType] = []
+        seen: set[int] = set()
+        current = error
+        while current is not None and current is not outer and id(current) not in seen:
+            seen.add(id(current))
+            if current.__traceback__ is not None:
+                self._tracebacks.append(current.__traceback__)
+            current = current.__cause__ or current.__context__
+
+    def __reduce__(self) -> tuple[type[_Frames], tuple[()]]:
+        """An error may be sent to another process; its frames stay here."""
+        return _Frames, ()
+
+    def clear(self) -> None:
+        for entry in self._tracebacks:
+            for frame, _ in traceback.walk_tb(entry):
+                with contextlib.suppress(RuntimeError):  # it still runs
+                    frame.clear()
+                    _ = frame.f_locals  # Python 3.11 and 3.12 keep a copy for a debugger that looked; asking again empties it
 
 
 def let_go(entry: Any) -> weakref.ref[Any]:

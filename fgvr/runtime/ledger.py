@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fgvr.errors import ConfigError, FgvrError
+from fgvr.runtime.leaks import KeptFrames
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.policy import Policy, choose
 from fgvr.types import ModelSpec, ModelStatus
 
 State = Literal["absent", "loading", "resident", "parked", "evicting", "failed"]
-ROLES = ("mllm", "encoder", "joint")
 STUCK_SECONDS = 5.0  # how long a model that could not be released is left alone
 _NEWEST = 0.3  # weight of the newest gap between uses in their running mean
 
@@ -69,6 +69,7 @@ class Entry:
     alert: str = ""
     stuck_until: float = 0.0  # it could not go because somebody still refers to the model; not tried again before
     drain_for: object | None = None
+    frames: KeptFrames = field(default_factory=KeptFrames)  # of errors in its calls, for debuggers
 
     @property
     def key(self) -> str:

@@ -13,14 +13,13 @@ from fgvr.runtime.budget import parse_bytes
 from fgvr.utils.service import Service
 
 T = TypeVar("T")
-FIGURES = ("stats", "pressure", "models", "system", "cache")
 MODEL_LEVERS = ("load", "evict", "pin", "unpin", "reset")
 _MEMORY = "/api/v1/memory"
 _SLOW = 600.0  # seconds a load or a clean-up may take
 
 
 def figures(server: Service, action: str) -> Any:
-    """One of FIGURES: a record, a tuple of rows, or (cache) what the server says."""
+    """stats, pressure, models, system or cache: a record, a tuple of rows, or (cache) what the server says."""
     path = f"{_MEMORY}/{'cache-stats' if action == 'cache' else action}"
     found = server.get(path)
     match action:

@@ -14,7 +14,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fgvr.errors import RuntimeConflict
@@ -24,7 +23,7 @@ from fgvr.runtime.events import Event
 from fgvr.runtime.machine import Host, ProcessMemory
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.pressure import LEVELS, HostMarks, Level, Pressure, Watermarks, idle_models, pressure
+from fgvr.runtime.pressure import LEVELS, Level, MonitorSettings, Pressure, idle_models, pressure
 from fgvr.runtime.recording import Recording
 from fgvr.runtime.status import PoolStatus
 from fgvr.runtime.suspicion import Suspicions
@@ -44,27 +43,13 @@ _PARTS = 50
 _STILL = 1.0  # seconds for which a figure stands where nothing has happened; the kernel walks all pages for it
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a pool is watched; seconds and bytes."""
-
-    check_interval: float = 60.0
-    sample_gap: float = 1.0  # frequent events are followed by a sample at most this often; loads and evictions always
-    watermarks: Watermarks = field(default_factory=Watermarks)
-    host_low: HostMarks = field(default_factory=HostMarks)
-    auto_cleanup: bool = True
-    cleanup_idle: float = 30.0  # automatic clean-up leaves alone what was used more recently
-    cleanup_interval: float | None = 1800.0
-    lease_seconds: float = 600.0  # a lease held longer is worth an alert
-
-
 class Monitor:
     """`watch(pool)` makes it, one per pool. `prepare(role)` is called before the first load of a role: libraries, tokenizers."""
 
     def __init__(
         self,
         pool: ModelPool,
-        settings: Settings | None = None,
+        settings: MonitorSettings | None = None,
         *,
         alerts: Alerts | None = None,
         prepare: Callable[[str], None] | None = None,
@@ -73,7 +58,7 @@ class Monitor:
         spent: Callable[[], float] = time.thread_time,
         thread: bool = True,
     ) -> None:
-        self.settings = settings or Settings()
+        self.settings = settings or MonitorSettings()
         self.alerts = alerts or Alerts([log_alert])
         self.prepare = prepare
         self._host, self._clock, self._spent = host, clock, spent
@@ -112,7 +97,7 @@ class Monitor:
             return self._sample(pool, reason)
 
     def record(self, path: str | Path, *, policy: str, max_models: int | None = None, reserve: int = 0) -> Recording:
-        """Write to `path` until the returned recording is closed. What is said of the pool's settings is for a later replay."""
+        """Write to `path` until the returned recording is closed."""
         pool = self._living()
         status = pool.status()
         start = Start(
@@ -125,9 +110,10 @@ class Monitor:
             policy=policy,
             max_models=max_models,
             resident=residents(status.models),
-            rules=pool.rules,
         )
-        return Recording(self, Recorder(path, start, monotonic=self._clock()))
+        recorder = Recorder(path, start, monotonic=self._clock())
+        self._add(recorder)
+        return Recording(recorder, flush=lambda: self.sample("flush"), close=lambda: self._remove(recorder))
 
     def step(self) -> None:
         """Take note of what has happened; sample, alert and clean up where that is due. The thread's work; others may do it as well."""
@@ -361,16 +347,14 @@ class Monitor:
         self._stop.set()
         self._wake.set()
 
-    def add(self, recorder: Recorder) -> None:
-        """What Recording does; use `record`."""
+    def _add(self, recorder: Recorder) -> None:
         with self._working:
             quiet = all(event.kind == "asked" for event in self._drain())  # what happened before is not this recorder's
             self._recorders.append(recorder)
             just_seen = quiet and self._clock() - self._sampled < _STILL  # the job of a sweep before this one has ended with a sample
             self._sample(self._living(), "start", measured=self._process if just_seen else None)
 
-    def remove(self, recorder: Recorder) -> None:
-        """What Recording does; use `record`."""
+    def _remove(self, recorder: Recorder) -> None:
         with self._working:
             pool = self._pool()
             if pool is not None:

@@ -19,10 +19,9 @@ from fgvr.runtime.borrowed import FACES
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
-from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.events import Events, Listener
 from fgvr.runtime.housekeeping import Housekeeping
-from fgvr.runtime.ledger import ROLES, Entry, Grant, Ledger
+from fgvr.runtime.ledger import Entry, Grant, Ledger
 from fgvr.runtime.lending import Lease, Lending
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
@@ -30,9 +29,9 @@ from fgvr.runtime.policy import Policy, lru
 from fgvr.runtime.recovery import Recovery
 from fgvr.runtime.residency import Residency
 from fgvr.runtime.sizing import measure
-from fgvr.runtime.status import PoolStatus, Rules
+from fgvr.runtime.status import PoolStatus
 from fgvr.runtime.turns import Turns
-from fgvr.types import MemoryPlan, ModelSpec
+from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
 
 
@@ -159,14 +158,6 @@ class ModelPool:
             self._condition.notify_all()
         self._events.deliver()
 
-    def prioritise(self, model: str, level: int) -> None:
-        """Models of a higher level (0 is the usual one) are evicted after all of lower ones; it follows a role as a pin does."""
-        with self._condition:
-            key = self._ledger.find(model).key
-            self._ledger.priorities[model] = level
-            self._events.asked(f"prioritise {level}", [key])
-        self._events.deliver()
-
     def evict(self, model: str, *, park: bool = False) -> int:
         """Drop one idle model, from main memory too; bytes that came back. `park`: rather keep it in main memory, if it can be.
 
@@ -255,16 +246,6 @@ class ModelPool:
         self._events.deliver()
         return limit
 
-    @property
-    def rules(self) -> Rules:
-        """Pins, priorities, stages and times as they are now; names that mean a model of this pool as its key."""
-        with self._condition:
-            ledger, key = self._ledger, self._ledger.aliases.get
-            stages = tuple(frozenset(key(name, name) for name in stage) for stage in ledger.stages)
-            priorities = {key(name, name): level for name, level in ledger.priorities.items()}
-            pins = tuple(sorted({key(name, name) for name in ledger.pins}))
-            return Rules(pins, priorities, stages, ledger.stage, self._housekeeping.ttl, ledger.min_residency)
-
     def plan(self, *models: str | ModelSpec) -> MemoryPlan:
         """What these models (all roles when none is named) would need at once, against the budget. Loads nothing."""
         with self._condition:
@@ -312,9 +293,7 @@ class ModelPool:
         self.refuse_other_allocator(other.allocator)
         if (self.device.name, self.device.total) != (other.device.name, other.device.total):
             raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {other.device.name} needs a new process")
-        if isinstance(self.device, CpuDevice) and isinstance(other.device, CpuDevice):
-            self.device.scratch = other.device.scratch
-        self.device.optimize = other.device.optimize
+        self.device.scratch, self.device.optimize = other.device.scratch, other.device.optimize
         self.allocator = other.allocator
         if other.asked != self.asked:  # `auto` computed again would differ each time by what others hold just then
             self.set_budget(other.budget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fgvr.errors import ConfigError
@@ -62,6 +62,20 @@ class HostMarks:
         if host.used_share > self.used - slack:
             return f"{host.used_share:.0%} of main memory used, more than {self.used:.0%}"
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """How a pool is watched; seconds and bytes."""
+
+    check_interval: float = 60.0
+    sample_gap: float = 1.0  # frequent events are followed by a sample at most this often; loads and evictions always
+    watermarks: Watermarks = field(default_factory=Watermarks)
+    host_low: HostMarks = field(default_factory=HostMarks)
+    auto_cleanup: bool = True
+    cleanup_idle: float = 30.0  # automatic clean-up leaves alone what was used more recently
+    cleanup_interval: float | None = 1800.0
+    lease_seconds: float = 600.0  # a lease held longer is worth an alert
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from fgvr.runtime.timeline import Recorder
-
-if TYPE_CHECKING:
-    from fgvr.runtime.monitor import Monitor
 
 
 class Recording:
     """A run's `memory.jsonl` being written: `with monitor.record(path, ...)`, or `flush` and `close`."""
 
-    def __init__(self, monitor: Monitor, recorder: Recorder) -> None:
-        self._monitor, self._recorder = monitor, recorder
+    def __init__(self, recorder: Recorder, *, flush: Callable[[], object], close: Callable[[], None]) -> None:
         self.mine = recorder.writing  # False: another process records this run
-        monitor.add(recorder)
+        self._flush, self._close = flush, close
 
     def flush(self) -> None:
-        """What has happened until now is in the file, with one more sample."""
-        self._monitor.sample("flush")
+        """Write what has happened until now, and one more sample."""
+        self._flush()
 
     def close(self) -> None:
-        self._monitor.remove(self._recorder)
+        self._close()
 
     def __enter__(self) -> Recording:
         return self

@@ -130,7 +130,11 @@ class Residency:
                 self._condition.notify_all()
 
     def reclaim(self) -> None:
-        """Give the device's freed blocks back, cycles included."""
+        """Give the device's freed blocks back, cycles and the frames of past errors included."""
+        with self._condition:
+            entries = tuple(self._ledger.entries.values())
+        for entry in entries:
+            entry.frames.clear()
         gc.collect()
         self._device.synchronize()
         self._device.empty_cache()
@@ -252,6 +256,7 @@ class Residency:
         parked, allocated, before, after = False, None, 0, 0
         try:
             before = self._tell("evicting", entry, charge)
+            entry.frames.clear()
             parked = park and self._park(entry)
             if not parked:
                 watch = let_go(entry)

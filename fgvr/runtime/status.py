@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import overload
 
 from fgvr.types import ModelStatus
 from fgvr.utils.text import format_bytes, html_table
 
 _COLUMNS = ("model", "source", "state", "size", "leases", "hits", "loads", "idle", "")
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What a person and a pipeline have said about a pool's models, by key or role; seconds."""
-
-    pins: tuple[str, ...] = ()
-    priorities: Mapping[str, int] = field(default_factory=dict)
-    stages: tuple[frozenset[str], ...] = ()  # names, in the order in which they are used, over and over
-    stage: int = 0  # the one that runs
-    ttl: float | None = None
-    min_residency: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -12,10 +12,8 @@ from fgvr.errors import ConfigError
 from fgvr.runtime.budget import parse_bytes
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.ledger import ROLES
 from fgvr.runtime.policy import POLICIES, Policy
-
-HOST_SHARE = 0.4  # of main memory, for `host_budget: auto` on CUDA: what may be pinned
+from fgvr.types import ROLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +36,9 @@ class Terms:
 
     def host_bytes(self, device: Device) -> int:
         """Main memory for parked models. Only a device with memory of its own has use for it: elsewhere a second copy saves nothing."""
-        kind = device.name.partition(":")[0]
-        if kind not in ("cuda", "simulated"):
+        if not device.has_own_memory:
             return 0
-        if self.host_budget is not None:
-            return self.host_budget
-        return int(HOST_SHARE * CpuDevice().total) if kind == "cuda" else 0
+        return int(device.host_share * CpuDevice().total) if self.host_budget is None else self.host_budget
 
     def scratch_folder(self, home: Path) -> Path | None:
         """Where the CPU leaves the weights of models that take turns."""

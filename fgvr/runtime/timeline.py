@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -24,8 +23,8 @@ from typing import Any
 from fgvr.errors import StoreError
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
-from fgvr.runtime.status import Rules
 from fgvr.types import ModelStatus
+from fgvr.utils.files import acquire_lock
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ class Start:
     max_models: int | None
     resident: tuple[Resident, ...] = ()
     version: int = VERSION
-    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +144,16 @@ class Recorder:
         self.path, self._began = Path(path), monotonic
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._events = self._earlier = 0
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the life of this object
-        self._events = 0
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s is being written by another process; this one does not record", self.path)
+            self._alone = acquire_lock(self.path.with_name(f".{self.path.name}.lock"))
+        except StoreError as error:  # a record is worth having, and no reason to stop
+            log.info("memory is not recorded: %s", error)
             self._file.close()
             return
         self._earlier = self._cut_torn_line()
-        self._write("start", 0.0, _plain(start))
+        self._write("start", 0.0, asdict(start))
 
     @property
     def writing(self) -> bool:
@@ -182,6 +180,7 @@ class Recorder:
                     self._file.truncate(self._earlier)
                 os.fsync(self._file.fileno())
                 self._file.close()
+                self._alone.release()
 
     def _write(self, kind: str, t: float, row: Mapping[str, Any]) -> None:
         line = json.dumps({"row": kind, "t": round(t, 6), **row}, ensure_ascii=False, allow_nan=False) + "\n"
@@ -200,12 +199,6 @@ class Recorder:
 
 def residents(models: tuple[ModelStatus, ...]) -> tuple[Resident, ...]:
     return tuple(Resident(m.key, m.role, m.source, m.bytes, m.idle_seconds) for m in models if m.placed)
-
-
-def _plain(start: Start) -> dict[str, Any]:
-    row = asdict(start)
-    row["rules"]["stages"] = [sorted(stage) for stage in start.rules.stages]
-    return row
 
 
 def _lean(event: Event) -> dict[str, Any]:
@@ -269,7 +262,5 @@ def _start(row: dict[str, Any]) -> Start:
     if row["version"] != VERSION:
         raise ValueError(f"version {row['version']}")
     resident = tuple(Resident(**model) for model in row.pop("resident"))
-    told = row.pop("rules", {})  # records of before have none
-    if told:
-        told |= {"pins": tuple(told["pins"]), "stages": tuple(frozenset(stage) for stage in told["stages"])}
-    return Start(**row, resident=resident, rules=Rules(**told))
+    row.pop("rules", None)  # records of fgvr 0.1 have it
+    return Start(**row, resident=resident)

@@ -9,18 +9,16 @@ from typing import Any
 from fgvr.errors import ConfigError
 from fgvr.runtime.alerts import Alerts, Sink, Webhook, log_alert
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.monitor import Monitor, Settings, watch
+from fgvr.runtime.devices.base import HALF_AN_HOUR
+from fgvr.runtime.monitor import Monitor, watch
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.pressure import HostMarks, Watermarks
-
-CLEANUP_SECONDS = {"mlx": 300.0}  # MLX keeps freed arrays until asked; elsewhere DEFAULT_CLEANUP
-DEFAULT_CLEANUP = 1800.0
+from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks
 
 
 def adopt(pool: ModelPool, runtime: Mapping[str, Any], *, prepare: Callable[[str], None] | None = None) -> Monitor:
     """Watch the pool with these settings from now on; sinks that were added by hand stay. Raises ConfigError."""
     monitor = watch(pool)
-    monitor.settings = settings(runtime, device=pool.device.name)
+    monitor.settings = settings(runtime, cleanup_seconds=pool.device.cleanup_seconds)
     monitor.prepare = prepare
     alerts = runtime["alerts"]
     monitor.alerts.repeat = _seconds(alerts, "repeat", "runtime.alerts")
@@ -29,12 +27,12 @@ def adopt(pool: ModelPool, runtime: Mapping[str, Any], *, prepare: Callable[[str
     return monitor
 
 
-def settings(runtime: Mapping[str, Any], *, device: str = "cpu") -> Settings:
+def settings(runtime: Mapping[str, Any], *, cleanup_seconds: float = HALF_AN_HOUR) -> MonitorSettings:
     """Raises ConfigError naming the key."""
     marks, host = runtime["watermarks"], runtime["host_low"]
     every = runtime["cleanup_interval"]
     if every == "auto":
-        every = CLEANUP_SECONDS.get(device, DEFAULT_CLEANUP)
+        every = cleanup_seconds
     elif every is not None:
         every = _seconds(runtime, "cleanup_interval", "runtime", least=0.0)
     free = host["free"] if isinstance(host["free"], int) else parse_bytes(str(host["free"]))
@@ -44,7 +42,7 @@ def settings(runtime: Mapping[str, Any], *, device: str = "cpu") -> Settings:
     _address(runtime["alerts"]["webhook"], look_up=False)
     for key in ("repeat", "timeout"):
         _seconds(runtime["alerts"], key, "runtime.alerts")
-    return Settings(
+    return MonitorSettings(
         check_interval=_seconds(runtime, "check_interval", "runtime", least=0.1),
         watermarks=Watermarks(**shares),
         host_low=HostMarks(free=free, used=_number(host, "used", "runtime.host_low")),

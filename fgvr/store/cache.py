@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from fgvr.errors import StoreError
 from fgvr.protocols import Cache
-from fgvr.utils.files import file_lock
+from fgvr.utils.files import HeldError, file_lock
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class SqliteCache:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            with file_lock(self.path.with_name(self.path.name + ".lock"), timeout=_WAIT_SECONDS):  # the switch to WAL does not wait
+            with self._alone():  # the switch to WAL does not wait
                 database = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
                 try:
                     database.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -257,6 +257,19 @@ class SqliteCache:
             return database
         except OSError as error:
             raise StoreError(f"cannot open the cache {self.path}: {error}; choose another paths.home") from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Where there are no file locks, a store that is there already is opened all the same: SQLite has its own locks."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(file_lock(self.path.with_name(self.path.name + ".lock"), timeout=_WAIT_SECONDS))
+            except HeldError:
+                raise
+            except StoreError:
+                if not self.path.exists():
+                    raise
+            yield
 
     def _explained(self, error: sqlite3.Error) -> StoreError:
         words = str(error)

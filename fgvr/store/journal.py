@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import threading
 import weakref
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, overload
-from uuid import uuid4
+from typing import Any, overload
+
+from filelock import BaseFileLock
 
 from fgvr.errors import StoreError
-from fgvr.utils.files import atomic_write, read_json, sync_folder
+from fgvr.utils.files import HeldError, acquire_lock, atomic_write, read_json, sync_folder
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -25,7 +26,8 @@ class Rows(Sequence[dict[str, Any]]):
     def __init__(self, path: Path, ends: array[int]) -> None:
         """Args: ends: where each row ends, in bytes."""
         self._ends = ends
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._turn = threading.Lock()
         weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
@@ -40,7 +42,9 @@ class Rows(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
         start = self._ends[i - 1] if i else 0
-        return json.loads(os.pread(self._file, self._ends[i] - start, start))
+        with self._turn:  # Windows has no os.pread
+            os.lseek(self._file, start, os.SEEK_SET)
+            return json.loads(os.read(self._file, self._ends[i] - start))
 
 
 class RunFile:
@@ -48,7 +52,7 @@ class RunFile:
 
     Rows stay in the file; in memory is where each of them ends. How far it is committed stands beside it in `<name>.commit`; what lies
     beyond (a torn line, half a batch) is cut off when it is opened. One writer at a time, whether it goes on or begins anew: a second one
-    gets a StoreError. To read somebody else's file, use `read_rows`.
+    gets a StoreError.
     """
 
     def __init__(self, path: str | Path, *, fresh: bool = False) -> None:
@@ -56,20 +60,25 @@ class RunFile:
         self.path = Path(path)
         self._commit = self.path.with_name(self.path.name + ".commit")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _alone(self.path)
         self._ends: array[int] = array("Q")
+        self._lock = _alone(self.path)
+        try:
+            self._file = open(self.path, "a+b")  # noqa: SIM115 - open for the life of this object
+        except OSError:
+            self._lock.release()
+            raise
         try:
             if fresh:
                 self.clear()
             else:
                 self._size = self._recover()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Commit one batch: after this call it survives a crash; without it nothing of it does. Keys keep their order."""
-        lines = [_line(row) for row in rows]
+        lines = [to_line(row) for row in rows]
         try:
             self._file.truncate(self._size)  # what an append that failed may have left
             self._file.write(b"".join(lines))
@@ -89,17 +98,11 @@ class RunFile:
         self._mark(self._ends[-1] if self._ends else 0)
 
     def clear(self) -> None:
-        """Hold no row from now on. Another file takes this one's place, locked before it does: who reads the former rows keeps them."""
+        """Hold no row from now on. Another file takes this one's place: who reads the former rows keeps them."""
         self._mark(0)
-        partial = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.tmp")
-        try:
-            empty = _alone(partial)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
         self._file.close()
-        self._file, self._ends = empty, array("Q")
-        sync_folder(self.path.parent)
+        atomic_write(self.path, b"")
+        self._file, self._ends = open(self.path, "a+b"), array("Q")  # noqa: SIM115 - open for the life of this object
 
     def done(self) -> Rows:
         """The rows committed so far, in order."""
@@ -107,6 +110,7 @@ class RunFile:
 
     def close(self) -> None:
         self._file.close()
+        self._lock.release()
 
     def __enter__(self) -> RunFile:
         return self
@@ -140,43 +144,18 @@ class RunFile:
         self._size = size
 
 
-def _alone(path: Path) -> IO[bytes]:
-    """Open for appending and locked. A file that lost its name while we waited for the lock is nobody's: the one that has it now counts."""
-    while True:
-        file = open(path, "a+b")  # noqa: SIM115 - open for the life of a RunFile
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        except FileNotFoundError:
-            pass  # somebody has deleted it: made again
-        except BlockingIOError:
-            file.close()
-            raise StoreError(f"{path} is being written by another run; wait for it or end it, then try again") from None
-        file.close()
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a missing file or a line that is no object is a StoreError that names it."""
-    rows: list[dict[str, Any]] = []
+def _alone(path: Path) -> BaseFileLock:
+    """The lock of a run's file lies beside it, since `clear` puts another file in its place."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
-                rows.append(row)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise StoreError(f"{path}, line {len(rows) + 1}: {error}") from error
-    return rows
+        return acquire_lock(path.with_name(f".{path.name}.lock"))
+    except HeldError:
+        raise StoreError(f"{path} is being written by another run; wait for it or end it, then try again") from None
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def to_line(row: Mapping[str, Any]) -> bytes:
     """Readable UTF-8; undecodable bytes of a file name (lone surrogates) stay JSON escapes."""
     try:
         return _ENCODE(row).encode("utf-8", "backslashreplace") + b"\n"

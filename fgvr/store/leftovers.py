@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fgvr.errors import StoreError
-from fgvr.utils.files import file_lock
+from fgvr.utils.files import HeldError, file_lock
 
 DAY, HOUR = 86400.0, 3600.0
 _PLACES = ("knowledge", "runs", "sweeps", "store")
@@ -52,7 +51,7 @@ def _bases(knowledge: Path, now: float) -> Iterator[Leftover]:
         try:
             with file_lock(base.with_name(f"{base.name}.lock"), timeout=0.0):
                 yield _told(found, _why_kept(found, base) or _remove(folder))
-        except StoreError:  # somebody holds it
+        except HeldError:
             yield _told(found, "in use")
 
 

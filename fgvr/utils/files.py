@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
+import math
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from fgvr.errors import StoreError
 
@@ -38,7 +40,9 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
+    """Make a rename inside `folder` survive a power cut. Windows does so by itself, and opens no folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -92,22 +96,40 @@ def read_json(path: str | Path) -> Any:
         raise StoreError(f"{path} cannot be read ({error}); delete it, it will be written again") from error
 
 
-@contextmanager
-def file_lock(path: str | Path, *, timeout: float = 600.0) -> Iterator[None]:
-    """Hold `path` for this thread alone; the kernel frees it when the holder dies. The (empty) file stays behind.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
-    After `timeout` seconds of waiting: StoreError. Not reentrant, and not for network file systems without locks.
+
+class HeldError(StoreError):
+    """Another process or thread holds the lock."""
+
+
+def acquire_lock(path: str | Path, *, timeout: float = 0.0) -> BaseFileLock:
+    """Lock `path` (an empty file, which stays behind) until `release()`; the system frees it when the holder dies. Not reentrant.
+
+    Raises HeldError after `timeout` seconds of waiting, StoreError where the file system has no locks.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout
-    with open(path, "ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise StoreError(f"another process has held {path} for {timeout:g} s; wait for it or end it, then try again") from None
-                time.sleep(0.02)
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)  # a marker file would outlive a killed holder
+    try:
+        lock.acquire(timeout=-1 if timeout == math.inf else timeout, poll_interval=0.02)
+    except Timeout:
+        raise HeldError(f"another process has held {path} for {timeout:g} s; wait for it or end it, then try again") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        raise StoreError(
+            f"the file system of {path.parent} has no file locks ({error}), so two processes could write there at once; "
+            "choose a folder on a local disk, such as paths.home=/tmp/fgvr (or FGVR_HOME)"
+        ) from error
+    return lock
+
+
+@contextmanager
+def file_lock(path: str | Path, *, timeout: float = 600.0) -> Iterator[None]:
+    """Hold `path` for this thread alone, as `acquire_lock` does."""
+    lock = acquire_lock(path, timeout=timeout)
+    try:
         yield
+    finally:
+        lock.release()

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,8 +17,7 @@ from PIL import Image, ImageOps
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
 
-if TYPE_CHECKING:
-    from fgvr.types import ImageSource
+ImageSource = Path | str | Image.Image | np.ndarray
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 _OTHERS = (".pnm", ".tga", ".mpo", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".avifs", ".jxl", ".heic", ".heif", ".hif")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fgvr.runtime.alerts import Alerts
-from fgvr.runtime.check_memory import judge, main
 from fgvr.runtime.events import Event
 from fgvr.runtime.monitor import Monitor
 from fgvr.runtime.timeline import Moment, Sample, Session, Start, Timeline
 
 from .conftest import MIB, PoolMaker
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 START = Start(0.0, 1, "cpu", 1000 * MIB, 200 * MIB, 0, "lru", None)
 REST = Sample(
     1.0, 1.0, "end", 200 * MIB, 100 * MIB, {"m": 100 * MIB}, 0, 100 * MIB, 605 * MIB, 700 * MIB, 500 * MIB, 0, 0, 1, 1, True, False
@@ -23,12 +24,23 @@ REST = Sample(
 USE = replace(REST, ledger=150 * MIB, work=50 * MIB, settled=False)
 
 
-def verdict(*samples: Sample, used: int = 100):
-    moments = (Moment(0.0, Event("loaded", "m", "mllm", used=used * MIB, limit=200 * MIB)),)
-    return judge(Timeline((Session(START, moments, samples, (), True),)))
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """scripts/check_memory.py as a module."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("check_memory")
 
 
-def test_a_true_record_passes_with_its_figures() -> None:
+@pytest.fixture
+def verdict(script):
+    def judged(*samples: Sample, used: int = 100):
+        moments = (Moment(0.0, Event("loaded", "m", "mllm", used=used * MIB, limit=200 * MIB)),)
+        return script.judge(Timeline((Session(START, moments, samples, (), True),)))
+
+    return judged
+
+
+def test_a_true_record_passes_with_its_figures(verdict) -> None:
     found = verdict(replace(REST, weights={}, base_uss=None), REST, USE, replace(REST, moving=True, settled=False, uss=500 * MIB))
     assert found.failures == []
     assert (found.compared_at_rest, found.compared_in_use, found.moving, found.before_the_first_load) == (1, 1, 1, 1)
@@ -48,25 +60,25 @@ def test_a_true_record_passes_with_its_figures() -> None:
         (replace(REST, storage_bytes=90 * MIB), 100, "storages"),
     ],
 )
-def test_each_lie_is_named(sample: Sample, used: int, failure: str) -> None:
+def test_each_lie_is_named(verdict, sample: Sample, used: int, failure: str) -> None:
     assert any(failure in text for text in verdict(REST, sample, used=used).failures)
 
 
-def test_the_tolerance_may_be_a_share_of_the_budget() -> None:
+def test_the_tolerance_may_be_a_share_of_the_budget(script) -> None:
     record = Timeline((Session(START, (), (replace(REST, uss=615 * MIB),), (), True),))  # 15 MiB: 15 % of 100, 7.5 % of 200
-    assert judge(record).failures and not judge(record, of="budget").failures
-    assert judge(record, of="budget", tolerance=0.07).failures
+    assert script.judge(record).failures and not script.judge(record, of="budget").failures
+    assert script.judge(record, of="budget", tolerance=0.07).failures
 
 
-def test_nothing_to_compare_is_no_pass() -> None:
+def test_nothing_to_compare_is_no_pass(verdict) -> None:
     assert "no sample could be compared" in verdict(replace(REST, moving=True)).failures[0]
 
 
-def test_the_command_judges_a_file(make_pool: PoolMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_judges_a_file(script, make_pool: PoolMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = make_pool()
     with Monitor(pool, alerts=Alerts(), thread=False).record(tmp_path / "m.jsonl", policy="lru"), pool.lease("mllm"):
         pass
-    assert main([str(tmp_path / "m.jsonl"), "--json"]) == 1, "fakes hold nothing of what they say they weigh"
+    assert script.main([str(tmp_path / "m.jsonl"), "--json"]) == 1, "fakes hold nothing of what they say they weigh"
     answer = json.loads(capsys.readouterr().out)
     assert answer["worst_at_rest"] > 0.9 and answer["over_budget"] == answer["incomplete"] == 0
-    assert main([str(tmp_path / "none.jsonl")]) == 3
+    assert script.main([str(tmp_path / "none.jsonl")]) == 3

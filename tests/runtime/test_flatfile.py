@@ -23,7 +23,7 @@ from PIL import Image
 
 from fgvr.errors import FgvrError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import arena, clip, flatfile
+from fgvr.runtime.loaders import arena, clip, flat_layout, flatfile
 from fgvr.runtime.loaders.flatfile import FlatFile
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.terms import Terms
@@ -192,7 +192,7 @@ def test_an_interrupt_leaves_all_or_nothing(device: CpuDevice, monkeypatch: pyte
         movable.park()
     calls = iter([False, True])
     with monkeypatch.context() as patched:
-        inner = flatfile.FlatFile._empty if way == "park" else arena.Slot.view
+        inner = flatfile.FlatFile._empty if way == "park" else flat_layout.Slot.view
 
         def strike(*args):
             result = inner(*args)
@@ -200,7 +200,7 @@ def test_an_interrupt_leaves_all_or_nothing(device: CpuDevice, monkeypatch: pyte
                 raise KeyboardInterrupt
             return result
 
-        patched.setattr(*((FlatFile, "_empty", strike) if way == "park" else (arena.Slot, "view", strike)))
+        patched.setattr(*((FlatFile, "_empty", strike) if way == "park" else (flat_layout.Slot, "view", strike)))
         with pytest.raises(KeyboardInterrupt):
             movable.park() if way == "park" else movable.restore(device)
     assert movable.parked and all(tensor.numel() == 0 for tensor in module.tensors().values())

@@ -18,6 +18,7 @@ from PIL import Image
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MLX, MlxDevice
+from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders import mlx, qwen
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.pool import ModelPool
@@ -266,10 +267,8 @@ def test_a_folder_mlx_would_misread_is_refused(tmp_path: Path, change: dict, wor
 def test_what_cannot_be_is_refused_with_its_cure() -> None:
     with pytest.raises(ConfigError, match=r"mlx_vlm.convert"):
         mlx.LOADER.estimate(replace(SPEC, quantization="int4"))
-    elsewhere = CpuDevice()
-    elsewhere.torch_name = "cuda:0"
     with pytest.raises(ModelLoadError, match=r"runtime.device=mlx"):
-        mlx.LOADER.load(SPEC, elsewhere)
+        mlx.LOADER.load(SPEC, SimulatedDevice(1 << 30))
     with pytest.raises(ConfigError, match="logit scale"):
         mlx.LOADER.logit_scale(SPEC)
 

@@ -16,13 +16,14 @@ from fgvr.errors import ConfigError
 from fgvr.runtime import machine, watching
 from fgvr.runtime.alerts import Alert, Alerts, Webhook
 from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.machine import Host, ProcessMemory, is_ours
-from fgvr.runtime.monitor import Monitor, Settings, watch
+from fgvr.runtime.monitor import Monitor, watch
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.pressure import HostMarks, Watermarks, pressure
+from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks, pressure
 from fgvr.runtime.suspicion import Suspicions
 from fgvr.runtime.timeline import read
 
@@ -43,7 +44,7 @@ class Clock:
 class Watched:
     """A pool with a monitor that works when it is told to, and what it has told."""
 
-    def __init__(self, pool: ModelPool, settings: Settings | None = None) -> None:
+    def __init__(self, pool: ModelPool, settings: MonitorSettings | None = None) -> None:
         self.clock, self.host, self.told = Clock(), ROOMY, list[Alert]()
         self.spent = 0.0  # processor seconds that measuring takes
         self.pool = pool
@@ -207,7 +208,7 @@ def test_a_record_that_follows_another_at_once_begins_with_its_last_figure(make_
 
 def test_every_load_and_eviction_is_followed_by_a_sample_but_not_every_lease(make_pool: PoolMaker, tmp_path) -> None:
     pool = make_pool()
-    watched = Watched(pool, Settings(check_interval=60, sample_gap=1.0))
+    watched = Watched(pool, MonitorSettings(check_interval=60, sample_gap=1.0))
     with watched.monitor.record(tmp_path / "m.jsonl", policy="lru"):
         use(pool, "mllm")
         watched.monitor.step()
@@ -249,7 +250,7 @@ def test_a_monitor_that_fails_once_goes_on(make_pool: PoolMaker, caplog, new_thr
             raise failure
         return ROOMY
 
-    monitor = Monitor(pool, Settings(check_interval=0.05), host=host)
+    monitor = Monitor(pool, MonitorSettings(check_interval=0.05), host=host)
     use(pool, "mllm")
     assert _until(lambda: "goes on" in caplog.text)
     before = monitor._sampled
@@ -315,7 +316,7 @@ def test_memory_that_does_not_come_back_is_told_with_who_holds_it(make_pool: Poo
 
 
 def test_a_lease_nobody_gives_back_is_told(make_pool: PoolMaker) -> None:
-    watched = Watched(make_pool(), Settings(lease_seconds=100, check_interval=10))
+    watched = Watched(make_pool(), MonitorSettings(lease_seconds=100, check_interval=10))
     with watched.pool.lease("mllm"):
         watched.later(50)
         assert watched.told == []
@@ -483,7 +484,7 @@ def test_nothing_leased_or_pinned_is_dropped(make_pool: PoolMaker) -> None:
 
 
 def test_clean_up_can_be_switched_off(make_pool: PoolMaker) -> None:
-    watched = Watched(make_pool(budget=92 * MIB), Settings(auto_cleanup=False, cleanup_interval=None))
+    watched = Watched(make_pool(budget=92 * MIB), MonitorSettings(auto_cleanup=False, cleanup_interval=None))
     use(watched.pool, "encoder", "mllm", "joint")
     idle_for(watched.pool, 10_000)
     watched.host = FULL
@@ -493,7 +494,7 @@ def test_clean_up_can_be_switched_off(make_pool: PoolMaker) -> None:
 
 
 def test_periodic_clean_up_drops_what_was_unused_all_the_while(make_pool: PoolMaker) -> None:
-    watched = Watched(make_pool(budget=1000 * MIB), Settings(cleanup_interval=1800))
+    watched = Watched(make_pool(budget=1000 * MIB), MonitorSettings(cleanup_interval=1800))
     use(watched.pool, "encoder")
     idle_for(watched.pool, 1900)
     use(watched.pool, "mllm")
@@ -525,7 +526,7 @@ def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, mo
     watching.adopt(pool, RUNTIME | {"check_interval": 5, "alerts": RUNTIME["alerts"] | {"log": False, "webhook": "HOOK"}})
     assert monitor.settings.check_interval == 5
     assert [type(sink).__name__ for sink in monitor.alerts.sinks] == ["Webhook", "builtin_function_or_method"]
-    assert watching.settings(RUNTIME, device="mlx").cleanup_interval == 300
+    assert watching.settings(RUNTIME, cleanup_seconds=MlxDevice.cleanup_seconds).cleanup_interval == 300
     assert watching.settings(RUNTIME).cleanup_interval == 1800
     assert watching.settings(RUNTIME | {"cleanup_interval": None}).cleanup_interval is None
     monitor.close()
@@ -562,7 +563,7 @@ def test_a_webhook_variable_that_is_not_there_is_refused(make_pool: PoolMaker) -
     [
         (["/venv/bin/python", "discovering.py", "mode=plan"], True),
         (["/venv/bin/python3.11", "/x/bin/fgvr", "run"], True),
-        (["python", "-m", "fgvr.runtime.replay", "t"], True),
+        (["python", "-m", "fgvr.console", "plan"], True),
         (["/usr/local/bin/fgvr"], True),
         (["python", "train.py"], False),
         (["vim", "discovering.py"], False),
@@ -598,7 +599,7 @@ def test_the_base_is_measured_anew_when_a_model_comes_and_no_other_is_there(make
 
 def test_watching_takes_a_small_share_of_the_time_however_large_the_process(make_pool: PoolMaker, monkeypatch) -> None:
     pool = make_pool()
-    watched, walks = Watched(pool, Settings(check_interval=600, sample_gap=1.0)), list[int]()
+    watched, walks = Watched(pool, MonitorSettings(check_interval=600, sample_gap=1.0)), list[int]()
 
     def slow_walk() -> ProcessMemory:
         watched.spent += 0.05
@@ -617,7 +618,7 @@ def test_watching_takes_a_small_share_of_the_time_however_large_the_process(make
 
 def test_what_is_asked_for_is_no_reason_to_measure(make_pool: PoolMaker, tmp_path) -> None:
     pool = make_pool()
-    watched = Watched(pool, Settings(check_interval=60, sample_gap=1.0))
+    watched = Watched(pool, MonitorSettings(check_interval=60, sample_gap=1.0))
     with watched.monitor.record(tmp_path / "m.jsonl", policy="lru"):
         pool.expect(["encoder"])
         watched.monitor.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import time
 from collections.abc import Sequence
@@ -105,6 +106,70 @@ def test_an_error_that_is_not_about_memory_passes_at_once(hungry: ModelPool, mon
         with pytest.raises(ValueError, match="bad picture"):
             encoder.encode([PICTURE] * 8)
     assert Hungry.sizes == (8,)
+
+
+class Buggy(FakeEncoder):
+    """Fails when `clue` is set, with working memory that its frame still holds."""
+
+    clue = ""
+
+    def encode(self, images: Sequence) -> np.ndarray:
+        ballast, clue = self._allocate(60 * MIB), self.clue
+        if clue:
+            raise ValueError(clue)
+        del ballast
+        return super().encode(images)
+
+
+def failed(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> ValueError:
+    """An error in an encoder's forward pass, as a notebook keeps it."""
+    with monkeypatch.context() as patch, pool.lease("encoder") as encoder:
+        patch.setattr(Buggy, "clue", "bad picture")
+        try:
+            encoder.encode([PICTURE])
+        except ValueError as error:
+            return error
+    raise AssertionError("it did not fail")
+
+
+def seen(error: BaseException) -> str | None:
+    """The variable `clue` as a debugger shows it where the error was raised."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place.tb_frame.f_locals.get("clue") if place is not None else None
+
+
+@pytest.fixture
+def buggy(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> ModelPool:
+    monkeypatch.setattr("fgvr.runtime.loaders.fake.FakeEncoder", Buggy)
+    return make_pool(loader=FakeLoader(work=1024))
+
+
+def test_a_debugger_sees_the_frames_of_a_failing_model_call_until_the_model_is_evicted(
+    buggy: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failed(buggy, monkeypatch)
+    assert seen(error) == "bad picture"
+    assert str(pickle.loads(pickle.dumps(error))) == "bad picture", "it may go to another process"
+    buggy.evict("encoder")
+    assert (device.allocated(), seen(error), state(buggy, ENCODER)) == (0, None, "absent")
+
+
+def test_frames_that_a_notebook_keeps_give_their_memory_back_when_it_runs_out(
+    buggy: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.limit(100 * MIB)  # 30 for the weights, 60 for a batch: the batch of the error and another one do not fit
+    error = failed(buggy, monkeypatch)
+    assert device.allocated() == 90 * MIB
+    with buggy.lease("encoder") as encoder:
+        assert encoder.encode([PICTURE] * 2).shape == (2, 64)
+    assert (device.allocated(), seen(error), status(buggy, ENCODER).working_sizes) == (30 * MIB, None, ())
+
+
+def test_an_error_that_nobody_keeps_holds_nothing(buggy: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed(buggy, monkeypatch)
+    assert device.allocated() == 30 * MIB
 
 
 def test_the_error_of_an_outer_handler_keeps_its_frames(hungry: ModelPool) -> None:

@@ -8,6 +8,7 @@ import fgvr
 from fgvr import assembly
 from fgvr.errors import ConfigError
 from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.devices.cuda import CudaDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.policy import cost_aware, lru
 from fgvr.runtime.pool import close_shared
@@ -56,7 +57,7 @@ def test_sizes_have_units_and_only_devices_with_own_memory_have_a_host_tier() ->
     assert on.host_bytes(CpuDevice()) == 0
 
     class Gpu(SimulatedDevice):
-        name = "cuda:0"
+        host_share = CudaDevice.host_share
 
     assert terms(DEFAULT).host_bytes(Gpu(MIB)) == int(0.4 * CpuDevice().total)
 

@@ -64,7 +64,7 @@ def test_changing_needs_the_admin_token(serve: Serve, path: str) -> None:
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert answer.json()["status"] == "error"
     assert served.post(path + ("&" if "?" in path else "?") + "token=secret-admin").status_code == 401, "never in the address"
-    assert served.pool.loads["mllm"] == 0 and served.pool.budget == 100 * MIB and not served.pool.rules.pins
+    assert served.pool.loads["mllm"] == 0 and served.pool.budget == 100 * MIB and not any(model.pinned for model in served.pool.status())
     assert served.post(path, headers=ADMIN).status_code == 200
 
 
@@ -209,7 +209,7 @@ def test_odd_keys_are_unknown_models(serve: Serve, key: str) -> None:
     with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1])), 10) as line:  # a client that does not tidy the path
         line.sendall(b"POST /api/v1/models/mllm/../encoder/load HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret-admin\r\n\r\n")
         assert b" 404 " in line.recv(4096).split(b"\r\n")[0]
-    assert sum(served.pool.loads.values()) == 0 and not served.pool.rules.pins
+    assert sum(served.pool.loads.values()) == 0 and not any(model.pinned for model in served.pool.status())
 
 
 def test_a_name_that_is_not_ours_is_not_served(serve: Serve) -> None:

@@ -1,5 +1,6 @@
 """A run's file grows by whole batches and ends up with the same bytes however often it was interrupted."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvr.errors import StoreError
-from fgvr.store.journal import RunFile, read_rows
+from fgvr.store.journal import RunFile
 
 spawn = multiprocessing.get_context("spawn")
 BATCHES = [[{"image": f"é{batch}/{i}.png", "n": i / 7} for i in range(3)] for batch in range(5)]
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_rest(path, batches=BATCHES):
@@ -123,7 +128,7 @@ def test_who_begins_anew_leaves_the_former_rows_to_who_reads_them(tmp_path):
     path.write_bytes(b"damaged")
     with RunFile(path, fresh=True) as file:
         assert len(file.done()) == 0
-    assert [f.name for f in tmp_path.iterdir()] in (["p.jsonl", "p.jsonl.commit"], ["p.jsonl.commit", "p.jsonl"])
+    assert {f.name for f in tmp_path.iterdir()} - {".p.jsonl.lock"} == {"p.jsonl", "p.jsonl.commit"}
 
 
 def _begin_anew(path, times):
@@ -165,14 +170,6 @@ def test_undecodable_file_names_survive(tmp_path):
         file.append([{"image": name}])
         assert list(file.done()) == [{"image": name}]
     assert read_rows(tmp_path / "p.jsonl") == [{"image": name}]
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(StoreError, match=r"absent\.jsonl"):
-        read_rows(tmp_path / "absent.jsonl")
-    (tmp_path / "bad.jsonl").write_text('{"a": 1}\n[]\n')
-    with pytest.raises(StoreError, match="line 2"):
-        read_rows(tmp_path / "bad.jsonl")
 
 
 def _write_endlessly(path):

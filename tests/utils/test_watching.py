@@ -1,11 +1,9 @@
-"""Logging, progress and timing: what a person sees while waiting."""
+"""Logging and progress: what a person sees while waiting."""
 
 import logging
-import time
 
 from fgvr.utils.logging import setup_logging
 from fgvr.utils.progress import track
-from fgvr.utils.timing import Stopwatch, timed
 
 
 def test_lines_go_to_stderr_and_to_the_file(tmp_path, capsys):
@@ -47,21 +45,6 @@ def test_progress_can_be_asked_for_and_goes_to_stderr(capsys, monkeypatch):
 def test_bars_may_nest(capsys):
     assert [list(track(range(2), "inner", show=True)) for _ in track(range(2), "outer", show=True)] == [[0, 1], [0, 1]]
     assert "outer" in capsys.readouterr().err
-
-
-def test_a_stopwatch_adds_up_stages():
-    watch = Stopwatch()
-    for _ in range(2):
-        with watch("nap"):
-            time.sleep(0.005)
-    assert 0.01 <= watch.stages["nap"] <= watch.seconds
-
-
-def test_timed_says_how_long_it_took(caplog):
-    log = logging.getLogger("fgvr.test")
-    with caplog.at_level(logging.DEBUG, "fgvr.test"), timed(log, "napping"):
-        pass
-    assert "napping: 0.0" in caplog.text
 
 
 def test_the_bar_says_how_many_are_done_and_what_the_process_holds(capsys, monkeypatch):

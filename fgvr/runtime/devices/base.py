@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
+
+HALF_AN_HOUR = 1800.0
 
 
 class Device(Protocol):
-    """One place where models live. `exact` says whether `allocated` counts tensors (CUDA) or only the process as a whole (CPU);
-    `optimize`, whether models loaded for it get quicker layers where there are any, or compute as their libraries made them."""
+    """One place where models live. Nobody asks it for its name to learn what it can do: that is what the attributes say."""
 
     optimize: bool
+    """Whether models loaded for it get quicker layers where there are any, or compute as their libraries made them."""
+    scratch: Path | None
+    """Folder for the weights of models that take turns; only a device that `parks_on_disk` uses it. None: they are loaded again."""
 
     @property
     def name(self) -> str:
@@ -22,7 +27,29 @@ class Device(Protocol):
         ...
 
     @property
-    def exact(self) -> bool: ...
+    def exact(self) -> bool:
+        """Whether `allocated` counts tensors (CUDA), or only the process as a whole (CPU)."""
+        ...
+
+    @property
+    def has_own_memory(self) -> bool:
+        """Whether a model that leaves it can be parked in main memory; where both are one memory, a second copy saves nothing."""
+        ...
+
+    @property
+    def parks_on_disk(self) -> bool:
+        """Whether a model that leaves it can be parked in a file of `scratch`."""
+        ...
+
+    @property
+    def host_share(self) -> float:
+        """Share of main memory for parked models, where `runtime.host_budget` is auto."""
+        ...
+
+    @property
+    def cleanup_seconds(self) -> float:
+        """Time between two clean-ups of what nobody uses, where `runtime.cleanup_interval` is auto."""
+        ...
 
     @property
     def total(self) -> int: ...

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from fgvr.runtime.devices.base import is_oom
+from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
 from fgvr.runtime.devices.cgroup import Allowance, allowance
 from fgvr.runtime.devices.mlx import MLX
 
@@ -23,12 +23,14 @@ class CpuDevice:
     name = "cpu"
     torch_name = "cpu"
     exact = False
+    has_own_memory, parks_on_disk, host_share = False, True, 0.0
+    cleanup_seconds = HALF_AN_HOUR
+    scratch: Path | None = None
     optimize = True
 
     def __init__(self, *, cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> None:
         self._cgroup, self._membership = cgroup, membership
         self._process = psutil.Process()
-        self.scratch: Path | None = None  # folder on a disk for the weights of models that take turns; None: those are loaded again
 
     @property
     def total(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.base import is_oom
+from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
 
 
 def cuda_available() -> bool:
@@ -19,6 +20,9 @@ class CudaDevice:
     """Counts tensors exactly; a hard cap makes the allocator itself refuse what would exceed the budget."""
 
     exact = True
+    has_own_memory, parks_on_disk, host_share = True, False, 0.4  # of main memory: what may be pinned
+    cleanup_seconds = HALF_AN_HOUR
+    scratch: Path | None = None
     optimize = True
 
     def __init__(self, index: int = 0, torch: Any = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from fgvr.errors import ConfigError
@@ -91,6 +92,9 @@ class MlxDevice:
 
     name = "mlx"
     exact = True
+    has_own_memory, parks_on_disk, host_share = False, False, 0.0
+    cleanup_seconds = 300.0  # MLX keeps freed arrays until asked
+    scratch: Path | None = None
     optimize = True
 
     def __init__(self, host: Device, mlx: MlxAllocator = MLX) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.base import is_oom
+from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
 from fgvr.runtime.devices.mlx import MLX, MlxAllocator
 
 
@@ -33,6 +34,9 @@ class MpsDevice:
 
     name = torch_name = "mps"
     exact = True
+    has_own_memory, parks_on_disk, host_share = False, False, 0.0
+    cleanup_seconds = HALF_AN_HOUR
+    scratch: Path | None = None
     optimize = True
 
     def __init__(self, mps: Any = None, mlx: MlxAllocator = MLX) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from pathlib import Path
 
-from fgvr.runtime.devices.base import is_oom
+from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
 
 
 class Block:
@@ -24,6 +25,9 @@ class SimulatedDevice:
     name = "simulated"
     torch_name = "cpu"
     exact = True
+    has_own_memory, parks_on_disk, host_share = True, False, 0.0
+    cleanup_seconds = HALF_AN_HOUR
+    scratch: Path | None = None
     optimize = True
 
     def __init__(self, total: int) -> None:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from fgvr.errors import RuntimeConflict
-from fgvr.runtime.loaders.arena import layout, plain_bytes, refuse_written
+from fgvr.runtime.loaders.flat_layout import layout, plain_bytes, refuse_written
 from fgvr.utils.text import format_bytes
 
 if TYPE_CHECKING:

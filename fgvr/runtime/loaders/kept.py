@@ -26,9 +26,3 @@ def lock_of(fingerprint: str) -> threading.Lock:
     """Tokenizers change their own settings in each call: two models of the same kind, in two pools, take turns."""
     with _making:
         return _kept[fingerprint][1] if fingerprint in _kept else threading.Lock()
-
-
-def forget() -> None:
-    """All of it (tests that measure)."""
-    with _making:
-        _kept.clear()

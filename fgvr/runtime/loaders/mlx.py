@@ -77,7 +77,7 @@ class MlxLoader:
 
     def load(self, spec: ModelSpec, device: Device) -> MlxMLLM:
         self.check(spec)
-        if device.torch_name.startswith("cuda"):
+        if device.has_own_memory:
             raise ModelLoadError(
                 f"{spec.role}: MLX models live in main memory, not on {device.name}; runtime.device=mlx, or models/mllm=qwen2_5_vl_7b"
             )

@@ -1,4 +1,4 @@
-"""Does a run's memory record keep its promises? python -m fgvr.runtime.check_memory RUN/memory.jsonl
+"""Does a run's memory record keep its promises? python scripts/check_memory.py RUN/memory.jsonl
 
 Complete: every sample has ledger, storages and USS. Within the budget: every sample and every event. True: the process holds beyond its
 base (USS before the first load, with libraries and tokenizers) what the ledger says, within a tolerance. While leases run, the ledger holds
@@ -98,7 +98,7 @@ def _beyond(sample: Sample) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m fgvr.runtime.check_memory", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python scripts/check_memory.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("records", nargs="+", metavar="FILE", help="memory.jsonl of a run")
     parser.add_argument("--tolerance", type=float, default=0.10, help="default 0.10")
@@ -120,9 +120,6 @@ def main(words: Sequence[str] | None = None) -> int:
         else:
             sys.stdout.write("\n".join([file, *_lines(verdict)]) + "\n")
     return 1 if failed else 0
-
-
-_AsWritten = argparse.RawTextHelpFormatter
 
 
 def _lines(v: Verdict) -> Iterable[str]:

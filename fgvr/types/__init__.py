@@ -1,0 +1,50 @@
+"""Every noun of the project, as frozen records. No behaviour beyond derived properties and how a record prints itself.
+
+Arrays are numpy float32. Class identity is always the class *id*, a string; names are for people.
+"""
+
+from fgvr.types.knowledge import Experience, Manifest
+from fgvr.types.memory import ROLES, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
+from fgvr.types.recognition import (
+    Abstention,
+    Candidate,
+    Category,
+    Cost,
+    Decision,
+    FastResult,
+    Figures,
+    History,
+    Picture,
+    Prediction,
+    Reply,
+    Sample,
+    Scores,
+    SlowResult,
+)
+from fgvr.types.results import Report
+
+__all__ = [
+    "ROLES",
+    "Abstention",
+    "Candidate",
+    "Category",
+    "Cost",
+    "Decision",
+    "Experience",
+    "FastResult",
+    "Figures",
+    "Finding",
+    "History",
+    "Manifest",
+    "MemoryPlan",
+    "ModelSpec",
+    "ModelStatus",
+    "Picture",
+    "PlanPart",
+    "Prediction",
+    "Reply",
+    "Report",
+    "Sample",
+    "Scores",
+    "SlowResult",
+]

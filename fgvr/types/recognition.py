@@ -1,0 +1,268 @@
+"""What is looked at, what both systems say of it, and the prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Literal
+
+from fgvr.utils.text import html_table
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fgvr.utils.images import ImageSource
+
+# --- what is looked at -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image to recognise: where it is and, when known, what it shows."""
+
+    image: ImageSource
+    key: str  # how files and reports call it: path relative to the dataset's root, or a name given by the user
+    label: str | None = None  # class id
+    sha256: str = ""  # of the content, where a dataset knows it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded image: RGB, upright, with the hash of its content (file bytes, or pixels when there is no file)."""
+
+    image: Image
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of a dataset."""
+
+    id: str
+    name: str
+    superclass: str = "object"
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the makers of a dataset say it holds: classes, images to learn from and to test (0: no official split), and each class's."""
+
+    classes: int
+    train: int
+    test: int
+    train_each: int | None = None
+    test_each: int | None = None
+
+
+# --- System 1 ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One class on System 1's shortlist; scores are cosines (`None`: not scored), ranks are those among all classes, from 1."""
+
+    category: str
+    probability: float
+    image_score: float | None
+    text_score: float | None
+    name_score: float | None = None
+    joint_score: float | None = None
+    image_rank: int | None = None
+    text_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How the class System 1 names has done in leave-one-out retrieval on the support set."""
+
+    seen: int  # times it was predicted
+    correct: int  # times that was right
+    total: int  # predictions over all classes
+
+
+@dataclass(frozen=True, slots=True)
+class FastResult:
+    """What System 1 saw: ranked candidates and the evidence the trigger decides on."""
+
+    sha256: str
+    candidates: tuple[Candidate, ...]
+    confidence: float  # P(top) + 0.1 * RRF(top)
+    margin: float  # P(top) - P(second)
+    entropy: float  # nats, over the candidates
+    agreement: bool  # both modalities rank the same class first
+    history: History
+
+    @property
+    def top(self) -> Candidate:
+        return self.candidates[0]
+
+    @property
+    def ambiguity(self) -> float:
+        """Entropy as a share of its maximum ln|U|, in [0, 1]."""
+        return self.entropy / math.log(len(self.candidates)) if len(self.candidates) > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to think slowly, and why: escalate iff score < threshold."""
+
+    escalate: bool
+    score: float
+    threshold: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+
+# --- System 2 ----------------------------------------------------------------------------------------------------------------
+
+
+class Reply(str):
+    """An MLLM's answer; a string that knows what it cost."""
+
+    prompt_tokens: int
+    new_tokens: int
+
+    def __new__(cls, text: str, prompt_tokens: int = 0, new_tokens: int = 0) -> Reply:
+        self = super().__new__(cls, text)
+        self.prompt_tokens, self.new_tokens = prompt_tokens, new_tokens
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A reply to a multiple-choice question, and nats of each option where the reply names one; empty where they are not known."""
+
+    reply: Reply
+    log_likelihoods: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-likelihood of each continuation given one image and prompt, in nats, summed over its tokens."""
+
+    log_likelihoods: tuple[float, ...]
+    tokens: tuple[int, ...]  # length of each continuation
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlowResult:
+    """System 2's answer among the candidates it was shown."""
+
+    category: str | None  # None iff unreadable
+    probabilities: Mapping[str, float]
+    rationale: str = ""
+    rules: tuple[str, ...] = ()
+    status: Literal["answered", "unreadable"] = "answered"
+    log_likelihoods: Mapping[str, float] = field(default_factory=dict)  # nats of each class judged; beyond the shortlist for replays
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Work actually done (answers from the cache cost nothing); seconds are wall time of its share of the batch.
+
+    `decode_wait`: its share of the seconds in which the models had nothing to do as the batch was not decoded yet, on top of `seconds`;
+    `cache_hits`: embeddings and replies that were remembered. Both are no part of predictions.jsonl.
+    """
+
+    mllm_calls: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    encoder_forwards: int = 0
+    seconds: float = 0.0
+    decode_wait: float = 0.0
+    cache_hits: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.mllm_calls + other.mllm_calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.new_tokens + other.new_tokens,
+            self.encoder_forwards + other.encoder_forwards,
+            self.seconds + other.seconds,
+            self.decode_wait + other.decode_wait,
+            self.cache_hits + other.cache_hits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Abstention:
+    """Whether the final answer is good enough to be given: withheld iff score < threshold."""
+
+    withheld: bool
+    score: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The final answer for one image with everything that led to it."""
+
+    image: str
+    sha256: str
+    label: str | None
+    category: str
+    name: str
+    confidence: float
+    by: Literal["fast", "slow"]
+    fast: FastResult
+    decision: Decision
+    slow: SlowResult | None = None
+    cost: Cost = Cost()
+    abstention: Abstention | None = None  # None: every answer is given
+    names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)  # class id -> name, for people
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the best guess is right, also where it is withheld."""
+        return None if self.label is None else self.category == self.label
+
+    @property
+    def answer(self) -> str:
+        """For people: the class's name, or that there is no answer and why."""
+        held = self.abstention
+        if held is None or not held.withheld:
+            return self.name
+        return f"no answer: certainty {held.score:.2f} is below {held.threshold:.2f} (best guess: {self.name})"
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.answer} ({self.confidence:.2f}, {self.by})"
+
+    def _repr_html_(self) -> str:
+        return _prediction_html(self)
+
+
+def _prediction_html(prediction: Prediction) -> str:
+    """The shortlist with its scores, why it was (not) thought over, and the slow answer."""
+    slow, decision = prediction.slow, prediction.decision
+    names = prediction.names
+    verdict = {True: " &#10003;", False: f" &#10007; (is {escape(names.get(str(prediction.label), str(prediction.label)))})", None: ""}[
+        prediction.correct
+    ]
+    head = f"<b>{escape(prediction.answer)}</b>{verdict} &middot; {prediction.confidence:.2f} &middot; {prediction.by}"
+    rows = [
+        (
+            names.get(c.category, c.category),
+            f"{c.probability:.3f}",
+            *map(_number, (c.image_score, c.text_score, c.name_score, c.joint_score)),
+        )
+        + ((_number(slow.probabilities.get(c.category)),) if slow else ())
+        for c in prediction.fast.candidates
+    ]
+    columns = ["class", "P", "image", "text", "name", "joint", *(["slow"] if slow else [])]
+    sign = "&lt;" if decision.score < decision.threshold else "&ge;"
+    terms = ", ".join(f"{escape(name)} {value:.3f}" for name, value in decision.terms.items())
+    asked = "thought slowly" if decision.escalate else "answered fast"
+    why = f"{asked}: score {decision.score:.3f} {sign} {decision.threshold:.3f}" + (f" ({terms})" if terms else "")
+    parts = [f"<div>{escape(prediction.image)}: {head}</div>", html_table(columns, rows), f"<div>{why}</div>"]
+    if slow:
+        answer = "unreadable" if slow.category is None else names.get(slow.category, slow.category)
+        parts.append(f"<div>slow: {escape(answer)}{': ' + escape(slow.rationale) if slow.rationale else ''}</div>")
+        parts.extend(f"<div>rule: {escape(rule)}</div>" for rule in slow.rules)
+    return f"<div>{''.join(parts)}</div>"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,65 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from fgvr.utils.text import format_bytes, html_table
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An evaluation's numbers; `path` holds report.json, report.html and predictions.jsonl."""
+
+    n: int
+    top1: float
+    top1_interval: tuple[float, float]
+    macro: float
+    slow_rate: float
+    fixed: int
+    broken: int
+    protocols: Mapping[str, float]
+    cost: Mapping[str, float]
+    peak_device_bytes: int
+    model_loads: Mapping[str, int]
+    notes: tuple[str, ...]
+    classes: Mapping[str, str]  # id -> name
+    dataset: str
+    trigger: str
+    path: Path
+    skipped: int = 0
+
+    @property
+    def unchanged(self) -> int:
+        """Images sent to System 2 that are as right or as wrong as before."""
+        return round(self.slow_rate * self.n) - self.fixed - self.broken
+
+    def __str__(self) -> str:
+        low, high = self.top1_interval
+        return f"{self.dataset}, {self.trigger}: top-1 {self.top1:.3f} [{low:.3f}, {high:.3f}], slow {self.slow_rate:.2f}, n {self.n}"
+
+    def _repr_html_(self) -> str:
+        return _report_html(self)
+
+
+def _report_html(report: Report) -> str:
+    """An evaluation's figures; notes come first, because they may say that the figures mean little."""
+    low, high = report.top1_interval
+    rows = [
+        ("top-1", f"{report.top1:.4f} [{low:.4f}, {high:.4f}]"),
+        ("macro", f"{report.macro:.4f}"),
+        ("images", f"{report.n}" + (f" ({report.skipped} skipped)" if report.skipped else "")),
+        ("slow rate", f"{report.slow_rate:.3f}"),
+        ("fixed / broken by thinking", f"{report.fixed} / {report.broken}"),
+        *((name, f"{value:.4f}") for name, value in report.protocols.items()),
+        *((name, f"{value:g}") for name, value in report.cost.items()),
+        ("peak device memory", format_bytes(report.peak_device_bytes)),
+        ("model loads", ", ".join(f"{role} {count}" for role, count in report.model_loads.items()) or "none"),
+        ("files", str(report.path)),
+    ]
+    notes = "".join(f"<div><i>{escape(note)}</i></div>" for note in report.notes)
+    title = f"<b>{escape(report.dataset)}, {escape(report.trigger)}</b>"
+    return f"<div>{notes}{title}{html_table(('', ''), rows)}</div>"
