@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -34,9 +34,7 @@ def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
     done = f"{work.encoder_forwards} images encoded, {work.mllm_calls} MLLM calls"
     table.add_row("work done now", done if work.encoder_forwards or work.mllm_calls else "none, all was there")
     table.add_row("key", base.origin.key)
-    table.caption = str(base.path)
-    table.caption_justify = "left"
-    return table
+    return Group(table, Text(str(base.path), no_wrap=True, overflow="ignore"))  # whole, to be copied
 
 
 def findings_table(findings: Sequence[Finding]) -> RenderableType:

@@ -62,10 +62,10 @@ def serve(server: Server, settings: Settings, tokens: Tokens, home: Path | None 
     sys.setswitchinterval(_SWITCH)
     process = Process(config_of(server, settings), server)
     address = address_of(listening)
-    _announce(address, settings, tokens)
     found = announced(home, address, tokens.admin) if home is not None else contextlib.nullcontext()
     try:
-        with found:
+        with process.capture_signals(), found:  # first: whoever reads the address may already send a signal
+            _announce(address, settings, tokens)
             process.run(sockets=[listening])
     finally:
         listening.close()

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgvr.errors import ConfigError, RemoteError
-from fgvr.runtime.remote import replies, scoring
+from fgvr.runtime.remote import replies
 from fgvr.runtime.remote.link import Link
 from fgvr.runtime.remote.wire import parse_source
-from fgvr.types import ModelSpec
+from fgvr.types import ROLES, ModelSpec
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 T = TypeVar("T")
-ROLES = ("mllm", "encoder", "joint")
 _ALTERNATIVES = (20, 5)  # the OpenAI API's limit, and what older engines give
 _REFUSALS = (400, 422, 500, 501)  # how engines answer a parameter that they do not know
 _TRIAL = [{"role": "user", "content": "Answer with the letter A."}]
@@ -82,10 +81,13 @@ class Engine:
     def abilities(self) -> Abilities:
         """Tried out with two short requests when first asked; a server of fgvr can do everything. Raises RemoteError."""
         if self._abilities is None:
-            found = Abilities(True, 0) if self.identity.ours else Abilities(scoring.gives_scores(self), self._alternatives())
+            found = Abilities(True, 0) if self.identity.ours else Abilities(self._gives_scores(), self._alternatives())
             with self._lock:
                 self._abilities = self._abilities or found
         return self._abilities
+
+    def _gives_scores(self) -> bool:
+        return self.tries(replies.likelihoods(self.address, self.identity.name, _TRIAL, "A")) is not None
 
     def _alternatives(self) -> int:
         """How many alternatives of each token the engine tells."""

@@ -81,6 +81,24 @@ def token_rows(found: Any) -> list[Any]:
     return [row for row in rows or () if isinstance(row, dict) and row.get("top_logprobs")]
 
 
+def likelihoods(address: str, model: str, turns: Sequence[Any], text: str) -> Callable[[OpenAI], list[Any] | None]:
+    """The prompt's own log-likelihoods, with the answer as its last turn (vLLM's `prompt_logprobs`); None where the engine tells none."""
+    body = {
+        "model": model,
+        "messages": [*turns, {"role": "assistant", "content": text}],
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": 0,
+        "add_generation_prompt": False,
+    }
+
+    def read(found: Any) -> list[Any] | None:
+        row = found["choices"] and found.get("prompt_logprobs")
+        return row if isinstance(row, list) else None
+
+    return chat(address, body, read)
+
+
 def option_nats(rows: Sequence[Mapping[str, Any]], options: Sequence[str], marker: str) -> dict[str, float]:
     """At the first option that is named after the last marker; without a marker, at the first token if it is an option.
 

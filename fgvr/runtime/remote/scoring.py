@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.remote import replies
@@ -11,8 +11,6 @@ from fgvr.runtime.remote.wire import Message
 from fgvr.types import Scores
 
 if TYPE_CHECKING:
-    from openai import OpenAI
-
     from fgvr.runtime.remote.engine import Engine
 
 _TOGETHER = 128  # continuations in one request: our server takes 256 by default
@@ -47,39 +45,16 @@ def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any
 # --- vLLM: `prompt_logprobs` of a chat whose last turn is the answer ---------------------------------------------------------
 
 
-def gives_scores(engine: Engine) -> bool:
-    """Whether a foreign engine tells the log-likelihoods of an answer that is given to it."""
-    return engine.tries(_told(engine, [{"role": "user", "content": "Answer with the letter A."}], "A")) is not None
-
-
 def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
     body = {"model": engine.identity.name, "messages": list(turns), "max_tokens": 1, "temperature": 0}
     length = replies.chat(engine.address, body, lambda found: replies.usage(found, "prompt_tokens"))
     before = engine.ask(length)
-    found = engine.each([_told(engine, turns, text) for text in texts])
+    found = engine.each([replies.likelihoods(engine.address, engine.identity.name, turns, text) for text in texts])
     rows = [row for row in found if row is not None]
     if not before or len(rows) < len(found):
         raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)
     answers = [_answer(engine, row[before:]) for row in rows]
     return Scores(tuple(math.fsum(answer) for answer in answers), tuple(map(len, answers)), before)
-
-
-def _told(engine: Engine, turns: Sequence[Message], text: str) -> Callable[[OpenAI], list[Any] | None]:
-    """The prompt's own log-likelihoods, with the answer as its last turn; None where the engine does not tell them."""
-    body = {
-        "model": engine.identity.name,
-        "messages": [*turns, {"role": "assistant", "content": text}],
-        "max_tokens": 1,
-        "temperature": 0,
-        "prompt_logprobs": 0,
-        "add_generation_prompt": False,
-    }
-    return replies.chat(engine.address, body, _prompt_logprobs)
-
-
-def _prompt_logprobs(found: Any) -> list[Any] | None:
-    row = found["choices"] and found.get("prompt_logprobs")
-    return row if isinstance(row, list) else None
 
 
 def _answer(engine: Engine, row: Sequence[Mapping[str, Any] | None]) -> list[float]:
