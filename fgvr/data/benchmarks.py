@@ -1,6 +1,6 @@
-"""The field's datasets: what each is, where it is published, how its archive is laid out. Nothing is ever downloaded.
+"""Published benchmark datasets: title, archive layout and official figures of each. Nothing is downloaded.
 
-`FIELD` is the table; `open_field` is what `dataset=cub200` and the others call.
+`BENCHMARKS` is the table; `open_benchmark` is what `dataset=cub200` and the others call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = Path(__file__).parent / "names"
 
 
 @dataclass(frozen=True, slots=True)
-class FieldSet:
+class BenchmarkDataset:
     """One published dataset."""
 
     title: str
@@ -43,8 +43,8 @@ class FieldSet:
     notes: tuple[str, ...] = ()
 
 
-FIELD: Mapping[str, FieldSet] = {
-    "cub200": FieldSet(
+BENCHMARKS: Mapping[str, BenchmarkDataset] = {
+    "cub200": BenchmarkDataset(
         "CUB-200-2011",
         "bird",
         Figures(200, 5_994, 5_794),
@@ -56,7 +56,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="images/",
         notes=("some pictures are in ImageNet too: models trained on it may have seen them",),
     ),
-    "dogs120": FieldSet(
+    "dogs120": BenchmarkDataset(
         "Stanford Dogs",
         "dog",
         Figures(120, 12_000, 8_580, train_each=100),
@@ -68,7 +68,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="Images/",
         notes=("all pictures are from ImageNet: models trained on it have seen them",),
     ),
-    "cars196": FieldSet(
+    "cars196": BenchmarkDataset(
         "Stanford Cars",
         "car",
         Figures(196, 8_144, 8_041),
@@ -81,7 +81,7 @@ FIELD: Mapping[str, FieldSet] = {
         layouts.read_cars,
         inner=("stanford_cars", "StanfordCars"),
     ),
-    "flowers102": FieldSet(
+    "flowers102": BenchmarkDataset(
         "Oxford 102 Flowers",
         "flower",
         Figures(102, 2_040, 6_149, train_each=20),
@@ -92,7 +92,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("flowers-102", "oxford_flowers"),
         pictures="jpg/",
     ),
-    "pets37": FieldSet(
+    "pets37": BenchmarkDataset(
         "Oxford-IIIT Pets",
         "pet",
         Figures(37, 3_680, 3_669),
@@ -103,7 +103,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("oxford-iiit-pet", "oxford_pets"),
         pictures="images/",
     ),
-    "aircraft100": FieldSet(
+    "aircraft100": BenchmarkDataset(
         "FGVC-Aircraft, variants",
         "aircraft",
         Figures(100, 6_667, 3_333),
@@ -115,7 +115,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="data/images/",
         notes=("the lowest 20 rows of each picture are its copyright line; they are left in",),
     ),
-    "food101": FieldSet(
+    "food101": BenchmarkDataset(
         "Food-101",
         "dish",
         Figures(101, 75_750, 25_250, train_each=750, test_each=250),
@@ -127,7 +127,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="images/",
         notes=("the train labels were left noisy by its makers",),
     ),
-    "dtd47": FieldSet(
+    "dtd47": BenchmarkDataset(
         "Describable Textures",
         "texture",
         Figures(47, 3_760, 1_880, train_each=80, test_each=40),
@@ -139,7 +139,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="images/",
         partitions=10,
     ),
-    "eurosat10": FieldSet(
+    "eurosat10": BenchmarkDataset(
         "EuroSAT (RGB)",
         "kind of land seen from a satellite",
         Figures(10, 27_000, 0),
@@ -150,7 +150,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("2750", "EuroSAT_RGB", "eurosat/2750"),
         notes=("there is no official split; dataset.split_file takes CoOp's",),
     ),
-    "sun397": FieldSet(
+    "sun397": BenchmarkDataset(
         "SUN397",
         "scene",
         Figures(397, 19_850, 19_850, train_each=50, test_each=50),
@@ -161,7 +161,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("SUN397",),
         partitions=10,
     ),
-    "ucf101": FieldSet(
+    "ucf101": BenchmarkDataset(
         "UCF101, middle frames",
         "human action",
         Figures(101, 9_537, 3_783),
@@ -173,7 +173,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="UCF-101-midframes/",
         partitions=3,
     ),
-    "caltech101": FieldSet(
+    "caltech101": BenchmarkDataset(
         "Caltech-101",
         "object",
         Figures(101, 8_677, 0),
@@ -188,7 +188,7 @@ FIELD: Mapping[str, FieldSet] = {
             "Faces and Faces_easy show the same 435 photographs; CoOp leaves Faces_easy out",
         ),
     ),
-    "imagenet1k": FieldSet(
+    "imagenet1k": BenchmarkDataset(
         "ImageNet-1k (ILSVRC 2012)",
         "object",
         Figures(1_000, 1_281_167, 50_000, test_each=50),
@@ -200,7 +200,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("images", "imagenet", "ILSVRC/Data/CLS-LOC"),
         notes=("the test is the validation part, as everywhere: the answers of the real test part are not public",),
     ),
-    "birdsnap500": FieldSet(
+    "birdsnap500": BenchmarkDataset(
         "Birdsnap",
         "bird",
         Figures(500, 47_386, 2_443),
@@ -223,7 +223,7 @@ class Name:
     superclass: str = ""
 
 
-def open_field(
+def open_benchmark(
     *,
     name: str,
     root: Path | str,
@@ -237,7 +237,7 @@ def open_field(
     on_bad_image: OnBadImage = "skip",
     cache_dir: Path | None = None,
 ) -> Dataset:
-    """A dataset of `FIELD` from its extracted archive at `root`, in its official order and split.
+    """A dataset of `BENCHMARKS` from its extracted archive at `root`, in its official order and split.
 
     `partition` is which of several official splits; `split_file` replaces the split by one of CoOp's (`split_zhou_*.json`, or a CSV with
     split and filename). Shots, calibration and test images are chosen among them as in any folder (`Wishes`).
@@ -283,7 +283,7 @@ def official_names(name: str) -> dict[str, Name]:
     return {id: Name(shown, tuple(filter(None, "".join(rest[:1]).split("|"))), "".join(rest[1:2])) for id, shown, *rest in rows}
 
 
-def make_listing(name: str, known: FieldSet, contents: Contents, base: Path) -> Listing:
+def make_listing(name: str, known: BenchmarkDataset, contents: Contents, base: Path) -> Listing:
     """Catalogue and samples of an archive; a label no class has, or an image listed twice, is a DatasetError that says where."""
     names = official_names(name)
     strangers = [f"{id} ({archive_name})" for id, archive_name in contents.classes if names and id not in names]
@@ -351,13 +351,13 @@ def _span(ids: tuple[str, ...]) -> str:
     return f"{ids[0]} to {ids[-1]}" if ids else "none"
 
 
-def _known(name: str) -> FieldSet:
-    if name not in FIELD:
-        raise ConfigError(f"no dataset is called {name!r}; did you mean {', '.join(nearest(name, FIELD) or FIELD)}?")
-    return FIELD[name]
+def _known(name: str) -> BenchmarkDataset:
+    if name not in BENCHMARKS:
+        raise ConfigError(f"no dataset is called {name!r}; did you mean {', '.join(nearest(name, BENCHMARKS) or BENCHMARKS)}?")
+    return BENCHMARKS[name]
 
 
-def _base(name: str, known: FieldSet, root: Path) -> Path:
+def _base(name: str, known: BenchmarkDataset, root: Path) -> Path:
     """The folder in which the archive's files lie; anything missing is a DatasetError with the way to mend it."""
     folders = (root, *(root / name for name in known.inner))
     bases = [folder for marker in known.parts[0].split("|") for folder in folders if (folder / marker).exists()]
