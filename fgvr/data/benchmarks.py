@@ -15,10 +15,9 @@ from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset, bad_image_notes
 from fgvr.data.folder import Inspector
 from fgvr.data.layouts import Reader
-from fgvr.data.listing import Listing
-from fgvr.data.presence import absence, missing
-from fgvr.data.roles import OnBadImage, Wishes, cast, check_on_bad_image
+from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.data.split_files import apply_split_file
+from fgvr.data.splits import OnBadImage, SplitRequest, check_on_bad_image, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.text import nearest, normalise_name, plain_name
@@ -240,13 +239,13 @@ def open_benchmark(
     """A dataset of `BENCHMARKS` from its extracted archive at `root`, in its official order and split.
 
     `partition` is which of several official splits; `split_file` replaces the split by one of CoOp's (`split_zhou_*.json`, or a CSV with
-    split and filename). Shots, calibration and test images are chosen among them as in any folder (`Wishes`).
+    split and filename). Shots, calibration and test images are chosen among them as in any folder (`SplitRequest`).
 
     Raises:
         DatasetError: nothing (or something else) lies at `root`: says what is expected and where it is published; or lists that
             contradict themselves, with file and line.
     """
-    wishes = Wishes(shots, test_per_class, calibration, split_seed, tail_shots)
+    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
     check_on_bad_image(on_bad_image)
     known = _known(name)
     if not 1 <= partition <= known.partitions:
@@ -262,9 +261,9 @@ def open_benchmark(
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
     try:
-        split = cast(listing, inspector, wishes, notes)
+        split = split_few_shot(listing, inspector, request, notes)
     except DatasetError as error:
-        gone = absence(missing(listing))
+        gone = describe_missing_files(missing_files(listing))
         raise DatasetError(f"{error}. {gone}" if gone else str(error)) from error
     bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
     notes.extend(bad_image_notes(bad))

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import exact_overlaps, near_overlaps
-from fgvr.data.listing import Listing
+from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.data.near_duplicates import PerceptualHash
-from fgvr.data.presence import absence, missing
 from fgvr.errors import FgvrError
 from fgvr.store.cache import NoCache
 from fgvr.types import Finding, Sample
@@ -53,7 +52,7 @@ def dataset_findings(dataset: Dataset, hashes: PerceptualHash | None = None) -> 
     )
     for note in () if dataset.listing is None else dataset.listing.notes:
         yield Finding("left aside", True, note)
-    gone = [] if dataset.listing is None else missing(dataset.listing)
+    gone = [] if dataset.listing is None else missing_files(dataset.listing)
     absent = {sample.key for sample in gone}
     bad = [image for image in dataset.bad_images if image.key not in absent]
     yield Finding("readable", not bad, f"{len(bad)} unusable images", f"mend or delete {bad[0]}" if bad else "")
@@ -64,7 +63,9 @@ def dataset_findings(dataset: Dataset, hashes: PerceptualHash | None = None) -> 
 
 def _archive_findings(dataset: Dataset, listing: Listing, gone: list[Sample]) -> Iterator[Finding]:
     listed = (*listing.pool, *listing.test)
-    yield Finding("files", not gone, f"{len(listed) - len(gone):,} of {len(listed):,} listed images are there", absence(gone))
+    yield Finding(
+        "files", not gone, f"{len(listed) - len(gone):,} of {len(listed):,} listed images are there", describe_missing_files(gone)
+    )
     if dataset.figures is not None:
         yield _counted(dataset, listing)
     if listing.official_names:

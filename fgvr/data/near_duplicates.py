@@ -98,7 +98,7 @@ class HashIndex:
 
 
 def duplicate_groups(samples: Sequence[Sample], hashes: PerceptualHash) -> list[int]:
-    """(N,) index of the first sample of each sample's group; a group is the samples of a class that duplicate each other, exactly or nearly."""
+    """(N,) index of the first sample of each sample's group: the exact and near duplicates within its class."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
