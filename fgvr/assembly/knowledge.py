@@ -23,7 +23,7 @@ from fgvr.data.splits import Split
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase, Origin
-from fgvr.knowledge.build import JOURNAL, Craft, Rehearse, batches, build, workspace
+from fgvr.knowledge.build import JOURNAL, BuildComponents, Rehearse, batches, build, workspace
 from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.rehearsal import SlowRehearsal
@@ -127,7 +127,7 @@ def _source(model: ModelSpec) -> dict[str, str | None]:
 def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, learned: Sequence[Experience]) -> None:
     with SqliteCache(partial / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
-        craft = Craft(
+        components = BuildComponents(
             encoder=models.encoder,
             look=look,
             describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
@@ -142,7 +142,7 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, 
             describe_batch=cfg.models.mllm.batch_size,
         )
         with looking_ahead(cfg, ("encoder",), ("mllm",)):
-            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial, learned=learned)
+            build(origin, dataset.catalog.categories, dataset.split.support, components, partial, learned=learned)
 
 
 def _name_prompts(cfg: DictConfig) -> Callable[[Category], tuple[str, ...]]:
