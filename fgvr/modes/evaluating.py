@@ -123,8 +123,8 @@ def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
 def _overlaps(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
     """Test images that the base or the calibration has met; refused unless allowed."""
     used = (*dataset.split.support, *dataset.split.calibration)
-    forbidden, looks = _forbidden(base, dataset), assembly.looks(cfg)
-    return guard(dataset.split.test, forbidden, allow=cfg.evaluation.allow_overlap, used=used, looks=looks)
+    forbidden, hashes = _forbidden(base, dataset), assembly.perceptual_hash(cfg)
+    return guard(dataset.split.test, forbidden, allow=cfg.evaluation.allow_overlap, used=used, hashes=hashes)
 
 
 def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
