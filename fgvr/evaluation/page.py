@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvr.evaluation import explorer, figures, html, memory_picture, metrics, protocols, routers
-from fgvr.evaluation.explorer import Pictures
+from fgvr.evaluation import confusion_report, figures, html, memory_picture, metrics, protocols, routers
+from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_steps import Course
 from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction, Report
@@ -42,7 +42,7 @@ def render(
         _numbers(report, body),
         _budget(body),
         _changed(report, seen, predictions, pictures.tests),
-        html.section("Most confused", explorer.explore(predictions, seen, report.classes, pictures)),
+        html.section("Most confused", confusion_report.explore(predictions, seen, report.classes, pictures)),
         _classes(report, seen),
         _cost(report, seen, body["stage_seconds"]),
         _memory(memory) if memory is not None else "",
