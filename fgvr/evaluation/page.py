@@ -34,7 +34,9 @@ def render(
     memory: Course | None = None,
 ) -> str:
     """The page for a report, its JSON body, the predictions it was made from with their outcomes, and what the models held meanwhile."""
-    style, script = (resources.files("fgvr.evaluation").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        resources.files("fgvr.evaluation").joinpath("templates", name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     sections = (
         _notes(report),
         _headline(report, body),
@@ -191,7 +193,7 @@ def _varied(labels: np.ndarray, chosen: np.ndarray) -> list[int]:
 
 
 def _card(p: Prediction, classes: Mapping[str, str], pictures: Mapping[str, ImageSource]) -> str:
-    url = figures.thumbnail(pictures.get(p.image))
+    url = html.thumbnail(pictures.get(p.image))
     reason = f"<details><summary>Reasons</summary>{escape(p.slow.rationale)}</details>" if p.slow is not None and p.slow.rationale else ""
     rows = (("truth", p.label or "", ""), ("fast", p.fast.top.category, "mark"), ("final", p.category, "mark"))
     said = "".join(
