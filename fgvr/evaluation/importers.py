@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fgvr.errors import StoreError
-from fgvr.types import Candidate, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.types import Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 from fgvr.utils.files import short_hash
 from fgvr.utils.text import normalise_name, plain_name
 
@@ -23,7 +23,7 @@ MARK = "imported.json"
 """Beside imported predictions: where they come from."""
 CONFLICT = "conflict"  # what SARE writes for System 1's answer when it is in doubt
 UNKNOWN = "(not recorded)"
-_COST = "cost is not recorded in such files: the zeros say nothing"
+_COST = "cost is not recorded in such files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +237,7 @@ def _prediction(answer: _Answer, classes: Mapping[str, str]) -> Prediction:
         ),
         decision=Decision(asked, 0.0 if asked else 1.0, 0.5),
         slow=_slow(answer) if asked else None,
+        cost=Cost(asked=None),
         names=names,
     )
 

@@ -226,22 +226,42 @@ def _budget(body: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Report, seen: Outcomes, stages: Mapping[str, Mapping[str, float]] | None) -> str:
-    """Work of this run by stage; what was remembered cost nothing. Seconds of a model: while somebody used it."""
+    """Work of this run by stage, as asked and as computed. Seconds of a model: while somebody used it."""
     used = {role: (f"{s['loading']:.1f} s", f"{s['in_use']:.1f} s") for role, s in (stages or {}).items()}
     cost, slow = report.cost, int(seen.escalated.sum())
-    tokens = f"{cost['prompt_tokens']:,.0f} / {cost['new_tokens']:,.0f}"
+    told = {name: f"{value:,.0f}" for name, value in report.asked.items()}
+    tokens = f"{told.get('prompt_tokens', '–')} / {told.get('new_tokens', '–')}"
+    computed = f"{cost['prompt_tokens']:,.0f} / {cost['new_tokens']:,.0f}"
     rows = [
-        ("System 1 looks", f"{report.n:,}", f"{cost['encoder_forwards']:,.0f}", "", *used.get("encoder", ("–", "–"))),
-        ("System 2 thinks", f"{slow:,}", f"{cost['mllm_calls']:,.0f}", tokens, *used.get("mllm", ("–", "–"))),
+        (
+            "System 1 looks",
+            f"{report.n:,}",
+            told.get("encoder_forwards", "–"),
+            f"{cost['encoder_forwards']:,.0f}",
+            "",
+            "",
+            *used.get("encoder", ("–", "–")),
+        ),
+        (
+            "System 2 thinks",
+            f"{slow:,}",
+            told.get("mllm_calls", "–"),
+            f"{cost['mllm_calls']:,.0f}",
+            tokens,
+            computed,
+            *used.get("mllm", ("–", "–")),
+        ),
     ]
     if "joint" in used:
-        rows.append(("joint encoder", "", "", "", *used["joint"]))
-    heads = ("Stage", "Images", "Forwards or calls", "Prompt / new tokens", "Loading", "Model in use")
+        rows.append(("joint encoder", "", "", "", "", "", *used["joint"]))
+    calls, tokened = "Forwards or calls", "Prompt / new tokens"
+    heads = ("Stage", "Images", f"{calls} asked", "Computed now", f"{tokened} asked", "Computed now", "Loading", "Model in use")
     waited = cost.get("decode_wait", 0.0)
     idle = f", besides {waited:,.1f} s waiting for pictures to be decoded" if waited else ""
     hits = f" ({cost['cache_hits']:,.0f} embeddings and replies)" if "cache_hits" in cost else ""
-    caption = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}; what was remembered cost nothing{hits}"
-    return html.section("Cost by stage", html.table(caption, heads, rows, numeric=range(1, 6)))
+    spent = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}"
+    caption = f"{spent}; what the store remembered{hits} was not computed again"
+    return html.section("Cost by stage", html.table(caption, heads, rows, numeric=range(1, 8)))
 
 
 def _memory(course: Course) -> str:

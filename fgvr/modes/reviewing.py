@@ -23,10 +23,12 @@ from fgvr.types import Report
 def replay(cfg: DictConfig) -> Report:
     """Decide and score a recorded run again with other settings; no model is asked, and torch is not even imported."""
     file = Path(cfg.predictions).expanduser()
+    if (file / PREDICTIONS).exists() or (file / CONFIG).exists():  # a run's folder
+        file /= PREDICTIONS
     if is_foreign(file) and file.exists():
         return rescore(cfg, file)
     if not file.is_file():
-        raise StoreError(f"{file} does not exist; predictions= takes a run's {PREDICTIONS}")
+        raise StoreError(f"{file} does not exist; predictions= takes a run's folder, its {PREDICTIONS}, or results of SARE or FineR")
     merged = assembly.replayed_config(cfg, file.parent / CONFIG)
     base = _base_of(file)
     with run_folder(merged, mode="replay") as folder:
