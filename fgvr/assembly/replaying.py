@@ -16,7 +16,7 @@ from fgvr.assembly.rehearsal import rehearsed
 from fgvr.assembly.thinking import build_pool
 from fgvr.assembly.triggers import build_trigger
 from fgvr.errors import ConfigError, StoreError
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.replay import Replay
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library

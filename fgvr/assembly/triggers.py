@@ -11,7 +11,7 @@ from fgvr.assembly.configuration import make, policy
 from fgvr.assembly.images import look, open_dataset, perceptual_hash
 from fgvr.data.leaks import without_near_copies
 from fgvr.errors import ConfigError
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.prototypes import turns
 from fgvr.pipeline import chunks

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvr.evaluation import explorer, figures, html, memory_picture, metrics, protocols, routers
-from fgvr.evaluation.explorer import Pictures
+from fgvr.evaluation import confusion_report, figures, html, memory_picture, metrics, protocols, routers
+from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_steps import Course
 from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction, Report
@@ -34,7 +34,9 @@ def render(
     memory: Course | None = None,
 ) -> str:
     """The page for a report, its JSON body, the predictions it was made from with their outcomes, and what the models held meanwhile."""
-    style, script = (resources.files("fgvr.evaluation").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        resources.files("fgvr.evaluation").joinpath("templates", name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     sections = (
         _notes(report),
         _headline(report, body),
@@ -42,7 +44,7 @@ def render(
         _numbers(report, body),
         _budget(body),
         _changed(report, seen, predictions, pictures.tests),
-        html.section("Most confused", explorer.explore(predictions, seen, report.classes, pictures)),
+        html.section("Most confused", confusion_report.explore(predictions, seen, report.classes, pictures)),
         _classes(report, seen),
         _cost(report, seen, body["stage_seconds"]),
         _memory(memory) if memory is not None else "",
@@ -191,7 +193,7 @@ def _varied(labels: np.ndarray, chosen: np.ndarray) -> list[int]:
 
 
 def _card(p: Prediction, classes: Mapping[str, str], pictures: Mapping[str, ImageSource]) -> str:
-    url = figures.thumbnail(pictures.get(p.image))
+    url = html.thumbnail(pictures.get(p.image))
     reason = f"<details><summary>Reasons</summary>{escape(p.slow.rationale)}</details>" if p.slow is not None and p.slow.rationale else ""
     rows = (("truth", p.label or "", ""), ("fast", p.fast.top.category, "mark"), ("final", p.category, "mark"))
     said = "".join(

@@ -15,7 +15,7 @@ from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.agents.fusion import Fusion, refuse
 from fgvr.agents.slow import Judgement, Question, Shortlist, answer
 from fgvr.errors import StoreError
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.experience import Library
 from fgvr.pipeline import redecide
 from fgvr.protocols import Trigger

@@ -20,7 +20,7 @@ from rich.text import Text
 import fgvr
 from fgvr.errors import StoreError
 from fgvr.evaluation import audit, metrics, page, protocols, routers, uncertainty
-from fgvr.evaluation.explorer import Pictures
+from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_steps import Course
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fgvr.evaluation import routers
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.records import outcomes
 
 
