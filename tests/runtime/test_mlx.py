@@ -151,7 +151,7 @@ def test_what_somebody_keeps_is_not_called_released(birds) -> None:
     pool = ModelPool(MlxDevice(CpuDevice()), budget=400 << 20)
     pool.register(SPEC)
     with pool.lease("mllm") as mllm:
-        kept = mllm._model._module.vision_tower
+        kept = mllm.model._module.vision_tower
     released = pool.evict("mllm")
     assert released < mlx.LOADER.estimate(SPEC)
     assert "did not come back" in next(iter(pool.status())).error
