@@ -200,8 +200,6 @@ def _system1(fast: Mapping[str, Any]) -> dict[str, Any]:
     ranked = tuple(map(_scored, fast.get("fused_results") or ()))
     keys = [key for key in ("fused_top1", "predicted_fast") if fast.get(key)]
     top = class_name(fast, next(iter(keys), "predicted_category"))
-        fast, "predicted_category"
-    )
     confidence = share(fast, "confidence", 0.0)
     if not ranked and top != CONFLICT:
         ranked = ((top, share(fast, "fused_top1_prob", confidence)),)
