@@ -20,8 +20,8 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap, guard
 from fgvr.errors import DatasetError
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
