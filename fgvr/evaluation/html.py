@@ -60,7 +60,7 @@ def _of_file(file: Path, side: int, size: int, modified: int) -> str | None:
 
 def _small(source: ImageSource, side: int) -> str | None:
     try:
-        picture, _ = read_image(source)
+        picture = read_image(source)[0]
     except ImageError:
         return None
     return thumbnail_data_url(picture, side)

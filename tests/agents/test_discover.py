@@ -113,7 +113,7 @@ def test_no_prompt_and_no_picture_says_where_it_comes_from(folder):
     assert str(folder).lower() not in words and ".png" not in words
     for picture in mllm.shown:
         assert not getattr(picture.image, "filename", "") and not any("bird" in str(value) for value in picture.image.info.values())
-        assert set(picture.__slots__) == {"image", "sha256"}
+        assert set(picture.__slots__) == {"image", "sha256", "content"}
 
 
 def test_the_agent_cannot_reach_a_dataset():
