@@ -35,7 +35,7 @@ _HEADERS = {
 
 
 class Bodies:
-    """Bytes of bodies that come or are being served: at most `most`, and one body more, since the oldest that still comes never waits."""
+    """Bytes of bodies that come or are being served: at most `most`, and one body more, since the oldest goes on when none is served."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -56,11 +56,15 @@ class Bodies:
         """Waits for room; what is not read meanwhile stays with the client."""
         self.waiting += 1
         try:
-            while self.total + size > self._most and next(iter(self._coming)) is not who:
+            while self.total + size > self._most and not self._alone(who):
                 await self._changed.wait()
         finally:
             self.waiting -= 1
         self._held[who] += size
+
+    def _alone(self, who: object) -> bool:
+        """Nothing is served that would make room by ending, and it is the oldest of those that come."""
+        return len(self._held) == len(self._coming) and next(iter(self._coming)) is who
 
     def whole(self, who: object) -> None:
         self._coming.pop(who, None)
