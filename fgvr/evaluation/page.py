@@ -45,7 +45,7 @@ def render(report: RunReport) -> str:
         per_class=_per_class(report),
         cost=_cost(report),
         memory=None if memory is None else _memory(memory),
-        memory_picture=memory and memory_picture.draw(memory),
+        memory_picture=memory and memory_picture.Picture(memory),
         provenance=_table("What this was made with", ("What", "Which"), list(report.provenance.items()), numeric=()),
         config=json.dumps(dict(report.config), indent=2, ensure_ascii=False, default=str),
         version=fgvr.__version__,

@@ -110,9 +110,7 @@ def terminal(report: Report) -> RenderableType:
     table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
     table.add_row("escalated to System 2", f"{report.slow_rate:.1%}")
     if figures and (held := figures.abstention):
-        table.add_row(
-            "answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; accuracies count their best guesses too)"
-        )
+        table.add_row("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; accuracies count their best guesses too)")
         table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")
     if figures and figures.unreadable:
         table.add_row("unreadable answers of System 2", f"{figures.unreadable:,} (System 1's answer stands)")
