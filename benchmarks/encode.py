@@ -30,7 +30,7 @@ def measure(*, models: str, repeat: int, size: int = 32) -> Races:
         vectors, alone = full.encoder.encode(pictures), np.concatenate([peer.encoder.encode([picture]) for picture in pictures])
         apart = float(abs(vectors - alone).max())
         cosine = float((vectors * half.encoder.encode(pictures)).sum(1).min()) if half else None
-        flops = tower_flops(full.encoder._model._module.visual)
+        flops = tower_flops(full.encoder.model._module.visual)
     shares = {lap.name: flops / (rate["bfloat16" if "bfloat16" in lap.name else "float32"] * lap.cpu.median / 1000) for lap in laps}
     notes = [
         f"bfloat16 against float32 in matrix products: {rate['bfloat16'] / rate['float32']:.2f} x"

@@ -29,7 +29,7 @@ def measure(*, models: str, repeat: int, size: int = 0) -> Races:
     for spec in (encoder, mllm):
         pool.register(spec)
     with pool.lease("mllm") as first, pool.lease("mllm") as second:
-        pointers = [next(face._model._module.parameters()).data_ptr() for face in (first, second)]
+        pointers = [next(face.model._module.parameters()).data_ptr() for face in (first, second)]
     loads = dict(pool.loads)
     pool.close()
     shared = pointers[0] == pointers[1]

@@ -222,4 +222,4 @@ def _forward(role: str, model: Any, pictures: list[Image.Image]) -> bytes:
 
 
 def _parameters(face: Any) -> int:
-    return sum(p.numel() for p in face._model._module.parameters())
+    return sum(p.numel() for p in face.model._module.parameters())

@@ -12,10 +12,10 @@ import pytest
 import fgvr
 from fgvr import assembly, modes
 from fgvr.runtime.events import Event
-from fgvr.runtime.handles import PooledEncoder
 from fgvr.runtime.housekeeping import NAME
+from fgvr.runtime.leased_models import LeasedEncoder
 from fgvr.runtime.loaders import fake
-from fgvr.runtime.pool import close_shared
+from fgvr.runtime.pool import close_shared, shared
 from fgvr.types import ModelSpec
 from tests.runtime.helpers import until
 
@@ -52,14 +52,14 @@ def watched(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder whose user goes on only when the MLLM is there, for at most 20 seconds: who loads it cannot be a matter of luck."""
-    encode = PooledEncoder.encode
+    encode = LeasedEncoder.encode
 
-    def slowly(self: PooledEncoder, images: Any) -> Any:
+    def slowly(self: LeasedEncoder, images: Any) -> Any:
         vectors = encode(self, images)
-        assert until(lambda: any(m.role == "mllm" and m.state == "resident" for m in self._pool.status()), 20)
+        assert until(lambda: any(m.role == "mllm" and m.state == "resident" for m in shared().status()), 20)
         return vectors
 
-    monkeypatch.setattr(PooledEncoder, "encode", slowly)
+    monkeypatch.setattr(LeasedEncoder, "encode", slowly)
 
 
 def answers(report: fgvr.Report) -> list[tuple[str, str, str]]:

@@ -22,7 +22,6 @@ from fgvr.runtime import pool as pools
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.devices import kind_of, pick_device
 from fgvr.runtime.devices.base import held_by_others
-from fgvr.runtime.handles import PooledEncoder, PooledJoint, PooledMLLM
 from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.spec import checked as checked_spec
@@ -159,9 +158,9 @@ class Models:
 def open_models(cfg: DictConfig, cache: Cache) -> Models:
     pool = shared_pool(cfg)
     return Models(
-        encoder=RememberingEncoder(PooledEncoder(pool, spec(cfg, "encoder")), cache),
-        mllm=RememberingMLLM(PooledMLLM(pool, spec(cfg, "mllm")), cache),
-        joint=RememberingJointEncoder(PooledJoint(pool, spec(cfg, "joint")), cache),
+        encoder=RememberingEncoder(pool.leased(spec(cfg, "encoder")), cache),
+        mllm=RememberingMLLM(pool.leased(spec(cfg, "mllm")), cache),
+        joint=RememberingJointEncoder(pool.leased(spec(cfg, "joint")), cache),
     )
 
 

@@ -68,7 +68,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
     return Prediction(
         image=row["image"],
         sha256=row["sha256"],
-        label=row["label"],
+        label=_label(row["label"]),
         category=category,
         name=(classes or {}).get(category, category),
         confidence=float(row["confidence"]),
@@ -164,13 +164,19 @@ def to_line(prediction: Prediction) -> str:
 def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Prediction]:
     """All predictions of a `predictions.jsonl`."""
     predictions = []
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 predictions.append(from_row(json.loads(line), classes))
-            except (ValueError, KeyError, TypeError) as exc:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
                 raise StoreError(f"{file}, line {number} is not a prediction: {exc!r}") from exc
     return predictions
+
+
+def _label(value: object) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"label is {value!r}, not a class id")
+    return value
 
 
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import report as reports
 from fgvr.evaluation import classify_report
+from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.runs import rows_anew, run_folder
 from fgvr.types import Prediction, Sample

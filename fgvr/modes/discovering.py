@@ -101,5 +101,7 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
     table.writerow(("filename", "class_name"))
     table.writerows(sorted(discovery.images.items()))
     atomic_write(folder / LABELS, rows.getvalue().encode("utf-8", "surrogateescape"))  # as the file system has the names
-    atomic_write(folder / reports.PAGE, printable(image_gallery.render(found, [sample.image for sample in images.samples], discovery.notes)))
+    atomic_write(
+        folder / reports.PAGE, printable(image_gallery.render(found, [sample.image for sample in images.samples], discovery.notes))
+    )
     write_json(folder / NAMES, body)

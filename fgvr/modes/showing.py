@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from fgvr import assembly, planning
 from fgvr.errors import ConfigError
-from fgvr.evaluation import image_gallery, memory_console
 from fgvr.evaluation import compare as comparing
+from fgvr.evaluation import image_gallery, memory_console
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge.base import KnowledgeBase

@@ -49,7 +49,6 @@ class Entry:
     charge: int = 0  # bytes on the device's ledger now
     host_charge: int = 0  # bytes in main memory now
     model: Any = None
-    face: Any = None  # what leases hand out; outlives the model
     leases: int = 0
     lent: tuple[int, ...] = ()  # batch size of each running lease: no batch may be larger than what all of them have memory for
     hits: int = 0

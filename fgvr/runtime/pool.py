@@ -15,12 +15,12 @@ from typing import Any
 from fgvr.errors import ConfigError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.admission import Admission
 from fgvr.runtime.allocator import changed
-from fgvr.runtime.borrowed import FACES
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.events import Events, Listener
 from fgvr.runtime.housekeeping import Housekeeping
+from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
 from fgvr.runtime.ledger import Entry, Grant, Ledger
 from fgvr.runtime.lending import Lease, Lending
 from fgvr.runtime.loaders.base import Loader, find_loader
@@ -118,6 +118,11 @@ class ModelPool:
         if not models:
             raise ConfigError("pool.lease() needs at least one role, key or ModelSpec")
         return Lease(lambda: self._acquire(models, work, self.lease_timeout if timeout is None else timeout, stop), self._give_back)
+
+    def leased(self, spec: ModelSpec) -> Any:
+        """A model of its role's protocol that takes a lease for each call. Registers the spec; loads nothing until the first call."""
+        self.register(spec)
+        return BY_ROLE[spec.role](spec, self._loaders(spec), lend=self.lease)
 
     def prefetch(self, *models: str | ModelSpec) -> None:
         """Have these ready when there is room, smallest first, in the background. Evicts only what is not planned to be used sooner."""
@@ -314,9 +319,7 @@ class ModelPool:
     def _entry(self, spec: ModelSpec) -> Entry:
         entry = self._ledger.entries.get(spec.key)
         if entry is None:
-            entry = Entry(spec, self._loaders(spec))
-            entry.face = FACES[spec.role](entry, self.counters, self._recovery, self._turns)
-            self._ledger.entries[spec.key] = entry
+            entry = self._ledger.entries[spec.key] = Entry(spec, self._loaders(spec))
         entry.spec = spec  # the batch size may change; it is no part of the key, and running leases keep theirs
         return entry
 
@@ -325,7 +328,7 @@ class ModelPool:
 
     def _acquire(
         self, models: tuple[str | ModelSpec, ...], work: int | None, timeout: float, stop: threading.Event | None
-    ) -> tuple[Grant, list[Any]]:
+    ) -> tuple[Grant, list[Leased]]:
         began = time.monotonic()
         with self._condition:
             chosen = [self._resolve(m) for m in models]
@@ -336,7 +339,12 @@ class ModelPool:
         grant = self._lending.acquire(batches, needed, began, timeout, stop)
         if self._ledger.stages:
             self._housekeeping.look_ahead(grant.entries)
-        return grant, [e.face for e in chosen]
+        lent = {entry: self._lent(entry) for entry in specs}
+        return grant, [lent[entry] for entry in chosen]
+
+    def _lent(self, entry: Entry) -> Leased:
+        execution = Execution(entry, self.counters, self._recovery, self._turns)
+        return BY_ROLE[entry.spec.role](entry.spec, entry.loader, execution=execution)
 
     def _give_back(self, grant: Grant) -> None:
         self._lending.give_back(grant)

@@ -14,7 +14,6 @@ from PIL import Image
 
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.handles import PooledJoint
 from fgvr.runtime.loaders.blip import LOADER, BlipMatcher
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture
@@ -171,7 +170,7 @@ def test_it_is_loaded_by_its_first_match_only_once_for_all_threads_and_is_the_sa
     spec: ModelSpec, matcher: BlipMatcher, images: list[Image.Image]
 ) -> None:
     pool = ModelPool(CpuDevice(), budget=1 << 30)
-    joint = PooledJoint(pool, replace(spec, batch_size=2))
+    joint = pool.leased(replace(spec, batch_size=2))
     assert joint.fingerprint == LOADER.fingerprint(spec)
     assert sum(part.bytes for part in pool.plan("joint").parts) == LOADER.estimate(spec) + LOADER.work_bytes(joint.spec)
     assert pool.loads["joint"] == 0  # registered, planned, identified

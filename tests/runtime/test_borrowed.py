@@ -98,7 +98,7 @@ def test_a_model_kept_after_its_lease_is_useless_and_costs_nothing(pool: ModelPo
 
 def test_an_exception_somebody_keeps_does_not_keep_the_model(pool: ModelPool, device: SimulatedDevice) -> None:
     with pool.lease("mllm") as mllm:
-        mllm._model.fault = RuntimeError("bad batch")
+        mllm.model.fault = RuntimeError("bad batch")
         with pytest.raises(RuntimeError) as kept:
             mllm.generate([PICTURE], ["look"])
     assert str(kept.value) == "bad batch"

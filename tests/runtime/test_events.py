@@ -70,7 +70,7 @@ def test_failures_exhaustion_and_a_new_budget_are_told(make_pool: PoolMaker, dev
 def test_memory_that_does_not_come_back_is_an_alert(pool: ModelPool) -> None:
     heard: list[Event] = []
     with pool.lease("mllm") as mllm:
-        holder = {"smuggled": mllm._model}
+        holder = {"smuggled": mllm.model}
     pool.subscribe(heard.append)
     pool.evict("mllm")
     assert kinds(heard) == ["asked", "evicting", "alert"]

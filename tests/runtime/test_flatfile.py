@@ -345,7 +345,7 @@ def test_a_tensor_that_somebody_keeps_stays_charged_and_is_told(pool: ModelPool,
     turned(pool, spec)
     pool.evict("encoder", park=True)
     with pool.lease("encoder") as encoder:
-        kept = next(encoder._model._module.parameters()).detach()
+        kept = next(encoder.model._module.parameters()).detach()
     size = status(pool, spec).bytes
     assert pool.evict("encoder", park=True) == 0, "one mapping: a part of it holds all"
     assert pool.status().used == pytest.approx(size, rel=0.05) and "did not come back" in repr(pool.status())

@@ -307,7 +307,7 @@ def test_memory_that_does_not_come_back_is_told_with_who_holds_it(make_pool: Poo
     pool = make_pool()
     watched = Watched(pool)
     with pool.lease("mllm") as face:
-        leaked = face._model
+        leaked = face.model
     assert pool.evict("mllm") == 0
     watched.monitor.step()
     assert watched.kinds() == ["not_returned"] and "still referred to" in watched.told[0].text

@@ -102,7 +102,7 @@ def test_a_single_item_that_does_not_fit_is_a_clear_error_and_the_lease_lives_on
 def test_an_error_that_is_not_about_memory_passes_at_once(hungry: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hungry, "per_image", 1)
     with hungry.lease("encoder") as encoder:
-        encoder._model.fault = ValueError("bad picture")
+        encoder.model.fault = ValueError("bad picture")
         with pytest.raises(ValueError, match="bad picture"):
             encoder.encode([PICTURE] * 8)
     assert Hungry.sizes == (8,)
@@ -183,7 +183,7 @@ def test_the_error_of_an_outer_handler_keeps_its_frames(hungry: ModelPool) -> No
         broken()
     except KeyError as outer:
         with hungry.lease("encoder") as encoder:
-            encoder._model.fault = ValueError("bad picture")
+            encoder.model.fault = ValueError("bad picture")
             with pytest.raises(ValueError):
                 encoder.encode([PICTURE])
         assert outer.__traceback__ and outer.__traceback__.tb_next

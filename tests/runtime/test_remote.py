@@ -16,7 +16,6 @@ import fgvr
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.protocols import MLLM, Encoder, JointEncoder
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.handles import PooledEncoder, PooledJoint, PooledMLLM
 from fgvr.runtime.loaders import remote
 from fgvr.runtime.pool import ModelPool, close_shared
 from fgvr.runtime.remote import link
@@ -53,8 +52,8 @@ def pool() -> Iterator[ModelPool]:
 def test_answers_are_those_of_the_model_itself_and_nothing_is_loaded_here(pool: ModelPool) -> None:
     engine = Engine()
     with serving(engine) as server:
-        mllm, encoder = PooledMLLM(pool, spec(server, "mllm")), PooledEncoder(pool, spec(server, "encoder"))
-        joint = PooledJoint(pool, spec(server, "joint"))
+        mllm, encoder = pool.leased(spec(server, "mllm")), pool.leased(spec(server, "encoder"))
+        joint = pool.leased(spec(server, "joint"))
         assert (isinstance(mllm, MLLM), isinstance(encoder, Encoder), isinstance(joint, JointEncoder)) == (True, True, True)
         local = engine.models["mllm"].generate(IMAGES, PROMPTS, max_new_tokens=6)
         replies = mllm.generate(IMAGES, PROMPTS, max_new_tokens=6)
@@ -79,7 +78,7 @@ def test_answers_are_those_of_the_model_itself_and_nothing_is_loaded_here(pool: 
 def test_a_foreign_engines_models_work_by_the_same_protocols(pool: ModelPool) -> None:
     engine = Engine(ours=False)
     with serving(engine) as server:
-        mllm, encoder = PooledMLLM(pool, spec(server, "mllm")), PooledEncoder(pool, spec(server, "encoder", "vision-7b"))
+        mllm, encoder = pool.leased(spec(server, "mllm")), pool.leased(spec(server, "encoder", "vision-7b"))
         assert mllm.generate(IMAGES, PROMPTS) == engine.models["mllm"].generate(IMAGES, PROMPTS)
         texts = [["a red bird", "blue"]] * 5
         assert mllm.score(IMAGES, PROMPTS, texts)[0].tokens == (4, 2)
@@ -88,20 +87,20 @@ def test_a_foreign_engines_models_work_by_the_same_protocols(pool: ModelPool) ->
         assert np.allclose(encoder.encode(IMAGES), engine.models["encoder"].encode(IMAGES), atol=1e-6)
         assert np.array_equal(encoder.encode_text(PROMPTS), engine.models["encoder"].encode_text(PROMPTS))
         assert encoder.logit_scale == 100.0 and mllm.fingerprint.startswith("remote-")
-        other = PooledMLLM(pool, replace(mllm.spec, source=f"http://localhost:{server.port}/v1#vision-7b"))
+        other = pool.leased(replace(mllm.spec, source=f"http://localhost:{server.port}/v1#vision-7b"))
         assert other.fingerprint != mllm.fingerprint, "the same name elsewhere may be another model"
 
 
 def test_what_the_other_side_lacks_is_said_with_the_cure(pool: ModelPool) -> None:
     with serving(Engine(ours=False, scores=False)) as server:
         with pytest.raises(RemoteError, match=r"vision-7b at .* no log-likelihoods .*slow=reason"):
-            PooledMLLM(pool, spec(server, "mllm")).score(IMAGES[:1], PROMPTS[:1], [["a"]])
+            pool.leased(spec(server, "mllm")).score(IMAGES[:1], PROMPTS[:1], [["a"]])
         with pytest.raises(RemoteError, match=r"has no model 'gone'; it has vision-7b\. .*#vision-7b"):
-            PooledMLLM(pool, spec(server, "mllm", "gone")).generate(IMAGES[:1], PROMPTS[:1])
+            pool.leased(spec(server, "mllm", "gone")).generate(IMAGES[:1], PROMPTS[:1])
         with pytest.raises(ConfigError, match="models/joint=blip_itm_base"):
-            PooledJoint(pool, spec(server, "joint")).match(IMAGES[:1], PROMPTS[:1])
+            pool.leased(spec(server, "joint")).match(IMAGES[:1], PROMPTS[:1])
     with serving(Engine(ours=False, images=False)) as server, pytest.raises(RemoteError, match="does not look at images"):
-        PooledMLLM(pool, spec(server, "mllm")).generate(IMAGES[:1], PROMPTS[:1])
+        pool.leased(spec(server, "mllm")).generate(IMAGES[:1], PROMPTS[:1])
     with pytest.raises(ConfigError, match=r"server\.url=http"):
         fgvr.runtime.loaders.remote.LOADER.fingerprint(ModelSpec("mllm", "remote", "None#mllm"))
 
@@ -109,7 +108,7 @@ def test_what_the_other_side_lacks_is_said_with_the_cure(pool: ModelPool) -> Non
 def test_a_busy_engine_is_asked_again_after_the_seconds_it_names(pool: ModelPool) -> None:
     engine = Engine()
     with serving(engine) as server:
-        mllm = PooledMLLM(pool, spec(server, "mllm"))
+        mllm = pool.leased(spec(server, "mllm"))
         assert mllm.fingerprint
         engine.troubles += [BUSY, BUSY]
         began = time.monotonic()
@@ -123,7 +122,7 @@ def test_a_refusal_is_final_and_a_fault_is_tried_a_few_times(pool: ModelPool, st
     engine = Engine(troubles=[Answer(status, {"error": {"message": "no such thing"}})] * 9)
     with serving(engine) as server:
         with pytest.raises(RemoteError, match="no such thing") as caught:
-            PooledMLLM(pool, spec(server, "mllm")).generate(IMAGES[:1], PROMPTS[:1])
+            pool.leased(spec(server, "mllm")).generate(IMAGES[:1], PROMPTS[:1])
         assert caught.value.status == status and 9 - len(engine.troubles) == times
         assert ("FGVR_API_KEY" in str(caught.value)) == (status == 401)
 
@@ -133,14 +132,14 @@ def test_one_refusal_ends_the_whole_batch_without_waiting_for_patience(pool: Mod
     with serving(engine) as server:
         began = time.monotonic()
         with pytest.raises(RemoteError, match="bad image"):
-            PooledMLLM(pool, spec(server, "mllm")).generate(IMAGES, PROMPTS)
+            pool.leased(spec(server, "mllm")).generate(IMAGES, PROMPTS)
         assert time.monotonic() - began < 10
 
 
 def test_an_engine_that_dies_and_comes_back_is_waited_for(pool: ModelPool) -> None:
     engine = Engine()
     with serving(engine) as server:
-        mllm, port = PooledMLLM(pool, spec(server, "mllm")), server.port
+        mllm, port = pool.leased(spec(server, "mllm")), server.port
         expected = mllm.generate(IMAGES, PROMPTS)
     answers: list[object] = []
     asking = threading.Thread(target=lambda: answers.append(mllm.generate(IMAGES, PROMPTS)))
@@ -154,7 +153,7 @@ def test_an_engine_that_dies_and_comes_back_is_waited_for(pool: ModelPool) -> No
 
 def test_an_engine_that_comes_back_with_another_model_is_not_mixed_in(pool: ModelPool) -> None:
     with serving(Engine()) as server:
-        mllm, port = PooledMLLM(pool, spec(server, "mllm")), server.port
+        mllm, port = pool.leased(spec(server, "mllm")), server.port
         mllm.generate(IMAGES[:1], PROMPTS[:1])
     returning = threading.Timer(0.5, lambda: again.append(WebFake(Engine(fingerprint="weights-2"), port)))
     again: list[WebFake] = []
@@ -170,7 +169,7 @@ def test_an_engine_that_said_it_is_away_is_verified_when_it_is_back(pool: ModelP
     engine = Engine()
     away = Answer(status, {"error": {"message": "draining"}}, {"Retry-After": "0.2"})
     with serving(engine) as server:
-        mllm = PooledMLLM(pool, spec(server, "mllm"))
+        mllm = pool.leased(spec(server, "mllm"))
         before = mllm.generate(IMAGES[:1], PROMPTS[:1])
         engine.troubles += [away, away]
         assert mllm.generate(IMAGES[:1], PROMPTS[:1]) == before, "the same one"
@@ -183,7 +182,7 @@ def test_an_engine_that_said_it_is_away_is_verified_when_it_is_back(pool: ModelP
 def test_patience_ends(pool: ModelPool) -> None:
     nobody = ModelSpec("mllm", "remote", "http://127.0.0.1:9/v1#mllm", patience=0.3)
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9/v1 does not answer .*gave up after 0\.3 s"):
-        PooledMLLM(pool, nobody).generate(IMAGES[:1], PROMPTS[:1])
+        pool.leased(nobody).generate(IMAGES[:1], PROMPTS[:1])
     began = time.monotonic()
     with pytest.raises(RemoteError):
         remote.LOADER.check(replace(nobody, patience=60.0))
@@ -193,7 +192,7 @@ def test_patience_ends(pool: ModelPool) -> None:
 def test_waiting_for_an_engine_keeps_nobody_here_from_computing(pool: ModelPool) -> None:
     engine = Engine()
     with serving(engine) as server:
-        mllm = PooledMLLM(pool, spec(server, "mllm"))
+        mllm = pool.leased(spec(server, "mllm"))
         assert mllm.fingerprint
         engine.troubles += [replace(BUSY, headers={"Retry-After": "3"})]
         waiting = threading.Thread(target=lambda: mllm.generate(IMAGES[:1], PROMPTS[:1]))
@@ -211,7 +210,7 @@ def test_the_key_is_sent_and_never_shown(pool: ModelPool, monkeypatch: pytest.Mo
     engine = Engine(troubles=[Answer(403, {"error": {"message": "not you"}})])
     with serving(engine) as server, caplog.at_level("DEBUG"):
         with pytest.raises(RemoteError, match="not you") as caught:
-            PooledMLLM(pool, spec(server, "mllm")).generate(IMAGES[:1], PROMPTS[:1])
+            pool.leased(spec(server, "mllm")).generate(IMAGES[:1], PROMPTS[:1])
         assert server.asked[0].headers["authorization"] == "Bearer s3cret"
     assert "s3cret" not in str(caught.value) + caplog.text
 

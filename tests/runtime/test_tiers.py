@@ -49,13 +49,13 @@ def test_what_yields_is_parked_and_comes_back_without_a_load(tiered: ModelPool, 
     tiered.subscribe(heard.append)
     with tiered.lease("mllm") as mllm:
         before = mllm.generate([PICTURE], ["look"])
-        model = id(mllm._model)
+        model = id(mllm.model)
     with tiered.lease("encoder"):
         assert (state(tiered, MLLM), status(tiered, MLLM).host_bytes) == ("parked", 40 * MIB)
         assert device.allocated() == 30 * MIB and used(tiered) == 31 * MIB
     with tiered.lease("mllm") as mllm:
         assert mllm.generate([PICTURE], ["look"]) == before
-        assert id(mllm._model) == model
+        assert id(mllm.model) == model
         assert (state(tiered, ENCODER), state(tiered, MLLM)) == ("parked", "resident")
     assert tiered.loads == {"mllm": 1, "encoder": 1, "joint": 0}
     moves = [(e.kind, e.role) for e in heard if e.kind in ("loaded", "restored", "parked", "evicted")]
@@ -181,13 +181,13 @@ def test_a_copy_made_with_the_load_is_there_before_the_first_eviction(make_pool:
 
 def test_a_copy_that_somebody_keeps_stays_the_one_copy_and_who_is_told(tiered: ModelPool) -> None:
     with tiered.lease("mllm") as mllm:
-        keeper = {"kept by me": mllm._model}
+        keeper = {"kept by me": mllm.model}
     tiered.evict("mllm", park=True)
     assert tiered.evict("mllm") == 0
     assert (state(tiered, MLLM), tiered.status().host_used) == ("parked", 40 * MIB)
     assert status(tiered, MLLM).error == "not released, still referred to by a dictionary under kept by me"
     with tiered.lease("mllm") as mllm:
-        assert mllm._model is keeper["kept by me"]
+        assert mllm.model is keeper["kept by me"]
     assert tiered.loads["mllm"] == 1
     del mllm
     keeper.clear()
@@ -216,7 +216,7 @@ def test_a_copy_is_gone_before_the_model_is_loaded_again(tiered: ModelPool, faul
     slow = SlowToGo()
     tiered.set_budget(70 * MIB)  # room for it beside the one that is parked just then
     with tiered.lease("mllm") as mllm:
-        mllm._model.part = slow.part()
+        mllm.model.part = slow.part()
     tiered.evict("mllm", park=True)
     if way == "to make room":
         for role in ("encoder", "joint"):

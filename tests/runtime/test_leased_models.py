@@ -11,7 +11,6 @@ from PIL import Image
 from fgvr.protocols import MLLM as MLLMProtocol
 from fgvr.protocols import Encoder, JointEncoder
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.handles import PooledEncoder, PooledJoint, PooledMLLM
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
@@ -21,7 +20,7 @@ RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
 
 
 def test_handles_are_the_protocols_and_load_nothing_until_called(pool: ModelPool) -> None:
-    encoder, mllm, joint = PooledEncoder(pool, ENCODER), PooledMLLM(pool, MLLM), PooledJoint(pool, JOINT)
+    encoder, mllm, joint = pool.leased(ENCODER), pool.leased(MLLM), pool.leased(JOINT)
     assert isinstance(encoder, Encoder) and isinstance(mllm, MLLMProtocol) and isinstance(joint, JointEncoder)
     assert encoder.fingerprint != mllm.fingerprint
     assert sum(pool.loads.values()) == 0
@@ -33,7 +32,7 @@ def test_handles_are_the_protocols_and_load_nothing_until_called(pool: ModelPool
 
 
 def test_fakes_answer_the_same_thing_to_the_same_question(pool: ModelPool) -> None:
-    encoder, mllm = PooledEncoder(pool, ENCODER), PooledMLLM(pool, MLLM)
+    encoder, mllm = pool.leased(ENCODER), pool.leased(MLLM)
     first = encoder.encode([RED, BLUE])
     pool.cleanup()
     np.testing.assert_array_equal(encoder.encode([RED, BLUE]), first)
@@ -48,8 +47,8 @@ def test_fakes_answer_the_same_thing_to_the_same_question(pool: ModelPool) -> No
 
 def test_the_real_loaders_work_through_the_pool(encoder_folder: Path, mllm_folder: Path, images: list[Image.Image]) -> None:
     pool = ModelPool(CpuDevice(), budget=1 << 30)
-    encoder = PooledEncoder(pool, ModelSpec("encoder", "clip", str(encoder_folder), batch_size=2))
-    mllm = PooledMLLM(pool, ModelSpec("mllm", "qwen", str(mllm_folder), batch_size=2))
+    encoder = pool.leased(ModelSpec("encoder", "clip", str(encoder_folder), batch_size=2))
+    mllm = pool.leased(ModelSpec("mllm", "qwen", str(mllm_folder), batch_size=2))
     vectors, answers = encoder.encode(images), mllm.generate(images, ["describe"] * 3, max_new_tokens=4)
     assert pool.plan().fits
     assert pool.cleanup() == sum(m.bytes for m in pool.status())

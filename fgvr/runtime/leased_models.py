@@ -1,0 +1,247 @@
+"""Models as their users see them: the methods of one protocol, computed by the pool's one copy.
+
+`pool.lease(...)` hands these out for the length of a `with` block; `pool.leased(spec)` makes one that takes a lease for each call.
+Neither holds the model: a face kept after its lease raises, and costs nothing. Signatures stand in `protocols` alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+
+from fgvr.errors import FgvrError
+from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
+from fgvr.runtime.batches import Measured, longest_first, take
+from fgvr.runtime.counters import Counters, Work
+from fgvr.runtime.leaks import clear_frames
+from fgvr.runtime.ledger import Entry
+from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.locks import CONSTRUCT
+from fgvr.runtime.recovery import Rescue
+from fgvr.runtime.turns import Turns
+from fgvr.types import Choice, ModelSpec, Reply
+
+if TYPE_CHECKING:
+    from fgvr.runtime.conversation import Answer, Conversation, Watch
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class Execution:
+    """Runs calls on one resident model, in batches of the working size.
+
+    Each batch waits for its turn (`turns`) and excludes the construction of models. The working size is the spec's batch size until memory
+    runs out; then a batch is tried again with all idle models gone, then halved.
+    """
+
+    def __init__(self, entry: Entry, counters: Counters, rescue: Rescue, turns: Turns) -> None:
+        self._entry, self.counters, self._rescue, self._turns = entry, counters, rescue, turns
+
+    @property
+    def model(self) -> Any:
+        """The resident model itself. Raises FgvrError outside a lease."""
+        model = self._entry.model
+        if model is None or not self._entry.leases:
+            raise FgvrError(f"{self._entry.key} is not leased any more; use a model only inside its `with pool.lease(...)`")
+        return model
+
+    def lengths(self, images: Sequence[Any], prompts: Sequence[str], system: str) -> Sequence[int]:
+        """Tokens of each prompt, where the model can tell; else empty."""
+        model = self.model
+        return model.lengths(images, prompts, system) if isinstance(model, Measured) else ()
+
+    def run(
+        self,
+        method: str,
+        columns: Sequence[Sequence[Any]],
+        settings: Callable[[Sequence[int]], Mapping[str, Any]],
+        *,
+        sized: str,
+        lengths: Sequence[int] = (),
+    ) -> list[Any]:
+        """One answer per item, in order: item i is the i-th entry of each column. Raises OutOfBudget when not even one item fits.
+
+        Args:
+            settings: further arguments of a batch, from the positions of its items.
+            sized: the name under which the working size is remembered.
+            lengths: tokens of each item, where they are known. The longest go first, and a batch holds no more than the plan reckons with.
+        """
+        count = len(columns[0])
+        order = longest_first(lengths) if lengths else range(count)
+        answers: dict[int, Any] = {}
+        start, evicted = 0, False
+        while start < count:
+            most = self._entry.batch(sized)
+            room = self._entry.batch_size * self.model.tokens_per_item if lengths else 0
+            stop = take(lengths, order, start, most, room) if lengths else min(count, start + most)
+            batch, lack = order[start:stop], None
+            outer = sys.exception()
+            with self._turn():
+                try:
+                    found = getattr(self.model, method)(*([column[i] for i in batch] for column in columns), **settings(batch))
+                    answers.update(zip(batch, found, strict=True))
+                except BaseException as error:
+                    # Whoever keeps this exception (a notebook does) keeps the model's frames, hence its memory.
+                    if not (isinstance(error, Exception) and self._rescue.is_oom(error)):
+                        self._entry.frames.keep(error, outer=outer)  # for a debugger, until the model has to go
+                        raise
+                    lack = f"{type(error).__name__}: {error}"
+                    clear_frames(error, outer=outer)
+            if lack is None:
+                start = stop
+            elif not evicted:
+                evicted = True
+                self._rescue.make_room(self._entry, sized, len(batch), lack)
+            else:
+                self._rescue.halve(self._entry, sized, len(batch), lack)
+        return [answers[i] for i in range(count)]
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Own turn first, then the construct lock: the other order can wait in a circle with a loading thread.
+
+        What computes in another process needs neither, and may take long enough to keep everybody here waiting.
+        """
+        if getattr(self._entry.loader, "elsewhere", False):
+            yield
+            return
+        with self._turns.turn(self._entry), CONSTRUCT.read():
+            yield
+
+    def __repr__(self) -> str:
+        return f"{self._entry.key} of {self._entry.spec.source}, {self._entry.state}"
+
+
+class Leased:
+    """A model of the pool, without its role's methods: in a lease (`execution`), or with a lease for each call (`lend`)."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        loader: Loader,
+        *,
+        execution: Execution | None = None,
+        lend: Callable[[ModelSpec], AbstractContextManager[Leased]] | None = None,
+    ) -> None:
+        self.spec, self._loader = spec, loader
+        self._execution, self._lend = execution, lend
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """From the files alone."""
+        return self._loader.fingerprint(self.spec)
+
+    @property
+    def model(self) -> Any:
+        """The resident model itself. Raises FgvrError outside a lease."""
+        return self.execution.model
+
+    @property
+    def nbytes(self) -> int:
+        return self.model.nbytes
+
+    @property
+    def execution(self) -> Execution:
+        """Raises FgvrError for a model that is leased for each call."""
+        if self._execution is None:
+            raise FgvrError(f"{self.spec.key} is leased for each call; lease it with `with pool.lease(...)` first")
+        return self._execution
+
+    def leased(self) -> AbstractContextManager[Leased]:
+        """A lease for one call; this model itself inside a lease."""
+        return nullcontext(self) if self._lend is None else self._lend(self.spec)
+
+    def __repr__(self) -> str:
+        return f"<{self.spec.key} of {self.spec.source}>" if self._execution is None else f"<{self._execution!r}>"
+
+
+def lent(signature: Method, work: Callable[[list[Any]], Work], *, fold: Callable[[list[Any]], Any] = list, sized: str = "") -> Method:
+    """A protocol's method, computed by the leased copy. Positional arguments have one entry per item; keywords hold for all items.
+
+    Args:
+        work: what the answers cost.
+        fold: a list of answers -> what the protocol returns.
+        sized: the method that shares its working size; empty = its own.
+    """
+    name = signature.__name__
+    shape = inspect.signature(signature)
+    names = [parameter.name for parameter in shape.parameters.values() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
+
+    @functools.wraps(signature)
+    def method(self: Leased, *columns: Sequence[Any], **settings: Any) -> Any:
+        if len(columns) != len(names):
+            bound = shape.bind(self, *columns, **settings)
+            columns, settings = bound.args[1:], bound.kwargs
+        if len(set(map(len, columns))) > 1:
+            counts = ", ".join(f"{len(column)} {column_name}" for column_name, column in zip(names, columns, strict=True))
+            raise FgvrError(f"one of each is needed per item: {counts}")
+        with self.leased() as leased:
+            execution = leased.execution
+            lengths = execution.lengths(columns[0], columns[1], settings.get("system", "")) if name in _BY_LENGTH else ()
+            answers = execution.run(name, columns, lambda _: settings, sized=sized or name, lengths=lengths)
+            execution.counters.add(work(answers))
+        return fold(answers)
+
+    return cast(Method, method)
+
+
+_BY_LENGTH = ("generate", "score")  # methods whose prompts are sorted by length, where a model can say it
+
+
+def _rows(rows: list[np.ndarray]) -> np.ndarray:
+    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _mllm_work(answers: Sequence[Reply | Answer]) -> Work:
+    tokens = sum(a.prompt_tokens for a in answers), sum(a.new_tokens for a in answers)
+    return Work(mllm_calls=len(answers), prompt_tokens=tokens[0], new_tokens=tokens[1])
+
+
+def _chosen_work(answers: Sequence[tuple[Choice, ...]]) -> Work:
+    return _mllm_work([choice.reply for choices in answers for choice in choices])
+
+
+class LeasedEncoder(Leased):
+    """protocols.Encoder"""
+
+    encode = lent(Encoder.encode, lambda rows: Work(encoder_forwards=len(rows)), fold=_rows)
+    encode_text = lent(Encoder.encode_text, lambda rows: Work(text_forwards=len(rows)), fold=_rows)
+
+    @property
+    def logit_scale(self) -> float:
+        """From the file alone, so that asking (as `isinstance(model, Encoder)` does) loads nothing."""
+        return self._loader.logit_scale(self.spec)
+
+
+class LeasedMLLM(Leased):
+    """protocols.MLLM, and protocols.Chooser where the model is behind an engine."""
+
+    generate = lent(MLLM.generate, _mllm_work)
+    score = lent(MLLM.score, lambda found: Work(mllm_calls=len(found), prompt_tokens=sum(s.prompt_tokens for s in found)))
+    choose = lent(Chooser.choose, _chosen_work, sized="generate")
+
+    def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
+        """runtime.conversation.Conversing, where the loader says that its models can. Text of a batch tried again is told again."""
+
+        def of_batch(batch: Sequence[int]) -> dict[str, Watch]:
+            return {"watch": lambda i, text, tokens: watch(batch[i], text, tokens)}
+
+        with self.leased() as leased:
+            answers = leased.execution.run("converse", [asks], of_batch, sized="generate")
+            leased.execution.counters.add(_mllm_work(answers))
+        return answers
+
+
+class LeasedJoint(Leased):
+    """protocols.JointEncoder"""
+
+    match = lent(JointEncoder.match, lambda rows: Work(joint_forwards=len(rows)), fold=lambda rows: np.array(rows, np.float32))
+
+
+BY_ROLE: dict[str, type[Leased]] = {"encoder": LeasedEncoder, "mllm": LeasedMLLM, "joint": LeasedJoint}
