@@ -266,18 +266,18 @@ def tables(found: Comparison) -> list[RenderableType]:
 
 
 def _table_of_runs(rows: Sequence[Row]) -> Table:
-    table = Table("run", "trigger", "shots", "draw", "n", "top-1", "95 % (images)", "slow", "MLLM calls asked", "computed")
+    table = Table("run", "trigger", "shots", "draw", "n", "top-1", "95 % (images)", "escalated", "MLLM calls asked", "computed")
     for r in rows:
         cells = (str(r.shots), r.seed, str(r.n), f"{r.top1:.3f}{' *' if r.best else ''}", _interval(r.interval), f"{r.slow_rate:.1%}")
         asked = "not recorded" if r.mllm_calls_asked is None else f"{r.mllm_calls_asked:,.0f}"
         table.add_row(r.run, r.trigger, *cells, asked, f"{r.mllm_calls_computed:,.0f}", style="bold" if r.best else "")
-    table.caption, table.caption_justify = "* best top-1", "left"
+    table.caption, table.caption_justify = "* best top-1 accuracy", "left"
     return table
 
 
 def _differences(d: Difference, names: Mapping[str, str]) -> list[RenderableType]:
     facts = Table(title=f"{d.b} against {d.a}, {d.n} images", title_justify="left", show_header=False)
-    facts.add_row("top-1", f"{d.top1[0]:.3f} -> {d.top1[1]:.3f}  ({d.gain:+.3f})")
+    facts.add_row("top-1 accuracy", f"{d.top1[0]:.3f} -> {d.top1[1]:.3f}  ({d.gain:+.3f})")
     facts.add_row("95 % of the gain: images / classes", f"{_interval(d.image_bootstrap)} / {_interval(d.class_bootstrap)}")
     facts.add_row("right in one alone", f"{d.only_a} in the first, {d.only_b} in the second")
     facts.add_row("McNemar, exact p", f"{d.mcnemar:.4g}")
