@@ -65,6 +65,10 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
         if building:
             _refuse_another(found, origin)
         return found
+    if folder.is_file():
+        raise KnowledgeError(
+            f"{folder} is a file; knowledge.path takes the folder of a knowledge base, such as knowledge.path={folder.parent}/base"
+        )
     if allowed == "never":
         raise KnowledgeError(f"no knowledge base at {folder}; build it with: {building_command(cfg)}")
     if file := next((parent for parent in folder.parents if parent.is_file()), None):

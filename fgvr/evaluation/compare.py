@@ -135,7 +135,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 def read_run(path: Path) -> Run:
     """A run's folder, or a file in it."""
-    folder = path.parent if path.is_file() else path
+    folder = _folder(path)
     if not (folder / "report.json").exists():
         raise StoreError(f"{folder} holds no finished evaluation (report.json); give the folder of a run, or finish it with its command")
     report = read_json(folder / "report.json")
@@ -177,7 +177,19 @@ def difference(a: Run, b: Run) -> Difference:
     )
 
 
-def _jobs(folder: Path) -> list[Path]:
+def _folder(path: Path) -> Path:
+    """What a user names: a folder, or a file in it."""
+    if not path.exists():
+        raise StoreError(f"runs: {path} does not exist; give the folders of two runs, or of one sweep")
+    if path.is_file() and not (path.parent / "report.json").exists():
+        raise StoreError(f"runs: {path} is a file, and no report.json lies beside it; give the folder of a run")
+    return path.parent if path.is_file() else path
+
+
+def _jobs(path: Path) -> list[Path]:
+    folder = _folder(path)
+    if (folder / "report.json").exists():
+        raise ConfigError(f"runs: {folder} is one run; give the one to compare it with as well: runs=[{folder},ANOTHER]")
     jobs = sorted((f.parent for f in folder.glob("*/report.json")), key=lambda f: (len(f.name), f.name))
     if not jobs:
         raise ConfigError(f"runs: {folder} is no sweep with finished jobs; give two runs, or a folder below sweeps/")
