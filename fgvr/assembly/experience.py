@@ -17,8 +17,8 @@ from fgvr.agents.study import Lessons, Study
 from fgvr.agents.trials import Bar, Exam
 from fgvr.assembly.configuration import make
 from fgvr.assembly.images import look, support_of
+from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store
-from fgvr.assembly.rehearsal import build_matcher, rehearsed
 from fgvr.assembly.thinking import build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger
 from fgvr.knowledge import base as knowledge_base
@@ -47,12 +47,12 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
 
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
         matcher = build_matcher(cfg, base, models)
-        rehearsal = rehearsed(cfg, base, matcher)
-        results, statistics = rehearsal()
+        left_out = leave_one_out_answers(cfg, base, matcher)
+        results, statistics = left_out()
         fast: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=make(cfg.fusion))
         if matcher is not None:
             fast = JointRetrieval(fast, matcher, lambda: statistics)
-        doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, rehearsal, fast)(results)) if decision.escalate]
+        doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, left_out, fast)(results)) if decision.escalate]
         study = Study(
             decoder=build_decoder(cfg, models, base.classes[0].superclass),
             reflector=Reflector(models.mllm, superclass=base.classes[0].superclass, max_new_tokens=cfg.experience.max_new_tokens),

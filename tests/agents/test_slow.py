@@ -98,7 +98,7 @@ def test_the_fitted_weight_trusts_whoever_is_right():
     assert 0 < fit_weight(mixed) < 1
 
 
-def test_without_rehearsal_system_2_is_trusted():
+def test_without_leave_one_out_system_2_is_trusted():
     assert fit_weight([]) == 1.0
 
 
