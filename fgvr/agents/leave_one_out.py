@@ -97,7 +97,7 @@ def leave_one_out_slow(
     return LeaveOneOutScores(target, scores)
 
 
-def pooling_cases(
+def fusion_cases(
     results: Sequence[FastResult], prototypes: Prototypes, slow: LeaveOneOutScores
 ) -> list[tuple[FastResult, dict[str, float], str]]:
     """What `fit_weight` is fitted on: both systems' distributions and the true class, per support image that System 2 answered."""

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 
 from omegaconf import DictConfig
 
+from fgvr.agents.experience_learning import ExperienceLearner, Lessons
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.reflect import Reflector
+from fgvr.agents.rule_validation import AcceptanceCriteria, Example
 from fgvr.agents.slow import Question, Shortlist
-from fgvr.agents.study import Lessons, Study
-from fgvr.agents.trials import Bar, Exam
 from fgvr.assembly.configuration import make
 from fgvr.assembly.images import look, support_of
 from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
@@ -53,7 +53,7 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
         if matcher is not None:
             fast = JointRetrieval(fast, matcher, lambda: statistics)
         doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, left_out, fast)(results)) if decision.escalate]
-        study = Study(
+        learner = ExperienceLearner(
             decoder=build_decoder(cfg, models, base.classes[0].superclass),
             reflector=Reflector(models.mllm, superclass=base.classes[0].superclass, max_new_tokens=cfg.experience.max_new_tokens),
             encoder=models.encoder,
@@ -61,11 +61,11 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
             batches=lambda n: batches(n, cfg.models.mllm.batch_size),
             failures=cfg.experience.failures,
             alike=cfg.experience.alike,
-            bar=Bar(cfg.experience.level, cfg.experience.least),
+            criteria=AcceptanceCriteria(cfg.experience.level, cfg.experience.least),
             most=cfg.slow.rules,
         )
-        lessons = study.learn(
-            _exams(base, results, Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=build_exemplars(cfg, base, samples))),
+        lessons = learner.learn(
+            _examples(base, results, Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=build_exemplars(cfg, base, samples))),
             doubtful,
         )
         learned = replace(base, experience=lessons.rules)
@@ -73,12 +73,12 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
     return knowledge_base.load(folder), lessons
 
 
-def _exams(base: KnowledgeBase, results: Sequence[FastResult], shortlist: Shortlist) -> list[Exam]:
+def _examples(base: KnowledgeBase, results: Sequence[FastResult], shortlist: Shortlist) -> list[Example]:
     """Every support image whose class System 1 lists leave-one-out, its own class described by words that never saw it."""
-    exams = []
+    examples = []
     for i, (result, owner, fold) in enumerate(zip(results, base.prototypes.owners, base.prototypes.folds, strict=True)):
         truth = base.prototypes.ids[owner]
         options = tuple(shortlist(result, own=(truth, int(fold))))
         if truth in {option.category for option in options}:
-            exams.append(Exam(i, int(fold), Question(options), truth, result.sha256))
-    return exams
+            examples.append(Example(i, int(fold), Question(options), truth, result.sha256))
+    return examples

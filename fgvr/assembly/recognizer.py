@@ -6,7 +6,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from fgvr.agents.arbitrate import AskAgain
+from fgvr.agents.answer_fusion import Reprompt
 from fgvr.agents.calibration import Calibrated, Deferred
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
@@ -19,7 +19,7 @@ from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store, thinks
-from fgvr.assembly.thinking import build_decoder, build_exemplars, build_pool, check_decoder
+from fgvr.assembly.thinking import build_answer_fusion, build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger, check_trigger
 from fgvr.data.pictures import late_pictures, open_picture
 from fgvr.knowledge.base import KnowledgeBase
@@ -58,7 +58,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     online = learning(cfg)
     learner = OnlineRetrieval(models.encoder, base.prototypes, statistics, fusion=fusion, kind=online) if online else None
     trigger = build_trigger(cfg, base, left_out, retrieval)
-    pool = build_pool(cfg, base, left_out)
+    answer_fusion = build_answer_fusion(cfg, base, left_out)
     whole = partial(
         Recognizer,
         look=open_picture,
@@ -66,12 +66,12 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,
-        slow=AskAgain(slow, decoder, shortlist) if cfg.slow.arbitrate == "mllm" else slow,
-        arbitrate=pool,
+        slow=Reprompt(slow, decoder, shortlist) if cfg.slow.arbitrate == "mllm" else slow,
+        answer_fusion=answer_fusion,
         names={record.id: record.name for record in base.classes},
         batch_size=cfg.evaluation.batch_size,
     )
-    abstainer = build_abstainer(cfg, base, left_out, trigger, pool, lambda samples: whole().batch(samples))
+    abstainer = build_abstainer(cfg, base, left_out, trigger, answer_fusion, lambda samples: whole().batch(samples))
     return whole(
         abstain=abstainer,
         notes=lambda: [

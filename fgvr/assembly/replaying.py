@@ -13,7 +13,7 @@ from fgvr.agents.fusion import Fusion
 from fgvr.agents.slow import Shortlist
 from fgvr.assembly.configuration import checked, learning, load_config, made, make, plain, policy
 from fgvr.assembly.leave_one_out import leave_one_out_answers
-from fgvr.assembly.thinking import build_pool
+from fgvr.assembly.thinking import build_answer_fusion
 from fgvr.assembly.triggers import build_trigger
 from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation.hindsight import Oracle
@@ -99,7 +99,7 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         library=Library(base.experience, most=cfg.slow.rules),
         apart=cfg.slow.decoder == "score" and cfg.slow.target == "description",
         same_shortlists=not changed,
-        arbitrate=build_pool(cfg, base, left_out),
+        answer_fusion=build_answer_fusion(cfg, base, left_out),
         names={record.id: record.name for record in base.classes},
     )
 
