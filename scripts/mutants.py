@@ -67,7 +67,7 @@ MUTANTS = (
     Mutant("working memory of leases is not counted", "ledger.py", "            total += grant.work\n", "            total += 0\n"),
     Mutant(
         "nobody is woken when a lease comes back",
-        "lending.py",
+        "leases.py",
         '            self._events.lent("return", grant, now - grant.since)\n            self._condition.notify_all()\n',
         '            self._events.lent("return", grant, now - grant.since)\n',
     ),

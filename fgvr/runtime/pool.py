@@ -21,8 +21,8 @@ from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.events import Events, Listener
 from fgvr.runtime.housekeeping import Housekeeping
 from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
+from fgvr.runtime.leases import Lease, Leases
 from fgvr.runtime.ledger import Entry, Grant, Ledger
-from fgvr.runtime.lending import Lease, Lending
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
 from fgvr.runtime.policy import Policy, lru
@@ -84,7 +84,7 @@ class ModelPool:
         self._turns = Turns(max_concurrency, lease_timeout)
         self._residency = residency = Residency(condition, ledger, events, device)
         self._recovery = Recovery(condition, ledger, events, residency, device)
-        self._lending = Lending(condition, ledger, admission, residency, events)
+        self._leases = Leases(condition, ledger, admission, residency, events)
         self._housekeeping = Housekeeping(condition, ledger, admission, residency, events)
         self._housekeeping.keep(ttl)
 
@@ -336,7 +336,7 @@ class ModelPool:
         measure(self._condition, specs)
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
         needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
-        grant = self._lending.acquire(batches, needed, began, timeout, stop)
+        grant = self._leases.acquire(batches, needed, began, timeout, stop)
         if self._ledger.stages:
             self._housekeeping.look_ahead(grant.entries)
         lent = {entry: self._lent(entry) for entry in specs}
@@ -347,7 +347,7 @@ class ModelPool:
         return BY_ROLE[entry.spec.role](entry.spec, entry.loader, execution=execution)
 
     def _give_back(self, grant: Grant) -> None:
-        self._lending.give_back(grant)
+        self._leases.give_back(grant)
         if self._housekeeping.due:
             self._housekeeping.start()
 

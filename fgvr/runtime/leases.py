@@ -22,7 +22,7 @@ _HELD: ContextVar[tuple[Grant, ...]] = ContextVar("fgvr_leases", default=())  # 
 _STOP_SECONDS = 0.1  # how often a waiter looks whether it is told to stop
 
 
-class Lending:
+class Leases:
     """Grants leases of one pool and takes them back."""
 
     def __init__(self, condition: threading.Condition, ledger: Ledger, admission: Admission, residency: Residency, events: Events) -> None:
