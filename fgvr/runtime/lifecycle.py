@@ -31,7 +31,7 @@ BACKOFF_MOST = 60.0
 DRIFT = 0.03  # a measured size farther from its estimate is worth a word
 
 
-class Residency:
+class Lifecycle:
     """Loads and evicts. Each method is called by the one thread that moved the entry to `loading` or `evicting`."""
 
     def __init__(self, condition: Condition, ledger: Ledger, events: Events, device: Device) -> None:
