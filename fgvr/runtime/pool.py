@@ -19,6 +19,7 @@ from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.events import Events, Listener
+from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.housekeeping import Housekeeping
 from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
 from fgvr.runtime.leases import Lease, Leases
@@ -30,7 +31,6 @@ from fgvr.runtime.policy import Policy, lru
 from fgvr.runtime.recovery import Recovery
 from fgvr.runtime.sizing import measure
 from fgvr.runtime.status import PoolStatus
-from fgvr.runtime.turns import Turns
 from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -81,7 +81,7 @@ class ModelPool:
         self._condition = condition = threading.Condition()
         self._admission = admission = Admission(ledger)
         self._events = events = Events(ledger)
-        self._turns = Turns(max_concurrency, lease_timeout)
+        self._slots = ExecutionSlots(max_concurrency, lease_timeout)
         self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device)
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
@@ -224,7 +224,7 @@ class ModelPool:
 
     @property
     def max_concurrency(self) -> int | None:
-        return self._turns.most
+        return self._slots.most
 
     @property
     def policy(self) -> Policy:
@@ -311,7 +311,7 @@ class ModelPool:
                 self._wanted = other._wanted
                 self._ledger.pins, self._ledger.priorities = other._ledger.pins, other._ledger.priorities
             self._condition.notify_all()
-        self._turns.change(other.max_concurrency, other.lease_timeout)
+        self._slots.change(other.max_concurrency, other.lease_timeout)
         self._lifecycle.trim()
         self._lifecycle.host.trim()
         self._housekeeping.keep(other._housekeeping.ttl)
@@ -343,7 +343,7 @@ class ModelPool:
         return grant, [lent[entry] for entry in chosen]
 
     def _lent(self, entry: Entry) -> Leased:
-        execution = Execution(entry, self.counters, self._recovery, self._turns)
+        execution = Execution(entry, self.counters, self._recovery, self._slots)
         return BY_ROLE[entry.spec.role](entry.spec, entry.loader, execution=execution)
 
     def _give_back(self, grant: Grant) -> None:
