@@ -20,7 +20,7 @@ from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
 from fgvr.runtime.batches import Measured, longest_first, take
 from fgvr.runtime.counters import Counters, Work
 from fgvr.runtime.execution_slots import ExecutionSlots
-from fgvr.runtime.leaks import clear_frames
+from fgvr.runtime.gc_tools import clear_frames
 from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
