@@ -90,9 +90,9 @@ class BlipMatcher:
         self._context = int(module.config.text_config.max_position_embeddings)
 
     def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import arena
+        from fgvr.runtime.loaders import flat_weights
 
-        self.movable = arena.place(self._module, device)
+        self.movable = flat_weights.place(self._module, device)
 
     def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
         """(B,) float32: probability that image i shows text i. One image given many times is looked at once.

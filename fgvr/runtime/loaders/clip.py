@@ -102,9 +102,9 @@ class ClipEncoder:
         self._context = int(tokenizer.context_length)
 
     def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import arena
+        from fgvr.runtime.loaders import flat_weights
 
-        self.movable = arena.place(self._module, device)
+        self.movable = flat_weights.place(self._module, device)
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         import torch

@@ -160,10 +160,10 @@ class QwenMLLM:
         return found
 
     def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import arena
+        from fgvr.runtime.loaders import flat_weights
 
         if not self._quantized:
-            self.movable = arena.place(self._module, device)
+            self.movable = flat_weights.place(self._module, device)
         elif (allocate := getattr(device, "allocate", None)) is not None:  # loaded on its device, where it stays; a simulated one counts
             self._claim = allocate(self.nbytes)
 
