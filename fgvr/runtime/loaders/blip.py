@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.loaders import complete, files, kept, libraries
+from fgvr.runtime.loaders import complete, files, libraries, processor_cache
 from fgvr.runtime.sizes.blip import CONFIG, footprint
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
@@ -73,7 +73,7 @@ class BlipLoader:
 
             return BlipProcessor.from_pretrained(folder, local_files_only=True)
 
-        return kept.once(self.fingerprint(spec), make)
+        return processor_cache.once(self.fingerprint(spec), make)
 
 
 class BlipMatcher:
@@ -86,7 +86,7 @@ class BlipMatcher:
         self.nbytes = module_bytes(module)
         self.movable: Movable | None = None
         self._module, self._images, self._tokenizer = module, processor.image_processor, processor.tokenizer
-        self._tokenizer_lock = kept.lock_of(fingerprint)
+        self._tokenizer_lock = processor_cache.lock_of(fingerprint)
         self._context = int(module.config.text_config.max_position_embeddings)
 
     def place(self, device: Device) -> None:

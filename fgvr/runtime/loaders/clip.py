@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import complete, files, kept
+from fgvr.runtime.loaders import complete, files, processor_cache
 from fgvr.runtime.sizes.clip import CONFIG, TEXTS, WEIGHTS, footprint, repository
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
@@ -85,7 +85,7 @@ class ClipLoader:
 
             return open_clip.get_tokenizer(f"local-dir:{folder}")
 
-        return kept.once(self.fingerprint(spec), make)
+        return processor_cache.once(self.fingerprint(spec), make)
 
 
 class ClipEncoder:
@@ -98,7 +98,7 @@ class ClipEncoder:
         self.nbytes = module_bytes(module)
         self.movable: Movable | None = None
         self._module, self._preprocess, self._tokenizer = module, preprocess, tokenizer
-        self._tokenizer_lock = kept.lock_of(fingerprint)
+        self._tokenizer_lock = processor_cache.lock_of(fingerprint)
         self._context = int(tokenizer.context_length)
 
     def place(self, device: Device) -> None:
