@@ -57,12 +57,12 @@ class BlipLoader:
         config = _read_config(spec, folder)
         weights = files.read_weights(files.weight_files(folder))
         libraries.bring_in("blip")
-        from fgvr.runtime.loaders import layers, tensors
+        from fgvr.runtime.loaders import optimize_layers, tensors
 
         tensors.set_threads()
         dtype = files.resolve_dtype(spec.dtype, weights)
         module = _assemble(folder, config, dtype)
-        return BlipMatcher(self.fingerprint(spec), layers.quicken(tensors.freeze(module), device), self.prepare(spec))
+        return BlipMatcher(self.fingerprint(spec), optimize_layers.optimize(tensors.freeze(module), device), self.prepare(spec))
 
     def prepare(self, spec: ModelSpec) -> Any:
         """Its processor; kept."""

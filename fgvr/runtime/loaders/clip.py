@@ -61,7 +61,7 @@ class ClipLoader:
         folder = files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec))
         from open_clip import transform
 
-        from fgvr.runtime.loaders import clip_tower, layers, tensors
+        from fgvr.runtime.loaders import clip_tower, optimize_layers, tensors
 
         tensors.set_threads()
         config = _read_config(folder)
@@ -70,8 +70,8 @@ class ClipLoader:
         assembled = _assemble(folder, config["model_cfg"], dtype)
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**config.get("preprocess_cfg", {})), is_train=False)
         module: Any = tensors.freeze(assembled)
-        layers.quicken(module.visual, device, steady=True)
-        layers.quicken(module, device)
+        optimize_layers.optimize(module.visual, device, steady=True)
+        optimize_layers.optimize(module, device)
         if device.optimize:
             clip_tower.spare_last_block(module.visual)
         return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), module, preprocess, self.prepare(spec))

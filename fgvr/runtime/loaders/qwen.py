@@ -70,7 +70,7 @@ class QwenLoader:
         libraries.bring_in("qwen")
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        from fgvr.runtime.loaders import layers, tensors
+        from fgvr.runtime.loaders import optimize_layers, tensors
 
         tensors.set_threads()
         dtype = files.resolve_dtype(spec.dtype, weights)
@@ -93,7 +93,7 @@ class QwenLoader:
         if spec.quantization:
             quantized.keep_layout(module)
         else:
-            layers.quicken(module, device)
+            optimize_layers.optimize(module, device)
         limit = self.prompt_limit(spec)
         return QwenMLLM(self.fingerprint(spec), module, self.prepare(spec), limit, quantized=bool(spec.quantization))
 

@@ -17,7 +17,7 @@ from fgvr.runtime.devices import fast_dtype
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.fast_dtype import BF16_FLAGS, cpu_flags, is_amd
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import layers, scoring
+from fgvr.runtime.loaders import optimize_layers, scoring
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.loaders.clip import LOADER, ClipEncoder
 from fgvr.types import ModelSpec
@@ -41,7 +41,7 @@ def plain_device() -> CpuDevice:
 
 
 def quick(module: nn.Module, *, steady: bool = True) -> nn.Module:
-    return layers.quicken(module.eval().requires_grad_(False), CpuDevice(), steady=steady)
+    return optimize_layers.optimize(module.eval().requires_grad_(False), CpuDevice(), steady=steady)
 
 
 def kinds(module: nn.Module) -> set[type]:
@@ -87,7 +87,7 @@ def test_a_model_for_a_gpu_keeps_its_layers() -> None:
     class Gpu(SimulatedDevice):
         torch_name = "cuda:0"
 
-    assert type(layers.quicken(nn.Linear(2, 2), Gpu(MIB))) is nn.Linear
+    assert type(optimize_layers.optimize(nn.Linear(2, 2), Gpu(MIB))) is nn.Linear
 
 
 # --- layer by layer ----------------------------------------------------------------------------------------------------------
