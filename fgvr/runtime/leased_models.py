@@ -36,8 +36,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Execution:
     """Runs calls on one resident model, in batches of the working size.
 
-    Each batch waits for its turn (`execution_slots`) and excludes the construction of models. The working size is the spec's batch size until memory
-    runs out; then a batch is tried again with all idle models gone, then halved.
+    Each batch waits for a slot (`execution_slots`) and for the construction of models to end. The working size is the spec's batch size
+    until memory runs out; then a batch is tried again with all idle models gone, then halved.
     """
 
     def __init__(self, entry: Entry, counters: Counters, rescue: Rescue, slots: ExecutionSlots) -> None:

@@ -97,7 +97,7 @@ def _choice(world: TrainingWorld, genus: int, member: int, rng: np.random.Genera
 
 
 class Scribe:
-    """ExecutionSlots lessons into token ids in the chat template's form, with positions as Qwen2.5-VL counts them."""
+    """Turns lessons into token ids in the chat template's form, with positions as Qwen2.5-VL counts them."""
 
     def __init__(self, tokenizer: mllm.Qwen2Tokenizer) -> None:
         self.tokenizer = tokenizer

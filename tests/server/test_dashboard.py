@@ -101,7 +101,7 @@ def test_the_budget_is_changed_by_keyboard_and_what_is_below_the_need_is_refused
     expect(page.locator("#said")).to_have_text("the budget is 51.2 MiB now")
     assert served.pool.budget == round(0.05 * 2**30)
     expect(page.locator("#models")).to_contain_text("absent")  # one had to go
-    expect(page.locator("#lifecycle polyline.budget")).to_have_count(1)
+    expect(page.locator("#residency polyline.budget")).to_have_count(1)
     [left] = [m.key for m in served.pool.status() if m.state == "resident"]
     pull(page, "pin", left)
     expect(row(page, left)).to_contain_text("pinned")
@@ -236,7 +236,7 @@ def test_words_stand_out_from_their_ground_and_everything_has_a_name(serve: Serv
     assert page.locator("h1").count() == 1
     unnamed = "e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)"
     assert [b for b in page.locator("button, input").all() if b.evaluate(unnamed)] == []
-    assert len(page.locator("#lifecycle").get_attribute("aria-label")) > 20
+    assert len(page.locator("#residency").get_attribute("aria-label")) > 20
 
 
 def test_only_the_pages_own_files_are_given_away_and_none_is_missing(serve: Serve) -> None:

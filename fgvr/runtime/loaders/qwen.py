@@ -109,7 +109,7 @@ class QwenLoader:
         if planned < limit.tokens:
             limit = replace(limit, tokens=planned, why=f"a batch in the memory plan (models.mllm.batch_size={spec.batch_size})")
         processor, lock = self.prepare(spec), processor_cache.lock_of(self.fingerprint(spec))
-        text = processor.apply_chat_template(_slots(ask), add_generation_prompt=True, tokenize=False)
+        text = processor.apply_chat_template(_turns(ask), add_generation_prompt=True, tokenize=False)
         with lock:
             limit.check(text, _images(ask), ask.sampling.max_new_tokens, lambda text: processor.tokenizer(text).input_ids)
 
@@ -215,7 +215,7 @@ class QwenMLLM:
 
         if not asks:
             return []
-        texts = [self._processor.apply_chat_template(_slots(ask), add_generation_prompt=True, tokenize=False) for ask in asks]
+        texts = [self._processor.apply_chat_template(_turns(ask), add_generation_prompt=True, tokenize=False) for ask in asks]
         groups = [_images(ask) for ask in asks]
         inputs = self._encode(texts, groups, max(a.sampling.max_new_tokens for a in asks))
         with torch.inference_mode():
@@ -252,7 +252,7 @@ class QwenMLLM:
         return Reply(text, prompt_tokens=prompt_tokens, new_tokens=len(answer) + (stop is not None))
 
 
-def _slots(ask: Conversation) -> list[dict[str, Any]]:
+def _turns(ask: Conversation) -> list[dict[str, Any]]:
     """As the chat template reads them."""
     return [
         {"role": turn.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.parts]}
