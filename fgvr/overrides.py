@@ -62,17 +62,19 @@ def compose(name: str, words: Sequence[str], tree: Path | None = None) -> DictCo
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase
 
     with _COMPOSING:
         hydra, version = GlobalHydra.instance(), VersionBase.instance()
-        around, base = hydra.hydra, version.version_base
+        around, base, job = hydra.hydra, version.version_base, JobRuntime.instance().conf.name
         hydra.clear()
         try:
             with initialize_config_dir(str(tree or config_dir()), version_base="1.3"):
                 return compose(name, list(words))
         finally:
-            hydra.hydra, version.version_base = around, base
+            GlobalHydra.set_instance(hydra)  # `initialize_config_dir` leaves a copy in its place
+            hydra.hydra, version.version_base, JobRuntime.instance().conf.name = around, base, job
 
 
 # --- before Hydra ------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def test_every_baseline_is_a_run_that_can_be_scored_and_compared(home):
         assert len(answers) == 12 == report.n and rows[name]["top1"] == report.top1
         assert rows[name]["top1_interval"][0] <= report.top1 <= rows[name]["top1_interval"][1]
         assert {p.by for p in answers} == ({"slow"} if name.startswith("mllm") else {"fast"}) or name == assembly.OURS
-    assert rows["mllm"]["mllm_calls"] > 0 == rows["knn"]["mllm_calls"]
+    assert rows["mllm"]["mllm_calls_asked"] > 0 == rows["knn"]["mllm_calls_asked"]
     shortlists = [len(p.slow.probabilities) for p in records.read(found.reports["mllm"].path / "predictions.jsonl")]
     assert set(shortlists) == {4}, "the MLLM alone sees every class"
 

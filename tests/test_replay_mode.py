@@ -13,6 +13,7 @@ import pytest
 import fgvr
 from fgvr import modes
 from fgvr.runtime.pool import close_shared
+from tests.data.archives import eurosat10
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
 SETTINGS = {
@@ -173,3 +174,18 @@ def test_neither_torch_nor_a_model_is_needed(world: Path, python: Callable[..., 
     answer = python("-c", code)
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["slow_rate"] == 1.0
+
+
+def test_a_run_whose_dataset_has_moved_in_the_package_is_replayed(tmp_path: Path):
+    eurosat10(tmp_path / "eurosat")
+    words = ("models=fake", "dataset=eurosat10", f"dataset.root={tmp_path / 'eurosat'}", "dataset.shots=2", f"paths.home={tmp_path}")
+    fresh = fgvr.evaluate(fgvr.load_config(*words, "evaluation.record=all"))
+    assert fresh.path is not None
+    config = fresh.path / "config.yaml"
+    config.write_text(config.read_text().replace("fgvr.data.benchmarks.open_benchmark", "fgvr.data.field.open_field"))
+    assert "open_field" in config.read_text()
+    for given in ((), words[1:4]):
+        replayed = modes.replay(
+            fgvr.load_config("mode=replay", f"predictions={fresh.path / modes.PREDICTIONS}", f"paths.home={tmp_path}", *given)
+        )
+        assert verdicts(replayed) == verdicts(fresh)

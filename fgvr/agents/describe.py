@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from fgvr.agents import prompts
-from fgvr.knowledge.classes import Description, Portrait
+from fgvr.knowledge.classes import DescribeRequest, Description
 from fgvr.protocols import MLLM
 
 log = logging.getLogger(__name__)
@@ -19,16 +19,16 @@ class Describer:
         self._mllm = mllm
         self._max_new_tokens = max_new_tokens
 
-    def __call__(self, portraits: Sequence[Portrait]) -> list[Description]:
+    def __call__(self, requests: Sequence[DescribeRequest]) -> list[Description]:
         replies = self._mllm.generate(
-            [portrait.pictures for portrait in portraits],
-            [prompts.describe_class(portrait.name, portrait.superclass) for portrait in portraits],
+            [request.pictures for request in requests],
+            [prompts.describe_class(request.name, request.superclass) for request in requests],
             system=prompts.SYSTEM,
             max_new_tokens=self._max_new_tokens,
         )
         described = [_read(reply) for reply in replies]
-        for portrait, description in zip(portraits, described, strict=True):
-            log.debug("%s: %s", portrait.name, description.text or "no description")
+        for request, description in zip(requests, described, strict=True):
+            log.debug("%s: %s", request.name, description.text or "no description")
         return described
 
 

@@ -7,7 +7,7 @@ from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_reco
 from fgvr.assembly.configuration import checked, configuration_key, load_config, make, plain, policy, settled, store_limit, trigger_name
 from fgvr.assembly.discovery import discovered_dataset, find_kinds, open_images
 from fgvr.assembly.experience import build_experience
-from fgvr.assembly.images import looks, open_dataset
+from fgvr.assembly.images import open_dataset, perceptual_hash
 from fgvr.assembly.knowledge import open_knowledge, origin_of
 from fgvr.assembly.models import (
     Models,
@@ -48,7 +48,7 @@ __all__ = [
     "home",
     "load_config",
     "looking_ahead",
-    "looks",
+    "perceptual_hash",
     "make",
     "open_dataset",
     "open_images",

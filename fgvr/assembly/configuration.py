@@ -18,7 +18,7 @@ from fgvr.agents.online import Kind
 from fgvr.assembly import served
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import protocols
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.overrides import compose, explain, tidy
 from fgvr.runtime import allocator, watching
 from fgvr.runtime.budget import parse_budget, parse_bytes

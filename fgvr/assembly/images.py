@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from fgvr.assembly.configuration import make
 from fgvr.assembly.models import open_store
 from fgvr.data.datasets import Dataset
-from fgvr.data.looks import Looks
+from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.pictures import open_picture
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge.base import KnowledgeBase
@@ -20,9 +20,9 @@ def open_dataset(cfg: DictConfig) -> Dataset:
     return make(cfg.dataset)
 
 
-def looks(cfg: DictConfig) -> Looks:
-    """What pictures look like, remembered in the store."""
-    return Looks(open_store(cfg))
+def perceptual_hash(cfg: DictConfig) -> PerceptualHash:
+    """The perceptual hashes of pictures, kept in the store."""
+    return PerceptualHash(open_store(cfg))
 
 
 def look(sample: Sample) -> Picture:

@@ -14,16 +14,16 @@ from fgvr.agents.fusion import Fusion
 from fgvr.agents.rehearse import rehearse_fast, rehearse_slow
 from fgvr.agents.slow import Exemplars, Shortlist
 from fgvr.assembly.command import building_command
-from fgvr.assembly.images import look, looks, open_dataset
+from fgvr.assembly.images import look, open_dataset, perceptual_hash
 from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store, spec
 from fgvr.assembly.thinking import WRITING, build_decoder, check_decoder
 from fgvr.data.datasets import Dataset
-from fgvr.data.looks import families
+from fgvr.data.near_duplicates import duplicate_groups
 from fgvr.data.splits import Split
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase, Origin
-from fgvr.knowledge.build import JOURNAL, Craft, Rehearse, batches, build, workspace
+from fgvr.knowledge.build import JOURNAL, BuildComponents, Rehearse, batches, build, workspace
 from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.rehearsal import SlowRehearsal
@@ -127,7 +127,7 @@ def _source(model: ModelSpec) -> dict[str, str | None]:
 def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, learned: Sequence[Experience]) -> None:
     with SqliteCache(partial / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
-        craft = Craft(
+        components = BuildComponents(
             encoder=models.encoder,
             look=look,
             describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
@@ -136,13 +136,13 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, 
             pictures_per_description=cfg.knowledge.pictures_per_description,
             cross_fit=cfg.knowledge.cross_fit,
             views=cfg.knowledge.views,
-            families=lambda samples: families(samples, looks(cfg)),
+            families=lambda samples: duplicate_groups(samples, perceptual_hash(cfg)),
             pieces=lambda text: pieces(text, cfg.knowledge.split),
             encode_batch=cfg.models.encoder.batch_size,
             describe_batch=cfg.models.mllm.batch_size,
         )
         with looking_ahead(cfg, ("encoder",), ("mllm",)):
-            build(origin, dataset.catalog.categories, dataset.split.support, craft, partial, learned=learned)
+            build(origin, dataset.catalog.categories, dataset.split.support, components, partial, learned=learned)
 
 
 def _name_prompts(cfg: DictConfig) -> Callable[[Category], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from fgvr.assembly.rehearsal import rehearsed
 from fgvr.assembly.thinking import build_pool
 from fgvr.assembly.triggers import build_trigger
 from fgvr.errors import ConfigError, StoreError
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.replay import Replay
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
@@ -35,6 +35,18 @@ _OBSERVED = (
 )
 
 
+_MOVED = {"fgvr.data.field.open_field": "fgvr.data.benchmarks.open_benchmark"}
+
+
+def open_recorded(path: Path) -> DictConfig:
+    """A run's config.yaml; a class that has moved since the run is found at its new place."""
+    run: DictConfig = OmegaConf.load(path)  # type: ignore[assignment]
+    for node in filter(OmegaConf.is_dict, run.values()):
+        if (target := node.get("_target_")) in _MOVED:
+            node["_target_"] = _MOVED[target]
+    return run
+
+
 def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
     """This configuration with what a recorded run has observed: its dataset, its models, how its System 2 was asked.
 
@@ -42,9 +54,9 @@ def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
     """
     if not recorded.exists():
         raise StoreError(f"no {recorded.name} beside the predictions: a replay needs the whole folder of a run ({recorded.parent})")
-    run, default, merged = OmegaConf.load(recorded), load_config("mode=replay", "predictions=-"), cfg.copy()
+    run, default, merged = open_recorded(recorded), load_config("mode=replay", "predictions=-"), cfg.copy()
     for key in _OBSERVED:
-        theirs, ours, usual = (_at(plain(c), key) for c in (run, cfg, default))  # type: ignore[arg-type]
+        theirs, ours, usual = (_at(plain(c), key) for c in (run, cfg, default))
         if theirs is None:  # a run from before there was such a key
             continue
         if _placeless(ours) not in (_placeless(theirs), _placeless(usual)):
@@ -68,7 +80,7 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
     if learning(cfg):
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
     fusion: Fusion = made(cfg.fusion)
-    run: DictConfig = OmegaConf.load(recorded)  # type: ignore[assignment]
+    run = open_recorded(recorded)
     before: Fusion = make(run.fusion)
     if fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")

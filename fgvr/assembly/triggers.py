@@ -8,10 +8,10 @@ from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, 
 from fgvr.agents.joint import Rehearsed
 from fgvr.agents.trigger import Always
 from fgvr.assembly.configuration import make, policy
-from fgvr.assembly.images import look, looks, open_dataset
+from fgvr.assembly.images import look, open_dataset, perceptual_hash
 from fgvr.data.leaks import without_near_copies
 from fgvr.errors import ConfigError
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.prototypes import turns
 from fgvr.pipeline import chunks
@@ -52,7 +52,7 @@ def calibration_samples(cfg: DictConfig, base: KnowledgeBase) -> list[Sample]:
     met = {support.sha256 for support in base.support}
     split = open_dataset(cfg).split
     samples = [sample for sample in split.calibration if sample.sha256 not in met]
-    return without_near_copies(samples, [sample for sample in split.support if sample.sha256 in met], looks(cfg))
+    return without_near_copies(samples, [sample for sample in split.support if sample.sha256 in met], perceptual_hash(cfg))
 
 
 def _calibration(cfg: DictConfig, base: KnowledgeBase, fast: FastThinker) -> Evidence | None:

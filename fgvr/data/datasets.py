@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 from fgvr.data import birds
 from fgvr.data.catalog import Catalog
 from fgvr.data.folder import BadImage, Inspector, read_listing
-from fgvr.data.listing import Listing
-from fgvr.data.presence import missing
-from fgvr.data.roles import OnBadImage, Wishes, cast, check_on_bad_image
-from fgvr.data.splits import Split, choose_shots
+from fgvr.data.listing import Listing, missing_files
+from fgvr.data.splits import OnBadImage, Split, SplitRequest, check_on_bad_image, choose_shots, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
@@ -77,10 +75,10 @@ def open_folder(
     An official test part is kept; `shots` and `calibration` images per class then come from the support part. Without one, images that
     are there twice count once, and what `shots` and `calibration` leave of each class is the test. `test_per_class` (at most so many,
     0: none) and the shots are chosen by `split_seed`. `shots=None` takes all that is not wanted elsewhere; `tail_shots` makes the
-    support long-tailed (`Wishes`).
+    support long-tailed (`SplitRequest`).
     Content hashes are remembered below `cache_dir`. Too few images, unreadable layouts: DatasetError.
     """
-    wishes = Wishes(shots, test_per_class, calibration, split_seed, tail_shots)
+    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
     check_on_bad_image(on_bad_image)
     root = Path(root).expanduser()
     listing = read_listing(root, superclass=superclass)
@@ -89,9 +87,9 @@ def open_folder(
     for note in notes:
         log.warning("%s: %s", root, note)
     try:
-        split = cast(listing, inspector, wishes, notes)
+        split = split_few_shot(listing, inspector, request, notes)
     except DatasetError as error:
-        gone = missing(listing)
+        gone = missing_files(listing)
         if not gone:
             raise
         rows = f"{len(gone):,} rows name files that are" if len(gone) > 1 else "1 row names a file that is"
@@ -125,7 +123,7 @@ def open_birds(
     `split_seed` chooses the shots and the calibration images among `BIRD_POOL` (or as many as are wanted) per species; the test images
     are always the same. Files that have gone or changed size count as bad images.
     """
-    wishes = Wishes(shots, test_per_class, calibration, split_seed, tail_shots)
+    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
     check_on_bad_image(on_bad_image)
     try:
         world = birds.make_world(seed=seed, genera=tuple(genera), difficulty=difficulty)
@@ -136,7 +134,7 @@ def open_birds(
     catalog = Catalog(tuple(Category(f"{i:03d}", species.name, "bird") for i, species in enumerate(world.species)))
     pools, bad = _bird_files(folder, catalog, strict=on_bad_image == "error")
     chosen = (
-        choose_shots(pools["support"], wishes.shots_of(catalog.ids) or shots, split_seed),
+        choose_shots(pools["support"], request.shots_of(catalog.ids) or shots, split_seed),
         [drawn for some in pools["test"].values() for drawn in some],
         choose_shots(pools["calibration"], calibration, split_seed),
     )

@@ -1,4 +1,4 @@
-"""Finds the labelled images of a folder, in any of the layouts people use, and looks at each image once.
+"""Finds the labelled images of a folder, in any of the layouts people use, and decodes each image once.
 
 Layouts: `<class>/**/*.jpg`; `{train,training,support}/<class>/**/*.jpg` beside `{test,testing,query}/<class>/**/*.jpg`; or a `labels.csv`
 with the columns `filename, class_name[, class_id, split]`. A validation part beside a training part belongs to neither: it is left out
@@ -17,13 +17,12 @@ from pathlib import Path
 from fgvr.data.catalog import Catalog
 from fgvr.data.label_table import read_table
 from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
-from fgvr.data.splits import natural
 from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.types import Category, Sample
 from fgvr.utils.files import read_json, short_hash, write_json
 from fgvr.utils.images import list_images, passed_over, read_image
 from fgvr.utils.progress import track
-from fgvr.utils.text import plain_name, printable
+from fgvr.utils.text import natural, plain_name, printable
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def _samples(root: Path, folders: Iterable[Path]) -> tuple[Sample, ...]:
     return tuple(Sample(p, p.relative_to(root).as_posix(), class_id(folder.name)) for folder, images in by_folder.items() for p in images)
 
 
-# --- looking at images -------------------------------------------------------------------------------------------------------
+# --- inspecting images -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +142,11 @@ class Inspector:
 
     @property
     def seen(self) -> tuple[Sample, ...]:
-        """The usable samples among those looked at, with their content hashes."""
+        """The usable samples among those inspected, with their content hashes."""
         return tuple(self._seen.values())
 
-    def look(self, samples: Iterable[Sample]) -> None:
-        """Look at these now, several at a time, with a progress bar when it takes long."""
+    def inspect(self, samples: Iterable[Sample]) -> None:
+        """Decode and hash these images in parallel, with a progress bar when it takes long."""
         fresh = {s.key: s for s in samples if s.key not in self._seen and s.key not in self.bad}
         stamps = {key: _stamp(sample) for key, sample in fresh.items()}
         new = [sample for key, sample in fresh.items() if self._index.get(key, [""])[0] != stamps[key]]
@@ -162,13 +161,13 @@ class Inspector:
             else:
                 self.bad[key] = BadImage(key, reason)
 
-    def good(self, samples: Iterable[Sample], limit: int | None = None) -> list[Sample]:
-        """The first `limit` usable samples (all by default), with their content hashes; looks no further than it must."""
+    def usable(self, samples: Iterable[Sample], limit: int | None = None) -> list[Sample]:
+        """The first `limit` usable samples (all by default), with their content hashes; inspects no further than needed."""
         found: list[Sample] = []
         for sample in samples:
             if limit is not None and len(found) >= limit:
                 break
-            self.look([sample])
+            self.inspect([sample])
             if sample.key in self._seen:
                 found.append(self._seen[sample.key])
         return found
@@ -179,7 +178,7 @@ class Inspector:
                 findings = threads.map(_inspect, new)
                 for sample, (sha256, reason) in zip(new, track(findings, "checking images", len(new)), strict=True):
                     self._index[sample.key] = [stamps[sample.key], sha256, reason]
-        finally:  # an interrupted look keeps what it has seen
+        finally:  # an interruption keeps the images inspected so far
             if self._file is not None:
                 write_json(self._file, {key: entry for key, entry in self._index.items() if not entry[2]})
 
@@ -189,7 +188,7 @@ class Inspector:
         try:
             return {key: [str(part) for part in entry] for key, entry in read_json(self._file).items() if len(entry) == 3}
         except (StoreError, AttributeError, TypeError):
-            log.warning("%s is damaged; every image is looked at again", self._file)
+            log.warning("%s is damaged; every image is inspected again", self._file)
             return {}
 
 

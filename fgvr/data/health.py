@@ -10,9 +10,8 @@ from pathlib import Path
 
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import exact_overlaps, near_overlaps
-from fgvr.data.listing import Listing
-from fgvr.data.looks import Looks
-from fgvr.data.presence import absence, missing
+from fgvr.data.listing import Listing, describe_missing_files, missing_files
+from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import FgvrError
 from fgvr.store.cache import NoCache
 from fgvr.types import Finding, Sample
@@ -21,10 +20,10 @@ from fgvr.utils.text import normalise_name
 _SHOWN = 5
 
 
-def diagnose(open_dataset: Callable[[], Dataset], looks: Looks | None = None) -> Iterator[Finding]:
+def diagnose(open_dataset: Callable[[], Dataset], hashes: PerceptualHash | None = None) -> Iterator[Finding]:
     """The findings on a dataset that may not even open; then the one finding is why, with its cure.
 
-    Args: looks: remembers what pictures look like, so that the next visit is quick; None: looked at for this visit only.
+    Args: hashes: caches perceptual hashes from visit to visit; None: they are computed for this visit only.
     """
     try:
         dataset = open_dataset()
@@ -36,10 +35,10 @@ def diagnose(open_dataset: Callable[[], Dataset], looks: Looks | None = None) ->
             "dataset", False, f"{error.filename or 'a file'}: {error.strerror or error}", "set paths.home=FOLDER to a folder of yours"
         )
         return
-    yield from dataset_findings(dataset, looks)
+    yield from dataset_findings(dataset, hashes)
 
 
-def dataset_findings(dataset: Dataset, looks: Looks | None = None) -> Iterator[Finding]:
+def dataset_findings(dataset: Dataset, hashes: PerceptualHash | None = None) -> Iterator[Finding]:
     """What a person should know before trusting numbers on this dataset. Compares all images that were looked at, so it takes a while."""
     split = dataset.split
     yield Finding("dataset", bool(split.test), str(dataset), "" if split.test else "give it a test part, or lower dataset.shots")
@@ -53,18 +52,20 @@ def dataset_findings(dataset: Dataset, looks: Looks | None = None) -> Iterator[F
     )
     for note in () if dataset.listing is None else dataset.listing.notes:
         yield Finding("left aside", True, note)
-    gone = [] if dataset.listing is None else missing(dataset.listing)
+    gone = [] if dataset.listing is None else missing_files(dataset.listing)
     absent = {sample.key for sample in gone}
     bad = [image for image in dataset.bad_images if image.key not in absent]
     yield Finding("readable", not bad, f"{len(bad)} unusable images", f"mend or delete {bad[0]}" if bad else "")
     if dataset.listing is not None:
         yield from _archive_findings(dataset, dataset.listing, gone)
-    yield from _leaks(dataset, looks or Looks(NoCache()))
+    yield from _leaks(dataset, hashes or PerceptualHash(NoCache()))
 
 
 def _archive_findings(dataset: Dataset, listing: Listing, gone: list[Sample]) -> Iterator[Finding]:
     listed = (*listing.pool, *listing.test)
-    yield Finding("files", not gone, f"{len(listed) - len(gone):,} of {len(listed):,} listed images are there", absence(gone))
+    yield Finding(
+        "files", not gone, f"{len(listed) - len(gone):,} of {len(listed):,} listed images are there", describe_missing_files(gone)
+    )
     if dataset.figures is not None:
         yield _counted(dataset, listing)
     if listing.official_names:
@@ -152,17 +153,17 @@ def _first_words(stem: str) -> str:
 # --- leaks -------------------------------------------------------------------------------------------------------------------
 
 
-def _leaks(dataset: Dataset, looks: Looks) -> Iterator[Finding]:
+def _leaks(dataset: Dataset, hashes: PerceptualHash) -> Iterator[Finding]:
     """The same image on both sides of the split that is used, on both sides of the whole archive, or in two classes."""
     split = dataset.split
     learnt = (*split.support, *split.calibration)
-    yield from _apart("test apart from support", split.test, learnt, looks)
+    yield from _apart("test apart from support", split.test, learnt, hashes)
     if dataset.listing is None:
         return
     if dataset.listing.official:
         tests = {sample.key for sample in dataset.listing.test}
         test, train = ([s for s in dataset.seen if (s.key in tests) == side] for side in (True, False))
-        yield from _apart("train apart from test", test, train, looks)
+        yield from _apart("train apart from test", test, train, hashes)
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     for sample in dataset.seen:
         labels[sample.sha256].setdefault(str(sample.label), sample.key)
@@ -171,11 +172,11 @@ def _leaks(dataset: Dataset, looks: Looks) -> Iterator[Finding]:
     yield Finding("one class per image", not twice, f"{len(twice)} images in two classes", cure)
 
 
-def _apart(topic: str, tests: Sequence[Sample], learnt: Sequence[Sample], looks: Looks) -> Iterator[Finding]:
-    """Exact copies by content hash, near copies by what they look like: what the leak guard of an evaluation would refuse."""
+def _apart(topic: str, tests: Sequence[Sample], learnt: Sequence[Sample], hashes: PerceptualHash) -> Iterator[Finding]:
+    """What the leak guard of an evaluation would refuse: exact copies and near duplicates."""
     where = {sample.sha256: sample.key for sample in learnt}
     exact = [str(overlap) for overlap in exact_overlaps(tests, where)]
-    near = [str(overlap) for overlap in near_overlaps(tests, where, learnt, looks)]
+    near = [str(overlap) for overlap in near_overlaps(tests, where, learnt, hashes)]
     for kind, found in (("exact", exact), ("near", near)):
         cure = f"take out {_some(found)}" if found else ""
         yield Finding(f"{topic}, {kind}", not found, f"{len(found)} {kind} copies", cure)

@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from fgvr.data.catalog import Catalog
 from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
-from fgvr.data.splits import natural
 from fgvr.errors import DatasetError
 from fgvr.types import Category, Sample
-from fgvr.utils.text import normalise_name, plain_name, printable
+from fgvr.utils.text import natural, normalise_name, plain_name, printable
 
 
 def read_table(root: Path, superclass: str) -> Listing:

@@ -1,15 +1,15 @@
-"""No image may be tested that helped to build what is tested: exact copies by content hash, near copies by what they look like."""
+"""The leak guard: no test image may have built what is tested. Finds exact copies and near duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fgvr.data.looks import Album, Looks, near
+from fgvr.data.near_duplicates import HashIndex, PerceptualHash
 from fgvr.errors import LeakError
 from fgvr.types import Sample
 
-_AT_ONCE = 1000  # test images looked at together: a long test takes no more memory than a short one
+_AT_ONCE = 1000  # test images hashed per round, which bounds the memory of a long test
 SCOPE = "leak guard: exact, re-encoded and resized copies are refused; crops of more than 5 % and mirror images are not looked for"
 
 
@@ -30,13 +30,13 @@ def exact_overlaps(test: Iterable[Sample], forbidden: Mapping[str, str]) -> list
     return [Overlap(sample.key, forbidden[sample.sha256]) for sample in test if sample.sha256 and sample.sha256 in forbidden]
 
 
-def near_overlaps(test: Sequence[Sample], forbidden: Mapping[str, str], used: Iterable[Sample], looks: Looks) -> list[Overlap]:
-    """Test samples that look like a forbidden image, but are not the same file. `used`: where those images can be opened."""
-    album = Album(looks.of([sample for sample in used if sample.sha256 in forbidden]))
+def near_overlaps(test: Sequence[Sample], forbidden: Mapping[str, str], used: Iterable[Sample], hashes: PerceptualHash) -> list[Overlap]:
+    """Test samples that are near duplicates of a forbidden image. `used`: the samples through which those images are opened."""
+    index = HashIndex(hashes.of([sample for sample in used if sample.sha256 in forbidden]))
     overlaps = []
     for start in range(0, len(test), _AT_ONCE):
         some = test[start : start + _AT_ONCE]
-        found = album.near(looks.of(some))
+        found = index.query(hashes.of(some))
         overlaps += [
             Overlap(sample.key, forbidden[found[sample.sha256]], near=True)
             for sample in some
@@ -59,23 +59,25 @@ def told(notes: Iterable[str]) -> list[str]:
 
 
 def guard(
-    test: Sequence[Sample], forbidden: Mapping[str, str], *, allow: bool = False, used: Iterable[Sample] = (), looks: Looks | None = None
+    test: Sequence[Sample],
+    forbidden: Mapping[str, str],
+    *,
+    allow: bool = False,
+    used: Iterable[Sample] = (),
+    hashes: PerceptualHash | None = None,
 ) -> list[Overlap]:
-    """Refuse a test that overlaps: LeakError with all of them, ten named. With `allow` they are returned instead.
-
-    Near copies are looked for where `looks` is given.
-    """
+    """Overlaps of the test with forbidden images; without `allow` a LeakError with all of them. Near duplicates need `hashes`."""
     overlaps = exact_overlaps(test, forbidden)
-    if looks is not None:
-        overlaps += near_overlaps(test, forbidden, used, looks)
+    if hashes is not None:
+        overlaps += near_overlaps(test, forbidden, used, hashes)
     if overlaps and not allow:
         refuse(overlaps)
     return overlaps
 
 
-def without_near_copies(samples: Sequence[Sample], of: Sequence[Sample], looks: Looks) -> list[Sample]:
-    """The samples that look like none of the others."""
-    found = near(looks.of(samples), looks.of(of))
+def without_near_copies(samples: Sequence[Sample], of: Sequence[Sample], hashes: PerceptualHash) -> list[Sample]:
+    """The samples that are near duplicates of none of the others."""
+    found = HashIndex(hashes.of(of)).query(hashes.of(samples))
     return [sample for sample in samples if sample.sha256 not in found]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fgvr.data.catalog import Catalog
 from fgvr.types import Sample
+from fgvr.utils.text import nearest
 
 SUPPORT_NAMES = ("support", "train", "training")
 VALIDATION_NAMES = ("val", "valid", "validation")
@@ -25,3 +27,27 @@ class Listing:
     checksums: Mapping[str, str] = field(default_factory=dict)  # key -> md5, where an archive brings them
     official_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # id -> known spellings, in the official order of classes
     notes: tuple[str, ...] = ()  # what was left aside
+
+
+def missing_files(listing: Listing) -> list[Sample]:
+    """Listed images that do not exist, in the order of the lists."""
+    return [sample for sample in (*listing.pool, *listing.test) if not Path(str(sample.image)).is_file()]
+
+
+def describe_missing_files(gone: list[Sample]) -> str:
+    """The first missing image, and the file or folder it may have become (another suffix, case or name); "" when none is missing."""
+    if not gone:
+        return ""
+    more = f" (and {len(gone) - 1:,} more)" if len(gone) > 1 else ""
+    return f"{gone[0].key}{more} is not there{_near_name(Path(str(gone[0].image)))}; extract the archive again"
+
+
+def _near_name(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        upper = next(folder for folder in parent.parents if folder.is_dir())
+        wanted = parent.relative_to(upper).parts[0]
+        near = nearest(wanted, (f.name for f in upper.iterdir() if f.is_dir()))
+        return f", nor its folder {wanted}" + (f" (there is {near[0]}: rename it back)" if near else "")
+    twins = sorted(f.name for f in parent.iterdir() if f.stem.casefold() == path.stem.casefold())
+    return f" (there is {twins[0]}: rename it back)" if twins else ""

@@ -1,16 +1,19 @@
-"""Which images build the knowledge, which calibrate the trigger, which are the test: chosen by hash, so that every machine agrees."""
+"""Few-shot splits: the support, calibration and test images of a listing, chosen by hash, so that every machine agrees."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from fgvr.errors import DatasetError
+from fgvr.data.catalog import Catalog
+from fgvr.data.folder import Inspector
+from fgvr.data.listing import Listing
+from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Sample
 from fgvr.utils.files import short_hash
+from fgvr.utils.text import natural
 
 ROLES = ("support", "test", "calibration")
 
@@ -103,10 +106,133 @@ def require(
         )
 
 
-def natural(text: str) -> tuple[tuple[int, str], ...]:
-    """Sort key in which 9 comes before 10."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part)
-
-
 def _row(sample: Sample) -> dict[str, Any]:
     return {"key": sample.key, "label": sample.label, "sha256": sample.sha256}
+
+
+# --- few-shot splits -----------------------------------------------------------------------------------------------------------
+
+OnBadImage = Literal["skip", "error"]
+INSPECT_ALL = 20_000
+"""Of an official split with more images than this, only the images in use are opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """Images per class and role; an invalid number is a ConfigError.
+
+    `shots` support images (None: all that the other roles leave), `calibration` images that nothing learns from, at most
+    `test_per_class` test images (None: all). With `tail_shots` the support is long-tailed: `shots` for the most frequent class,
+    `tail_shots` for the rarest. `seed` chooses the images and the order of the tail.
+    """
+
+    shots: int | None = 4
+    test_per_class: int | None = None
+    calibration: int = 0
+    seed: int = 0
+    tail_shots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shots is not None and self.shots < 1:
+            raise ConfigError(f"dataset.shots must be at least 1, not {self.shots}")
+        if self.test_per_class is not None and self.test_per_class < 0:
+            raise ConfigError(f"dataset.test_per_class must not be negative, not {self.test_per_class}")
+        if self.calibration < 0:
+            raise ConfigError(f"dataset.calibration must not be negative, not {self.calibration}")
+        if self.tail_shots is not None and not (self.shots is not None and 1 <= self.tail_shots <= self.shots):
+            raise ConfigError(f"dataset.tail_shots must be from 1 to dataset.shots={self.shots}, not {self.tail_shots}")
+
+    def shots_of(self, ids: Sequence[str]) -> dict[str, int] | None:
+        """Support images per class id; None: all."""
+        if self.shots is None:
+            return None
+        return dict.fromkeys(ids, self.shots) if self.tail_shots is None else long_tail(ids, self.shots, self.tail_shots, self.seed)
+
+    def describe(self, tested: int = 0) -> str:
+        """The request in the words of the configuration."""
+        head = f"dataset.shots={'all' if self.shots is None else self.shots}"
+        if self.tail_shots is not None:
+            head += f" and dataset.tail_shots={self.tail_shots}"
+        more = [f"dataset.calibration={self.calibration}"] * bool(self.calibration) + [f"{tested} to test"] * bool(tested)
+        return " with ".join((head, " and ".join(more))) if more else head
+
+
+def check_on_bad_image(value: str) -> None:
+    if value not in ("skip", "error"):
+        raise ConfigError(f"dataset.on_bad_image must be skip or error, not {value!r}")
+
+
+def split_few_shot(listing: Listing, inspector: Inspector, request: SplitRequest, notes: list[str]) -> Split:
+    """The split of a listing: its official test part, else the images that the shots leave. Appends to `notes` what was left out."""
+    if not listing.official or len(listing.pool) + len(listing.test) <= INSPECT_ALL:
+        inspector.inspect((*listing.pool, *listing.test))
+    return _official(listing, inspector, request) if listing.official else _seeded(listing, inspector, request, notes)
+
+
+def _official(listing: Listing, inspector: Inspector, request: SplitRequest) -> Split:
+    seed, limit, names = request.seed, request.test_per_class, listing.catalog.as_dict()
+    pools, tests = _by_class(listing.catalog, listing.pool), _by_class(listing.catalog, listing.test)
+    shots = request.shots_of(listing.catalog.ids)
+    wanted = {label: None if shots is None else shots[label] + request.calibration for label in pools}
+    ranked = {label: rank(samples, seed) for label, samples in pools.items()}
+    inspector.inspect(sample for label, samples in ranked.items() for sample in samples[: wanted[label]])
+    usable = {label: inspector.usable(samples, wanted[label]) for label, samples in ranked.items()}
+    require(usable, {label: (count or 1 + request.calibration) for label, count in wanted.items()}, request.describe(), names)
+    chosen = {label: rank(samples, seed)[:limit] for label, samples in tests.items()}
+    inspector.inspect(sample for samples in chosen.values() for sample in samples)
+    test = [s for label in chosen for s in _in_order(inspector.usable(rank(tests[label], seed), limit))]
+    if not test and limit != 0:
+        raise DatasetError(f"{inspector.root}: no usable test image")
+    support, held_out = _cut(usable, shots, request.calibration)
+    return Split(support, tuple(test), held_out)
+
+
+def _seeded(listing: Listing, inspector: Inspector, request: SplitRequest, notes: list[str]) -> Split:
+    usable = inspector.usable(listing.pool)
+    unique = _without_copies(usable)
+    if len(unique) < len(usable):
+        notes.append(f"{len(usable) - len(unique)} exact copies of other images were left out")
+    pools = {label: rank(samples, request.seed) for label, samples in _by_class(listing.catalog, unique).items()}
+    shots, limit, held = request.shots_of(listing.catalog.ids), request.test_per_class, request.calibration
+    tested = (limit or 0) if shots is None else min(1, 1 if limit is None else limit)
+    needed = {label: (1 if shots is None else shots[label]) + held + tested for label in pools}
+    require(pools, needed, request.describe(tested), listing.catalog.as_dict())
+    if shots is None:
+        test = [s for samples in pools.values() for s in _in_order(samples[len(samples) - tested :])]
+        kept = {label: samples[: len(samples) - tested] for label, samples in pools.items()}
+    else:
+        test = [s for label, samples in pools.items() for s in _in_order(samples[shots[label] + held :][:limit])]
+        kept = {label: samples[: shots[label] + held] for label, samples in pools.items()}
+    support, held_out = _cut(kept, shots, held)
+    return Split(support, tuple(test), held_out)
+
+
+def _cut(
+    ranked: Mapping[str, Sequence[Sample]], shots: Mapping[str, int] | None, calibration: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """(support, calibration): the first `shots` of each class (None: all but `calibration`), and the next ones."""
+    ends = {label: len(samples) - calibration if shots is None else shots[label] for label, samples in ranked.items()}
+    support = tuple(s for label, samples in ranked.items() for s in samples[: ends[label]])
+    return support, tuple(s for label, samples in ranked.items() for s in samples[ends[label] : ends[label] + calibration])
+
+
+def _without_copies(samples: Sequence[Sample]) -> list[Sample]:
+    """One sample per content, the first by key. An image under two classes is left out."""
+    labels: dict[str, set[str | None]] = {}
+    first: dict[str, str] = {}
+    for sample in _in_order(samples):
+        labels.setdefault(sample.sha256, set()).add(sample.label)
+        first.setdefault(sample.sha256, sample.key)
+    return [s for s in samples if first[s.sha256] == s.key and len(labels[s.sha256]) == 1]
+
+
+def _by_class(catalog: Catalog, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """In the catalogue's order; a class without samples has an empty list."""
+    groups: dict[str, list[Sample]] = {id: [] for id in catalog.ids}
+    for sample in samples:
+        groups[str(sample.label)].append(sample)
+    return groups
+
+
+def _in_order(samples: Sequence[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda s: natural(s.key))

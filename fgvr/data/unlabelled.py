@@ -68,7 +68,7 @@ def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlab
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder; images= takes a folder of unlabelled images")
     inspector = Inspector(root, cache_dir=cache_dir, strict=False)
-    inspector.look(Sample(file, key=file.relative_to(root).as_posix()) for file in list_images(root, recursive=True))
+    inspector.inspect(Sample(file, key=file.relative_to(root).as_posix()) for file in list_images(root, recursive=True))
     found = sorted(inspector.seen, key=lambda sample: (sample.sha256, sample.key))
     once = {sample.sha256: sample for sample in reversed(found)}
     if not once:

@@ -63,7 +63,8 @@ class Row:
     top1: float
     interval: Interval
     slow_rate: float
-    mllm_calls: float
+    mllm_calls_asked: float | None  # remembered or not; None in reports of an earlier version
+    mllm_calls_computed: float  # in that run; the store remembered the others
     best: bool  # the highest top-1 of the table
 
 
@@ -195,7 +196,8 @@ def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
             top1=run.report["top1"],
             interval=(run.report["top1_interval"][0], run.report["top1_interval"][1]),
             slow_rate=run.report["slow_rate"],
-            mllm_calls=run.report["cost"]["mllm_calls"],
+            mllm_calls_asked=(run.report.get("asked") or {}).get("mllm_calls"),
+            mllm_calls_computed=run.report["cost"]["mllm_calls"],
             best=run.report["top1"] == best,
         )
         for run in runs
@@ -264,10 +266,11 @@ def tables(found: Comparison) -> list[RenderableType]:
 
 
 def _table_of_runs(rows: Sequence[Row]) -> Table:
-    table = Table("run", "trigger", "shots", "draw", "n", "top-1", "95 % (images)", "slow", "MLLM calls")
+    table = Table("run", "trigger", "shots", "draw", "n", "top-1", "95 % (images)", "slow", "MLLM calls asked", "computed")
     for r in rows:
         cells = (str(r.shots), r.seed, str(r.n), f"{r.top1:.3f}{' *' if r.best else ''}", _interval(r.interval), f"{r.slow_rate:.1%}")
-        table.add_row(r.run, r.trigger, *cells, f"{r.mllm_calls:,.0f}", style="bold" if r.best else "")
+        asked = "not recorded" if r.mllm_calls_asked is None else f"{r.mllm_calls_asked:,.0f}"
+        table.add_row(r.run, r.trigger, *cells, asked, f"{r.mllm_calls_computed:,.0f}", style="bold" if r.best else "")
     table.caption, table.caption_justify = "* best top-1", "left"
     return table
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-from fgvr.errors import ImageError
-from fgvr.utils.images import read_image, thumbnail_data_url
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
 
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 14, 48
 _FLAT = 0.04
-THUMBNAIL = 112
-"""Longer side of a thumbnail, pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,29 +70,6 @@ def chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], points:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}. {told}")}">{"".join(parts)}</svg>'
         f'<ul class="legend">{legend}</ul></figure>'
     )
-
-
-def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str | None:
-    """A small JPEG as a data URL; None when the picture is not to be had."""
-    if isinstance(source, Path):
-        with suppress(OSError):
-            stat = source.stat()
-            return _of_file(source, side, stat.st_size, stat.st_mtime_ns)
-    return None if source is None else _small(source, side)
-
-
-@lru_cache(maxsize=2048)
-def _of_file(file: Path, side: int, size: int, modified: int) -> str | None:
-    """The jobs of a sweep show much the same pictures. (About 4 kB each.)"""
-    return _small(file, side)
-
-
-def _small(source: ImageSource, side: int) -> str | None:
-    try:
-        picture, _ = read_image(source)
-    except ImageError:
-        return None
-    return thumbnail_data_url(picture, side)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -52,7 +52,7 @@ class _Picture:
         return self.bottom - nbytes / self.top * _PLOT
 
     def svg(self) -> str:
-        style = resources.files("fgvr.evaluation").joinpath("memory.css").read_text(encoding="utf-8")
+        style = resources.files("fgvr.evaluation").joinpath("templates", "memory.css").read_text(encoding="utf-8")
         told = escape(summary(self.course))
         parts = [self._axes(), self._stack(), self._process(), self._limit(), self._marks(), self._lanes(), self._legend()]
         return (

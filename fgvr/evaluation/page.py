@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvr.evaluation import explorer, figures, html, memory_picture, metrics, protocols, routers
-from fgvr.evaluation.explorer import Pictures
+from fgvr.evaluation import confusion_report, figures, html, memory_picture, metrics, protocols, routers
+from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_steps import Course
 from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction, Report
@@ -34,7 +34,9 @@ def render(
     memory: Course | None = None,
 ) -> str:
     """The page for a report, its JSON body, the predictions it was made from with their outcomes, and what the models held meanwhile."""
-    style, script = (resources.files("fgvr.evaluation").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        resources.files("fgvr.evaluation").joinpath("templates", name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     sections = (
         _notes(report),
         _headline(report, body),
@@ -42,7 +44,7 @@ def render(
         _numbers(report, body),
         _budget(body),
         _changed(report, seen, predictions, pictures.tests),
-        html.section("Most confused", explorer.explore(predictions, seen, report.classes, pictures)),
+        html.section("Most confused", confusion_report.explore(predictions, seen, report.classes, pictures)),
         _classes(report, seen),
         _cost(report, seen, body["stage_seconds"]),
         _memory(memory) if memory is not None else "",
@@ -191,7 +193,7 @@ def _varied(labels: np.ndarray, chosen: np.ndarray) -> list[int]:
 
 
 def _card(p: Prediction, classes: Mapping[str, str], pictures: Mapping[str, ImageSource]) -> str:
-    url = figures.thumbnail(pictures.get(p.image))
+    url = html.thumbnail(pictures.get(p.image))
     reason = f"<details><summary>Reasons</summary>{escape(p.slow.rationale)}</details>" if p.slow is not None and p.slow.rationale else ""
     rows = (("truth", p.label or "", ""), ("fast", p.fast.top.category, "mark"), ("final", p.category, "mark"))
     said = "".join(
@@ -224,22 +226,42 @@ def _budget(body: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Report, seen: Outcomes, stages: Mapping[str, Mapping[str, float]] | None) -> str:
-    """Work of this run by stage; what was remembered cost nothing. Seconds of a model: while somebody used it."""
+    """Work of this run by stage, as asked and as computed. Seconds of a model: while somebody used it."""
     used = {role: (f"{s['loading']:.1f} s", f"{s['in_use']:.1f} s") for role, s in (stages or {}).items()}
     cost, slow = report.cost, int(seen.escalated.sum())
-    tokens = f"{cost['prompt_tokens']:,.0f} / {cost['new_tokens']:,.0f}"
+    told = {name: f"{value:,.0f}" for name, value in report.asked.items()}
+    tokens = f"{told.get('prompt_tokens', '–')} / {told.get('new_tokens', '–')}"
+    computed = f"{cost['prompt_tokens']:,.0f} / {cost['new_tokens']:,.0f}"
     rows = [
-        ("System 1 looks", f"{report.n:,}", f"{cost['encoder_forwards']:,.0f}", "", *used.get("encoder", ("–", "–"))),
-        ("System 2 thinks", f"{slow:,}", f"{cost['mllm_calls']:,.0f}", tokens, *used.get("mllm", ("–", "–"))),
+        (
+            "System 1 looks",
+            f"{report.n:,}",
+            told.get("encoder_forwards", "–"),
+            f"{cost['encoder_forwards']:,.0f}",
+            "",
+            "",
+            *used.get("encoder", ("–", "–")),
+        ),
+        (
+            "System 2 thinks",
+            f"{slow:,}",
+            told.get("mllm_calls", "–"),
+            f"{cost['mllm_calls']:,.0f}",
+            tokens,
+            computed,
+            *used.get("mllm", ("–", "–")),
+        ),
     ]
     if "joint" in used:
-        rows.append(("joint encoder", "", "", "", *used["joint"]))
-    heads = ("Stage", "Images", "Forwards or calls", "Prompt / new tokens", "Loading", "Model in use")
+        rows.append(("joint encoder", "", "", "", "", "", *used["joint"]))
+    calls, tokened = "Forwards or calls", "Prompt / new tokens"
+    heads = ("Stage", "Images", f"{calls} asked", "Computed now", f"{tokened} asked", "Computed now", "Loading", "Model in use")
     waited = cost.get("decode_wait", 0.0)
     idle = f", besides {waited:,.1f} s waiting for pictures to be decoded" if waited else ""
     hits = f" ({cost['cache_hits']:,.0f} embeddings and replies)" if "cache_hits" in cost else ""
-    caption = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}; what was remembered cost nothing{hits}"
-    return html.section("Cost by stage", html.table(caption, heads, rows, numeric=range(1, 6)))
+    spent = f"{cost['seconds']:,.1f} s in all, {cost['seconds'] / report.n:.3f} s per image{idle}"
+    caption = f"{spent}; what the store remembered{hits} was not computed again"
+    return html.section("Cost by stage", html.table(caption, heads, rows, numeric=range(1, 8)))
 
 
 def _memory(course: Course) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from sys import intern
 from typing import Any, overload
@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from fgvr.errors import DatasetError, StoreError
-from fgvr.types import Abstention, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.types import Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 
 DECIMALS = 6
 """Verdicts are rounded to this many decimals. What they were computed from is written in full, so that a replay computes the same."""
@@ -57,6 +57,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
             "new_tokens": int(cost.new_tokens),
             "encoder_forwards": int(cost.encoder_forwards),
             "seconds": _number(cost.seconds),
+            "asked": None if cost.asked is None else {name: int(count) for name, count in asdict(cost.asked).items()},
         },
     }
 
@@ -67,7 +68,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
     return Prediction(
         image=row["image"],
         sha256=row["sha256"],
-        label=row["label"],
+        label=_label(row["label"]),
         category=category,
         name=(classes or {}).get(category, category),
         confidence=float(row["confidence"]),
@@ -88,7 +89,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
             terms={name: float(value) for name, value in decision["terms"].items()},
         ),
         slow=None if row["slow"] is None else _slow(row["slow"]),
-        cost=Cost(**{**row["cost"], "seconds": float(row["cost"]["seconds"])}),
+        cost=_cost(row["cost"]),
         abstention=None if (held := row.get("abstention")) is None else _abstention(held),  # absent in files of 0.1
         names=classes or {},
     )
@@ -107,7 +108,7 @@ def as_recorded(prediction: Prediction) -> Prediction:
             {name: _rounded(value) for name, value in decision.terms.items()},
         ),
         abstention=None if held is None else replace(held, score=_rounded(held.score), threshold=_rounded(held.threshold)),
-        cost=Cost(cost.mllm_calls, cost.prompt_tokens, cost.new_tokens, cost.encoder_forwards, _rounded(cost.seconds)),
+        cost=Cost(cost.mllm_calls, cost.prompt_tokens, cost.new_tokens, cost.encoder_forwards, _rounded(cost.seconds), asked=cost.asked),
     )
 
 
@@ -163,13 +164,19 @@ def to_line(prediction: Prediction) -> str:
 def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Prediction]:
     """All predictions of a `predictions.jsonl`."""
     predictions = []
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 predictions.append(from_row(json.loads(line), classes))
-            except (ValueError, KeyError, TypeError) as exc:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
                 raise StoreError(f"{file}, line {number} is not a prediction: {exc!r}") from exc
     return predictions
+
+
+def _label(value: object) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"label is {value!r}, not a class id")
+    return value
 
 
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:
@@ -207,6 +214,11 @@ def _slow(row: Mapping[str, Any]) -> SlowResult:
     probabilities = {category: float(p) for category, p in row["probabilities"].items()}
     nats = {category: float(value) for category, value in row.get("log_likelihoods", {}).items()}  # absent in files of 0.1
     return SlowResult(row["category"], probabilities, row["rationale"], tuple(row["rules"]), row["status"], nats)
+
+
+def _cost(row: Mapping[str, Any]) -> Cost:
+    asked = row.get("asked")  # absent in files of 0.1
+    return Cost(**{**row, "seconds": float(row["seconds"]), "asked": None if asked is None else Asked(**asked)})
 
 
 def _abstention_row(held: Abstention) -> dict[str, Any]:

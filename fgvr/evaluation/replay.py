@@ -15,13 +15,13 @@ from fgvr.agents.arbitrate import LogLinearPool
 from fgvr.agents.fusion import Fusion, refuse
 from fgvr.agents.slow import Judgement, Question, Shortlist, answer
 from fgvr.errors import StoreError
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.experience import Library
 from fgvr.pipeline import redecide
 from fgvr.protocols import Trigger
-from fgvr.types import FastResult, History, Prediction, SlowResult
+from fgvr.types import Cost, FastResult, History, Prediction, SlowResult
 
-COSTS = "replayed: costs are those of the recorded run for the images sent to System 2, and none for the others"
+COSTS = "replayed: nothing was computed; asked is what the recorded run asked, and of System 2 for the images sent to it only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,7 +58,7 @@ class Replay:
         settled = [redecide(p, lambda results, d=d: [d], self.arbitrate, self.names) for p, d in zip(evidence, decisions, strict=True)]
         if self.oracle is not None:
             settled = [self.oracle.redecide(p, self.names) for p in settled]
-        return [p if p.decision.escalate else _without_thinking(p) for p in settled]
+        return [replace(p, slow=p.slow if p.decision.escalate else None, cost=_asked(p)) for p in settled]
 
     def _fast(self, predictions: Sequence[Prediction]) -> list[FastResult]:
         results = [p.fast for p in predictions]
@@ -86,5 +86,6 @@ class Replay:
         return answer(Question(options, rules), judged)
 
 
-def _without_thinking(prediction: Prediction) -> Prediction:
-    return replace(prediction, slow=None, cost=replace(prediction.cost, mllm_calls=0, prompt_tokens=0, new_tokens=0))
+def _asked(prediction: Prediction) -> Cost:
+    """A replay computes nothing."""
+    return Cost(asked=(prediction.cost if prediction.decision.escalate else prediction.cost.without_thinking).asked)

@@ -20,7 +20,7 @@ from rich.text import Text
 import fgvr
 from fgvr.errors import StoreError
 from fgvr.evaluation import audit, metrics, page, protocols, routers, uncertainty
-from fgvr.evaluation.explorer import Pictures
+from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_steps import Course
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
@@ -91,6 +91,7 @@ def make_report(
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
         protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
+        asked=total_asked(predictions),
         cost=total_cost(predictions) | {key: value for key, value in measured_cost.items() if value is not None},
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
@@ -127,7 +128,7 @@ def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> di
 
 
 def total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Work of all images together, in the order of the file format."""
+    """What was computed for all images together, in the order of the file format."""
     total = sum((p.cost for p in predictions), Cost())
     return {
         "encoder_forwards": total.encoder_forwards,
@@ -136,6 +137,15 @@ def total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
         "new_tokens": total.new_tokens,
         "seconds": round(total.seconds, 3),
     }
+
+
+def total_asked(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """What was asked of the models for all images together; empty where a prediction does not tell."""
+    total = sum((p.cost for p in predictions), Cost()).asked
+    return {} if total is None else {name: getattr(total, name) for name in WORK}
+
+
+WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 
 
 def decode_share(cost: Mapping[str, float]) -> float:
@@ -169,6 +179,8 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "abstention": abstention(report.predictions),
         "unreadable": unreadable(report.predictions),
         "cost": dict(report.cost),
+        "asked": dict(report.asked) or None,
+        "computed": dict(report.computed),
         "stage_seconds": stage_seconds(report.memory),
         "peak_device_bytes": report.peak_device_bytes,
         "peak_host_bytes": report.peak_host_bytes,
@@ -232,9 +244,10 @@ def load(folder: Path) -> Report:
         raise StoreError(f"no report in {folder}: the evaluation there has not finished; the same command again goes on")
     body = read_json(file)
     try:
-        known = {f.name: body[f.name] for f in fields(Report) if f.name != "path"}
+        known = {f.name: body[f.name] for f in fields(Report) if f.name not in ("path", "asked")}
         low, high = known["top1_interval"]
-        return Report(**{**known, "top1_interval": (low, high), "notes": tuple(known["notes"]), "path": Path(folder)})
+        known |= {"top1_interval": (low, high), "notes": tuple(known["notes"]), "path": Path(folder)}
+        return Report(**known, asked=body.get("asked") or {})
     except (ValueError, KeyError, TypeError) as exc:
         raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
 
@@ -242,6 +255,11 @@ def load(folder: Path) -> Report:
 def unreadable(predictions: Sequence[Prediction]) -> int:
     """How many of the images that were sent to System 2 it gave no readable answer for."""
     return sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None)
+
+
+def asked_of(report: Report, name: str) -> str:
+    """How much of a kind of work was asked of the models."""
+    return f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
 
 
 def terminal(report: Report) -> RenderableType:
@@ -265,6 +283,8 @@ def terminal(report: Report) -> RenderableType:
     for name, value in report.cost.items():
         if name == "decode_wait":
             table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")
+        elif name in WORK:
+            table.add_row(name.replace("_", " "), f"{asked_of(report, name)} asked, {value:,.0f} computed now")
         else:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")

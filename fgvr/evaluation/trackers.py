@@ -53,7 +53,7 @@ class Tracker:
 
     def finish(self, report: Report) -> None:
         """The report's own figures."""
-        nested = {"protocol": report.protocols, "cost": report.cost, "model_loads": report.model_loads}
+        nested = {"protocol": report.protocols, "cost": report.cost, "asked": report.asked, "model_loads": report.model_loads}
         flat = {f"{kind}/{name}": float(value) for kind, values in nested.items() for name, value in values.items()}
         counts = {name: float(getattr(report, name)) for name in ("top1", "macro", "slow_rate", "fixed", "broken", "peak_device_bytes")}
         self._tell({f"final/{name}": value for name, value in {**counts, **flat}.items()})

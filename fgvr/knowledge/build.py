@@ -1,7 +1,7 @@
-"""Building a knowledge base: support images in, three libraries out. Knows models only as functions handed to it.
+"""Builds a knowledge base from support images; models are passed in as functions.
 
-Everything happens in a sibling `.partial` folder whose journal remembers each finished batch of model work, so a killed build
-loses at most one batch; the folder takes its final name only when it is whole, and readers never see half a base.
+The work happens in a sibling `.partial` folder, whose journal keeps each finished batch of model work, so a killed build loses at most
+one batch. The folder is renamed when it is complete: readers never see half a base.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
-from fgvr.knowledge.classes import ClassRecord, Description, Portrait
+from fgvr.knowledge.classes import ClassRecord, DescribeRequest, Description
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
 from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
@@ -50,18 +50,18 @@ class Rehearse(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Craft:
-    """How a base is made: the models as functions, and the sizes of batches."""
+class BuildComponents:
+    """What a build needs: the models as functions, and batch sizes."""
 
     encoder: Encoder
     look: Callable[[Sample], Picture]
-    describe: Callable[[Sequence[Portrait]], list[Description]]
+    describe: Callable[[Sequence[DescribeRequest]], list[Description]]
     rehearse: Rehearse
-    name_prompts: Callable[[Category], Sequence[str]] | None  # None: the names mean nothing to this encoder
+    name_prompts: Callable[[Category], Sequence[str]] | None  # None: the encoder does not know these names
     pictures_per_description: int
     cross_fit: bool
     views: int = 1  # of each support image; their vectors are averaged
-    families: Callable[[Sequence[Sample]], Sequence[int]] = lambda samples: range(len(samples))  # copies of each other have one number
+    families: Callable[[Sequence[Sample]], Sequence[int]] = lambda samples: range(len(samples))  # duplicates share a number
     pieces: Callable[[str], Sequence[str]] = lambda text: (text,)  # of a description, whose vectors are averaged
     encode_batch: int
     describe_batch: int
@@ -111,7 +111,7 @@ def build(
     origin: Origin,
     categories: Sequence[Category],
     samples: Sequence[Sample],
-    craft: Craft,
+    components: BuildComponents,
     partial: Path,
     *,
     learned: Sequence[Experience] = (),
@@ -126,26 +126,26 @@ def build(
     position = {category.id: i for i, category in enumerate(categories)}
     samples = sorted(samples, key=lambda s: (position[s.label or ""], s.key))
     owners = np.array([position[s.label or ""] for s in samples], np.int64)
-    families = _families(craft.families(samples))
+    families = _families(components.families(samples))
     folds = halves(owners.tolist(), families)
 
     def pictures(indices: Sequence[int]) -> list[Picture]:
-        return [craft.look(samples[i]) for i in indices]
+        return [components.look(samples[i]) for i in indices]
 
-    encoded, hashes = _encode_images(range(len(samples)), pictures, craft)
-    records = _describe(categories, owners, folds, pictures, craft)
+    encoded, hashes = _encode_images(range(len(samples)), pictures, components)
+    records = _describe(categories, owners, folds, pictures, components)
     prototypes = Prototypes(
         ids=tuple(category.id for category in categories),
         shots=encoded,
         owners=owners,
         folds=folds,
-        text=_encode_words([r.description for r in records], craft, encoded.shape[1]),
-        fold_text=np.stack([_encode_words([r.fold_descriptions[f] for r in records], craft, encoded.shape[1]) for f in (0, 1)]),
-        name=_encode_names(categories, craft),
-        temperature=1 / craft.encoder.logit_scale,
+        text=_encode_words([r.description for r in records], components, encoded.shape[1]),
+        fold_text=np.stack([_encode_words([r.fold_descriptions[f] for r in records], components, encoded.shape[1]) for f in (0, 1)]),
+        name=_encode_names(categories, components),
+        temperature=1 / components.encoder.logit_scale,
         families=families,
     )
-    statistics, rehearsal = craft.rehearse(prototypes, records, hashes, pictures)
+    statistics, rehearsal = components.rehearse(prototypes, records, hashes, pictures)
     base = KnowledgeBase(
         origin=origin,
         classes=tuple(records),
@@ -172,12 +172,14 @@ def batches(n: int, size: int) -> list[range]:
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _encode_images(indices: range, pictures: Callable[[Sequence[int]], list[Picture]], craft: Craft) -> tuple[np.ndarray, list[str]]:
+def _encode_images(
+    indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
+) -> tuple[np.ndarray, list[str]]:
     vectors, hashes = [], []
-    for batch in track(batches(len(indices), craft.encode_batch), "support images"):
+    for batch in track(batches(len(indices), components.encode_batch), "support images"):
         seen = pictures(batch)
-        shown = craft.encoder.encode([view for picture in seen for view in views(picture, craft.views)])
-        vectors.append(shown if craft.views == 1 else unit(shown.reshape(len(seen), craft.views, -1).mean(axis=1)))
+        shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
+        vectors.append(shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1)))
         hashes += [picture.sha256 for picture in seen]
     return np.concatenate(vectors), hashes
 
@@ -187,23 +189,23 @@ def _describe(
     owners: np.ndarray,
     folds: np.ndarray,
     pictures: Callable[[Sequence[int]], list[Picture]],
-    craft: Craft,
+    components: BuildComponents,
 ) -> list[ClassRecord]:
     """One description per class from its first images, and, cross-fitted, one without each half of its shots."""
 
     def chosen(c: int, without: int | None) -> list[int]:
         own = [int(i) for i in np.flatnonzero(owners == c) if without is None or folds[i] != without]
         # A class with a single shot has no other half: its own description is then absent from leave-one-out.
-        return own[: craft.pictures_per_description]
+        return own[: components.pictures_per_description]
 
-    wanted: list[int | None] = [None, 0, 1] if craft.cross_fit else [None]
+    wanted: list[int | None] = [None, 0, 1] if components.cross_fit else [None]
     jobs = [(c, without, chosen(c, without)) for without in wanted for c in range(len(categories))]
     written: dict[tuple[int, int | None], Description] = {(c, w): Description("", "absent") for c, w, own in jobs if not own}
     jobs = [job for job in jobs if job[2]]
-    for batch in track(batches(len(jobs), craft.describe_batch), "descriptions"):
+    for batch in track(batches(len(jobs), components.describe_batch), "descriptions"):
         asked = [jobs[i] for i in batch]
-        portraits = [Portrait(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
-        for (c, without, _), description in zip(asked, craft.describe(portraits), strict=True):
+        requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
+        for (c, without, _), description in zip(asked, components.describe(requests), strict=True):
             written[c, without] = description
     counts = np.bincount(owners, minlength=len(categories))
     nothing = Description("", "absent")
@@ -221,24 +223,24 @@ def _describe(
     ]
 
 
-def _encode_words(descriptions: Sequence[Description], craft: Craft, width: int) -> np.ndarray:
+def _encode_words(descriptions: Sequence[Description], components: BuildComponents, width: int) -> np.ndarray:
     """(C, d); a zero row where there is no description. One of several pieces is the re-normalised mean of their vectors."""
     vectors = np.zeros((len(descriptions), width), np.float32)
     present = [i for i, description in enumerate(descriptions) if description.text]
     if present:
-        pieces = [list(craft.pieces(descriptions[i].text)) for i in present]
-        encoded = craft.encoder.encode_text([piece for parts in pieces for piece in parts])
+        pieces = [list(components.pieces(descriptions[i].text)) for i in present]
+        encoded = components.encoder.encode_text([piece for parts in pieces for piece in parts])
         borders = np.cumsum([len(parts) for parts in pieces])[:-1]
         for i, part in zip(present, np.split(encoded, borders), strict=True):
             vectors[i] = part[0] if len(part) == 1 else unit(part.mean(axis=0)[None])[0]
     return vectors
 
 
-def _encode_names(categories: Sequence[Category], craft: Craft) -> np.ndarray | None:
-    if craft.name_prompts is None:
+def _encode_names(categories: Sequence[Category], components: BuildComponents) -> np.ndarray | None:
+    if components.name_prompts is None:
         return None
-    prompted = [list(craft.name_prompts(category)) for category in categories]
-    vectors = craft.encoder.encode_text([text for texts in prompted for text in texts])
+    prompted = [list(components.name_prompts(category)) for category in categories]
+    vectors = components.encoder.encode_text([text for texts in prompted for text in texts])
     borders = np.cumsum([len(texts) for texts in prompted])[:-1]
     means = np.stack([part.mean(axis=0) for part in np.split(vectors, borders)])
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is known of one class, as words. Descriptions come from the MLLM and images only, never from a dataset's attribute tables."""
+"""Descriptions of classes. They come from the MLLM and images only, never from a dataset's attribute tables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Portrait:
-    """What the MLLM is shown when it describes a class."""
+class DescribeRequest:
+    """A class to describe, and the pictures that the MLLM is shown."""
 
     name: str
     superclass: str

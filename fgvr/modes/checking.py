@@ -55,8 +55,8 @@ def doctor(cfg: DictConfig) -> Checkup:
     on = terms(assembly.plain(cfg.runtime))
     sized = health.models(pool, specs, optional, reserve=on.reserve, max_models=on.max_models)
     found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *_decoder(cfg)]
-    looks = assembly.looks(cfg) if health.writable(assembly.home(cfg)) else None  # what is looked at is remembered in the home
-    found += diagnose(lambda: assembly.open_dataset(cfg), looks)
+    hashes = assembly.perceptual_hash(cfg) if health.writable(assembly.home(cfg)) else None
+    found += diagnose(lambda: assembly.open_dataset(cfg), hashes)
     return Checkup(tuple(found))
 
 

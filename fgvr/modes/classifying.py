@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
+from fgvr.evaluation import classify_report
 from fgvr.evaluation import report as reports
-from fgvr.evaluation import ways
 from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.runs import rows_anew, run_folder
 from fgvr.types import Prediction, Sample
@@ -32,7 +32,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))
         notes = [cfg.models.notice] if cfg.models.notice else []
-        atomic_write(folder / reports.PAGE, printable(ways.render(answered, {s.key: s.image for s in samples}, notes)))
+        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:
         log.error("%s", error)

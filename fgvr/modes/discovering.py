@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from fgvr import assembly
 from fgvr.agents.discover import Discovered
 from fgvr.data.unlabelled import Unlabelled
-from fgvr.evaluation import album
+from fgvr.evaluation import image_gallery
 from fgvr.evaluation import report as reports
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import recorded_memory, run_folder
@@ -54,7 +54,7 @@ class Discovery:
         return f"Discovery({len(self.images)} images, {len(self.names)} kinds of {self.found.superclass}, {self.path})"
 
     def _repr_html_(self) -> str:
-        return album.table(self.found)
+        return image_gallery.table(self.found)
 
 
 def discover(cfg: DictConfig) -> Discovery:
@@ -101,5 +101,7 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
     table.writerow(("filename", "class_name"))
     table.writerows(sorted(discovery.images.items()))
     atomic_write(folder / LABELS, rows.getvalue().encode("utf-8", "surrogateescape"))  # as the file system has the names
-    atomic_write(folder / reports.PAGE, printable(album.render(found, [sample.image for sample in images.samples], discovery.notes)))
+    atomic_write(
+        folder / reports.PAGE, printable(image_gallery.render(found, [sample.image for sample in images.samples], discovery.notes))
+    )
     write_json(folder / NAMES, body)

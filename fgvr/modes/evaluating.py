@@ -20,8 +20,8 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap, guard
 from fgvr.errors import DatasetError
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.hindsight import Oracle
 from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
@@ -123,8 +123,8 @@ def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
 def _overlaps(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
     """Test images that the base or the calibration has met; refused unless allowed."""
     used = (*dataset.split.support, *dataset.split.calibration)
-    forbidden, looks = _forbidden(base, dataset), assembly.looks(cfg)
-    return guard(dataset.split.test, forbidden, allow=cfg.evaluation.allow_overlap, used=used, looks=looks)
+    forbidden, hashes = _forbidden(base, dataset), assembly.perceptual_hash(cfg)
+    return guard(dataset.split.test, forbidden, allow=cfg.evaluation.allow_overlap, used=used, hashes=hashes)
 
 
 def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:

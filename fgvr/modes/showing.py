@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from fgvr import assembly, planning
 from fgvr.errors import ConfigError
-from fgvr.evaluation import album, memory_console
 from fgvr.evaluation import compare as comparing
+from fgvr.evaluation import image_gallery, memory_console
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge.base import KnowledgeBase
@@ -83,7 +83,7 @@ def _as_text(result: Any) -> list[Any]:
             f"classify others with it: mode=classify image=... knowledge.path={result.base.path}",
             f"{result.path}/{reports.PAGE}",
         )
-        return album.terminal(result.found, result.notes, lines)
+        return image_gallery.terminal(result.found, result.notes, lines)
     if isinstance(result, list):
         return prediction_tables(result)
     raise ConfigError(f"nothing to show for {type(result).__name__}")

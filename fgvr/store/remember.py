@@ -1,8 +1,8 @@
 """Models that never answer the same question twice.
 
 What a call misses is asked of the wrapped model in one call (an MLLM: up to `AT_ONCE` in one), without repeats, and remembered in one
-transaction; results keep the order of the input. Only work really done is tallied. Wrappers hold no model of their own: when all is
-remembered, none is touched.
+transaction; results keep the order of the input. Tallied is what was computed, and what was asked. Wrappers hold no model of their own:
+when all is remembered, none is touched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from fgvr.protocols import MLLM, Cache, Chooser, Encoder, JointEncoder
 from fgvr.store import tally
 from fgvr.store.cache import MemoryCache
-from fgvr.types import Choice, Picture, Reply, Scores
+from fgvr.types import Asked, Choice, Picture, Reply, Scores
 from fgvr.utils.files import canonical_json, sha256_bytes
 from fgvr.utils.images import pixels_sha256
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
 
 
+_LOOKED = Asked(encoder_forwards=1)
 AT_ONCE = 64
 """Questions to an MLLM, whose answers a crash may cost; that many fill its batches."""
 
@@ -64,7 +65,10 @@ class RememberingEncoder:
                 tally.add(names[i], encoder_forwards=1)
             return _rows_to_bytes(rows)
 
-        return self._vectors("image", names, compute, of=names)
+        vectors = self._vectors("image", names, compute, of=names)
+        for name in names:
+            tally.add(name, asked=_LOOKED)
+        return vectors
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         def compute(indices: list[int]) -> list[bytes]:
@@ -120,7 +124,10 @@ class RememberingMLLM:
 
         written: Callable[[bytes], object] = lambda value: json.loads(value)["text"].strip()  # noqa: E731
         values = _remembered(self._cache, keys, compute, keep=written, at_once=AT_ONCE, of=owners)
-        return [Reply(**json.loads(value)) for value in values]
+        replies = [Reply(**json.loads(value)) for value in values]
+        for owner, reply in zip(owners, replies, strict=True):
+            tally.add(owner, asked=Asked(1, reply.prompt_tokens, reply.new_tokens))
+        return replies
 
     def score(
         self,
@@ -147,7 +154,10 @@ class RememberingMLLM:
             return [_to_json([list(map(float, s.log_likelihoods)), list(map(int, s.tokens)), int(s.prompt_tokens)]) for s in scores]
 
         values = _remembered(self._cache, keys, compute, at_once=AT_ONCE, of=owners)
-        return [_scores(*json.loads(value)) for value in values]
+        scores = [_scores(*json.loads(value)) for value in values]
+        for owner, score in zip(owners, scores, strict=True):
+            tally.add(owner, asked=Asked(1, score.prompt_tokens))
+        return scores
 
     def choose(
         self,
@@ -185,7 +195,11 @@ class RememberingMLLM:
 
         written: Callable[[bytes], object] = lambda value: any(row[0].strip() for row in json.loads(value))  # noqa: E731
         values = _remembered(self._cache, keys, compute, keep=written, at_once=AT_ONCE, of=owners)
-        return [tuple(Choice(Reply(*row[:3]), row[3]) for row in json.loads(value)) for value in values]
+        found = [tuple(Choice(Reply(*row[:3]), row[3]) for row in json.loads(value)) for value in values]
+        for owner, choices in zip(owners, found, strict=True):
+            for choice in choices:
+                tally.add(owner, asked=Asked(1, choice.reply.prompt_tokens, choice.reply.new_tokens))
+        return found
 
     @property
     def _chooser(self) -> Chooser:
@@ -214,6 +228,8 @@ class RememberingJointEncoder:
             return _rows_to_bytes(matches)
 
         values = _remembered(self._cache, keys, compute, of=names)
+        for name in names:
+            tally.add(name, asked=_LOOKED)
         return np.array([np.frombuffer(value, "<f4")[0] for value in values], np.float32)
 
 

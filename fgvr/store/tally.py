@@ -1,4 +1,4 @@
-"""Work really done, per image: what was answered from memory counts as a hit only."""
+"""Work per image: what the models computed, and what was asked of them, remembered or not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from fgvr.types import Cost
+from fgvr.types import Asked, Cost
 
 ELSEWHERE = ""
 """The key of work that belongs to no image, such as encoding class names."""
@@ -69,8 +69,9 @@ def add(
     encoder_forwards: int = 0,
     seconds: float = 0.0,
     cache_hits: int = 0,
+    asked: Asked = Asked(),  # noqa: B008 - a frozen record
 ) -> None:
     """Count work for one picture in every open scope; without one this does nothing."""
-    cost = Cost(mllm_calls, prompt_tokens, new_tokens, encoder_forwards, seconds, cache_hits=cache_hits)
+    cost = Cost(mllm_calls, prompt_tokens, new_tokens, encoder_forwards, seconds, cache_hits=cache_hits, asked=asked)
     for work in _open.get():
         work.add(sha256, cost)

@@ -7,6 +7,7 @@ from fgvr.types.knowledge import Experience, Manifest
 from fgvr.types.memory import ROLES, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
 from fgvr.types.recognition import (
     Abstention,
+    Asked,
     Candidate,
     Category,
     Choice,
@@ -27,6 +28,7 @@ from fgvr.types.results import Report
 __all__ = [
     "ROLES",
     "Abstention",
+    "Asked",
     "Candidate",
     "Category",
     "Choice",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
@@ -160,8 +160,28 @@ class SlowResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a method asks of the models, whether or not the store remembers the answer: the same with a full store and an empty one."""
+
+    mllm_calls: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    encoder_forwards: int = 0
+
+    def __add__(self, other: Asked) -> Asked:
+        return Asked(
+            self.mllm_calls + other.mllm_calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.new_tokens + other.new_tokens,
+            self.encoder_forwards + other.encoder_forwards,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
-    """Work actually done (answers from the cache cost nothing); seconds are wall time of its share of the batch.
+    """Work computed in this run (answers from the cache cost nothing), and what was asked for, remembered or not.
+
+    Seconds are wall time of its share of the batch. `asked` is None where a file does not tell, such as one of an earlier version.
 
     `decode_wait`: its share of the seconds in which the models had nothing to do as the batch was not decoded yet, on top of `seconds`;
     `cache_hits`: embeddings and replies that were remembered. Both are no part of predictions.jsonl.
@@ -174,6 +194,12 @@ class Cost:
     seconds: float = 0.0
     decode_wait: float = 0.0
     cache_hits: int = 0
+    asked: Asked | None = Asked()
+
+    @property
+    def without_thinking(self) -> Cost:
+        """The same work of a method that would not have sent this image to System 2."""
+        return self if self.asked is None else replace(self, asked=Asked(encoder_forwards=self.asked.encoder_forwards))
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -184,6 +210,7 @@ class Cost:
             self.seconds + other.seconds,
             self.decode_wait + other.decode_wait,
             self.cache_hits + other.cache_hits,
+            None if self.asked is None or other.asked is None else self.asked + other.asked,
         )
 
 

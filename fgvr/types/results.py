@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -31,6 +31,12 @@ class Report:
     trigger: str
     path: Path
     skipped: int = 0
+    asked: Mapping[str, float] = field(default_factory=dict)  # of the models, remembered or not; empty where a file does not tell
+
+    @property
+    def computed(self) -> Mapping[str, float]:
+        """What of `asked` the models have computed in this run; the store remembered the rest."""
+        return {name: self.cost[name] for name in ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")}
 
     @property
     def unchanged(self) -> int:
@@ -55,7 +61,8 @@ def _report_html(report: Report) -> str:
         ("slow rate", f"{report.slow_rate:.3f}"),
         ("fixed / broken by thinking", f"{report.fixed} / {report.broken}"),
         *((name, f"{value:.4f}") for name, value in report.protocols.items()),
-        *((name, f"{value:g}") for name, value in report.cost.items()),
+        *((f"{name} asked", f"{value:g}") for name, value in report.asked.items()),
+        *((f"{name} computed" if name in report.asked else name, f"{value:g}") for name, value in report.cost.items()),
         ("peak device memory", format_bytes(report.peak_device_bytes)),
         ("model loads", ", ".join(f"{role} {count}" for role, count in report.model_loads.items()) or "none"),
         ("files", str(report.path)),

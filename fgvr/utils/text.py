@@ -23,6 +23,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """Sort key in which 9 comes before 10."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part)
+
+
 def printable(text: str) -> str:
     """The text with a replacement character for each byte of a file name that is no UTF-8; such text cannot be shown."""
     return _UNDECODED.sub("\ufffd", text)

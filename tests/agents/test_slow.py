@@ -6,7 +6,7 @@ from fgvr.agents.arbitrate import LogLinearPool, fit_weight, pool
 from fgvr.agents.describe import Describer
 from fgvr.agents.slow import ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking, posterior
 from fgvr.errors import ConfigError
-from fgvr.knowledge.classes import Portrait
+from fgvr.knowledge.classes import DescribeRequest
 from fgvr.types import SlowResult
 from tests.agents.doubles import TableMLLM, class_record, fast_result, picture
 
@@ -109,9 +109,9 @@ def test_the_arbiter_answers_among_what_system_2_judged():
 
 
 def test_a_description_that_failed_is_recorded_as_failed():
-    portraits = [Portrait("crake", "bird", (picture("a"), picture("b")))]
+    requests = [DescribeRequest("crake", "bird", (picture("a"), picture("b")))]
     mllm = TableMLLM(reply="  a   red crown ")
-    assert Describer(mllm, max_new_tokens=40)(portraits)[0].text == "a red crown"
-    assert mllm.images == [portraits[0].pictures]
-    (failed,) = Describer(TableMLLM(reply="  "), max_new_tokens=40)(portraits)
+    assert Describer(mllm, max_new_tokens=40)(requests)[0].text == "a red crown"
+    assert mllm.images == [requests[0].pictures]
+    (failed,) = Describer(TableMLLM(reply="  "), max_new_tokens=40)(requests)
     assert failed.status == "failed" and failed.text == ""

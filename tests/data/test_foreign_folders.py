@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fgvr import cli
+from fgvr.data.benchmarks import open_benchmark
 from fgvr.data.datasets import open_folder
-from fgvr.data.field import open_field
 from fgvr.data.folder import read_listing
 from fgvr.data.health import dataset_findings
 from fgvr.data.unlabelled import open_unlabelled
@@ -120,7 +120,7 @@ def test_of_several_layouts_the_one_with_the_pictures_is_read(tmp_path, where):
     twice = shutil.copytree(tmp_path / "cars196_twice", tmp_path / "copy")
     (twice / where).mkdir(exist_ok=True)
     shutil.copy(tree.root / "cars_annos.mat", twice / where)
-    dataset = open_field(name="cars196", root=twice, shots=2)
+    dataset = open_benchmark(name="cars196", root=twice, shots=2)
     assert {key.split("/")[0] for key in all_keys(dataset)} == {"cars_train", "cars_test"} and not dataset.bad_images
 
 
@@ -134,13 +134,13 @@ def test_lists_that_lie_above_the_archive_do_not_hide_it(tmp_path):
     else:
         shutil.copy(marker, tree.root)
         tree_root = tree.root
-    assert not open_field(name="cub200", root=tree_root, shots=2).bad_images
+    assert not open_benchmark(name="cub200", root=tree_root, shots=2).bad_images
 
 
 def test_a_damaged_list_of_the_only_layout_is_still_named(tmp_path):
     mat(tmp_path / "cars_annos.mat", other=[1])
     with pytest.raises(DatasetError, match="has no variable 'annotations'"):
-        open_field(name="cars196", root=tmp_path, shots=2)
+        open_benchmark(name="cars196", root=tmp_path, shots=2)
 
 
 # --- names -------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from PIL import Image
 
 import fgvr
 from fgvr import assembly, modes
-from fgvr.data import field
+from fgvr.data import benchmarks
 from fgvr.data.health import diagnose
 from fgvr.types import Figures, Finding
 
@@ -22,13 +22,14 @@ SOUND = {"cub200", "birdsnap500", "ucf101", "imagenet1k", "flowers102", "cars196
 @pytest.fixture
 def figures(monkeypatch):
     """The official figures of the small trees, so that a sound one is sound."""
-    small = {name: replace(known, figures=Figures(3, *((12, 6) if known.figures.test else (18, 0)))) for name, known in field.FIELD.items()}
-    monkeypatch.setattr(field, "FIELD", small)
+    table = benchmarks.BENCHMARKS.items()
+    small = {name: replace(known, figures=Figures(3, *((12, 6) if known.figures.test else (18, 0)))) for name, known in table}
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", small)
 
 
 def look(tree: Tree, **wishes) -> dict[str, Finding]:
     """All findings by topic."""
-    found = list(diagnose(lambda: field.open_field(name=tree.name, root=tree.root, **{"shots": 2, **wishes})))
+    found = list(diagnose(lambda: benchmarks.open_benchmark(name=tree.name, root=tree.root, **{"shots": 2, **wishes})))
     assert len({finding.topic for finding in found}) == len(found)
     return {finding.topic: finding for finding in found}
 
@@ -184,8 +185,8 @@ def test_a_wrong_count(tree):
 
 def test_a_class_of_the_wrong_size(tree, monkeypatch):
     made = tree("food101")
-    known = field.FIELD["food101"]
-    monkeypatch.setitem(field.FIELD, "food101", replace(known, figures=replace(known.figures, train_each=5)))
+    known = benchmarks.BENCHMARKS["food101"]
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "food101", replace(known, figures=replace(known.figures, train_each=5)))
     assert "apple pie has 4 images to learn from instead of 5 (3 such classes)" in ill(made)["official figures"]
 
 
@@ -197,7 +198,7 @@ def test_bytes_that_are_not_the_published_ones(tree):
 
 
 def test_a_missing_archive(tmp_path):
-    [finding] = diagnose(lambda: field.open_field(name="pets37", root=tmp_path / "absent"))
+    [finding] = diagnose(lambda: benchmarks.open_benchmark(name="pets37", root=tmp_path / "absent"))
     assert not finding.well and "robots.ox.ac.uk" in finding.cure and "does not exist" in finding.cure
 
 

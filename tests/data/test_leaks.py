@@ -10,7 +10,7 @@ from PIL import Image
 
 from fgvr.data import birds
 from fgvr.data.leaks import exact_overlaps, guard, without_near_copies
-from fgvr.data.looks import Looks, look, near
+from fgvr.data.near_duplicates import HashIndex, PerceptualHash, perceptual_hash
 from fgvr.errors import LeakError
 from fgvr.store.cache import MemoryCache
 from fgvr.types import Sample
@@ -88,13 +88,13 @@ def test_ten_planted_overlaps_are_all_named_and_nothing_else(tmp_path: Path):
     test = pictures(tmp_path / "test", clean | planted)
     forbidden = {sample.sha256: f"knowledge base: {sample.key}" for sample in support}
     with pytest.raises(LeakError) as error:
-        guard(test, forbidden, used=support, looks=Looks(MemoryCache()))
+        guard(test, forbidden, used=support, hashes=PerceptualHash(MemoryCache()))
     lines = str(error.value).splitlines()
     assert lines[0].startswith("10 test images")
     assert [line.split()[0] for line in lines[1:-1]] == [f"test/{name}" for name in planted]
     assert "test/exact0.png (is knowledge base: support/0.png)" in str(error.value)
     assert "test/half.img (looks like knowledge base: support/9.png)" in str(error.value)
-    without_near_copies_of_support = without_near_copies(test, support, Looks(MemoryCache()))
+    without_near_copies_of_support = without_near_copies(test, support, PerceptualHash(MemoryCache()))
     assert [sample.key for sample in without_near_copies_of_support] == [f"test/{name}" for name in clean] + [
         f"test/exact{i}.png" for i in range(5)
     ]
@@ -102,8 +102,8 @@ def test_ten_planted_overlaps_are_all_named_and_nothing_else(tmp_path: Path):
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.3, 1.0])
 def test_different_birds_raise_no_alarm(difficulty: float):
-    looks = {str(i): look(image) for i, image in enumerate(birds_of(difficulty, 100))}
-    assert near(looks, looks) == {}
+    hashes = {str(i): perceptual_hash(image) for i, image in enumerate(birds_of(difficulty, 100))}
+    assert HashIndex(hashes).query(hashes) == {}
 
 
 def test_each_stage_alone_is_too_weak():
@@ -112,22 +112,22 @@ def test_each_stage_alone_is_too_weak():
     noise = [Image.fromarray((np.array((200, 30, 30)) + rng.integers(0, 40, (24, 24, 3))).clip(0, 255).astype("uint8")) for _ in range(2)]
     bird = birds_of(1.0, 1)[0]
     recoloured = Image.merge("RGB", [bird.convert("L").point(lambda v, k=k: v * k // 4) for k in (4, 1, 0)])
-    pairs = [({"a": look(a)}, {"b": look(b)}) for a, b in ((noise[0], noise[1]), (bird, recoloured))]
-    assert [near(a, b) for a, b in pairs] == [{}, {}]
+    pairs = [({"a": perceptual_hash(a)}, {"b": perceptual_hash(b)}) for a, b in ((noise[0], noise[1]), (bird, recoloured))]
+    assert [HashIndex(b).query(a) for a, b in pairs] == [{}, {}]
 
 
-def test_plain_pictures_have_no_look():
-    assert look(Image.new("RGB", (40, 30), (200, 30, 30))) == b""
+def test_plain_pictures_have_no_hash():
+    assert perceptual_hash(Image.new("RGB", (40, 30), (200, 30, 30))) == b""
 
 
-def test_a_look_is_remembered_by_content(tmp_path: Path):
+def test_a_hash_is_remembered_by_content(tmp_path: Path):
     cache = MemoryCache()
     samples = pictures(tmp_path / "some", {f"{i}.png": png(image) for i, image in enumerate(birds_of(1.0, 3))})
-    first = Looks(cache).of(samples)
+    first = PerceptualHash(cache).of(samples)
     for sample in samples:
         Path(str(sample.image)).unlink()
-    assert Looks(cache).of(samples) == first and len(first) == 3
-    assert Looks(MemoryCache()).of(samples) == {}
+    assert PerceptualHash(cache).of(samples) == first and len(first) == 3
+    assert PerceptualHash(MemoryCache()).of(samples) == {}
 
 
 def test_many_pictures_are_compared_as_a_double_loop_would():
@@ -139,4 +139,4 @@ def test_many_pictures_are_compared_as_a_double_loop_would():
         changed = row.copy()
         changed[: 32 * (i % 3)] ^= 255  # gradients of every third survive
         those[f"b{i}"] = bytes(changed)
-    assert near(these, those) == {f"a{i}": f"b{i}" for i in range(0, 40, 3)}
+    assert HashIndex(those).query(these) == {f"a{i}": f"b{i}" for i in range(0, 40, 3)}

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgvr.data.splits import Split, choose_shots, natural
+from fgvr.data.splits import Split, choose_shots
 from fgvr.errors import DatasetError
 from fgvr.types import Sample
+from fgvr.utils.text import natural
 
 
 def pool(classes=3, each=8):

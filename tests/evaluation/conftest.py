@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fgvr.types import Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.types import Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 
 Run = Callable[..., list[Prediction]]
 
@@ -44,7 +44,14 @@ def made_up_run(n: int = 200, *, classes: int = 8, slow_rate: float = 0.4, seed:
                 fast=fast,
                 decision=Decision(escalate, float(p), threshold, {"confidence": float(p), "history": -0.25}),
                 slow=slow,
-                cost=Cost(mllm_calls=int(escalate), prompt_tokens=90 * escalate, new_tokens=0, encoder_forwards=1, seconds=0.01),
+                cost=Cost(
+                    mllm_calls=int(escalate),
+                    prompt_tokens=90 * escalate,
+                    new_tokens=0,
+                    encoder_forwards=1,
+                    seconds=0.01,
+                    asked=Asked(mllm_calls=int(escalate), encoder_forwards=1),
+                ),
             )
         )
     return predictions

@@ -29,7 +29,7 @@ def test_the_runner_up_of_a_slow_answer_is_system_2s_second_choice_and_never_the
 def test_few_images_are_shown_with_their_decision(run) -> None:
     (prediction,) = run(1, slow_rate=1.0)
     shown = text([prediction])
-    assert "think slowly: score" in shown
+    assert "escalated to System 2: score" in shown
     assert "System 2" in shown
 
 

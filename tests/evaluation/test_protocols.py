@@ -16,6 +16,7 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation import audit, protocols
 from fgvr.evaluation.protocols import Sentences
 from fgvr.evaluation.records import Outcomes, outcomes
+from scripts import audit_scorer
 
 rng = np.random.default_rng(5)
 LISTS = Path(os.environ.get("FGVR_TEST_DATA", Path(__file__).parents[3] / "shared/data")) / "class_names/class_names.json"
@@ -150,7 +151,7 @@ def test_the_known_shares_of_the_public_scorer(classes, share):
 
 def test_the_command_prints_one_line_per_list(tmp_path: Path, capsys):
     (tmp_path / "kinds.txt").write_text("Rose\nPrimrose\nIris\n")
-    assert audit.main([str(tmp_path / "kinds.txt"), "--protocols", "text_inclusion"]) == 0
+    assert audit_scorer.main([str(tmp_path / "kinds.txt"), "--protocols", "text_inclusion"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "kinds     3 classes  0.167"
-    assert audit.main([str(tmp_path / "none.txt")]) == 3
+    assert audit_scorer.main([str(tmp_path / "none.txt")]) == 3
     assert "none.txt cannot be read" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_the_keys_are_those_of_the_file_format_in_its_order(run):
     assert list(row["history"]) == "seen correct total".split()
     assert list(row["decision"]) == "escalate score threshold terms".split()
     assert list(row["slow"]) == "category probabilities rationale rules status log_likelihoods".split()
-    assert list(row["cost"]) == "mllm_calls prompt_tokens new_tokens encoder_forwards seconds".split()
+    assert list(row["cost"]) == "mllm_calls prompt_tokens new_tokens encoder_forwards seconds asked".split()
     assert to_row(next(p for p in run() if not p.slow))["slow"] is None
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from fgvr.errors import StoreError
-from fgvr.evaluation import figures, report, uncertainty
+from fgvr.evaluation import html, report, uncertainty
 from fgvr.evaluation.memory_steps import Course, Step, Tally
 from fgvr.types import Report
 
@@ -193,10 +193,10 @@ def test_a_thumbnail_is_small_whatever_comes_in(tmp_path: Path):
     picture = tmp_path / "big.png"
     Image.new("RGBA", (2000, 1000), "red").save(picture)
     for source in (picture, str(picture), Image.open(picture), np.zeros((400, 300, 3), np.uint8)):
-        url = figures.thumbnail(source)
+        url = html.thumbnail(source)
         assert url and len(url) < 4000
-    assert figures.thumbnail(tmp_path / "absent.png") is None
-    assert figures.thumbnail(None) is None
+    assert html.thumbnail(tmp_path / "absent.png") is None
+    assert html.thumbnail(None) is None
 
 
 def test_text_protocols_come_with_the_share_of_wrong_answers_they_accept(run, classes, tmp_path):

@@ -79,10 +79,10 @@ def test_the_agents_see_no_difference(ours, torchs, birds: list[Image.Image]) ->
     """The describer's answers, then every bird scored against all of them, as System 2 does."""
     from fgvr.agents.describe import Describer
     from fgvr.agents.slow import Option, Question, ScoreDecoder
-    from fgvr.knowledge.classes import Portrait
+    from fgvr.knowledge.classes import DescribeRequest
 
-    portraits = [Portrait(f"bird {i}", "bird", (Picture(bird, str(i)),)) for i, bird in enumerate(birds)]
-    described, expected = (Describer(m, max_new_tokens=80)(portraits) for m in (ours, torchs))
+    requests = [DescribeRequest(f"bird {i}", "bird", (Picture(bird, str(i)),)) for i, bird in enumerate(birds)]
+    described, expected = (Describer(m, max_new_tokens=80)(requests) for m in (ours, torchs))
     assert described == expected
     assert len({d.text for d in described}) > 1
     options = tuple(Option(str(i), f"bird {i}", d.text, 0.1) for i, d in enumerate(described))

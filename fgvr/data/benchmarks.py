@@ -1,6 +1,6 @@
-"""The field's datasets: what each is, where it is published, how its archive is laid out. Nothing is ever downloaded.
+"""Published benchmark datasets: title, archive layout and official figures of each. Nothing is downloaded.
 
-`FIELD` is the table; `open_field` is what `dataset=cub200` and the others call.
+`BENCHMARKS` is the table; `open_benchmark` is what `dataset=cub200` and the others call.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset, bad_image_notes
 from fgvr.data.folder import Inspector
 from fgvr.data.layouts import Reader
-from fgvr.data.listing import Listing
-from fgvr.data.presence import absence, missing
-from fgvr.data.roles import OnBadImage, Wishes, cast, check_on_bad_image
+from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.data.split_files import apply_split_file
+from fgvr.data.splits import OnBadImage, SplitRequest, check_on_bad_image, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.text import nearest, normalise_name, plain_name
@@ -27,7 +26,7 @@ NAMES = Path(__file__).parent / "names"
 
 
 @dataclass(frozen=True, slots=True)
-class FieldSet:
+class BenchmarkDataset:
     """One published dataset."""
 
     title: str
@@ -43,8 +42,8 @@ class FieldSet:
     notes: tuple[str, ...] = ()
 
 
-FIELD: Mapping[str, FieldSet] = {
-    "cub200": FieldSet(
+BENCHMARKS: Mapping[str, BenchmarkDataset] = {
+    "cub200": BenchmarkDataset(
         "CUB-200-2011",
         "bird",
         Figures(200, 5_994, 5_794),
@@ -56,7 +55,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="images/",
         notes=("some pictures are in ImageNet too: models trained on it may have seen them",),
     ),
-    "dogs120": FieldSet(
+    "dogs120": BenchmarkDataset(
         "Stanford Dogs",
         "dog",
         Figures(120, 12_000, 8_580, train_each=100),
@@ -68,7 +67,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="Images/",
         notes=("all pictures are from ImageNet: models trained on it have seen them",),
     ),
-    "cars196": FieldSet(
+    "cars196": BenchmarkDataset(
         "Stanford Cars",
         "car",
         Figures(196, 8_144, 8_041),
@@ -81,7 +80,7 @@ FIELD: Mapping[str, FieldSet] = {
         layouts.read_cars,
         inner=("stanford_cars", "StanfordCars"),
     ),
-    "flowers102": FieldSet(
+    "flowers102": BenchmarkDataset(
         "Oxford 102 Flowers",
         "flower",
         Figures(102, 2_040, 6_149, train_each=20),
@@ -92,7 +91,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("flowers-102", "oxford_flowers"),
         pictures="jpg/",
     ),
-    "pets37": FieldSet(
+    "pets37": BenchmarkDataset(
         "Oxford-IIIT Pets",
         "pet",
         Figures(37, 3_680, 3_669),
@@ -103,7 +102,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("oxford-iiit-pet", "oxford_pets"),
         pictures="images/",
     ),
-    "aircraft100": FieldSet(
+    "aircraft100": BenchmarkDataset(
         "FGVC-Aircraft, variants",
         "aircraft",
         Figures(100, 6_667, 3_333),
@@ -115,7 +114,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="data/images/",
         notes=("the lowest 20 rows of each picture are its copyright line; they are left in",),
     ),
-    "food101": FieldSet(
+    "food101": BenchmarkDataset(
         "Food-101",
         "dish",
         Figures(101, 75_750, 25_250, train_each=750, test_each=250),
@@ -127,7 +126,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="images/",
         notes=("the train labels were left noisy by its makers",),
     ),
-    "dtd47": FieldSet(
+    "dtd47": BenchmarkDataset(
         "Describable Textures",
         "texture",
         Figures(47, 3_760, 1_880, train_each=80, test_each=40),
@@ -139,7 +138,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="images/",
         partitions=10,
     ),
-    "eurosat10": FieldSet(
+    "eurosat10": BenchmarkDataset(
         "EuroSAT (RGB)",
         "kind of land seen from a satellite",
         Figures(10, 27_000, 0),
@@ -150,7 +149,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("2750", "EuroSAT_RGB", "eurosat/2750"),
         notes=("there is no official split; dataset.split_file takes CoOp's",),
     ),
-    "sun397": FieldSet(
+    "sun397": BenchmarkDataset(
         "SUN397",
         "scene",
         Figures(397, 19_850, 19_850, train_each=50, test_each=50),
@@ -161,7 +160,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("SUN397",),
         partitions=10,
     ),
-    "ucf101": FieldSet(
+    "ucf101": BenchmarkDataset(
         "UCF101, middle frames",
         "human action",
         Figures(101, 9_537, 3_783),
@@ -173,7 +172,7 @@ FIELD: Mapping[str, FieldSet] = {
         pictures="UCF-101-midframes/",
         partitions=3,
     ),
-    "caltech101": FieldSet(
+    "caltech101": BenchmarkDataset(
         "Caltech-101",
         "object",
         Figures(101, 8_677, 0),
@@ -188,7 +187,7 @@ FIELD: Mapping[str, FieldSet] = {
             "Faces and Faces_easy show the same 435 photographs; CoOp leaves Faces_easy out",
         ),
     ),
-    "imagenet1k": FieldSet(
+    "imagenet1k": BenchmarkDataset(
         "ImageNet-1k (ILSVRC 2012)",
         "object",
         Figures(1_000, 1_281_167, 50_000, test_each=50),
@@ -200,7 +199,7 @@ FIELD: Mapping[str, FieldSet] = {
         inner=("images", "imagenet", "ILSVRC/Data/CLS-LOC"),
         notes=("the test is the validation part, as everywhere: the answers of the real test part are not public",),
     ),
-    "birdsnap500": FieldSet(
+    "birdsnap500": BenchmarkDataset(
         "Birdsnap",
         "bird",
         Figures(500, 47_386, 2_443),
@@ -223,7 +222,7 @@ class Name:
     superclass: str = ""
 
 
-def open_field(
+def open_benchmark(
     *,
     name: str,
     root: Path | str,
@@ -237,16 +236,16 @@ def open_field(
     on_bad_image: OnBadImage = "skip",
     cache_dir: Path | None = None,
 ) -> Dataset:
-    """A dataset of `FIELD` from its extracted archive at `root`, in its official order and split.
+    """A dataset of `BENCHMARKS` from its extracted archive at `root`, in its official order and split.
 
     `partition` is which of several official splits; `split_file` replaces the split by one of CoOp's (`split_zhou_*.json`, or a CSV with
-    split and filename). Shots, calibration and test images are chosen among them as in any folder (`Wishes`).
+    split and filename). Shots, calibration and test images are chosen among them as in any folder (`SplitRequest`).
 
     Raises:
         DatasetError: nothing (or something else) lies at `root`: says what is expected and where it is published; or lists that
             contradict themselves, with file and line.
     """
-    wishes = Wishes(shots, test_per_class, calibration, split_seed, tail_shots)
+    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
     check_on_bad_image(on_bad_image)
     known = _known(name)
     if not 1 <= partition <= known.partitions:
@@ -262,9 +261,9 @@ def open_field(
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
     try:
-        split = cast(listing, inspector, wishes, notes)
+        split = split_few_shot(listing, inspector, request, notes)
     except DatasetError as error:
-        gone = absence(missing(listing))
+        gone = describe_missing_files(missing_files(listing))
         raise DatasetError(f"{error}. {gone}" if gone else str(error)) from error
     bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
     notes.extend(bad_image_notes(bad))
@@ -283,7 +282,7 @@ def official_names(name: str) -> dict[str, Name]:
     return {id: Name(shown, tuple(filter(None, "".join(rest[:1]).split("|"))), "".join(rest[1:2])) for id, shown, *rest in rows}
 
 
-def make_listing(name: str, known: FieldSet, contents: Contents, base: Path) -> Listing:
+def make_listing(name: str, known: BenchmarkDataset, contents: Contents, base: Path) -> Listing:
     """Catalogue and samples of an archive; a label no class has, or an image listed twice, is a DatasetError that says where."""
     names = official_names(name)
     strangers = [f"{id} ({archive_name})" for id, archive_name in contents.classes if names and id not in names]
@@ -351,13 +350,13 @@ def _span(ids: tuple[str, ...]) -> str:
     return f"{ids[0]} to {ids[-1]}" if ids else "none"
 
 
-def _known(name: str) -> FieldSet:
-    if name not in FIELD:
-        raise ConfigError(f"no dataset is called {name!r}; did you mean {', '.join(nearest(name, FIELD) or FIELD)}?")
-    return FIELD[name]
+def _known(name: str) -> BenchmarkDataset:
+    if name not in BENCHMARKS:
+        raise ConfigError(f"no dataset is called {name!r}; did you mean {', '.join(nearest(name, BENCHMARKS) or BENCHMARKS)}?")
+    return BENCHMARKS[name]
 
 
-def _base(name: str, known: FieldSet, root: Path) -> Path:
+def _base(name: str, known: BenchmarkDataset, root: Path) -> Path:
     """The folder in which the archive's files lie; anything missing is a DatasetError with the way to mend it."""
     folders = (root, *(root / name for name in known.inner))
     bases = [folder for marker in known.parts[0].split("|") for folder in folders if (folder / marker).exists()]

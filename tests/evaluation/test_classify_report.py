@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from fgvr.evaluation import ways
+from fgvr.evaluation import classify_report
 
 
 class Tags(HTMLParser):
@@ -35,10 +35,10 @@ def text(html: str) -> str:
 def test_a_way_shows_candidates_decision_and_thoughts_in_this_order(run) -> None:
     (p,) = run(1, slow_rate=1.0)
     p = replace(p, names={c.category: f"Name {c.category}" for c in p.fast.candidates}, slow=replace(p.slow, rules=("Mind the tail.",)))
-    page = ways.render([p], {p.image: Image.new("RGB", (20, 10), "red")}, ["a notice"])
+    page = classify_report.render([p], {p.image: Image.new("RGB", (20, 10), "red")}, ["a notice"])
     Tags(page)
     said = text(page)
-    steps = ["a notice", p.name, "System 1 looks", "Name", "think slowly", "history", "-0.25", "System 2 thinks", "Mind the tail."]
+    steps = ["a notice", p.name, "System 1 looks", "Name", "escalated to System 2", "history", "-0.25", "System 2 thinks", "Mind the tail."]
     assert [said.find(step) for step in steps] == sorted(said.find(step) for step in steps)
     assert all(step in said for step in steps)
     assert "data:image/jpeg" in page and "http" not in page
@@ -47,13 +47,13 @@ def test_a_way_shows_candidates_decision_and_thoughts_in_this_order(run) -> None
 
 def test_a_fast_answer_has_no_thoughts_and_an_unreadable_one_says_so(run) -> None:
     fast, slow = (next(p for p in run(40) if p.by == by) for by in ("fast", "slow"))
-    assert "System 2 thinks" not in text(ways.render([fast], {}))
+    assert "System 2 thinks" not in text(classify_report.render([fast], {}))
     unreadable = replace(slow, slow=replace(slow.slow, category=None, probabilities={}), by="fast")
-    assert "could not be read" in text(ways.render([unreadable], {}))
+    assert "could not be read" in text(classify_report.render([unreadable], {}))
 
 
 def test_a_long_page_is_cut_and_says_so(run) -> None:
-    page = ways.render(run(ways.SHOWN + 3), {})
+    page = classify_report.render(run(classify_report.SHOWN + 3), {})
     Tags(page)
-    assert page.count('class="way"') == ways.SHOWN
+    assert page.count('class="way"') == classify_report.SHOWN
     assert "3 more are in predictions.jsonl" in page

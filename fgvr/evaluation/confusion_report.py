@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgvr.evaluation import figures, html, metrics
+from fgvr.evaluation import html, metrics
 from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction
 
@@ -74,7 +74,7 @@ def _pair(
 
 def _known(category: str, classes: Mapping[str, str], pictures: Pictures) -> str:
     name = classes.get(category, category)
-    urls = [figures.thumbnail(source, SIDE) for source in list(pictures.known.get(category, ()))[:SHOWN]]
+    urls = [html.thumbnail(source, SIDE) for source in list(pictures.known.get(category, ()))[:SHOWN]]
     shown = "".join(f'<img src="{url}" alt="" loading="lazy">' for url in urls if url)
     return f"<figure><figcaption>known of {escape(name)}</figcaption><div>{shown or 'no picture'}</div></figure>"
 
@@ -96,4 +96,4 @@ def _card(p: Prediction, classes: Mapping[str, str], picture: ImageSource | None
         rules = "".join(f"<li>{escape(rule)}</li>" for rule in p.slow.rules)
         said = f"<p>{escape(p.slow.rationale)}</p>" if p.slow.rationale else ""
         thought = f"<h4>System 2</h4><p>{answer}{share}</p>{said}" + (f"<h4>Rules it was shown</h4><ul>{rules}</ul>" if rules else "")
-    return f'<li>{html.image(figures.thumbnail(picture, SIDE), p.image)}<div class="said">{looked}{thought}{near}</div></li>'
+    return f'<li>{html.image(html.thumbnail(picture, SIDE), p.image)}<div class="said">{looked}{thought}{near}</div></li>'

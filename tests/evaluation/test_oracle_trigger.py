@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fgvr.evaluation import routers
-from fgvr.evaluation.hindsight import Oracle
+from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.records import outcomes
 
 
@@ -18,7 +18,7 @@ def test_the_oracle_asks_system_2_only_where_that_mends_an_error(always, classes
     seen = outcomes(redecided)
     assert seen.broken.sum() == 0
     assert seen.escalated.tolist() == seen.fixed.tolist()
-    assert sum(p.cost.mllm_calls for p in redecided) == seen.escalated.sum()
+    assert sum(p.cost.asked.mllm_calls for p in redecided) == seen.escalated.sum()
 
 
 def test_the_oracle_reaches_the_top_of_the_oracle_curve_at_its_least_slow_rate(always, classes):

@@ -1,4 +1,4 @@
-"""Near copies are found by what the doctor and the leak guard share, different pictures of one species are not."""
+"""Near duplicates are found by what the doctor and the leak guard share; different pictures of one species are not."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 
 from fgvr.data import birds
 from fgvr.data.leaks import near_overlaps
-from fgvr.data.looks import Looks, families, near
+from fgvr.data.near_duplicates import HashIndex, PerceptualHash, duplicate_groups
 from fgvr.store.cache import NoCache
 from fgvr.types import Sample
 
@@ -28,7 +28,7 @@ def samples(pictures, tmp_path):
 
 
 def near_copies(tests, learnt):
-    return near_overlaps(tests, {sample.sha256: sample.key for sample in learnt}, learnt, Looks(NoCache()))
+    return near_overlaps(tests, {sample.sha256: sample.key for sample in learnt}, learnt, PerceptualHash(NoCache()))
 
 
 def recoded(picture, kind, **options):
@@ -57,8 +57,8 @@ def test_a_changed_copy_is_found_among_others(change, tmp_path):
 
 
 def test_different_birds_raise_no_alarm(tmp_path):
-    looks = Looks(NoCache()).of(samples(flock(160), tmp_path))
-    assert len(looks) == 160 and near(looks, looks) == {}
+    hashes = PerceptualHash(NoCache()).of(samples(flock(160), tmp_path))
+    assert len(hashes) == 160 and HashIndex(hashes).query(hashes) == {}
 
 
 def test_exact_copies_and_nothing_are_no_near_copies(tmp_path):
@@ -70,6 +70,6 @@ def test_copies_of_one_class_are_one_family_however_they_were_saved(tmp_path):
     first, second, third = flock(3)
     pictures = [first, second, recoded(first, "JPEG", quality=75), third, recoded(first.resize((56, 56)), "JPEG", quality=75), first]
     labelled = [replace(sample, label="a") for sample in samples(pictures, tmp_path)]
-    assert families(labelled, Looks(NoCache())) == [0, 1, 0, 3, 0, 0]
+    assert duplicate_groups(labelled, PerceptualHash(NoCache())) == [0, 1, 0, 3, 0, 0]
     other = [replace(sample, label=str(i)) for i, sample in enumerate(labelled)]
-    assert families(other, Looks(NoCache())) == [0, 1, 2, 3, 4, 5], "what another class shows is another matter"
+    assert duplicate_groups(other, PerceptualHash(NoCache())) == [0, 1, 2, 3, 4, 5], "what another class shows is another matter"

@@ -1,4 +1,4 @@
-"""Each of the field's datasets is read from a tree like its archive: official classes, official order, official split."""
+"""Each benchmark dataset is read from a tree like its archive: official classes, official order, official split."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 import fgvr
 from fgvr import assembly
 from fgvr.data import split_files
-from fgvr.data.field import FIELD, official_names, open_field, spoken
+from fgvr.data.benchmarks import BENCHMARKS, official_names, open_benchmark, spoken
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.utils.text import normalise_name
 
@@ -17,7 +17,7 @@ from .archives import TREES, Tree, photo, text
 
 
 def opened(tree: Tree, **wishes):
-    return open_field(name=tree.name, root=tree.root, **wishes)
+    return open_benchmark(name=tree.name, root=tree.root, **wishes)
 
 
 @pytest.mark.parametrize("make", TREES.values(), ids=TREES)
@@ -41,7 +41,7 @@ def test_an_archive_is_read_as_its_makers_meant(make, tmp_path):
         assert dataset.catalog.named(alias).id == tree.ids[0]
 
 
-@pytest.mark.parametrize("name", FIELD)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_option_composes_and_opens_its_tree(name, tmp_path):
     tree = TREES[name](tmp_path / "tree")
     cfg = fgvr.load_config(f"dataset={name}", f"dataset.root={tree.root}", "dataset.shots=3", "dataset.test_per_class=1")
@@ -51,15 +51,15 @@ def test_every_option_composes_and_opens_its_tree(name, tmp_path):
 
 def test_the_table_and_the_options_are_the_same():
     written = {path.stem for path in (assembly.config_dir() / "dataset").glob("*.yaml")}
-    assert written == {*FIELD, "birds", "folder"} and set(FIELD) <= set(TREES)
+    assert written == {*BENCHMARKS, "birds", "folder"} and set(BENCHMARKS) <= set(TREES)
 
 
-@pytest.mark.parametrize("name", FIELD)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_missing_archive_says_what_is_expected_and_where_it_is_published(name, tmp_path):
     with pytest.raises(DatasetError) as answer:
-        open_field(name=name, root=tmp_path / "absent")
+        open_benchmark(name=name, root=tmp_path / "absent")
     said = str(answer.value)
-    assert FIELD[name].page in said and "missing: " in said and "dataset.root" in said and "does not exist" in said
+    assert BENCHMARKS[name].page in said and "missing: " in said and "dataset.root" in said and "does not exist" in said
 
 
 def test_a_missing_part_is_named(tmp_path):
@@ -68,7 +68,7 @@ def test_a_missing_part_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"lacks part of CUB-200-2011; missing: train_test_split\.txt\."):
         opened(tree)
     with pytest.raises(DatasetError, match="is not the archive of Oxford-IIIT Pets"):
-        open_field(name="pets37", root=tmp_path)
+        open_benchmark(name="pets37", root=tmp_path)
 
 
 def test_cars_without_test_labels_say_so(tmp_path):
@@ -100,7 +100,7 @@ def test_tables_without_class_names_or_pictures_are_refused(tmp_path):
     ):
         pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
         with pytest.raises(DatasetError, match=complaint):
-            open_field(name="cars196", root=tmp_path)
+            open_benchmark(name="cars196", root=tmp_path)
         assert not (tmp_path / "unpacked").exists()
 
 
@@ -114,7 +114,7 @@ def named(table):
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path(split_files.__file__).parent.glob("names/*.tsv")))
 def test_official_names_are_all_there_once(name):
     names = official_names(name)
-    assert len(names) == FIELD[name].figures.classes
+    assert len(names) == BENCHMARKS[name].figures.classes
     assert len({entry.name.casefold() for entry in names.values()}) == len(names)
     assert all(entry.name == entry.name.strip() and "_" not in entry.name for entry in names.values())
 
@@ -253,7 +253,7 @@ REAL = {
 @pytest.mark.parametrize("file", REAL)
 def test_our_catalogues_agree_with_coops_labels_and_the_split_is_taken_whole(file):
     from fgvr.data.archives import Contents, Row
-    from fgvr.data.field import make_listing
+    from fgvr.data.benchmarks import make_listing
 
     name, pictures, counts = REAL[file]
     path = SHARED / f"split_zhou_{file}.json"
@@ -264,7 +264,7 @@ def test_our_catalogues_agree_with_coops_labels_and_the_split_is_taken_whole(fil
     if name != "caltech101":
         assert label == dict(enumerate(ids)), "CoOp counts our official order from 0"
     contents = Contents([(id, id) for id in ids], [Row(pictures + e[0], label[e[1]], False, "") for e in entries], official=False)
-    listing = split_files.apply_split_file(make_listing(name, FIELD[name], contents, Path("/nowhere")), path, pictures)
+    listing = split_files.apply_split_file(make_listing(name, BENCHMARKS[name], contents, Path("/nowhere")), path, pictures)
     assert (len(listing.pool), len(listing.test)) == counts
 
 
@@ -278,7 +278,7 @@ def test_manifests_of_every_k_and_seed_are_fixed_and_nested(tmp_path):
             photo(root / name / f"{name}_{i}.jpg")
     chosen = {
         (k, seed): {
-            s.key for s in open_field(name="eurosat10", root=root, shots=k, split_seed=seed, cache_dir=tmp_path / "c").split.support
+            s.key for s in open_benchmark(name="eurosat10", root=root, shots=k, split_seed=seed, cache_dir=tmp_path / "c").split.support
         }
         for k in (1, 2, 4, 8, 16)
         for seed in (0, 1, 2)
@@ -287,7 +287,7 @@ def test_manifests_of_every_k_and_seed_are_fixed_and_nested(tmp_path):
         assert len(keys) == 3 * k
         assert all(keys <= chosen[more, seed] for more in (1, 2, 4, 8, 16) if more > k)
     assert len({frozenset(chosen[4, seed]) for seed in (0, 1, 2)}) == 3
-    again = open_field(name="eurosat10", root=root, shots=4, split_seed=1).split
+    again = open_benchmark(name="eurosat10", root=root, shots=4, split_seed=1).split
     assert {s.key for s in again.support} == chosen[4, 1]
     assert chosen[1, 0] == {"AnnualCrop/AnnualCrop_12.jpg", "Forest/Forest_13.jpg", "River/River_15.jpg"}, "the same on every machine"
 

@@ -30,5 +30,5 @@ class Oracle:
             by="fast",
             decision=decision,
             slow=None,
-            cost=replace(prediction.cost, mllm_calls=0, prompt_tokens=0, new_tokens=0),
+            cost=prediction.cost.without_thinking,
         )

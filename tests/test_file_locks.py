@@ -1,0 +1,72 @@
+"""File systems without locks (some network disks): what writes is refused by name, what only reads still works."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgvr import cli
+from fgvr.errors import StoreError
+from fgvr.utils.files import HeldError, acquire_lock, file_lock
+
+fcntl = pytest.importorskip("fcntl")
+SMALL = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.calibration=0", "dataset.shots=2"]
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    number = getattr(errno, request.param)
+
+    def flock(*_: object) -> None:
+        raise OSError(number, "as on some network disks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    return request.param
+
+
+def test_what_writes_names_the_folder_and_advises_a_local_disk(no_locks: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mode=evaluate", *SMALL]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the file system of {data}" in said and "has no file locks" in said and "local disk" in said and "paths.home=" in said
+
+
+@pytest.mark.parametrize("mode", ["plan", "memory", "cache"])
+def test_what_only_reads_works(mode: str, no_locks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([f"mode={mode}", *SMALL]) == 0, capsys.readouterr().err
+
+
+def test_a_finished_run_is_still_replayed(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mode=evaluate", *SMALL]) == 0
+    run = next(home.glob("runs/evaluate/*/predictions.jsonl"))
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert cli.main(["mode=replay", f"predictions={run}", "trigger=never", *SMALL]) == 0, capsys.readouterr().err
+
+
+def test_a_lock_is_for_one_holder_and_its_error_names_the_file(tmp_path: Path) -> None:
+    with file_lock(tmp_path / "x.lock"), pytest.raises(HeldError, match="x.lock"):
+        acquire_lock(tmp_path / "x.lock")
+    acquire_lock(tmp_path / "x.lock").release()
+
+
+def test_any_other_error_of_a_lock_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="input/output error") as caught:
+        acquire_lock(tmp_path / "x.lock")
+    assert not isinstance(caught.value, StoreError)
+
+
+def test_the_package_imports_without_fcntl(python) -> None:
+    code = "import sys; sys.modules['fcntl'] = None; import fgvr.modes, fgvr.store.journal, fgvr.utils.files; print('imported')"
+    answer = python("-W", "ignore", "-c", code)
+    assert answer.stdout == "imported\n", answer.stderr
+    assert sys.platform != "win32" or answer.returncode == 0
