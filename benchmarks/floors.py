@@ -17,7 +17,7 @@ def gemm(dtype: str, *, plain: bool = False, seconds: float = 0.5) -> float:
     import torch
     from torch.nn import functional
 
-    from fgvr.runtime.loaders.layers import by_onednn, product
+    from fgvr.runtime.loaders.optimize_layers import by_onednn, product
 
     kind = getattr(torch, dtype)
     left, right = (torch.randn(_SIDE, _SIDE).to(kind) for _ in range(2))

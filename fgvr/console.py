@@ -106,16 +106,16 @@ def memory(words: Sequence[str]) -> int:
 
 
 def _answer(server: Any, asked: argparse.Namespace) -> Any:
-    from fgvr.runtime import levers
+    from fgvr.runtime import admin_client
 
     match asked.action:
         case "cleanup":
-            return levers.cleanup(server, *asked.models, target=asked.target)
+            return admin_client.cleanup(server, *asked.models, target=asked.target)
         case "limit":
-            return levers.limit(server, asked.size)
-        case action if action in levers.MODEL_LEVERS:
-            return levers.model(server, action, asked.model)
-    return levers.figures(server, asked.action)
+            return admin_client.limit(server, asked.size)
+        case action if action in admin_client.MODEL_LEVERS:
+            return admin_client.model(server, action, asked.model)
+    return admin_client.figures(server, asked.action)
 
 
 def _repeated(ask: Callable[[], Any], url: str, asked: argparse.Namespace) -> None:

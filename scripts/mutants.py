@@ -67,13 +67,13 @@ MUTANTS = (
     Mutant("working memory of leases is not counted", "ledger.py", "            total += grant.work\n", "            total += 0\n"),
     Mutant(
         "nobody is woken when a lease comes back",
-        "lending.py",
+        "leases.py",
         '            self._events.lent("return", grant, now - grant.since)\n            self._condition.notify_all()\n',
         '            self._events.lent("return", grant, now - grant.since)\n',
     ),
     Mutant(
         "a failed load keeps its charge",
-        "residency.py",
+        "lifecycle.py",
         '("failed" if failure else entry.at_rest), 0',
         '("failed" if failure else entry.at_rest), entry.charge',
     ),
@@ -83,7 +83,7 @@ MUTANTS = (
         "            idle = self._ledger.idle()\n",
         '            idle = [e for e in self._ledger.entries.values() if e.state == "resident"]\n',
     ),
-    Mutant("a parked model is loaded a second time", "residency.py", "restoring = entry.model is not None", "restoring = False"),
+    Mutant("a parked model is loaded a second time", "lifecycle.py", "restoring = entry.model is not None", "restoring = False"),
     Mutant(
         "what can never fit is not refused",
         "admission.py",
@@ -93,7 +93,7 @@ MUTANTS = (
     ),
     Mutant(
         "models are built beside computing",
-        "residency.py",
+        "lifecycle.py",
         "with CONSTRUCT.write(timeout, patient=patient):",
         "with CONSTRUCT.read():",
         "test_waiting.py::test_building_a_model_excludes_computing_and_waits_for_it",

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer
+from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
 from fgvr.store.leftovers import Leftover
 from fgvr.utils.text import format_bytes
 

@@ -123,6 +123,5 @@ def terminal(report: Report) -> RenderableType:
         else:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
-    return Group(
-        *(Text(note, style="yellow") for note in report.notes), table, Text(f"{report.path}/{PAGE}", no_wrap=True, overflow="ignore")
-    )
+    page = Text(f"{report.path}/{PAGE}", no_wrap=True, overflow="ignore")  # whole, to be copied
+    return Group(*(Text(note, style="yellow") for note in report.notes), table, page)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from fgvr import assembly, planning
 from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
-from fgvr.runtime import answers, health, levers
+from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.terms import terms
 from fgvr.store import leftovers, upkeep
@@ -86,10 +86,10 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
     pool = assembly.shared_pool(cfg)
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
-        "stats": lambda: answers.stats(pool, monitor),
-        "pressure": lambda: answers.pressure(monitor),
-        "models": lambda: answers.models(pool, [assembly.spec(cfg, role) for role in ROLES]),
-        "system": lambda: answers.system(pool.device),
+        "stats": lambda: status_records.stats(pool, monitor),
+        "pressure": lambda: status_records.pressure(monitor),
+        "models": lambda: status_records.models(pool, [assembly.spec(cfg, role) for role in ROLES]),
+        "system": lambda: status_records.system(pool.device),
     }
     return MemoryAnswer(cfg.action, actions[cfg.action]())
 
@@ -100,11 +100,11 @@ def _asked_of_a_server(cfg: DictConfig) -> MemoryAnswer:
         raise ConfigError("action=limit needs a size: limit=18GiB")
     match cfg.action:
         case "limit":
-            found = levers.limit(server, cfg.limit)
+            found = admin_client.limit(server, cfg.limit)
         case "cleanup":
-            found = levers.cleanup(server)
+            found = admin_client.cleanup(server)
         case action:
-            found = levers.figures(server, action)
+            found = admin_client.figures(server, action)
     return MemoryAnswer(cfg.action, found, server.url)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 
 from fgvr.runtime.events import WAS_PARKED, Events
-from fgvr.runtime.leaks import let_go, still_held
+from fgvr.runtime.gc_tools import let_go, still_held
 from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Ledger, State
 from fgvr.utils.text import format_bytes
 

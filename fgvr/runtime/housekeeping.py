@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fgvr.runtime.admission import Admission, Load, Request
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Ledger
-from fgvr.runtime.residency import Residency
+from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.sizing import measure
 from fgvr.utils.failures import log_failure
 
@@ -34,11 +34,11 @@ class Housekeeping:
         condition: threading.Condition,
         ledger: Ledger,
         admission: Admission,
-        residency: Residency,
+        lifecycle: Lifecycle,
         events: Events,
     ) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
-        self._residency, self._events = residency, events
+        self._lifecycle, self._events = lifecycle, events
         self._wishes: deque[Entry] = deque()
         self._bell = threading.Event()
         self._starting = threading.Lock()
@@ -109,8 +109,8 @@ class Housekeeping:
             parked = [e for e in self._ledger.parked() if not self._ledger.pinned(e)]
             ends = {e: max(e.last_used + 2 * ttl, e.stuck_until) for e in parked}
             waits = [e.last_used + ttl - now for e in idle if e not in due] + [end - now for end in ends.values() if end > now]
-        self._residency.evict(due)
-        self._residency.host.drop(lambda e: ends.get(e, now + 1) <= now)
+        self._lifecycle.evict(due)
+        self._lifecycle.host.drop(lambda e: ends.get(e, now + 1) <= now)
         return max(0.001, min([ttl, *waits]))
 
     def _fetch(self, entry: Entry) -> None:
@@ -122,9 +122,9 @@ class Housekeeping:
                 with self._condition:
                     action = self._admission.ahead(ask)
                 if isinstance(action, Load):
-                    self._residency.load(entry, _LOAD_SECONDS, patient=True)
+                    self._lifecycle.load(entry, _LOAD_SECONDS, patient=True)
                 elif action is not None:
-                    self._residency.evict(action.entries)
+                    self._lifecycle.evict(action.entries)
                 else:
                     return
         finally:

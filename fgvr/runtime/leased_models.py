@@ -19,12 +19,12 @@ from fgvr.errors import FgvrError
 from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
 from fgvr.runtime.batches import Measured, longest_first, take
 from fgvr.runtime.counters import Counters, Work
-from fgvr.runtime.leaks import clear_frames
+from fgvr.runtime.execution_slots import ExecutionSlots
+from fgvr.runtime.gc_tools import clear_frames
 from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Rescue
-from fgvr.runtime.turns import Turns
 from fgvr.types import Choice, ModelSpec, Reply
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Execution:
     """Runs calls on one resident model, in batches of the working size.
 
-    Each batch waits for its turn (`turns`) and excludes the construction of models. The working size is the spec's batch size until memory
-    runs out; then a batch is tried again with all idle models gone, then halved.
+    Each batch waits for a slot (`execution_slots`) and for the construction of models to end. The working size is the spec's batch size
+    until memory runs out; then a batch is tried again with all idle models gone, then halved.
     """
 
-    def __init__(self, entry: Entry, counters: Counters, rescue: Rescue, turns: Turns) -> None:
-        self._entry, self.counters, self._rescue, self._turns = entry, counters, rescue, turns
+    def __init__(self, entry: Entry, counters: Counters, rescue: Rescue, slots: ExecutionSlots) -> None:
+        self._entry, self.counters, self._rescue, self._slots = entry, counters, rescue, slots
 
     @property
     def model(self) -> Any:
@@ -111,7 +111,7 @@ class Execution:
         if getattr(self._entry.loader, "elsewhere", False):
             yield
             return
-        with self._turns.turn(self._entry), CONSTRUCT.read():
+        with self._slots.turn(self._entry), CONSTRUCT.read():
             yield
 
     def __repr__(self) -> str:

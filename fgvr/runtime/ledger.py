@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fgvr.errors import ConfigError, FgvrError
-from fgvr.runtime.leaks import KeptFrames
+from fgvr.runtime.gc_tools import KeptFrames
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.policy import Policy, choose
 from fgvr.types import ModelSpec, ModelStatus

@@ -19,6 +19,7 @@ from pathlib import Path
 from fgvr.errors import RuntimeConflict
 from fgvr.runtime import machine
 from fgvr.runtime.alerts import Alert, Alerts, log_alert
+from fgvr.runtime.anomaly_rules import AnomalyRules
 from fgvr.runtime.events import Event
 from fgvr.runtime.machine import Host, ProcessMemory
 from fgvr.runtime.policy import choose
@@ -26,7 +27,6 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import LEVELS, Level, MonitorSettings, Pressure, idle_models, pressure
 from fgvr.runtime.recording import Recording
 from fgvr.runtime.status import PoolStatus
-from fgvr.runtime.suspicion import Suspicions
 from fgvr.runtime.timeline import Recorder, Sample, Start, residents
 from fgvr.utils.failures import log_failure
 from fgvr.utils.text import format_bytes
@@ -63,7 +63,7 @@ class Monitor:
         self.prepare = prepare
         self._host, self._clock, self._spent = host, clock, spent
         self._storages: dict[str, int] = {}  # key -> bytes under its tensors, as counted when it came
-        self._suspicions = Suspicions()
+        self._anomalies = AnomalyRules()
         self._recorders: list[Recorder] = []
         self._queue: deque[Event] = deque()
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -217,7 +217,7 @@ class Monitor:
                 self._storages.pop(event.key, None)
             for recorder in tuple(self._recorders):
                 recorder.event(event)
-            for alert in self._suspicions.hear(event):
+            for alert in self._anomalies.hear(event):
                 self._tell(alert)
         return events
 
@@ -287,10 +287,10 @@ class Monitor:
         found = self._pressure(pool, status, Host(sample.host_total, sample.host_free, sample.host_total, 0, 0))
         self._level_changed(found)
         self._low = found.host_low
-        for alert in self._suspicions.old_leases(now, self.settings.lease_seconds):
+        for alert in self._anomalies.old_leases(now, self.settings.lease_seconds):
             self._tell(alert)
         if pool.device.exact and sample.settled:
-            for alert in self._suspicions.drift(sample):
+            for alert in self._anomalies.drift(sample):
                 self._tell(alert)
         if self.settings.auto_cleanup and (found.level == "critical" or found.host_low):
             self._drop(pool, found.drop, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")

@@ -1,7 +1,7 @@
 """The shared pool: one copy of each model, loaded when first used, lent inside a budget, evicted when others need the place.
 
 Promises (each has a test): one copy per key; within the budget at every instant; a leased model is never moved; nothing hangs; a failure
-leaves no trace. This file is the surface; the rules are in `admission`, the books in `ledger`, loading and evicting in `residency`.
+leaves no trace. This file is the surface; the rules are in `admission`, the books in `ledger`, loading and evicting in `lifecycle`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.events import Events, Listener
+from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.housekeeping import Housekeeping
 from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
+from fgvr.runtime.leases import Lease, Leases
 from fgvr.runtime.ledger import Entry, Grant, Ledger
-from fgvr.runtime.lending import Lease, Lending
+from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
 from fgvr.runtime.policy import Policy, lru
 from fgvr.runtime.recovery import Recovery
-from fgvr.runtime.residency import Residency
 from fgvr.runtime.sizing import measure
 from fgvr.runtime.status import PoolStatus
-from fgvr.runtime.turns import Turns
 from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -81,11 +81,11 @@ class ModelPool:
         self._condition = condition = threading.Condition()
         self._admission = admission = Admission(ledger)
         self._events = events = Events(ledger)
-        self._turns = Turns(max_concurrency, lease_timeout)
-        self._residency = residency = Residency(condition, ledger, events, device)
-        self._recovery = Recovery(condition, ledger, events, residency, device)
-        self._lending = Lending(condition, ledger, admission, residency, events)
-        self._housekeeping = Housekeeping(condition, ledger, admission, residency, events)
+        self._slots = ExecutionSlots(max_concurrency, lease_timeout)
+        self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device)
+        self._recovery = Recovery(condition, ledger, events, lifecycle, device)
+        self._leases = Leases(condition, ledger, admission, lifecycle, events)
+        self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events)
         self._housekeeping.keep(ttl)
 
     # --- models ------------------------------------------------------------------------------------------------------------
@@ -179,16 +179,16 @@ class ModelPool:
             self._events.asked("evict", [entry.key])
             if here:
                 entry.state, entry.mover = "evicting", self
-        return self._residency.evict([entry], park=park) if here else self._residency.host.drop(lambda e: e is entry)
+        return self._lifecycle.evict([entry], park=park) if here else self._lifecycle.host.drop(lambda e: e is entry)
 
     def cleanup(self) -> int:
         """Drop everything idle and unpinned, from main memory too, and empty the device's cache; bytes that came back to the device."""
         with self._condition:
             self._events.asked("cleanup")
-        released = self._residency.evict_idle(park=False)
-        self._residency.host.drop()
+        released = self._lifecycle.evict_idle(park=False)
+        self._lifecycle.host.drop()
         self.device.empty_cache()
-        self._residency.recheck()
+        self._lifecycle.recheck()
         return released
 
     def reset(self, model: str) -> None:
@@ -206,7 +206,7 @@ class ModelPool:
         with self._condition:
             self._ledger.pins.clear()
             self._condition.notify_all()
-        self._residency.close()
+        self._lifecycle.close()
 
     def loader(self, spec: ModelSpec) -> Loader:
         """Who knows this model's files."""
@@ -224,7 +224,7 @@ class ModelPool:
 
     @property
     def max_concurrency(self) -> int | None:
-        return self._turns.most
+        return self._slots.most
 
     @property
     def policy(self) -> Policy:
@@ -247,7 +247,7 @@ class ModelPool:
             self._ledger.limit, self.asked = limit, value
             self._events.budget(f"asked as {value}")
             self._condition.notify_all()
-        self._residency.trim()
+        self._lifecycle.trim()
         self._events.deliver()
         return limit
 
@@ -311,9 +311,9 @@ class ModelPool:
                 self._wanted = other._wanted
                 self._ledger.pins, self._ledger.priorities = other._ledger.pins, other._ledger.priorities
             self._condition.notify_all()
-        self._turns.change(other.max_concurrency, other.lease_timeout)
-        self._residency.trim()
-        self._residency.host.trim()
+        self._slots.change(other.max_concurrency, other.lease_timeout)
+        self._lifecycle.trim()
+        self._lifecycle.host.trim()
         self._housekeeping.keep(other._housekeeping.ttl)
 
     def _entry(self, spec: ModelSpec) -> Entry:
@@ -336,18 +336,18 @@ class ModelPool:
         measure(self._condition, specs)
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
         needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
-        grant = self._lending.acquire(batches, needed, began, timeout, stop)
+        grant = self._leases.acquire(batches, needed, began, timeout, stop)
         if self._ledger.stages:
             self._housekeeping.look_ahead(grant.entries)
         lent = {entry: self._lent(entry) for entry in specs}
         return grant, [lent[entry] for entry in chosen]
 
     def _lent(self, entry: Entry) -> Leased:
-        execution = Execution(entry, self.counters, self._recovery, self._turns)
+        execution = Execution(entry, self.counters, self._recovery, self._slots)
         return BY_ROLE[entry.spec.role](entry.spec, entry.loader, execution=execution)
 
     def _give_back(self, grant: Grant) -> None:
-        self._lending.give_back(grant)
+        self._leases.give_back(grant)
         if self._housekeeping.due:
             self._housekeeping.start()
 

@@ -13,8 +13,8 @@ from fgvr.errors import OutOfBudget
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Ledger
+from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.plan import Need, describe
-from fgvr.runtime.residency import Residency
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,9 @@ class Rescue(Protocol):
 class Recovery:
     """The pool's Rescue."""
 
-    def __init__(self, condition: Condition, ledger: Ledger, events: Events, residency: Residency, device: Device) -> None:
+    def __init__(self, condition: Condition, ledger: Ledger, events: Events, lifecycle: Lifecycle, device: Device) -> None:
         self._condition, self._ledger, self._events = condition, ledger, events
-        self._residency, self._device = residency, device
+        self._lifecycle, self._device = lifecycle, device
 
     def is_oom(self, error: BaseException) -> bool:
         return self._device.is_oom(error)
@@ -43,8 +43,8 @@ class Recovery:
     def make_room(self, entry: Entry, call: str, size: int, text: str) -> None:
         """Everything idle leaves the device, and the device gives its freed blocks back."""
         self._report(entry, f"{call} of {size} ran out of memory ({text}); evicting all idle models and trying once more")
-        self._residency.evict_idle()
-        self._residency.reclaim()
+        self._lifecycle.evict_idle()
+        self._lifecycle.reclaim()
 
     def halve(self, entry: Entry, call: str, size: int, text: str) -> None:
         """From now on half as many at once, for this and all later leases, until `pool.reset` or a larger budget.
@@ -59,7 +59,7 @@ class Recovery:
             raise OutOfBudget(f"{head}; take a smaller or quantised model, smaller images, or raise runtime.budget\n{plan}", plan)
         with self._condition:
             entry.sizes[call] = min(size // 2, entry.sizes.get(call, size))
-        self._residency.reclaim()
+        self._lifecycle.reclaim()
         budget = format_bytes(self._ledger.limit)
         self._report(entry, f"{call} of {size} does not fit beside the weights within {budget}; batches of {size // 2} from now on")
 

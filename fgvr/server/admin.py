@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel
 
 from fgvr.errors import OutOfBudget, RuntimeConflict
-from fgvr.runtime import answers
+from fgvr.runtime import status_records
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
@@ -50,26 +50,26 @@ _FIGURES = codes(401)
 def stats(request: Request) -> Success:
     """How much of the budget is in use; bytes, and the same as text."""
     pool = pool_of(request)
-    return success(asdict(answers.stats(pool, watch(pool))))
+    return success(asdict(status_records.stats(pool, watch(pool))))
 
 
 @router.get("/memory/pressure", dependencies=READ, responses=_FIGURES)
 def pressure(request: Request) -> Success:
     """Whether memory is short, how much, and whom to drop, in order."""
-    return success(asdict(answers.pressure(watch(pool_of(request)))))
+    return success(asdict(status_records.pressure(watch(pool_of(request)))))
 
 
 @router.get("/memory/models", dependencies=READ, responses=_FIGURES)
 def models(request: Request) -> Success:
     """Each model: state, tier, bytes, leases, hits, loads, last use, pin."""
     pool = pool_of(request)
-    return success([asdict(row) for row in answers.models(pool, list(request.app.state.specs.values()))])
+    return success([asdict(row) for row in status_records.models(pool, list(request.app.state.specs.values()))])
 
 
 @router.get("/memory/system", dependencies=READ, responses=_FIGURES)
 def system(request: Request, given: Shown) -> Success:
     """Main memory, swap, control group, devices, other processes of fgvr: with a token their command lines, else their names."""
-    found = answers.system(pool_of(request).device)
+    found = status_records.system(pool_of(request).device)
     if not holds_token(request, given):
         found = replace(found, processes=tuple(replace(p, command=p.name) for p in found.processes))
     return success(asdict(found))
@@ -160,7 +160,7 @@ def known(request: Request, name: str) -> str:
 
 def _row(request: Request, key: str) -> Success:
     pool = pool_of(request)
-    (row,) = answers.models(pool, [spec for spec in request.app.state.specs.values() if spec.key == key])
+    (row,) = status_records.models(pool, [spec for spec in request.app.state.specs.values() if spec.key == key])
     return success(asdict(row))
 
 

@@ -23,14 +23,14 @@ from PIL import Image
 
 from fgvr.errors import FgvrError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import arena, clip, flat_layout, flatfile
+from fgvr.runtime.loaders import clip, flat_layout, flat_weights, flatfile
 from fgvr.runtime.loaders.flatfile import FlatFile
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.terms import Terms
 from fgvr.types import ModelSpec
 
 from .helpers import state, status, until
-from .test_arena import Mixed
+from .test_flat_weights import Mixed
 
 MIB = 1 << 20
 Part = namedtuple("Part", "mountpoint fstype")
@@ -53,7 +53,7 @@ def device(scratch: Path) -> CpuDevice:
 
 
 def placed(module: torch.nn.Module, device: CpuDevice) -> FlatFile:
-    movable = arena.place(module, device)
+    movable = flat_weights.place(module, device)
     assert isinstance(movable, FlatFile)
     return movable
 
@@ -214,11 +214,11 @@ def test_a_folder_in_memory_or_without_permission_is_no_disk_tier(
 ) -> None:
     mounts = [Part("/", "ext4"), Part(str(tmp_path), kind)]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all=False: mounts)
-    assert arena.place(torch.nn.Linear(2, 2), device) is None
+    assert flat_weights.place(torch.nn.Linear(2, 2), device) is None
     device.scratch = tmp_path / "file" / "below"
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level(logging.WARNING):
-        assert arena.place(torch.nn.Linear(2, 2), device) is None
+        assert flat_weights.place(torch.nn.Linear(2, 2), device) is None
     assert "loaded again each time" in caplog.text
 
 
@@ -226,9 +226,9 @@ def test_windows_and_a_cpu_without_scratch_have_no_disk_tier(device: CpuDevice, 
     with monkeypatch.context() as patched:
         patched.setattr(flatfile.sys, "platform", "win32")
         device.scratch = tmp_path / "other"
-        assert arena.place(torch.nn.Linear(2, 2), device) is None
+        assert flat_weights.place(torch.nn.Linear(2, 2), device) is None
     device.scratch = None
-    assert arena.place(torch.nn.Linear(2, 2), device) is None
+    assert flat_weights.place(torch.nn.Linear(2, 2), device) is None
 
 
 def test_another_folder_applies_live(device: CpuDevice, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_memory_that_runs_out_while_mapping_and_computing_leaves_right_answers_o
     assert not pool._admission.queued and not pool._ledger.grants
     assert all(e.mover is None and e.drain_for is None and not e.leases for e in pool._ledger.entries.values())
     gc.collect()
-    pool._residency.recheck()  # as the next lease would: another thread's error may have held the tensors that were just leaving
+    pool._lifecycle.recheck()  # as the next lease would: another thread's error may have held the tensors that were just leaving
     resident = [m for m in pool.status() if m.state == "resident"]
     assert pool.status().used == sum(m.bytes for m in resident)
     for entry in pool._ledger.entries.values():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fgvr.runtime.leaks import let_go
+from fgvr.runtime.gc_tools import let_go
 from fgvr.runtime.loaders import libraries
 
 

@@ -15,6 +15,7 @@ import pytest
 from fgvr.errors import ConfigError
 from fgvr.runtime import machine, watching
 from fgvr.runtime.alerts import Alert, Alerts, Webhook
+from fgvr.runtime.anomaly_rules import AnomalyRules
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
@@ -24,7 +25,6 @@ from fgvr.runtime.machine import Host, ProcessMemory, is_ours
 from fgvr.runtime.monitor import Monitor, watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks, pressure
-from fgvr.runtime.suspicion import Suspicions
 from fgvr.runtime.timeline import read
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
@@ -332,7 +332,7 @@ def test_models_that_take_turns_faster_than_they_load_are_thrash() -> None:
         return Event(kind, "mllm-1", "mllm", monotonic=at, limit=MIB, **more)  # type: ignore[arg-type]
 
     def story(rest: float) -> list[Alert]:
-        heard = Suspicions()
+        heard = AnomalyRules()
         events = [event("loading", 0), event("loaded", 5, seconds=5.0), event("lease", 5, thread="a", models=("mllm-1",))]
         events += [event("return", 6, thread="a", models=("mllm-1",), seconds=1.0), event("evicting", 6 + rest), event("evicted", 6 + rest)]
         return [alert for e in [*events, event("loading", 20 + rest)] for alert in heard.hear(e)]

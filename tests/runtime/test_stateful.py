@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fgvr.errors import ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.lending import Lease
+from fgvr.runtime.leases import Lease
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fgvr.errors import FgvrError, LeaseTimeout, WouldDeadlock
-from fgvr.runtime import answers
+from fgvr.runtime import status_records
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.locks import CONSTRUCT, ConstructLock
@@ -74,8 +74,8 @@ def test_a_model_whose_place_is_waited_for_is_shown_as_draining(make_pool: PoolM
     pool = make_pool(budget=60 * MIB)
 
     def shown() -> tuple[str, str, int]:
-        (row,) = answers.models(pool, [MLLM])
-        return row.state, row.tier, answers.stats(pool, Monitor(pool)).total_models
+        (row,) = status_records.models(pool, [MLLM])
+        return row.state, row.tier, status_records.stats(pool, Monitor(pool)).total_models
 
     with ThreadPoolExecutor(1) as thread:
         with pool.lease("mllm"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.loaders import complete, files, kept, libraries
+from fgvr.runtime.loaders import complete, files, libraries, processor_cache
 from fgvr.runtime.sizes.blip import CONFIG, footprint
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
@@ -57,12 +57,12 @@ class BlipLoader:
         config = _read_config(spec, folder)
         weights = files.read_weights(files.weight_files(folder))
         libraries.bring_in("blip")
-        from fgvr.runtime.loaders import layers, tensors
+        from fgvr.runtime.loaders import optimize_layers, tensors
 
         tensors.set_threads()
         dtype = files.resolve_dtype(spec.dtype, weights)
         module = _assemble(folder, config, dtype)
-        return BlipMatcher(self.fingerprint(spec), layers.quicken(tensors.freeze(module), device), self.prepare(spec))
+        return BlipMatcher(self.fingerprint(spec), optimize_layers.optimize(tensors.freeze(module), device), self.prepare(spec))
 
     def prepare(self, spec: ModelSpec) -> Any:
         """Its processor; kept."""
@@ -73,7 +73,7 @@ class BlipLoader:
 
             return BlipProcessor.from_pretrained(folder, local_files_only=True)
 
-        return kept.once(self.fingerprint(spec), make)
+        return processor_cache.once(self.fingerprint(spec), make)
 
 
 class BlipMatcher:
@@ -86,13 +86,13 @@ class BlipMatcher:
         self.nbytes = module_bytes(module)
         self.movable: Movable | None = None
         self._module, self._images, self._tokenizer = module, processor.image_processor, processor.tokenizer
-        self._tokenizer_lock = kept.lock_of(fingerprint)
+        self._tokenizer_lock = processor_cache.lock_of(fingerprint)
         self._context = int(module.config.text_config.max_position_embeddings)
 
     def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import arena
+        from fgvr.runtime.loaders import flat_weights
 
-        self.movable = arena.place(self._module, device)
+        self.movable = flat_weights.place(self._module, device)
 
     def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
         """(B,) float32: probability that image i shows text i. One image given many times is looked at once.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import complete, files, kept
+from fgvr.runtime.loaders import complete, files, processor_cache
 from fgvr.runtime.sizes.clip import CONFIG, TEXTS, WEIGHTS, footprint, repository
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture
@@ -61,7 +61,7 @@ class ClipLoader:
         folder = files.fetch(spec, (CONFIG, WEIGHTS), _repository(spec))
         from open_clip import transform
 
-        from fgvr.runtime.loaders import clip_tower, layers, tensors
+        from fgvr.runtime.loaders import clip_tower, optimize_layers, tensors
 
         tensors.set_threads()
         config = _read_config(folder)
@@ -70,8 +70,8 @@ class ClipLoader:
         assembled = _assemble(folder, config["model_cfg"], dtype)
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**config.get("preprocess_cfg", {})), is_train=False)
         module: Any = tensors.freeze(assembled)
-        layers.quicken(module.visual, device, steady=True)
-        layers.quicken(module, device)
+        optimize_layers.optimize(module.visual, device, steady=True)
+        optimize_layers.optimize(module, device)
         if device.optimize:
             clip_tower.spare_last_block(module.visual)
         return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), module, preprocess, self.prepare(spec))
@@ -85,7 +85,7 @@ class ClipLoader:
 
             return open_clip.get_tokenizer(f"local-dir:{folder}")
 
-        return kept.once(self.fingerprint(spec), make)
+        return processor_cache.once(self.fingerprint(spec), make)
 
 
 class ClipEncoder:
@@ -98,13 +98,13 @@ class ClipEncoder:
         self.nbytes = module_bytes(module)
         self.movable: Movable | None = None
         self._module, self._preprocess, self._tokenizer = module, preprocess, tokenizer
-        self._tokenizer_lock = kept.lock_of(fingerprint)
+        self._tokenizer_lock = processor_cache.lock_of(fingerprint)
         self._context = int(tokenizer.context_length)
 
     def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import arena
+        from fgvr.runtime.loaders import flat_weights
 
-        self.movable = arena.place(self._module, device)
+        self.movable = flat_weights.place(self._module, device)
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         import torch

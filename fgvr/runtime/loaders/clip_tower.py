@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fgvr.runtime.loaders.layers import give_forward
+from fgvr.runtime.loaders.optimize_layers import give_forward
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -87,7 +87,7 @@ class FakeWeights:
 
 
 class FakeMovable:
-    """What `arena.Movable` is to real models: out to main memory and back, whole or not at all."""
+    """What `flat_weights.Movable` is to real models: out to main memory and back, whole or not at all."""
 
     cached = True
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.loaders import complete, files, kept, libraries, quantized
+from fgvr.runtime.loaders import complete, files, libraries, processor_cache, quantized
 from fgvr.runtime.loaders.prompt_limits import PromptLimit
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.runtime.sizes.qwen import CLASS, PROMPT_TOKENS, SCORING_BYTES, context, footprint, max_pixels, read_config
@@ -70,7 +70,7 @@ class QwenLoader:
         libraries.bring_in("qwen")
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        from fgvr.runtime.loaders import layers, tensors
+        from fgvr.runtime.loaders import optimize_layers, tensors
 
         tensors.set_threads()
         dtype = files.resolve_dtype(spec.dtype, weights)
@@ -93,7 +93,7 @@ class QwenLoader:
         if spec.quantization:
             quantized.keep_layout(module)
         else:
-            layers.quicken(module, device)
+            optimize_layers.optimize(module, device)
         limit = self.prompt_limit(spec)
         return QwenMLLM(self.fingerprint(spec), module, self.prepare(spec), limit, quantized=bool(spec.quantization))
 
@@ -108,7 +108,7 @@ class QwenLoader:
         planned = max(1, spec.batch_size) * (limit.pixels // _PIXELS_PER_TOKEN + PROMPT_TOKENS)
         if planned < limit.tokens:
             limit = replace(limit, tokens=planned, why=f"a batch in the memory plan (models.mllm.batch_size={spec.batch_size})")
-        processor, lock = self.prepare(spec), kept.lock_of(self.fingerprint(spec))
+        processor, lock = self.prepare(spec), processor_cache.lock_of(self.fingerprint(spec))
         text = processor.apply_chat_template(_turns(ask), add_generation_prompt=True, tokenize=False)
         with lock:
             limit.check(text, _images(ask), ask.sampling.max_new_tokens, lambda text: processor.tokenizer(text).input_ids)
@@ -127,7 +127,7 @@ class QwenLoader:
             processor.image_processor.size = size
             return processor
 
-        return kept.once(self.fingerprint(spec), make)
+        return processor_cache.once(self.fingerprint(spec), make)
 
 
 class QwenMLLM:
@@ -141,7 +141,7 @@ class QwenMLLM:
         self.movable: Movable | None = None
         self._module, self._processor, self._quantized, self._limit = module, processor, quantized, limit
         self._claim: Any = None
-        self._tokenizer, self._tokenizer_lock = processor.tokenizer, kept.lock_of(fingerprint)
+        self._tokenizer, self._tokenizer_lock = processor.tokenizer, processor_cache.lock_of(fingerprint)
         self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
         self._recommended = module.generation_config
         stops = self._recommended.eos_token_id
@@ -160,10 +160,10 @@ class QwenMLLM:
         return found
 
     def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import arena
+        from fgvr.runtime.loaders import flat_weights
 
         if not self._quantized:
-            self.movable = arena.place(self._module, device)
+            self.movable = flat_weights.place(self._module, device)
         elif (allocate := getattr(device, "allocate", None)) is not None:  # loaded on its device, where it stays; a simulated one counts
             self._claim = allocate(self.nbytes)
 

@@ -30,7 +30,7 @@ REPOSITORIES = {
     "ViT-B-32/laion2b_s34b_b79k": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
     "ViT-H-14/laion2b_s32b_b79k": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
-FEW_TOKENS = 260  # up to which a CPU computes bfloat16 attention in steps; see loaders/layers.py
+FEW_TOKENS = 260  # up to which a CPU computes bfloat16 attention in steps; see loaders/optimize_layers.py
 TEXTS = 64  # through the text tower at once
 _UNKNOWN = 48 << 20  # bytes per image, for towers that are no plain transformers
 

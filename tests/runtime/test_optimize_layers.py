@@ -17,21 +17,21 @@ from fgvr.runtime.devices import fast_dtype
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.fast_dtype import BF16_FLAGS, cpu_flags, is_amd
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import layers, scoring
+from fgvr.runtime.loaders import optimize_layers, scoring
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.loaders.clip import LOADER, ClipEncoder
 from fgvr.types import ModelSpec
 
 from .conftest import MIB
 
-pytestmark = pytest.mark.skipif(not layers.has_operator(), reason="this PyTorch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not optimize_layers.has_operator(), reason="this PyTorch was built without oneDNN")
 DTYPES = ["float32", *(["bfloat16"] if cpu_flags() & set(BF16_FLAGS) else [])]
 
 
 @pytest.fixture(autouse=True)
 def quick_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "by_onednn", lambda dtype: True)
-    monkeypatch.setattr(layers, "_SMALL", 0)
+    monkeypatch.setattr(optimize_layers, "by_onednn", lambda dtype: True)
+    monkeypatch.setattr(optimize_layers, "_SMALL", 0)
 
 
 def plain_device() -> CpuDevice:
@@ -41,7 +41,7 @@ def plain_device() -> CpuDevice:
 
 
 def quick(module: nn.Module, *, steady: bool = True) -> nn.Module:
-    return layers.quicken(module.eval().requires_grad_(False), CpuDevice(), steady=steady)
+    return optimize_layers.optimize(module.eval().requires_grad_(False), CpuDevice(), steady=steady)
 
 
 def kinds(module: nn.Module) -> set[type]:
@@ -87,7 +87,7 @@ def test_a_model_for_a_gpu_keeps_its_layers() -> None:
     class Gpu(SimulatedDevice):
         torch_name = "cuda:0"
 
-    assert type(layers.quicken(nn.Linear(2, 2), Gpu(MIB))) is nn.Linear
+    assert type(optimize_layers.optimize(nn.Linear(2, 2), Gpu(MIB))) is nn.Linear
 
 
 # --- layer by layer ----------------------------------------------------------------------------------------------------------
@@ -108,14 +108,14 @@ def test_whatever_the_rows_onednn_meets_only_seven_numbers_of_them() -> None:
     """It keeps a compiled kernel for each: without blocks three hundred questions of all lengths took .6 GiB."""
     met = set()
     for rows in range(9, 5000):
-        blocks = layers._blocks(rows)
+        blocks = optimize_layers._blocks(rows)
         assert sum(blocks) == rows and all(block >= 8 for block in blocks[:-1])
         met |= {block for block in blocks if block >= 8}
     assert met == {8, 16, 32, 64, 128, 256, 512}
 
 
 def test_small_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_SMALL", 31)
+    monkeypatch.setattr(optimize_layers, "_SMALL", 31)
     assert type(quick(nn.Linear(5, 5))) is nn.Linear and type(quick(nn.Linear(5, 6))) is not nn.Linear
 
 
@@ -147,7 +147,7 @@ def test_attention_in_steps_is_the_fused_one(tokens: int) -> None:
     q, k, v = (torch.randn(2, 3, tokens, 8).bfloat16() for _ in range(3))
     mask = torch.full((tokens, tokens), float("-inf")).triu(1).bfloat16()
     wanted = nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask.float())
-    torch.testing.assert_close(layers._attend(q, k, v, mask).float(), wanted, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(optimize_layers._attend(q, k, v, mask).float(), wanted, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,10 @@ def test_onednn_is_asked_where_it_is_ahead(monkeypatch, tmp_path, maker: str, fl
     (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {maker}\nflags\t\t: fpu {flags}\n")
     monkeypatch.setattr(fast_dtype, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert (layers.by_onednn(torch.float32), layers.by_onednn(torch.bfloat16)) == wanted
-    assert not layers.by_onednn(torch.float16)
-    monkeypatch.setattr(layers, "has_operator", lambda: False)
-    assert not layers.by_onednn(torch.float32)
+    assert (optimize_layers.by_onednn(torch.float32), optimize_layers.by_onednn(torch.bfloat16)) == wanted
+    assert not optimize_layers.by_onednn(torch.float16)
+    monkeypatch.setattr(optimize_layers, "has_operator", lambda: False)
+    assert not optimize_layers.by_onednn(torch.float32)
 
 
 def test_windows_tells_the_maker_too(monkeypatch, tmp_path) -> None:

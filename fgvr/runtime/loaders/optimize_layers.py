@@ -26,7 +26,7 @@ _BLOCK = 512  # rows at once where their number varies
 _SMALL = 1 << 16  # weights; below, starting takes as long as the sums
 
 
-def quicken(module: nn.Module, device: Device, *, steady: bool = False) -> nn.Module:
+def optimize(module: nn.Module, device: Device, *, steady: bool = False) -> nn.Module:
     """The same frozen module; its larger layers quicker where it will compute on the CPU and oneDNN is ahead.
 
     `steady`: batches come with few different numbers of rows, as images of one size do. oneDNN keeps a compiled kernel of .7 MiB for each

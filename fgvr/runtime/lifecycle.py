@@ -18,8 +18,8 @@ from typing import Any
 from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, WouldDeadlock
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Events
+from fgvr.runtime.gc_tools import clear_frames, let_go, still_held
 from fgvr.runtime.host_tier import HostTier
-from fgvr.runtime.leaks import clear_frames, let_go, still_held
 from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Failure, Ledger, Shortage
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
@@ -31,7 +31,7 @@ BACKOFF_MOST = 60.0
 DRIFT = 0.03  # a measured size farther from its estimate is worth a word
 
 
-class Residency:
+class Lifecycle:
     """Loads and evicts. Each method is called by the one thread that moved the entry to `loading` or `evicting`."""
 
     def __init__(self, condition: Condition, ledger: Ledger, events: Events, device: Device) -> None:

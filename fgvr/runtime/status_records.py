@@ -1,18 +1,89 @@
-"""What is said of memory to people and programs, of a pool and of this machine."""
+"""What is said of memory to people and programs: the fields of the server's `/api/v1/memory/*`, of a pool and of this machine.
+
+Importing it imports no pool, so a client that only reads these records starts quickly.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import machine
-from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer
-from fgvr.runtime.devices.base import Device
-from fgvr.runtime.loaders import files
-from fgvr.runtime.monitor import Monitor
-from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.machine import DeviceFigures, Process
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
+
+if TYPE_CHECKING:
+    from fgvr.runtime.devices.base import Device
+    from fgvr.runtime.monitor import Monitor
+    from fgvr.runtime.pool import ModelPool
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`memory/stats`. Bytes, and the same as text."""
+
+    total_models: int
+    total_memory_usage: int
+    memory_limit: int
+    memory_pressure: bool
+    system_available: int
+    system_total: int
+    formatted_usage: str
+    formatted_limit: str
+    formatted_system_available: str
+    formatted_system_total: str
+    other_processes: int
+    other_processes_memory: int  # their USS together, as far as the system tells
+
+
+@dataclass(frozen=True, slots=True)
+class PressureAnswer:
+    """`memory/pressure`. `recommended`: idle models in the order in which they would go."""
+
+    pressure: bool
+    level: str
+    share: float
+    used: int
+    limit: int
+    host_low: str
+    recommended: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """One row of `memory/models`. `tier`: where its weights are; bytes are estimated until it is loaded."""
+
+    key: str
+    role: str
+    source: str
+    state: str
+    tier: str
+    bytes: int | None
+    file_bytes: int | None
+    leases: int
+    hits: int
+    loads: int
+    idle_seconds: float
+    last_used: float | None  # Unix seconds; None = never
+    pinned: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SystemAnswer:
+    """`memory/system`. Main memory, control group, swap, devices, and this package's other living processes."""
+
+    ram_total: int
+    ram_available: int
+    ram_used_share: float
+    cgroup_limit: int | None
+    swap_total: int
+    swap_used: int
+    devices: tuple[DeviceFigures, ...]
+    processes: tuple[Process, ...]
 
 
 def stats(pool: ModelPool, monitor: Monitor) -> Stats:
@@ -91,6 +162,8 @@ def system(device: Device) -> SystemAnswer:
 
 def _file_bytes(spec: ModelSpec) -> int | None:
     """Of the weight files on this machine; None when there are none."""
+    from fgvr.runtime.loaders import files
+
     folder = files.locate(spec)
     found = [] if folder is None else [*folder.glob("*.safetensors")]
     return sum(file.stat().st_size for file in found) or None

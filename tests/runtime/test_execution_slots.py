@@ -18,9 +18,9 @@ import fgvr
 from fgvr.errors import ConfigError, LeaseTimeout, WouldDeadlock
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
+from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool, close_shared, shared
-from fgvr.runtime.turns import Turns
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, PoolMaker
@@ -85,7 +85,7 @@ def occupied(pool: ModelPool, loader: Busy, spec: ModelSpec) -> Iterator[None]:
 
 
 def waiting(pool: ModelPool, count: int) -> bool:
-    return until(lambda: len(pool._turns._waiting) == count)
+    return until(lambda: len(pool._slots._waiting) == count)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, None])
@@ -269,7 +269,7 @@ def test_storms_with_faults_timeouts_and_changes_end_with_every_place_free(make_
 
     def act(index: int) -> None:
         if index % 17 == 0:
-            pool._turns.change(chance.choice([1, 2, 3, None]), 0.05)
+            pool._slots.change(chance.choice([1, 2, 3, None]), 0.05)
         try:
             compute(pool, chance.choice(COPIES))
             seen.append("done")
@@ -279,7 +279,7 @@ def test_storms_with_faults_timeouts_and_changes_end_with_every_place_free(make_
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(act, range(240), timeout=60))
     assert "done" in seen and "ValueError" in seen
-    pool._turns.change(2, 10.0)
+    pool._slots.change(2, 10.0)
     loader.during, loader.most = lambda spec: time.sleep(0.01), 0
     with ThreadPoolExecutor(5) as threads:
         list(threads.map(lambda spec: compute(pool, spec), COPIES, timeout=20))
@@ -287,7 +287,7 @@ def test_storms_with_faults_timeouts_and_changes_end_with_every_place_free(make_
 
 
 def test_a_turn_costs_less_than_five_microseconds() -> None:
-    turns, copy, took = Turns(3, 600.0), object(), []
+    turns, copy, took = ExecutionSlots(3, 600.0), object(), []
     for _ in range(20):
         began = time.thread_time()
         for _ in range(500):

@@ -29,7 +29,7 @@ class OpenLease:
     since: float
 
 
-class Suspicions:
+class AnomalyRules:
     """Remembers what alerts need to know of the past."""
 
     def __init__(self) -> None:

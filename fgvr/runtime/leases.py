@@ -14,7 +14,7 @@ from fgvr.errors import FgvrError, LeaseTimeout
 from fgvr.runtime.admission import Admission, Load, Request, Wait
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Grant, Ledger
-from fgvr.runtime.residency import Residency
+from fgvr.runtime.lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,12 @@ _HELD: ContextVar[tuple[Grant, ...]] = ContextVar("fgvr_leases", default=())  # 
 _STOP_SECONDS = 0.1  # how often a waiter looks whether it is told to stop
 
 
-class Lending:
+class Leases:
     """Grants leases of one pool and takes them back."""
 
-    def __init__(self, condition: threading.Condition, ledger: Ledger, admission: Admission, residency: Residency, events: Events) -> None:
+    def __init__(self, condition: threading.Condition, ledger: Ledger, admission: Admission, lifecycle: Lifecycle, events: Events) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
-        self._residency, self._events = residency, events
+        self._lifecycle, self._events = lifecycle, events
 
     def acquire(self, batches: Mapping[Entry, int], work: int, began: float, timeout: float, stop: threading.Event | None) -> Grant:
         """All of these, each for batches of so many items, or none: every exception leaves nothing behind."""
@@ -63,16 +63,16 @@ class Lending:
             self._events.lent("return", grant, now - grant.since)
             self._condition.notify_all()
         _HELD.set(tuple(g for g in _HELD.get() if g is not grant))
-        if self._residency.closed:
-            self._residency.close()
+        if self._lifecycle.closed:
+            self._lifecycle.close()
         self._events.deliver()
 
     def _step(self, ask: Request, deadline: float, timeout: float) -> None:
         """Wait until this request may do something, and do it outside the condition."""
-        self._residency.recheck()
+        self._lifecycle.recheck()
         with self._condition:
             while True:
-                if self._residency.closed:
+                if self._lifecycle.closed:
                     raise FgvrError("this pool is closed; make a new one")
                 action = self._admission.decide(ask)
                 if not isinstance(action, Wait):
@@ -85,9 +85,9 @@ class Lending:
                     self._condition.notify_all()
                 return
         if isinstance(action, Load):
-            self._residency.load(action.entry, max(0.0, deadline - time.monotonic()))
+            self._lifecycle.load(action.entry, max(0.0, deadline - time.monotonic()))
         else:
-            self._residency.evict(action.entries)
+            self._lifecycle.evict(action.entries)
 
     def _pause(self, ask: Request, wait: Wait, deadline: float, timeout: float) -> bool:
         """Sleeps until something changes; whether time alone may have helped. Raises LeaseTimeout."""

@@ -14,7 +14,7 @@ from PIL import Image
 from fgvr.errors import RuntimeConflict
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import arena, blip, clip, flat_layout, qwen
+from fgvr.runtime.loaders import blip, clip, flat_layout, flat_weights, qwen
 from fgvr.types import ModelSpec
 
 MIB = 1 << 20
@@ -51,7 +51,7 @@ def test_every_tensor_is_an_equal_view_of_one_buffer_through_all_moves() -> None
     device, module = SimulatedDevice(MIB), Mixed()
     before = {name: tensor.clone() for name, tensor in module.tensors().items()}
     strides = {name: tensor.stride() for name, tensor in module.tensors().items()}
-    movable = arena.place(module, device)
+    movable = flat_weights.place(module, device)
     assert movable is not None
     for step in (lambda: 0, movable.park, lambda: movable.restore(device), movable.park):
         step()
@@ -64,7 +64,7 @@ def test_every_tensor_is_an_equal_view_of_one_buffer_through_all_moves() -> None
 def test_ties_stay_ties_and_shared_bytes_count_once() -> None:
     device, module = SimulatedDevice(MIB), Mixed()
     unique = 30 + 56 + 96 + 16 + 288 + 120 + 3 + 8
-    movable = arena.place(module, device)
+    movable = flat_weights.place(module, device)
     assert movable is not None and unique <= movable.nbytes <= unique + 9 * flat_layout.ALIGNMENT
     for step in (movable.park, lambda: movable.restore(device)):
         step()
@@ -75,7 +75,7 @@ def test_ties_stay_ties_and_shared_bytes_count_once() -> None:
 
 def test_the_device_counts_the_buffer_and_gets_it_back() -> None:
     device, module = SimulatedDevice(MIB), Mixed()
-    movable = arena.place(module, device)
+    movable = flat_weights.place(module, device)
     assert movable is not None and device.allocated() == movable.nbytes and (movable.host_nbytes, movable.parked) == (0, False)
     first = next(iter(storages(module)))
     assert movable.park() == movable.nbytes and device.allocated() == 0
@@ -93,7 +93,7 @@ def test_the_device_counts_the_buffer_and_gets_it_back() -> None:
 
 def test_parking_really_returns_main_memory_on_a_device_that_computes_there() -> None:
     device, module = SimulatedDevice(1000 * MIB), torch.nn.Linear(4096, 4096, bias=False).requires_grad_(False)
-    movable = arena.place(module, device)
+    movable = flat_weights.place(module, device)
     assert movable is not None
     movable.park()
     movable.restore(device)  # the host copy exists from here on
@@ -107,9 +107,9 @@ def test_no_room_leaves_the_module_whole_or_parked() -> None:
     small, module = SimulatedDevice(100), Mixed()
     before = {name: tensor.clone() for name, tensor in module.tensors().items()}
     with pytest.raises(torch.OutOfMemoryError):
-        arena.place(module, small)
+        flat_weights.place(module, small)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.tensors().items()) and small.allocated() == 0
-    movable = arena.place(module, SimulatedDevice(MIB))
+    movable = flat_weights.place(module, SimulatedDevice(MIB))
     assert movable is not None
     movable.park()
     with pytest.raises(torch.OutOfMemoryError):
@@ -120,7 +120,7 @@ def test_no_room_leaves_the_module_whole_or_parked() -> None:
 @pytest.mark.parametrize("change", ["written", "replaced", "added"])
 def test_a_model_that_was_changed_is_not_parked(change: str) -> None:
     module = torch.nn.BatchNorm1d(3)
-    movable = arena.place(module, SimulatedDevice(MIB))
+    movable = flat_weights.place(module, SimulatedDevice(MIB))
     assert movable is not None
     if change == "written":
         with torch.inference_mode():
@@ -136,11 +136,11 @@ def test_a_model_that_was_changed_is_not_parked(change: str) -> None:
 
 def test_tensors_without_plain_bytes_are_refused() -> None:
     with pytest.raises(RuntimeConflict, match="weight"):
-        arena.place(torch.nn.Linear(2, 2, device="meta"), SimulatedDevice(MIB))
+        flat_weights.place(torch.nn.Linear(2, 2, device="meta"), SimulatedDevice(MIB))
 
 
 def test_the_cpu_has_no_host_tier() -> None:
-    assert arena.place(torch.nn.Linear(2, 2), CpuDevice()) is None
+    assert flat_weights.place(torch.nn.Linear(2, 2), CpuDevice()) is None
 
 
 @pytest.mark.parametrize("role", ["encoder", "mllm", "joint"])

@@ -1,4 +1,4 @@
-"""A running server's memory figures and levers, as the records that are shown for this machine, too."""
+"""Client of a running server: its memory figures and the actions of its admin API, as the records that are shown for this machine, too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from fgvr.errors import ConfigError, RemoteError
-from fgvr.runtime.answered import ModelAnswer, PressureAnswer, Stats, SystemAnswer
 from fgvr.runtime.budget import parse_bytes
+from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
 from fgvr.utils.service import Service
 
 T = TypeVar("T")

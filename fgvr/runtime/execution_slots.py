@@ -26,7 +26,7 @@ class _Waiter:
     news: threading.Event = field(default_factory=threading.Event)  # granted, or ready
 
 
-class Turns:
+class ExecutionSlots:
     """The copies and places of one pool. Nothing here is called under the pool's condition, nor takes it."""
 
     def __init__(self, most: int | None, timeout: float) -> None:
