@@ -65,7 +65,7 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
         if building:
             _refuse_another(found, origin)
         return found
-    if folder.is_file():
+    if allowed == "never" and folder.is_file():
         raise KnowledgeError(
             f"{folder} is a file; knowledge.path takes the folder of a knowledge base, such as knowledge.path={folder.parent}/base"
         )
