@@ -21,7 +21,7 @@ from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store, thinks
 from fgvr.assembly.thinking import build_answer_fusion, build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger, check_trigger
-from fgvr.data.pictures import late_pictures, open_picture
+from fgvr.data.pictures import deferred_images, open_picture
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
 from fgvr.pipeline import Recognizer
@@ -62,7 +62,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     whole = partial(
         Recognizer,
         look=open_picture,
-        late=partial(late_pictures, models.encoder.remembered),
+        deferred_images=partial(deferred_images, models.encoder.remembered),
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,

@@ -23,7 +23,7 @@ def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX
     return Picture(*read_image(source, max_pixels=max_pixels))
 
 
-class LatePicture(Picture):
+class DeferredImage(Picture):
     """A file of known content, read and decoded whenever somebody looks, which is seldom; a thousand of them take no memory.
 
     Looking raises ImageError where the content is another one.
@@ -45,8 +45,8 @@ class LatePicture(Picture):
         return decoded
 
 
-def late_pictures(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
+def deferred_images(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
     """Of each sample a Picture that is not opened, or None where it has to be. `remembered`: which of some content hashes need no look,
     because the answers are in a store; with all of them there, a run opens no file."""
     known = remembered([sample.sha256 for sample in samples if sample.sha256])
-    return [LatePicture(s.image, s.sha256) if isinstance(s.image, Path) and s.sha256 in known else None for s in samples]
+    return [DeferredImage(s.image, s.sha256) if isinstance(s.image, Path) and s.sha256 in known else None for s in samples]
