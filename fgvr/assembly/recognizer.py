@@ -14,7 +14,7 @@ from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.online import OnlineRetrieval
 from fgvr.agents.slow import Shortlist, SlowThinking
 from fgvr.assembly.abstaining import build_abstainer
-from fgvr.assembly.configuration import learning, made, refuse_oracle
+from fgvr.assembly.configuration import instantiate_cached, learning, refuse_oracle
 from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
@@ -44,7 +44,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         check_decoder(cfg)
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
-    fusion: Fusion = made(cfg.fusion)
+    fusion: Fusion = instantiate_cached(cfg.fusion)
     matcher = build_matcher(cfg, base, models)
     left_out = leave_one_out_answers(cfg, base, matcher)
     exemplar = build_exemplars(cfg, base, open_dataset(cfg).split.support) if cfg.slow.exemplars else None

@@ -37,7 +37,7 @@ def rescore(cfg: DictConfig, path: Path) -> Report:
             notes=(f"imported from {path} ({found.kind})", *claim, *found.notes),
             model_loads={"mllm": 0, "encoder": 0, "joint": 0},
             path=folder,
-            config=assembly.plain(cfg),
+            config=assembly.to_dict(cfg),
             measure=tuple(cfg.evaluation.protocols),
         )
         reports.write(report, folder)
