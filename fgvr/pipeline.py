@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fgvr.agents.answer_fusion import LogLinearFusion
-from fgvr.data.pictures import LatePicture
+from fgvr.data.pictures import DeferredImage
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.tally import Work, scope
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 _DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
 _TOGETHER = 32  # batches whose doubtful images may be thought about together
-_ASKED = 1 / 8  # share of the doubtful that need the MLLM although System 1's answer was remembered: a first guess
+_ASKED = 1 / 8  # initial estimate of the MLLM cache-miss rate among escalated images whose embedding is cached
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A batch that System 1 has answered and the trigger has judged. Of its pictures only the doubtful ones are kept."""
+class FastBatch:
+    """A batch that System 1 has answered and the trigger has judged. Only the doubtful pictures are kept."""
 
     samples: Sequence[Sample]
     fast: Sequence[FastResult]
     decisions: Sequence[Decision]
     doubtful: Mapping[int, Picture]  # by place in the batch
-    late: bool  # no picture of it was opened
+    deferred: bool  # none of its pictures was opened
     work: Work
     seconds: float  # of all its images together
     decode_wait: float = 0.0
@@ -48,7 +48,7 @@ class Recognizer:
         self,
         *,
         look: Callable[[ImageSource], Picture],
-        late: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples),
+        deferred_images: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples),
         fast: FastThinker,
         trigger: Trigger,
         slow: SlowThinker,
@@ -62,13 +62,13 @@ class Recognizer:
     ) -> None:
         """Args:
         abstain: withholds answers that are too uncertain; None = all are given.
-        late: pictures that need not be opened now, because what is asked of them is remembered; None for the others.
+        deferred_images: pictures whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
         learn: is told each batch's answers; None = nothing is learned while running.
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
         record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
         """
         self._look = look
-        self._late = late
+        self._deferred_images = deferred_images
         self._fast = fast
         self._trigger = trigger
         self._slow = slow
@@ -97,8 +97,8 @@ class Recognizer:
     def __call__(self, image: ImageSource | Sample | str) -> Prediction:
         return self.batch([image])[0]
 
-    def glance(self, pictures: Sequence[Picture]) -> list[tuple[FastResult, Decision]]:
-        """System 1 and the trigger alone, one batch: what would be answered fast, and why. No MLLM is asked."""
+    def fast_only(self, pictures: Sequence[Picture]) -> list[tuple[FastResult, Decision]]:
+        """System 1 and the trigger on one batch, without System 2."""
         fast = self._fast(pictures)
         return list(zip(fast, self._trigger(fast), strict=True))
 
@@ -125,7 +125,7 @@ class Recognizer:
         """
         batches = islice(chunks(samples, self.batch_size), done, None)
         decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
-        waiting: list[_Seen] = []
+        waiting: list[FastBatch] = []
         asked = _ASKED
         try:
             ahead = self._submit(decoder, next(batches, []))
@@ -139,8 +139,10 @@ class Recognizer:
                         raise error
                     unreadable.append(error)
                 seen = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
-                late = all(isinstance(picture, LatePicture) for _, picture in seen)
-                waiting.append(self._see([sample for sample, _ in seen], [picture for _, picture in seen], late=late, decode_wait=waited))
+                deferred = all(isinstance(picture, DeferredImage) for _, picture in seen)
+                waiting.append(
+                    self._see([sample for sample, _ in seen], [picture for _, picture in seen], deferred=deferred, decode_wait=waited)
+                )
                 if not ahead or self._enough(waiting, asked):
                     predictions, waiting = self._think(waiting), []
                     asked = _asked(predictions, before=asked)
@@ -150,8 +152,8 @@ class Recognizer:
 
     def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Callable[[], Picture | ImageError]]]:
         """Begin to open a batch; calling what stands beside a sample waits for its picture."""
-        late = self._late(batch)
-        return [(s, decoder.submit(self._open, s).result if p is None else partial(_same, p)) for s, p in zip(batch, late, strict=True)]
+        deferred = self._deferred_images(batch)
+        return [(s, decoder.submit(self._open, s).result if p is None else partial(_same, p)) for s, p in zip(batch, deferred, strict=True)]
 
     def _open(self, sample: Sample) -> Picture | ImageError:
         try:
@@ -159,36 +161,38 @@ class Recognizer:
         except ImageError as error:
             return error
 
-    def _see(self, samples: Sequence[Sample], pictures: Sequence[Picture], *, late: bool = False, decode_wait: float = 0.0) -> _Seen:
+    def _see(
+        self, samples: Sequence[Sample], pictures: Sequence[Picture], *, deferred: bool = False, decode_wait: float = 0.0
+    ) -> FastBatch:
         """Look at all, and decide which are doubtful."""
         started = time.perf_counter()
         with scope() as work:
             fast = self._fast(pictures) if samples else []
             decisions = self._trigger(fast) if samples else []
         doubtful = {i: pictures[i] for i, decision in enumerate(decisions) if decision.escalate or self._record_all}
-        return _Seen(samples, fast, decisions, doubtful, late, work, time.perf_counter() - started, decode_wait)
+        return FastBatch(samples, fast, decisions, doubtful, deferred, work, time.perf_counter() - started, decode_wait)
 
-    def _enough(self, waiting: Sequence[_Seen], asked: float) -> bool:
+    def _enough(self, waiting: Sequence[FastBatch], asked: float) -> bool:
         """Whether to think now. `asked`: of those whose picture was not opened, the share that is likely to need the MLLM."""
         if self._learn is not None or len(waiting) >= _TOGETHER:
             return True
-        opened = sum(len(seen.doubtful) for seen in waiting if not seen.late)
-        late = sum(len(seen.doubtful) for seen in waiting if seen.late)
-        return not opened + late or opened + asked * late >= self.batch_size
+        opened = sum(len(seen.doubtful) for seen in waiting if not seen.deferred)
+        deferred = sum(len(seen.doubtful) for seen in waiting if seen.deferred)
+        return not opened + deferred or opened + asked * deferred >= self.batch_size
 
-    def _think(self, waiting: Sequence[_Seen]) -> list[Prediction]:
-        """Think about the doubtful ones of all these batches, and settle."""
+    def _think(self, waiting: Sequence[FastBatch]) -> list[Prediction]:
+        """System 2 on the doubtful images of all these batches, then the predictions."""
         started = time.perf_counter()
         with scope() as work:
             slow = self._think_slowly(waiting)
         count = sum(len(seen.samples) for seen in waiting)
         seconds = (time.perf_counter() - started) / max(1, count)
-        settled = [p for seen, answers in zip(waiting, slow, strict=True) for p in self._settle_all(seen, answers, work, seconds)]
+        resolved = [p for seen, answers in zip(waiting, slow, strict=True) for p in self._resolve_all(seen, answers, work, seconds)]
         if self._learn is not None:
-            self._learn(settled)
-        return settled if self._abstain is None or not settled else self._abstain(settled)
+            self._learn(resolved)
+        return resolved if self._abstain is None or not resolved else self._abstain(resolved)
 
-    def _think_slowly(self, waiting: Sequence[_Seen]) -> list[dict[int, SlowResult]]:
+    def _think_slowly(self, waiting: Sequence[FastBatch]) -> list[dict[int, SlowResult]]:
         """Of each batch the slow answers by place."""
         places = [(b, i) for b, seen in enumerate(waiting) for i in seen.doubtful]
         if not places:
@@ -199,18 +203,18 @@ class Recognizer:
             found[b][i] = answer
         return found
 
-    def _settle_all(self, seen: _Seen, slow: Mapping[int, SlowResult], thought: Work, seconds: float) -> list[Prediction]:
+    def _resolve_all(self, seen: FastBatch, slow: Mapping[int, SlowResult], thought: Work, seconds: float) -> list[Prediction]:
         """`seconds`: of thinking, per image."""
         own = len(seen.samples) or 1
         passed = Cost(seconds=seen.seconds / own + seconds, decode_wait=seen.decode_wait / own)
         rows = zip(seen.samples, seen.fast, seen.decisions, strict=True)
         return [
-            self._settle(sample, fast, decision, slow.get(i), seen.work.take(fast.sha256) + thought.take(fast.sha256) + passed)
+            self._resolve(sample, fast, decision, slow.get(i), seen.work.take(fast.sha256) + thought.take(fast.sha256) + passed)
             for i, (sample, fast, decision) in enumerate(rows)
         ]
 
-    def _settle(self, sample: Sample, fast: FastResult, decision: Decision, slow: SlowResult | None, cost: Cost) -> Prediction:
-        category, confidence, by = settle(fast, decision, slow, self.answer_fusion)
+    def _resolve(self, sample: Sample, fast: FastResult, decision: Decision, slow: SlowResult | None, cost: Cost) -> Prediction:
+        category, confidence, by = resolve(fast, decision, slow, self.answer_fusion)
         return Prediction(
             image=sample.key,
             sha256=fast.sha256,
@@ -227,7 +231,7 @@ class Recognizer:
         )
 
 
-def settle(
+def resolve(
     fast: FastResult, decision: Decision, slow: SlowResult | None, answer_fusion: LogLinearFusion
 ) -> tuple[str, float, Literal["fast", "slow"]]:
     """(class id, confidence, who answered). An unreadable slow answer leaves System 1's, marked as fast and counted as unreadable."""
@@ -240,7 +244,7 @@ def settle(
 def redecide(prediction: Prediction, trigger: Trigger, answer_fusion: LogLinearFusion, names: Mapping[str, str]) -> Prediction:
     """The same evidence under another trigger: no model is asked."""
     (decision,) = trigger([prediction.fast])
-    category, confidence, by = settle(prediction.fast, decision, prediction.slow, answer_fusion)
+    category, confidence, by = resolve(prediction.fast, decision, prediction.slow, answer_fusion)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
 
 

@@ -92,14 +92,14 @@ class TestImages:
         opened = tuple(tuple(open_picture(sample.image) for sample in batch) for batch in chunks(samples, 100))
         return cls(opened, tuple(str(sample.label) for sample in samples))
 
-    def glance(self, recognizer: Recognizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def fast_only(self, recognizer: Recognizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(score, answered fast, System 1 right) of each image; System 2 is not asked."""
-        seen = [pair for batch in self.batches for pair in recognizer.glance(batch)]
+        seen = [pair for batch in self.batches for pair in recognizer.fast_only(batch)]
         right = [fast.top.category == label for (fast, _), label in zip(seen, self.labels, strict=True)]
         return np.array([d.score for _, d in seen]), np.array([not d.escalate for _, d in seen]), np.array(right)
 
     def auroc(self, recognizer: Recognizer) -> float:
-        score, _, right = self.glance(recognizer)
+        score, _, right = self.fast_only(recognizer)
         return metrics.auroc(score, right)
 
 
@@ -112,7 +112,7 @@ def promise(test: TestImages, world: Sequence[str], draws: int = DRAWS) -> dict[
     broken, coverage = [], []
     for draw in range(draws):
         recognizer = fgvr.build_recognizer(fgvr.load_config("mode=evaluate", *world, *words, f"dataset.split_seed={draw}"))
-        _, fast, right = test.glance(recognizer)
+        _, fast, right = test.fast_only(recognizer)
         broken.append(float(np.mean(fast & ~right)) > EPSILON)
         coverage.append(float(fast.mean()))
     return {"promise_broken": float(np.mean(broken)), "promise_fast": float(np.mean(coverage))}

@@ -64,7 +64,7 @@ def on_world(seed: int, fresh: int, overrides: Sequence[str]) -> dict[tuple[str,
             for epsilon in EPSILONS:
                 target = ("trigger=calibrated", f"trigger.target=risk:{epsilon}@{simulation.DELTA}", f"trigger.form={form}")
                 recognizer = fgvr.build_recognizer(fgvr.load_config(*world, *target))
-                _, fast, right = test.glance(recognizer)
+                _, fast, right = test.fast_only(recognizer)
                 share = float(np.mean(fast))
                 risk = float(np.mean(fast & ~right)) / (1.0 if form == "joint" else max(share, 1e-9))
                 found[form, epsilon, 40 * each] = (risk > epsilon, share, share > 0)

@@ -4,7 +4,17 @@ Hydra's `_target_` stands at leaves only (a dataset, a spec, a policy); the one 
 """
 
 from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines
-from fgvr.assembly.configuration import checked, configuration_key, load_config, make, plain, policy, settled, store_limit, trigger_name
+from fgvr.assembly.configuration import (
+    configuration_key,
+    instantiate,
+    load_config,
+    policy,
+    resolve,
+    store_limit,
+    to_dict,
+    trigger_name,
+    validate,
+)
 from fgvr.assembly.discovery import discovered_dataset, find_kinds, open_images
 from fgvr.assembly.experience import build_experience
 from fgvr.assembly.images import open_dataset, perceptual_hash
@@ -40,7 +50,7 @@ __all__ = [
     "build_replay",
     "check_decoder",
     "check_trigger",
-    "checked",
+    "validate",
     "config_dir",
     "configuration_key",
     "discovered_dataset",
@@ -49,18 +59,18 @@ __all__ = [
     "load_config",
     "looking_ahead",
     "perceptual_hash",
-    "make",
+    "instantiate",
     "open_dataset",
     "open_images",
     "open_knowledge",
     "open_models",
     "open_store",
     "origin_of",
-    "plain",
+    "to_dict",
     "policy",
     "replayed_config",
     "sentences",
-    "settled",
+    "resolve",
     "shared_pool",
     "spec",
     "stages_of_recognition",

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from fgvr.agents import baselines, prompts
 from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.agents.trigger import Never
-from fgvr.assembly.configuration import plain
+from fgvr.assembly.configuration import to_dict
 from fgvr.assembly.models import open_models, open_store
 from fgvr.assembly.recognizer import build_evaluated
 from fgvr.data.pictures import open_picture
@@ -53,7 +53,7 @@ TITLES = {
 
 def chosen_baselines(cfg: DictConfig) -> list[str]:
     """Those asked for, and the configuration itself last."""
-    which = plain(cfg)["baselines"]["which"]
+    which = to_dict(cfg)["baselines"]["which"]
     names = [name for name in SETTINGS if name != OURS] if which == "all" else [which] if isinstance(which, str) else list(which)
     unknown = [name for name in names if name not in SETTINGS or name == OURS]
     if unknown or not names:

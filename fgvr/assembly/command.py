@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from fgvr.assembly.configuration import plain
+from fgvr.assembly.configuration import to_dict
 from fgvr.overrides import PATH_KEYS, groups
 from fgvr.types import ROLES
 from fgvr.utils.paths import config_dir
@@ -26,7 +26,7 @@ def building_command(cfg: DictConfig) -> str:
     """For a shell; its words make a configuration whose base has the same key and lies in the same place."""
     if cfg.mode == "discover":
         return "the same command without knowledge.build=never and knowledge.path"
-    values = plain(cfg)
+    values = to_dict(cfg)
     words = ["mode=build_knowledge_base", *_words(values, "paths", values["paths"], default="default")]
     words += _words(values, "dataset", values["dataset"], default="birds")
     words += _models(values)
@@ -50,7 +50,7 @@ def _models(values: Values) -> list[str]:
 def _words(values: Values, group: str, node: Values, *, default: str, only: Sequence[str] | None = None) -> list[str]:
     """The nearest option of a group, unless it is the default, and the keys in which the configuration differs from it."""
     option = _nearest(group, node)
-    there = plain(OmegaConf.create({**values, "there": _option(group, option)}))["there"]
+    there = to_dict(OmegaConf.create({**values, "there": _option(group, option)}))["there"]
     changed = {key: value for key, value in node.items() if (only is None or key in only) and (key not in there or there[key] != value)}
     chosen = [f"{group}={option}"] if option != default else []
     return chosen + [_word(f"{'' if key in there else '+'}{group.replace('/', '.')}.{key}", value) for key, value in changed.items()]

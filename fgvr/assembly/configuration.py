@@ -7,8 +7,8 @@ import pickle
 from functools import lru_cache
 from typing import Any
 
+from hydra import utils as hydra
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,12 +39,12 @@ def load_config(*overrides: str) -> DictConfig:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
-    return checked(cfg)
+    return validate(cfg)
 
 
-def checked(cfg: DictConfig) -> DictConfig:
-    """The same configuration, once every value that only a person can mend has been looked at."""
-    values = plain(cfg)
+def validate(cfg: DictConfig) -> DictConfig:
+    """The same configuration, if every value in it is valid. Raises ConfigError."""
+    values = to_dict(cfg)
     keys.check(values)
     _check_pinned(cfg)
     parse_budget(cfg.runtime.budget, total=1 << 40)
@@ -53,7 +53,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     terms(values["runtime"])
     watching.settings(values["runtime"])
     allocator.check(values["runtime"]["allocator"])
-    made(cfg.fusion)
+    instantiate_cached(cfg.fusion)
     given_weight(cfg)
     learning(cfg)
     if cfg.slow.exemplars and cfg.slow.decoder == "score" and cfg.slow.target == "description":
@@ -76,33 +76,33 @@ def refuse_oracle(cfg: DictConfig) -> None:
         )
 
 
-def make(node: DictConfig) -> Any:
+def instantiate(node: DictConfig) -> Any:
     """The object a `_target_` leaf stands for; an error of ours, or of the file system, inside it comes out as itself."""
     try:
-        return instantiate(node, _convert_="all")
+        return hydra.instantiate(node, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, FgvrError | OSError):
             raise error.__cause__ from None
         raise
 
 
-def made(node: DictConfig) -> Any:
-    """The same for what never changes, and may be shared: made once. Every stage of every job asks, and Hydra takes milliseconds."""
-    return _made(json.dumps(plain(node)))
+def instantiate_cached(node: DictConfig) -> Any:
+    """The same for immutable objects: one instance per configuration, because Hydra takes milliseconds and every stage asks."""
+    return _instantiate_cached(json.dumps(to_dict(node)))
 
 
 @lru_cache(maxsize=64)
-def _made(node: str) -> Any:
-    return make(DictConfig(json.loads(node)))
+def _instantiate_cached(node: str) -> Any:
+    return instantiate(DictConfig(json.loads(node)))
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain containers."""
+def to_dict(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts and lists."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def settled(cfg: DictConfig) -> DictConfig:
-    """A copy without references among its keys: each stage reads it many times, and a reference is parsed each time."""
+def resolve(cfg: DictConfig) -> DictConfig:
+    """A copy with all interpolations resolved, because each read of one parses it again."""
     copied: DictConfig = pickle.loads(pickle.dumps(cfg))  # in a third of copy.deepcopy's time
     OmegaConf.resolve(copied)
     return copied
@@ -111,7 +111,7 @@ def settled(cfg: DictConfig) -> DictConfig:
 def configuration_key(cfg: DictConfig) -> str:
     """12 hex digits over everything that can change a run's results."""
     ignored = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "published")
-    return short_hash({key: value for key, value in plain(cfg).items() if key not in ignored})
+    return short_hash({key: value for key, value in to_dict(cfg).items() if key not in ignored})
 
 
 def policy(cfg: DictConfig) -> Any:
@@ -119,11 +119,11 @@ def policy(cfg: DictConfig) -> Any:
 
     Shared by all who ask what it is; who lets it decide makes one of his own.
     """
-    return made(cfg.trigger)
+    return instantiate_cached(cfg.trigger)
 
 
 def trigger_name(cfg: DictConfig) -> str:
-    return get_class(cfg.trigger._target_).name  # type: ignore[attr-defined]
+    return hydra.get_class(cfg.trigger._target_).name  # type: ignore[attr-defined]
 
 
 def learning(cfg: DictConfig) -> Kind | None:

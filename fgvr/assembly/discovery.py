@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from fgvr.agents import discover_prompts
 from fgvr.agents.discover import Discovered, Discoverer
-from fgvr.assembly.configuration import plain
+from fgvr.assembly.configuration import to_dict
 from fgvr.assembly.models import abilities, home, open_models, open_store
 from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset
@@ -69,7 +69,7 @@ def discovered_dataset(cfg: DictConfig, images: Unlabelled, found: Discovered) -
 
 def checked_wishes(cfg: DictConfig) -> dict:
     """The keys of `discover` that the discoverer takes; a senseless one is a ConfigError."""
-    wishes = plain(cfg)["discover"]
+    wishes = to_dict(cfg)["discover"]
     shots = wishes.pop("shots")
     for key, value, least in (("shortlist", wishes["shortlist"], 1), ("max_new_tokens", wishes["max_new_tokens"], 1), ("shots", shots, 2)):
         if not (key == "shots" and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < least):

@@ -15,7 +15,7 @@ from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.reflect import Reflector
 from fgvr.agents.rule_validation import AcceptanceCriteria, Example
 from fgvr.agents.slow import Question, Shortlist
-from fgvr.assembly.configuration import make
+from fgvr.assembly.configuration import instantiate
 from fgvr.assembly.images import look, support_of
 from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store
@@ -49,7 +49,7 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
         matcher = build_matcher(cfg, base, models)
         left_out = leave_one_out_answers(cfg, base, matcher)
         results, statistics = left_out()
-        fast: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=make(cfg.fusion))
+        fast: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=instantiate(cfg.fusion))
         if matcher is not None:
             fast = JointRetrieval(fast, matcher, lambda: statistics)
         doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, left_out, fast)(results)) if decision.escalate]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from fgvr.assembly.configuration import make
+from fgvr.assembly.configuration import instantiate
 from fgvr.assembly.models import open_store
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
@@ -17,7 +17,7 @@ from fgvr.types import Picture, Sample
 
 
 def open_dataset(cfg: DictConfig) -> Dataset:
-    return make(cfg.dataset)
+    return instantiate(cfg.dataset)
 
 
 def perceptual_hash(cfg: DictConfig) -> PerceptualHash:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import Matcher
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers, leave_one_out_fast, leave_one_out_joint
-from fgvr.assembly.configuration import made
+from fgvr.assembly.configuration import instantiate_cached
 from fgvr.assembly.images import look, open_dataset, support_of
 from fgvr.assembly.models import Models
 from fgvr.knowledge.base import KnowledgeBase
@@ -19,7 +19,7 @@ from fgvr.types import FastResult, Picture
 
 def build_matcher(cfg: DictConfig, base: KnowledgeBase, models: Models) -> Matcher | None:
     """The joint encoder over this base's descriptions; None where the fusion does not ask for it. Loads nothing."""
-    fusion: Fusion = made(cfg.fusion)
+    fusion: Fusion = instantiate_cached(cfg.fusion)
     return Matcher(models.joint, base.records, fusion=fusion) if fusion.joint else None
 
 
@@ -28,7 +28,7 @@ def leave_one_out_answers(cfg: DictConfig, base: KnowledgeBase, matcher: Matcher
     known, hashes = base.prototypes, [support.sha256 for support in base.support]
 
     def compute() -> tuple[list[FastResult], Statistics]:
-        results, statistics = leave_one_out_fast(known, hashes, fusion=made(cfg.fusion))
+        results, statistics = leave_one_out_fast(known, hashes, fusion=instantiate_cached(cfg.fusion))
         if matcher is None:
             return results, statistics
         support = support_of(base, open_dataset(cfg).split.support)

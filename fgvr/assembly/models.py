@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from omegaconf import DictConfig
 
-from fgvr.assembly.configuration import load_config, made, plain, store_limit, trigger_name
+from fgvr.assembly.configuration import instantiate_cached, load_config, store_limit, to_dict, trigger_name
 from fgvr.errors import ConfigError
 from fgvr.evaluation import protocols
 from fgvr.protocols import Cache
@@ -46,13 +46,13 @@ _settings: WeakKeyDictionary[ModelPool, tuple[Any, Any, Path]] = WeakKeyDictiona
 
 def _with_settings(cfg: DictConfig) -> ModelPool:
     """Every stage of every job asks: what the pool already knows is not worked out again (on a CPU the kernel would walk all its pages)."""
-    wanted = (plain(cfg.runtime), plain(cfg.models), home(cfg))
+    wanted = (to_dict(cfg.runtime), to_dict(cfg.models), home(cfg))
     with suppress(ConfigError):  # there is none yet
         if _settings.get(pool := pools.shared()) == wanted:
             return pool
-        pool.refuse_other_allocator(plain(cfg.runtime.allocator))  # before glibc is told
+        pool.refuse_other_allocator(to_dict(cfg.runtime.allocator))  # before glibc is told
     pool = pools.shared(lambda: _new_pool(cfg))
-    watching.adopt(pool, plain(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
+    watching.adopt(pool, to_dict(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
     for role in ROLES:
         pool.register(spec(cfg, role))
     _settings[pool] = wanted
@@ -61,9 +61,9 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
 
 def _new_pool(cfg: DictConfig) -> ModelPool:
     runtime = cfg.runtime
-    allocator.apply(kind_of(runtime.device), plain(runtime.allocator))  # before anything imports torch
+    allocator.apply(kind_of(runtime.device), to_dict(runtime.allocator))  # before anything imports torch
     device = pick_device(runtime.device)
-    on = terms(plain(runtime))
+    on = terms(to_dict(runtime))
     if device.parks_on_disk:
         device.scratch = on.scratch_folder(home(cfg))
     device.optimize = on.optimize
@@ -82,7 +82,7 @@ def _new_pool(cfg: DictConfig) -> ModelPool:
         min_residency=on.min_residency,
         pin=on.pin,
         priority=on.priority,
-        allocator=plain(runtime.allocator),
+        allocator=to_dict(runtime.allocator),
     )
 
 
@@ -110,7 +110,7 @@ def thinks(cfg: DictConfig) -> bool:
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
-    return checked_spec(made(cfg.models[role]), cfg.runtime.device)
+    return checked_spec(instantiate_cached(cfg.models[role]), cfg.runtime.device)
 
 
 def abilities(cfg: DictConfig) -> Any:

@@ -14,14 +14,14 @@ from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.online import OnlineRetrieval
 from fgvr.agents.slow import Shortlist, SlowThinking
 from fgvr.assembly.abstaining import build_abstainer
-from fgvr.assembly.configuration import learning, made, refuse_oracle
+from fgvr.assembly.configuration import instantiate_cached, learning, refuse_oracle
 from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store, thinks
 from fgvr.assembly.thinking import build_answer_fusion, build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger, check_trigger
-from fgvr.data.pictures import late_pictures, open_picture
+from fgvr.data.pictures import deferred_images, open_picture
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
 from fgvr.pipeline import Recognizer
@@ -44,7 +44,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         check_decoder(cfg)
     base = base or open_knowledge(cfg)
     models = open_models(cfg, open_store(cfg))
-    fusion: Fusion = made(cfg.fusion)
+    fusion: Fusion = instantiate_cached(cfg.fusion)
     matcher = build_matcher(cfg, base, models)
     left_out = leave_one_out_answers(cfg, base, matcher)
     exemplar = build_exemplars(cfg, base, open_dataset(cfg).split.support) if cfg.slow.exemplars else None
@@ -62,7 +62,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     whole = partial(
         Recognizer,
         look=open_picture,
-        late=partial(late_pictures, models.encoder.remembered),
+        deferred_images=partial(deferred_images, models.encoder.remembered),
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,

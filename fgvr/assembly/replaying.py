@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from fgvr.agents.calibration import Calibrator
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.slow import Shortlist
-from fgvr.assembly.configuration import checked, learning, load_config, made, make, plain, policy
+from fgvr.assembly.configuration import instantiate, instantiate_cached, learning, load_config, policy, to_dict, validate
 from fgvr.assembly.leave_one_out import leave_one_out_answers
 from fgvr.assembly.thinking import build_answer_fusion
 from fgvr.assembly.triggers import build_trigger
@@ -56,7 +56,7 @@ def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
         raise StoreError(f"no {recorded.name} beside the predictions: a replay needs the whole folder of a run ({recorded.parent})")
     run, default, merged = open_recorded(recorded), load_config("mode=replay", "predictions=-"), cfg.copy()
     for key in _OBSERVED:
-        theirs, ours, usual = (_at(plain(c), key) for c in (run, cfg, default))
+        theirs, ours, usual = (_at(to_dict(c), key) for c in (run, cfg, default))
         if theirs is None:  # a run from before there was such a key
             continue
         if _placeless(ours) not in (_placeless(theirs), _placeless(usual)):
@@ -64,7 +64,7 @@ def replayed_config(cfg: DictConfig, recorded: Path) -> DictConfig:
                 f"{key} is another one in the recorded run ({recorded}), and a replay cannot change it: leave it out, or run again"
             )
         OmegaConf.update(merged, key, theirs, merge=False, force_add=True)
-    return checked(merged)
+    return validate(merged)
 
 
 def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay:
@@ -79,9 +79,9 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         raise ConfigError("trigger.abstain is promised on calibration images, which a record does not hold: use mode=evaluate")
     if learning(cfg):
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
-    fusion: Fusion = made(cfg.fusion)
+    fusion: Fusion = instantiate_cached(cfg.fusion)
     run = open_recorded(recorded)
-    before: Fusion = make(run.fusion)
+    before: Fusion = instantiate(run.fusion)
     if fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
     changed = fusion != before or cfg.slow.candidates != run.slow.candidates

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers
 from fgvr.agents.trigger import Always
-from fgvr.assembly.configuration import make, policy
+from fgvr.assembly.configuration import instantiate, policy
 from fgvr.assembly.images import look, open_dataset, perceptual_hash
 from fgvr.data.leaks import without_near_copies
 from fgvr.errors import ConfigError
@@ -21,7 +21,7 @@ from fgvr.types import Sample
 
 def build_trigger(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAnswers, fast: FastThinker) -> Trigger:
     """The configured policy, ready to decide; `left_out` are System 1's leave-one-out answers on the support images."""
-    chosen = make(cfg.trigger)
+    chosen = instantiate(cfg.trigger)
     if isinstance(chosen, Oracle):
         return Always()  # the oracle speaks afterwards, in the evaluation
     if not isinstance(chosen, Calibrator):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fgvr.errors import ImageError
 from fgvr.types import Picture, Sample
-from fgvr.utils.images import MAX_PIXELS, content_sha256, header_size, read_image
+from fgvr.utils.images import MAX_PIXELS, read_image, reduced_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +23,7 @@ def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX
     return Picture(*read_image(source, max_pixels=max_pixels))
 
 
-class LatePicture(Picture):
+class DeferredImage(Picture):
     """A file of known content, read and decoded whenever somebody looks, which is seldom; a thousand of them take no memory.
 
     Looking raises ImageError where the content is another one.
@@ -45,20 +45,13 @@ class LatePicture(Picture):
         return decoded
 
 
-def late_pictures(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
+def deferred_images(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
     """Of each sample a Picture that is not opened, or None where it has to be. `remembered`: which of some content hashes need no look,
     because the answers are in a store; with all of them there, a run opens no file."""
-    contents = [_content(sample) for sample in samples]
-    known = remembered([content for content in contents if content])
+    hashes = [(reduced_sha256(s.sha256), s.sha256) if s.sha256 and isinstance(s.image, Path) else () for s in samples]
+    known = remembered([content for pair in hashes for content in pair])
+    contents = [next((content for content in pair if content in known), None) for pair in hashes]
     return [
-        LatePicture(s.image, s.sha256, content) if isinstance(s.image, Path) and content in known else None
+        DeferredImage(s.image, s.sha256, content) if content and isinstance(s.image, Path) else None
         for s, content in zip(samples, contents, strict=True)
     ]
-
-
-def _content(sample: Sample) -> str:
-    """Its content hash, "" where only opening it would tell."""
-    if not (sample.sha256 and isinstance(sample.image, Path)):
-        return ""
-    size = header_size(sample.image)
-    return content_sha256(sample.sha256, size) if size else ""

@@ -79,7 +79,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 def run(cfg: DictConfig) -> Any:
     """What the command line calls: check, do, show."""
     own_terminal()
-    cfg = assembly.checked(cfg)
+    cfg = assembly.validate(cfg)
     setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet)
     result = MODES[cfg.mode](cfg)
     show(result, cfg)

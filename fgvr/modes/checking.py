@@ -52,7 +52,7 @@ def doctor(cfg: DictConfig) -> Checkup:
     """What is well on this machine with this configuration, and the cure for what is not. Loads no model."""
     pool = assembly.shared_pool(cfg)
     specs, optional = ([assembly.spec(cfg, role) for role in roles] for roles in (planning.used(cfg), planning.optional_roles(cfg)))
-    on = terms(assembly.plain(cfg.runtime))
+    on = terms(assembly.to_dict(cfg.runtime))
     sized = health.models(pool, specs, optional, reserve=on.reserve, max_models=on.max_models)
     found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *_decoder(cfg)]
     hashes = assembly.perceptual_hash(cfg) if health.writable(assembly.home(cfg)) else None

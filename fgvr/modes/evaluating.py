@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_evaluated) -> Report:
     """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
-    cfg = assembly.settled(cfg)
+    cfg = assembly.resolve(cfg)
     with run_folder(cfg) as folder:
         dataset = assembly.open_dataset(cfg)
         inputs = inputs_of(cfg, dataset)
@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
             return reports.load(folder)
         if build is assembly.build_evaluated:
             assembly.check_trigger(cfg)
-        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.plain(cfg))
+        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.to_dict(cfg))
         with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
             with recorded_memory(cfg, folder):
                 base = assembly.open_knowledge(cfg, dataset)
@@ -175,7 +175,7 @@ def _report(
         peak_device_bytes=pool.peak_bytes,
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
-        config=assembly.plain(cfg),
+        config=assembly.to_dict(cfg),
         pictures={sample.key: sample.image for sample in dataset.split.test},
         known=_known(dataset.split.support),
         provenance={

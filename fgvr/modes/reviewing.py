@@ -43,7 +43,7 @@ def replay(cfg: DictConfig) -> Report:
             notes=(*_leaked(file.parent), f"replay of {file}", replays.COSTS, *([merged.models.notice] if merged.models.notice else [])),
             model_loads={"mllm": 0, "encoder": 0, "joint": 0},
             path=folder,
-            config=assembly.plain(merged),
+            config=assembly.to_dict(merged),
             measure=tuple(merged.evaluation.protocols),
         )
         reports.write(report, folder)
@@ -92,7 +92,7 @@ def _rescore(cfg: DictConfig, file: Path) -> Report:
             notes=(f"imported from {source} ({kind})", *claim, *notes),
             model_loads={"mllm": 0, "encoder": 0, "joint": 0},
             path=folder,
-            config=assembly.plain(cfg),
+            config=assembly.to_dict(cfg),
             measure=tuple(cfg.evaluation.protocols),
         )
         reports.write(report, folder)

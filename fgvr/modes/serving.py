@@ -29,11 +29,11 @@ def serve(cfg: DictConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch comes in: idle OpenMP threads else spin on what the loop needs
     environment = Environment.read()
     cfg = with_environment(cfg, environment.overrides)
-    settings, tokens = Settings.of(assembly.plain(cfg)["server"]), Tokens.of(environment)
+    settings, tokens = Settings.of(assembly.to_dict(cfg)["server"]), Tokens.of(environment)
     pool = assembly.shared_pool(cfg)
     specs = {role: assembly.spec(cfg, role) for role in ROLES}
     server = make_app(pool, specs, settings, tokens, build_recognizer=lambda: assembly.build_recognizer(cfg), to_row=to_row)
-    server.app.state.bundle = {key: value for key, value in assembly.plain(cfg)["models"].items() if key not in specs}
+    server.app.state.bundle = {key: value for key, value in assembly.to_dict(cfg)["models"].items() if key not in specs}
     try:
         server.app.state.classifier.begin(told=tell)
         run(server, settings, tokens, assembly.home(cfg))
@@ -64,4 +64,4 @@ def with_environment(cfg: DictConfig, overrides: dict[str, object]) -> DictConfi
         if OmegaConf.select(cfg, key) == OmegaConf.select(default, key):
             OmegaConf.update(changed, key, value, merge=False)
             log.info("%s=%s from the environment", key, value)
-    return assembly.checked(changed)
+    return assembly.validate(changed)

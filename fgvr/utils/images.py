@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import io
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,16 +74,12 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
 def content_sha256(sha256: str, size: tuple[int, int]) -> str:
     """Of what models see of a file with this hash and this size: another hash where it is reduced or padded."""
     changed = size[0] * size[1] > REDUCE_ABOVE or max(size) > MAX_ASPECT * min(size)
-    return sha256_bytes(f"{sha256} reduced v1".encode()) if changed else sha256
+    return reduced_sha256(sha256) if changed else sha256
 
 
-def header_size(path: Path) -> tuple[int, int] | None:
-    """Width and height by the file's first bytes; None where they do not tell."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return image.size
-    except Exception:  # Pillow's plugins raise nearly anything on damaged headers
-        return None
+def reduced_sha256(sha256: str) -> str:
+    """Content hash of a picture that was reduced or padded on reading; `sha256`: of its file."""
+    return sha256_bytes(f"{sha256} reduced v1".encode())
 
 
 def pixels_sha256(image: Image.Image) -> str:

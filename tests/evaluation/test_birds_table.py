@@ -161,7 +161,7 @@ def fake_fgvr(table, of_a_world, world, tmp_path: Path, monkeypatch: pytest.Monk
 
     def build_recognizer(cfg, base=None):
         broken = "dataset.split_seed=3" in cfg.words  # one draw in four answers everything fast
-        return SimpleNamespace(glance=lambda batch: [(p.fast, replace(p.decision, escalate=not broken)) for p in batch])
+        return SimpleNamespace(fast_only=lambda batch: [(p.fast, replace(p.decision, escalate=not broken)) for p in batch])
 
     test = of_a_world.TestImages((tuple(world["calibrated"]),), tuple(str(p.label) for p in world["calibrated"]))
     monkeypatch.setattr(of_a_world, "open_dataset", lambda cfg: SimpleNamespace(split=SimpleNamespace(test=())))

@@ -16,7 +16,7 @@ from fgvr.runtime.terms import terms
 
 from .conftest import MIB
 
-DEFAULT = assembly.plain(fgvr.load_config())["runtime"]
+DEFAULT = assembly.to_dict(fgvr.load_config())["runtime"]
 
 
 def test_the_shipped_defaults_are_the_plain_pool() -> None:

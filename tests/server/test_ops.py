@@ -61,10 +61,10 @@ def test_scripts_are_shell(tmp_path: Path) -> None:
 
 
 def test_the_environment_sets_what_the_command_line_leaves() -> None:
-    from fgvr.assembly import load_config, plain
+    from fgvr.assembly import load_config, to_dict
     from fgvr.modes.serving import with_environment
 
     overrides = {"server.port": 9000, "runtime.budget": "1073741824", "server.max_body": "1MiB"}
     found = with_environment(load_config("mode=serve", "server.port=9001"), overrides)
     assert (found.server.port, found.runtime.budget, found.server.max_body) == (9001, "1073741824", "1MiB")
-    assert Settings.of(plain(found)["server"]).max_body == 1 << 20
+    assert Settings.of(to_dict(found)["server"]).max_body == 1 << 20
