@@ -146,9 +146,20 @@ def answer(error: Exception, overrides: Sequence[str]) -> int:
         if isinstance(cause, _SURROUNDINGS) or (isinstance(cause, OSError) and cause.errno in _FULL):
             return tell(f"error: {cause.filename or 'a file'}: {cause.strerror or cause}", 3)
     if is_configuration(error):
+        from omegaconf.errors import MissingMandatoryValue
+
+        if isinstance(error, MissingMandatoryValue):
+            return tell(f"error: {needed(str(error.full_key))}", 2)
         return tell(f"error: {explain(error, overrides)}", 2)
     traceback.print_exception(error)
     return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
+
+
+def needed(key: str) -> str:
+    """What to write for a key that has no default."""
+    from fgvr.keys import NEEDED
+
+    return f"{key} is needed here: {NEEDED[key]}" if key in NEEDED else f"{key} is needed here: write {key}=VALUE"
 
 
 def is_configuration(error: Exception) -> bool:

@@ -130,6 +130,27 @@ def anything(value: Any) -> str:
     return ""
 
 
+NEEDED = {
+    "image": "an image or a folder of images, such as image='my bird.jpg'",
+    "images": "a folder of unlabelled images, such as images=photos",
+    "predictions": "a run's folder or the predictions.jsonl in it, such as predictions=fgvr_home/runs/evaluate/1a2b3c4d5e6f",
+    "runs": "the folders of two runs, such as runs=[fgvr_home/runs/evaluate/1a2b3c4d5e6f,fgvr_home/runs/evaluate/6f5e4d3c2b1a], "
+    "or the folder of one sweep, such as runs=fgvr_home/sweeps/1a2b3c4d5e6f",
+    "dataset.root": "the folder that holds the images, such as dataset.root=photos",
+}
+"""Keys without a default, and what their value is."""
+
+
+def needed(key: str) -> Rule:
+    return lambda value: text()(value) and f"must be {NEEDED[key]}"
+
+
+def runs(value: Any) -> str:
+    """One folder, or a list of them."""
+    named = value if isinstance(value, list) else [value]
+    return "" if named and not any(map(text(), named)) else f"must be {NEEDED['runs']}"
+
+
 SWITCH = choice(True, False)
 SHARE = number(0, 1)
 SECONDS = number(0)
@@ -152,10 +173,10 @@ RULES: dict[str, Rule] = {
     "logging.json": SWITCH,
     "logging.tracker": choice(None, "tensorboard", "wandb", "mlflow", "trackio"),
     # what a mode is asked about
-    "image": text(),
-    "images": text(),
-    "predictions": text(),
-    "runs": anything,
+    "image": needed("image"),
+    "images": needed("images"),
+    "predictions": needed("predictions"),
+    "runs": runs,
     "action": text(),
     "limit": anything,
     "baselines.which": anything,
@@ -172,7 +193,7 @@ RULES: dict[str, Rule] = {
     "discover.shots": whole(2, also=NULL),
     "discover.max_new_tokens": COUNT,
     # images
-    "dataset.root": text(),
+    "dataset.root": needed("dataset.root"),
     "dataset.name": text(),
     "dataset.shots": whole(1),
     "dataset.tail_shots": whole(1, also=NULL),

@@ -169,10 +169,7 @@ def _quoted(value: str) -> str:
 def explain(error: BaseException, words: Sequence[str], tree: Path | None = None) -> str:
     """What is wrong and what would be right, from an exception of Hydra's or OmegaConf's."""
     from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import MissingMandatoryValue
 
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}=VALUE is needed here"
     before, asked, told = str(error).partition(" raised while resolving interpolation: ")
     if asked and before.endswith("Error"):  # what a resolver of ours says needs no frame around it
         return told.splitlines()[0]

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.data.pictures import LatePicture
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
@@ -52,7 +52,7 @@ class Recognizer:
         fast: FastThinker,
         trigger: Trigger,
         slow: SlowThinker,
-        arbitrate: LogLinearPool,
+        answer_fusion: LogLinearFusion,
         names: Mapping[str, str],
         notes: Callable[[], Sequence[str]] = tuple,
         learn: Callable[[Sequence[Prediction]], None] | None = None,
@@ -72,7 +72,7 @@ class Recognizer:
         self._fast = fast
         self._trigger = trigger
         self._slow = slow
-        self.arbitrate = arbitrate
+        self.answer_fusion = answer_fusion
         self.names = names
         self._notes = notes
         self._learn = learn
@@ -210,7 +210,7 @@ class Recognizer:
         ]
 
     def _settle(self, sample: Sample, fast: FastResult, decision: Decision, slow: SlowResult | None, cost: Cost) -> Prediction:
-        category, confidence, by = settle(fast, decision, slow, self.arbitrate)
+        category, confidence, by = settle(fast, decision, slow, self.answer_fusion)
         return Prediction(
             image=sample.key,
             sha256=fast.sha256,
@@ -228,19 +228,19 @@ class Recognizer:
 
 
 def settle(
-    fast: FastResult, decision: Decision, slow: SlowResult | None, arbitrate: LogLinearPool
+    fast: FastResult, decision: Decision, slow: SlowResult | None, answer_fusion: LogLinearFusion
 ) -> tuple[str, float, Literal["fast", "slow"]]:
     """(class id, confidence, who answered). An unreadable slow answer leaves System 1's, marked as fast and counted as unreadable."""
     if decision.escalate and slow is not None and slow.category is not None:
-        category, confidence = arbitrate(fast, slow)
+        category, confidence = answer_fusion(fast, slow)
         return category, confidence, "slow"
     return fast.top.category, fast.top.probability, "fast"
 
 
-def redecide(prediction: Prediction, trigger: Trigger, arbitrate: LogLinearPool, names: Mapping[str, str]) -> Prediction:
+def redecide(prediction: Prediction, trigger: Trigger, answer_fusion: LogLinearFusion, names: Mapping[str, str]) -> Prediction:
     """The same evidence under another trigger: no model is asked."""
     (decision,) = trigger([prediction.fast])
-    category, confidence, by = settle(prediction.fast, decision, prediction.slow, arbitrate)
+    category, confidence, by = settle(prediction.fast, decision, prediction.slow, answer_fusion)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
 
 

@@ -106,7 +106,7 @@ class TestImages:
 def promise(test: TestImages, world: Sequence[str], draws: int = DRAWS) -> dict[str, float]:
     """Support and calibration images drawn anew each time: how often more than epsilon of the test images are fast and wrong.
 
-    The test images stand for the true risk. The base needs no rehearsal: the pooling weight plays no part in what is answered fast.
+    The test images stand for the true risk. The base needs no answers of System 2: they decide nothing that is answered fast.
     """
     words = ("trigger=calibrated", f"trigger.target=risk:{EPSILON}@{DELTA}", "knowledge.rehearse=false", "slow.weight=0.5")
     broken, coverage = [], []

@@ -19,7 +19,7 @@ from birds_table import _range
 
 import fgvr
 from fgvr.assembly import open_dataset
-from fgvr.evaluation import promised
+from fgvr.evaluation import risk_simulation as simulation
 
 EPSILONS, FORMS, PER_SPECIES = (0.05, 0.1, 0.2), ("joint", "selective"), (4, 10)
 
@@ -28,27 +28,27 @@ def simulated() -> list[str]:
     """One line per rule: violations of 2,000, against the limit that a kept promise respects."""
 
     def line(what: str, broken: int, verdict: str) -> str:
-        return f"{what:<58} {broken:>5} of {promised.DRAWS}  {verdict}"
+        return f"{what:<58} {broken:>5} of {simulation.DRAWS}  {verdict}"
 
     lines = []
     for n in (160, 400):
         for epsilon in EPSILONS:
-            for form, count in (("joint", promised.kept_joint), ("selective", promised.kept_selective)):
+            for form, count in (("joint", simulation.kept_joint), ("selective", simulation.kept_selective)):
                 broken = count(n, epsilon)
-                verdict = "kept" if broken <= promised.MOST_VIOLATIONS else "BROKEN"
-                lines.append(line(f"{form}, n {n}, epsilon {epsilon}", broken, f"{verdict} (at most {promised.MOST_VIOLATIONS})"))
+                verdict = "kept" if broken <= simulation.MOST_VIOLATIONS else "BROKEN"
+                lines.append(line(f"{form}, n {n}, epsilon {epsilon}", broken, f"{verdict} (at most {simulation.MOST_VIOLATIONS})"))
     controls = {
-        "control: plug-in threshold, n 160, epsilon .1": promised.plug_in(160, 0.1),
-        "control: history with the image's own outcome, epsilon .1": promised.own_history(0.1),
-        "control: near-copies under leave-one-out, epsilon .1": promised.left_out(0.1, copies=True),
+        "control: plug-in threshold, n 160, epsilon .1": simulation.plug_in(160, 0.1),
+        "control: history with the image's own outcome, epsilon .1": simulation.own_history(0.1),
+        "control: near-copies under leave-one-out, epsilon .1": simulation.left_out(0.1, copies=True),
     }
     for what, broken in controls.items():
-        lines.append(line(what, broken, "fails, as it must" if broken > promised.MOST_VIOLATIONS else "KEPT: the control is no control"))
-    fair = promised.own_history(0.1, own=False)
-    lines.append(line("the same history, judged on other images", fair, "kept" if fair <= promised.MOST_VIOLATIONS else "BROKEN"))
-    left_out = promised.left_out(0.1)
+        lines.append(line(what, broken, "fails, as it must" if broken > simulation.MOST_VIOLATIONS else "KEPT: the control is no control"))
+    fair = simulation.own_history(0.1, own=False)
+    lines.append(line("the same history, judged on other images", fair, "kept" if fair <= simulation.MOST_VIOLATIONS else "BROKEN"))
+    left_out = simulation.left_out(0.1)
     lines.append(
-        line("leave-one-out on the support, epsilon .1", left_out, f"{left_out / promised.DRAWS:.1%}, an estimate: printed, not gated")
+        line("leave-one-out on the support, epsilon .1", left_out, f"{left_out / simulation.DRAWS:.1%}, an estimate: printed, not gated")
     )
     return lines
 
@@ -62,7 +62,7 @@ def on_world(seed: int, fresh: int, overrides: Sequence[str]) -> dict[tuple[str,
         test = TestImages.of(open_dataset(fgvr.load_config(*world)).split.test)
         for form in FORMS:
             for epsilon in EPSILONS:
-                target = ("trigger=calibrated", f"trigger.target=risk:{epsilon}@{promised.DELTA}", f"trigger.form={form}")
+                target = ("trigger=calibrated", f"trigger.target=risk:{epsilon}@{simulation.DELTA}", f"trigger.form={form}")
                 recognizer = fgvr.build_recognizer(fgvr.load_config(*world, *target))
                 _, fast, right = test.glance(recognizer)
                 share = float(np.mean(fast))

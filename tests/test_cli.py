@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 import fgvr
 from fgvr import cli, overrides
 from fgvr.errors import ConfigError, DatasetError
+from fgvr.keys import NEEDED
+from fgvr.utils.paths import config_dir
 
 Answer = tuple[int, str, list[Any]]
 Ask = Callable[..., Answer]
@@ -177,12 +180,76 @@ def test_every_kind_of_end_has_its_exit_code(ask: Ask, error: BaseException, cod
     assert str(error) in told
 
 
-def test_a_value_that_is_missing_is_asked_for(ask: Ask) -> None:
-    from omegaconf import MissingMandatoryValue, OmegaConf
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["mode=classify"], "image is needed here: an image or a folder of images, such as image='my bird.jpg'"),
+        (["mode=discover"], "images is needed here: a folder of unlabelled images, such as images=photos"),
+        (["mode=replay"], "predictions is needed here: a run's folder or the predictions.jsonl in it, such as predictions="),
+        (["mode=compare"], "runs is needed here: the folders of two runs, such as runs=["),
+        (["mode=evaluate", "dataset=folder"], "dataset.root is needed here: the folder that holds the images, such as dataset.root=photos"),
+    ],
+)
+def test_a_value_that_is_missing_is_asked_for_by_what_it_is(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert says in capsys.readouterr().err
 
-    try:
-        _ = OmegaConf.create({"image": "???"}).image
-    except MissingMandatoryValue as error:
-        code, told, _ = ask("mode=classify", raises=error)
-    assert code == 2
-    assert "image=VALUE is needed" in told
+
+def test_every_key_without_a_default_says_what_it_is() -> None:
+    found = set()
+    for file in config_dir().rglob("*.yaml"):
+        group = file.parent.relative_to(config_dir()).as_posix()
+        for key in re.findall(r"(?m)^([a-z_]+): \?\?\?", file.read_text(encoding="utf-8")):
+            found.add(key if group == "mode" else f"{group}.{key}")
+    assert found == set(NEEDED)
+    for key, what in NEEDED.items():
+        assert f"such as {key}=" in what
+
+
+@pytest.mark.parametrize("value", ["", "null", "3"])
+@pytest.mark.parametrize(
+    "words", [["mode=classify", "image"], ["mode=discover", "images"], ["mode=replay", "predictions"], ["mode=compare", "runs"]]
+)
+def test_a_value_that_names_nothing_is_refused_with_an_example(words: list[str], value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main([words[0], f"{words[1]}={value}"])
+    told = capsys.readouterr().err
+    if value == "3":  # a path like any other
+        assert code == 3 and "3 does not exist" in told.replace("3 is no folder", "3 does not exist")
+    else:
+        assert code == 2 and f"such as {words[1]}=" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["mode=compare", "runs={file}"], "is a file, and no report.json lies beside it; give the folder of a run"),
+        (["mode=compare", "runs=[{file},{folder}]"], "is a file, and no report.json lies beside it"),
+        (["mode=compare", "runs=[{folder}/gone,{folder}]"], "gone does not exist; give the folders of two runs, or of one sweep"),
+        (["mode=compare", "runs={folder}/gone"], "gone does not exist; give the folders"),
+        (["mode=compare", "runs={folder}"], "is no sweep with finished jobs; give two runs"),
+        (["mode=compare", "runs=[{one},{folder}]"], "holds no finished evaluation"),
+        (["mode=compare", "runs={one}"], "is one run; give the one to compare it with as well: runs=["),
+        (["mode=compare", "runs={one}/report.json"], "is one run; give the one to compare it with"),
+        (["mode=discover", "images={file}"], "is no folder; images= takes a folder"),
+        (["mode=replay", "predictions={folder}"], "holds no predictions.jsonl; predictions= takes a run's folder"),
+        (["mode=replay", "predictions={folder}/gone"], "gone does not exist; predictions= takes a run's folder"),
+        (["mode=evaluate", "dataset=folder", "dataset.root={file}"], "is a file; dataset.root must be the folder"),
+        (["mode=evaluate", "knowledge.path={file}"], "is a file; knowledge.path takes the folder of a knowledge base"),
+        (["mode=evaluate", "models.mllm.source={file}"], "is a file; models.mllm.source takes the folder of a model"),
+        (["mode=evaluate", "models.encoder.source={file}"], "is a file; models.encoder.source takes the folder of a model"),
+    ],
+)
+def test_a_file_for_a_folder_and_the_reverse_are_named_with_the_cure(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.txt").write_text("nothing")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "report.json").write_text('{"classes": {}}')
+    (tmp_path / "one" / "predictions.jsonl").touch()
+    places = {"file": tmp_path / "file.txt", "folder": tmp_path / "folder", "one": tmp_path / "one"}
+    world = ("dataset.genera=[2,2]", "dataset.test_per_class=3", "dataset.shots=2") if "dataset=folder" not in words else ()
+    code = cli.main([word.format(**places) for word in words] + (list(world) if words[0] == "mode=evaluate" else []))
+    told = capsys.readouterr().err
+    assert code in (2, 3) and says in told, told
+    assert "Traceback" not in told

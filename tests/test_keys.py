@@ -119,7 +119,7 @@ def test_runs_with_odd_names_are_compared(tmp_path: Path, capsys) -> None:
 
 def test_an_empty_path_is_not_the_folder_one_is_in(capsys) -> None:
     assert main(["mode=classify", "models=fake", "image="]) == 2
-    assert "image=: must be text" in capsys.readouterr().err
+    assert "image=: must be an image or a folder of images" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_no_bug(tmp_path: Path, capsys) -> None:

@@ -68,7 +68,7 @@ def test_a_base_is_built_once_and_found_again():
     assert "6 classes" in repr(base)
 
 
-def test_building_costs_one_forward_per_image_and_three_descriptions_and_one_rehearsal_each():
+def test_building_costs_one_forward_per_image_and_three_descriptions_and_one_leave_one_out_answer_each():
     fgvr.build_knowledge_base(load())
     work = fgvr.shared_pool().counters.snapshot()
     assert work.encoder_forwards == 24

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.agents.trigger import Never
 from fgvr.data.pictures import LatePicture
 from fgvr.errors import ImageError
@@ -56,7 +56,7 @@ def recognizer(opened: Opened, *, of: int = 0) -> Recognizer:
         fast=fast,
         trigger=Never(),
         slow=lambda *_: [],
-        arbitrate=LogLinearPool(weight=0.5),
+        answer_fusion=LogLinearFusion(weight=0.5),
         names={"a": "A"},
         learn=learn,
         batch_size=SIZE,

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fgvr.agents import promises
-from fgvr.agents.promises import Form, Promise
+from fgvr.agents import risk_control
+from fgvr.agents.risk_control import Form, Promise
 from fgvr.types import Abstention, Prediction
 
 
@@ -51,7 +51,7 @@ def fit_abstention(answers: Sequence[Prediction], *, epsilon: float, delta: floa
     """
     scores, right = np.array([certainty(p) for p in answers], float), np.array([bool(p.correct) for p in answers])
     if form == "joint":
-        promise = promises.joint(scores, right, epsilon, delta)
+        promise = risk_control.joint(scores, right, epsilon, delta)
     else:
-        promise = promises.selective(scores, right, epsilon, delta, promises.ladder(expected, len(scores), epsilon, delta))
+        promise = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(expected, len(scores), epsilon, delta))
     return replace(promise, final=True)

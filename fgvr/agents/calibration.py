@@ -1,8 +1,8 @@
 """The calibrated trigger: how likely is System 1 right, learned from leave-one-out retrieval on the support images.
 
 The published rule's three ingredients (confidence, class history, ambiguity) enter a logistic model; its threshold is chosen for a
-target. A slow rate or a precision is an estimate from out-of-fold support images, and reported as one; a risk is a promise (promises.py),
-made on calibration images that nothing has learned from.
+target. A slow rate or a precision is an estimate from out-of-fold support images, and is reported as one. A risk is controlled
+(risk_control.py) on calibration images that nothing has learned from.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from fgvr.agents import promises
-from fgvr.agents.promises import NOTHING, Promise
+from fgvr.agents import risk_control
+from fgvr.agents.risk_control import NOTHING, Promise
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.types import Decision, FastResult, History
@@ -98,9 +98,9 @@ class Calibrator:
                 f"trigger.target={target!r} and trigger.abstain={abstain!r} would learn from the same calibration images, and neither "
                 "promise would hold: write trigger.target=slow_rate:0.6"
             )
-        if form not in promises.FORMS:
-            raise ConfigError(f"trigger.form={form!r}: write {' or '.join(promises.FORMS)}")
-        self.form: promises.Form = form
+        if form not in risk_control.FORMS:
+            raise ConfigError(f"trigger.form={form!r}: write {' or '.join(risk_control.FORMS)}")
+        self.form: risk_control.Form = form
 
     def fit(self, support: Evidence, groups: Sequence[int], calibration: Evidence | None = None) -> Calibrated:
         """Learn from leave-one-out results.
@@ -128,9 +128,9 @@ class Calibrator:
         else:
             scores, right = model.probability(features(calibration.results)), np.asarray(calibration.right, bool)
         if self.form == "joint":
-            promise = promises.joint(scores, right, epsilon, delta)
+            promise = risk_control.joint(scores, right, epsilon, delta)
         else:
-            promise = promises.selective(scores, right, epsilon, delta, promises.ladder(left_out(), len(scores), epsilon, delta))
+            promise = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(left_out(), len(scores), epsilon, delta))
         return replace(promise, proven=calibration is not None)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fgvr.agents import discover_prompts as ask
 from fgvr.agents import prompts
-from fgvr.agents.hypotheses import Kept, fewest, fill, price_of_a_name
+from fgvr.agents.mixture_selection import Selection, complexity_penalty, fill, select_mixture
 from fgvr.errors import FgvrError, UnreadableReply
 from fgvr.knowledge.build import batches
 from fgvr.protocols import MLLM, Encoder
@@ -175,8 +175,8 @@ class Discoverer:
         if not merged.words:
             raise UnreadableReply(f"not one of {len(album)} pictures was given a name that can be read; the store has the replies")
         nats = self._judge(album, superclass, attributes, merged)
-        price = self._price if self._price is not None else price_of_a_name(len(merged.words), len(album))
-        kept = fewest(fill(nats), np.array([len(voters) for voters in merged.voters], float), price)
+        price = self._price if self._price is not None else complexity_penalty(len(merged.words), len(album))
+        kept = select_mixture(fill(nats), np.array([len(voters) for voters in merged.voters], float), price)
         return {"kinds": self._kinds(superclass, descriptions, merged, kept), "guesses": len(merged.words), "price": price}
 
     # --- the parts of postprocess -----------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Discoverer:
                 nats[number, some] = judged.log_likelihoods
         return nats
 
-    def _kinds(self, superclass: str, descriptions: Sequence[str], guesses: _Guesses, kept: Kept) -> list[dict[str, Any]]:
+    def _kinds(self, superclass: str, descriptions: Sequence[str], guesses: _Guesses, kept: Selection) -> list[dict[str, Any]]:
         """As plain values, the largest kind first."""
         words = [guesses.words[i] for i in kept.indices]
         named = ask.short_names(superclass, words) if self._target == "description" else words

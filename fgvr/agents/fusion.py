@@ -64,7 +64,7 @@ def fuse(
     return _ranked(hashes, similarities, (image, text), (image_ranks, text_ranks), ids, histories, fusion=fusion, tau=tau)
 
 
-def refuse(
+def fuse_recorded(
     results: Sequence[FastResult], ids: Sequence[str], histories: Sequence[History], *, fusion: Fusion, recorded: Fusion, temperature: float
 ) -> list[FastResult]:
     """The same evidence under other knobs, to the same bits as if the images were looked at again.

@@ -7,7 +7,6 @@ A class without words keeps System 1's own share, and the matcher divides the ot
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -86,7 +85,7 @@ def rescore(result: FastResult, matches: Mapping[str, float], *, fusion: Fusion)
 
 
 class JointRetrieval:
-    """A `FastThinker`: retrieval, then the matcher. Histories are those of this System 1, rehearsed when first needed."""
+    """A `FastThinker`: retrieval, then the matcher. `statistics` are leave-one-out counts of this System 1, computed on first use."""
 
     def __init__(self, retrieval: FastThinker, matcher: Matcher, statistics: Callable[[], Statistics]) -> None:
         self._retrieval, self._matcher, self._statistics = retrieval, matcher, statistics
@@ -96,45 +95,6 @@ class JointRetrieval:
         histories = dict(zip(statistics.ids, statistics.histories(), strict=True))
         results = self._matcher(pictures, self._retrieval(pictures))
         return [replace(result, history=histories[result.top.category]) for result in results]
-
-
-class Rehearsed:
-    """Leave-one-out results on the support images and the statistics they give; made once, when first asked for."""
-
-    def __init__(self, make: Callable[[], tuple[list[FastResult], Statistics]]) -> None:
-        self._make = make
-        self._lock = threading.Lock()
-        self._made: tuple[list[FastResult], Statistics] | None = None
-
-    def __call__(self) -> tuple[list[FastResult], Statistics]:
-        with self._lock:
-            if self._made is None:
-                self._made = self._make()
-            return self._made
-
-
-def rehearse_joint(
-    results: Sequence[FastResult],
-    ids: Sequence[str],
-    owners: Sequence[int],
-    folds: Sequence[int],
-    pictures: Callable[[Sequence[int]], list[Picture]],
-    matcher: Matcher,
-    *,
-    batch_size: int,
-    families: np.ndarray | None = None,
-) -> tuple[list[FastResult], Statistics]:
-    """Leave-one-out results of retrieval -> those with the matcher; a result's history counts neither the image itself nor its copies."""
-    matched: list[FastResult] = []
-    for start in range(0, len(results), batch_size):
-        batch = range(start, min(start + batch_size, len(results)))
-        own = [(ids[owners[i]], int(folds[i])) for i in batch]
-        matched += matcher(pictures(batch), [results[i] for i in batch], own)
-    place = {category: i for i, category in enumerate(ids)}
-    truth, predicted = np.asarray(owners, np.int64), np.array([place[result.top.category] for result in matched], np.int64)
-    statistics = Statistics.count(tuple(ids), truth, predicted)
-    histories = statistics.left_out(truth, predicted, families)
-    return [replace(result, history=history) for result, history in zip(matched, histories, strict=True)], statistics
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:

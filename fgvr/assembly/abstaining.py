@@ -8,11 +8,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fgvr.agents.abstain import Abstainer, fit_abstention
-from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.agents.calibration import Calibrator
-from fgvr.agents.joint import Rehearsed
-from fgvr.agents.promises import Promise
-from fgvr.agents.rehearse import pooling_cases
+from fgvr.agents.leave_one_out import LeaveOneOutAnswers, fusion_cases
+from fgvr.agents.risk_control import Promise
 from fgvr.assembly.configuration import learning, policy
 from fgvr.assembly.triggers import calibration_samples
 from fgvr.errors import ConfigError
@@ -24,9 +23,9 @@ from fgvr.types import Prediction, Sample, SlowResult
 def build_abstainer(
     cfg: DictConfig,
     base: KnowledgeBase,
-    rehearsed: Rehearsed,
+    left_out: LeaveOneOutAnswers,
     trigger: Trigger,
-    pool: LogLinearPool,
+    fusion: LogLinearFusion,
     recognise: Callable[[Sequence[Sample]], list[Prediction]],
 ) -> Abstainer | None:
     """What withholds uncertain answers; None where `trigger.abstain` does not ask for it. Asks no model before the first answer.
@@ -45,9 +44,9 @@ def build_abstainer(
         if not samples:
             raise ConfigError("trigger.abstain is promised on images set aside, and this dataset has none: write dataset.calibration=4")
         # Before their labels are seen: how certain this recognizer is of the support images, left out.
-        cases = pooling_cases(rehearsed()[0], base.prototypes, base.rehearsal)
+        cases = fusion_cases(left_out()[0], base.prototypes, base.slow_scores)
         decisions = trigger([fast for fast, _, _ in cases])
-        sure = [pool(f, SlowResult(None, s))[1] if d.escalate else d.score for (f, s, _), d in zip(cases, decisions, strict=True)]
+        sure = [fusion(f, SlowResult(None, s))[1] if d.escalate else d.score for (f, s, _), d in zip(cases, decisions, strict=True)]
         expected = np.array(sure) if sure else np.linspace(0, 1, 101)
         return fit_abstention(recognise(samples), epsilon=target.value, delta=target.delta, form=form, expected=expected)
 

@@ -8,7 +8,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fgvr.agents import baselines, prompts
-from fgvr.agents.arbitrate import LogLinearPool
+from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.agents.trigger import Never
 from fgvr.assembly.configuration import plain
 from fgvr.assembly.models import open_models, open_store
@@ -88,7 +88,7 @@ def baseline_recognizer(name: str) -> Callable[[DictConfig, KnowledgeBase], Reco
             fast=baselines.Ranking(encoder, base.prototypes.ids, _rule(name, cfg, base, encoder)),
             trigger=Never(),
             slow=_nobody,
-            arbitrate=LogLinearPool(weight=0.0),
+            answer_fusion=LogLinearFusion(weight=0.0),
             names={record.id: record.name for record in base.classes},
             notes=lambda: notes,
             batch_size=cfg.evaluation.batch_size,

@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 
 from omegaconf import DictConfig
 
+from fgvr.agents.experience_learning import ExperienceLearner, Lessons
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.reflect import Reflector
+from fgvr.agents.rule_validation import AcceptanceCriteria, Example
 from fgvr.agents.slow import Question, Shortlist
-from fgvr.agents.study import Lessons, Study
-from fgvr.agents.trials import Bar, Exam
 from fgvr.assembly.configuration import make
 from fgvr.assembly.images import look, support_of
+from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store
-from fgvr.assembly.rehearsal import build_matcher, rehearsed
 from fgvr.assembly.thinking import build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger
 from fgvr.knowledge import base as knowledge_base
@@ -47,13 +47,13 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
 
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
         matcher = build_matcher(cfg, base, models)
-        rehearsal = rehearsed(cfg, base, matcher)
-        results, statistics = rehearsal()
+        left_out = leave_one_out_answers(cfg, base, matcher)
+        results, statistics = left_out()
         fast: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=make(cfg.fusion))
         if matcher is not None:
             fast = JointRetrieval(fast, matcher, lambda: statistics)
-        doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, rehearsal, fast)(results)) if decision.escalate]
-        study = Study(
+        doubtful = [i for i, decision in enumerate(build_trigger(cfg, base, left_out, fast)(results)) if decision.escalate]
+        learner = ExperienceLearner(
             decoder=build_decoder(cfg, models, base.classes[0].superclass),
             reflector=Reflector(models.mllm, superclass=base.classes[0].superclass, max_new_tokens=cfg.experience.max_new_tokens),
             encoder=models.encoder,
@@ -61,11 +61,11 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
             batches=lambda n: batches(n, cfg.models.mllm.batch_size),
             failures=cfg.experience.failures,
             alike=cfg.experience.alike,
-            bar=Bar(cfg.experience.level, cfg.experience.least),
+            criteria=AcceptanceCriteria(cfg.experience.level, cfg.experience.least),
             most=cfg.slow.rules,
         )
-        lessons = study.learn(
-            _exams(base, results, Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=build_exemplars(cfg, base, samples))),
+        lessons = learner.learn(
+            _examples(base, results, Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=build_exemplars(cfg, base, samples))),
             doubtful,
         )
         learned = replace(base, experience=lessons.rules)
@@ -73,12 +73,12 @@ def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sam
     return knowledge_base.load(folder), lessons
 
 
-def _exams(base: KnowledgeBase, results: Sequence[FastResult], shortlist: Shortlist) -> list[Exam]:
+def _examples(base: KnowledgeBase, results: Sequence[FastResult], shortlist: Shortlist) -> list[Example]:
     """Every support image whose class System 1 lists leave-one-out, its own class described by words that never saw it."""
-    exams = []
+    examples = []
     for i, (result, owner, fold) in enumerate(zip(results, base.prototypes.owners, base.prototypes.folds, strict=True)):
         truth = base.prototypes.ids[owner]
         options = tuple(shortlist(result, own=(truth, int(fold))))
         if truth in {option.category for option in options}:
-            exams.append(Exam(i, int(fold), Question(options), truth, result.sha256))
-    return exams
+            examples.append(Example(i, int(fold), Question(options), truth, result.sha256))
+    return examples

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fgvr.agents import prompts
 from fgvr.agents.describe import Describer
 from fgvr.agents.fusion import Fusion
-from fgvr.agents.rehearse import rehearse_fast, rehearse_slow
+from fgvr.agents.leave_one_out import leave_one_out_fast, leave_one_out_slow
 from fgvr.agents.slow import Exemplars, Shortlist
 from fgvr.assembly.command import building_command
 from fgvr.assembly.images import look, open_dataset, perceptual_hash
@@ -23,10 +23,10 @@ from fgvr.data.splits import Split
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase, Origin
-from fgvr.knowledge.build import JOURNAL, BuildComponents, Rehearse, batches, build, workspace
+from fgvr.knowledge.build import JOURNAL, BuildComponents, LeaveOneOut, batches, build, workspace
 from fgvr.knowledge.classes import ClassRecord
+from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
-from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
 from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.types import Category, Experience, ModelSpec, Picture
@@ -65,6 +65,10 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
         if building:
             _refuse_another(found, origin)
         return found
+    if folder.is_file():
+        raise KnowledgeError(
+            f"{folder} is a file; knowledge.path takes the folder of a knowledge base, such as knowledge.path={folder.parent}/base"
+        )
     if allowed == "never":
         raise KnowledgeError(f"no knowledge base at {folder}; build it with: {building_command(cfg)}")
     if file := next((parent for parent in folder.parents if parent.is_file()), None):
@@ -90,18 +94,18 @@ def _refuse_another(found: KnowledgeBase, origin: Origin) -> None:
 
 
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
-    rehearsed = [cfg.slow.decoder, cfg.slow.target, *(["exemplars"] if cfg.slow.exemplars else [])]
+    answered = [cfg.slow.decoder, cfg.slow.target, *(["exemplars"] if cfg.slow.exemplars else [])]
     if cfg.slow.decoder in WRITING:
-        rehearsed.append(cfg.slow.max_new_tokens)
+        answered.append(cfg.slow.max_new_tokens)
     if cfg.slow.votes > 1:
-        rehearsed.append(("votes", cfg.slow.votes))
+        answered.append(("votes", cfg.slow.votes))
     asked = [
         prompts.fingerprint(),
         cfg.models.description_tokens,
         cfg.models.name_prompts,
         cfg.knowledge.pictures_per_description,
         cfg.knowledge.cross_fit,
-        rehearsed if cfg.knowledge.rehearse else (),
+        answered if cfg.knowledge.rehearse else (),
         # Only where they were changed: a base made before there was such a choice keeps its key.
         *([("split", cfg.knowledge.split)] if cfg.knowledge.split != "length" else []),
         *([("templates", cfg.knowledge.templates)] if cfg.models.name_prompts and cfg.knowledge.templates is not None else []),
@@ -131,7 +135,7 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, 
             encoder=models.encoder,
             look=look,
             describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
-            rehearse=_rehearsal(cfg, models),
+            leave_one_out=_leave_one_out(cfg, models),
             name_prompts=_name_prompts(cfg) if cfg.models.name_prompts else None,
             pictures_per_description=cfg.knowledge.pictures_per_description,
             cross_fit=cfg.knowledge.cross_fit,
@@ -149,22 +153,22 @@ def _name_prompts(cfg: DictConfig) -> Callable[[Category], tuple[str, ...]]:
     return lambda category: prompts.name_prompts(category.name, category.superclass, cfg.knowledge.templates)
 
 
-def _rehearsal(cfg: DictConfig, models: Models) -> Rehearse:
-    def rehearse(
+def _leave_one_out(cfg: DictConfig, models: Models) -> LeaveOneOut:
+    def answer(
         prototypes: Prototypes,
         records: Sequence[ClassRecord],
         hashes: Sequence[str],
         pictures: Callable[[Sequence[int]], list[Picture]],
-    ) -> tuple[Statistics, SlowRehearsal]:
+    ) -> tuple[Statistics, LeaveOneOutScores]:
         # Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it.
-        results, statistics = rehearse_fast(prototypes, hashes, fusion=Fusion())
+        results, statistics = leave_one_out_fast(prototypes, hashes, fusion=Fusion())
         if not cfg.knowledge.rehearse:
-            return statistics, SlowRehearsal(cfg.slow.target)
+            return statistics, LeaveOneOutScores(cfg.slow.target)
         exemplar = None
         if cfg.slow.exemplars:
             exemplar = Exemplars(prototypes.ids, prototypes.owners.tolist(), prototypes.folds.tolist(), lambda i: pictures([i])[0])
         shortlist = Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar)
-        rehearsed = rehearse_slow(
+        slow_scores = leave_one_out_slow(
             results,
             prototypes,
             pictures,
@@ -173,6 +177,6 @@ def _rehearsal(cfg: DictConfig, models: Models) -> Rehearse:
             target=cfg.slow.target,
             batches=batches(len(hashes), cfg.models.mllm.batch_size),
         )
-        return statistics, rehearsed
+        return statistics, slow_scores
 
-    return rehearse
+    return answer

@@ -6,7 +6,7 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from fgvr.agents.arbitrate import AskAgain
+from fgvr.agents.answer_fusion import Reprompt
 from fgvr.agents.calibration import Calibrated, Deferred
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
@@ -17,9 +17,9 @@ from fgvr.assembly.abstaining import build_abstainer
 from fgvr.assembly.configuration import learning, made, refuse_oracle
 from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
+from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
 from fgvr.assembly.models import open_models, open_store, thinks
-from fgvr.assembly.rehearsal import build_matcher, rehearsed
-from fgvr.assembly.thinking import build_decoder, build_exemplars, build_pool, check_decoder
+from fgvr.assembly.thinking import build_answer_fusion, build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger, check_trigger
 from fgvr.data.pictures import late_pictures, open_picture
 from fgvr.knowledge.base import KnowledgeBase
@@ -46,19 +46,19 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     models = open_models(cfg, open_store(cfg))
     fusion: Fusion = made(cfg.fusion)
     matcher = build_matcher(cfg, base, models)
-    rehearsal = rehearsed(cfg, base, matcher)
+    left_out = leave_one_out_answers(cfg, base, matcher)
     exemplar = build_exemplars(cfg, base, open_dataset(cfg).split.support) if cfg.slow.exemplars else None
     shortlist = Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=exemplar)
     decoder = build_decoder(cfg, models, base.classes[0].superclass)
     slow: SlowThinker = SlowThinking(decoder, shortlist, Library(base.experience, most=cfg.slow.rules), wide=cfg.evaluation.record == "all")
-    statistics = rehearsal()[1] if matcher is None else base.statistics
+    statistics = left_out()[1] if matcher is None else base.statistics
     retrieval: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=fusion)
     if matcher is not None:
-        retrieval = JointRetrieval(retrieval, matcher, lambda: rehearsal()[1])
+        retrieval = JointRetrieval(retrieval, matcher, lambda: left_out()[1])
     online = learning(cfg)
     learner = OnlineRetrieval(models.encoder, base.prototypes, statistics, fusion=fusion, kind=online) if online else None
-    trigger = build_trigger(cfg, base, rehearsal, retrieval)
-    pool = build_pool(cfg, base, rehearsal)
+    trigger = build_trigger(cfg, base, left_out, retrieval)
+    answer_fusion = build_answer_fusion(cfg, base, left_out)
     whole = partial(
         Recognizer,
         look=open_picture,
@@ -66,12 +66,12 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,
-        slow=AskAgain(slow, decoder, shortlist) if cfg.slow.arbitrate == "mllm" else slow,
-        arbitrate=pool,
+        slow=Reprompt(slow, decoder, shortlist) if cfg.slow.arbitrate == "mllm" else slow,
+        answer_fusion=answer_fusion,
         names={record.id: record.name for record in base.classes},
         batch_size=cfg.evaluation.batch_size,
     )
-    abstainer = build_abstainer(cfg, base, rehearsal, trigger, pool, lambda samples: whole().batch(samples))
+    abstainer = build_abstainer(cfg, base, left_out, trigger, answer_fusion, lambda samples: whole().batch(samples))
     return whole(
         abstain=abstainer,
         notes=lambda: [

@@ -12,8 +12,8 @@ from fgvr.agents.calibration import Calibrator
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.slow import Shortlist
 from fgvr.assembly.configuration import checked, learning, load_config, made, make, plain, policy
-from fgvr.assembly.rehearsal import rehearsed
-from fgvr.assembly.thinking import build_pool
+from fgvr.assembly.leave_one_out import leave_one_out_answers
+from fgvr.assembly.thinking import build_answer_fusion
 from fgvr.assembly.triggers import build_trigger
 from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -86,20 +86,20 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
     changed = fusion != before or cfg.slow.candidates != run.slow.candidates
     _check_asked_again(cfg, run, changed=changed)
-    rehearsal = rehearsed(cfg, base, None)
+    left_out = leave_one_out_answers(cfg, base, None)
     return Replay(
         ids=base.prototypes.ids,
-        histories=rehearsal()[1].histories(),
+        histories=left_out()[1].histories(),
         temperature=base.prototypes.temperature,
         fusion=fusion,
         recorded=before,
-        trigger=build_trigger(cfg, base, rehearsal, _no_eyes),
+        trigger=build_trigger(cfg, base, left_out, _no_eyes),
         oracle=chosen if isinstance(chosen, Oracle) else None,
         shortlist=Shortlist(base.records, candidates=cfg.slow.candidates),
         library=Library(base.experience, most=cfg.slow.rules),
         apart=cfg.slow.decoder == "score" and cfg.slow.target == "description",
         same_shortlists=not changed,
-        arbitrate=build_pool(cfg, base, rehearsal),
+        answer_fusion=build_answer_fusion(cfg, base, left_out),
         names={record.id: record.name for record in base.classes},
     )
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from fgvr.agents.analyse import AnalyseDecoder
-from fgvr.agents.arbitrate import LogLinearPool, fit_weight
-from fgvr.agents.joint import Rehearsed
-from fgvr.agents.rehearse import pooling_cases
+from fgvr.agents.answer_fusion import LogLinearFusion, fit_weight
+from fgvr.agents.leave_one_out import LeaveOneOutAnswers, fusion_cases
 from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, Exemplar, Exemplars, ReasonDecoder, ScoreDecoder
 from fgvr.assembly.configuration import given_weight
@@ -69,11 +68,11 @@ def build_exemplars(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Samp
     return Exemplars(known.ids, known.owners.tolist(), known.folds.tolist(), lambda i: look(support[i]))
 
 
-def build_pool(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed) -> LogLinearPool:
+def build_answer_fusion(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAnswers) -> LogLinearFusion:
     """System 2's answer with System 1's; its weight is given, or fitted on leave-one-out answers when first needed."""
     if cfg.slow.arbitrate in ("slow", "mllm"):
-        return LogLinearPool(weight=1.0)
+        return LogLinearFusion(weight=1.0)
     given = given_weight(cfg)
     if given is not None:
-        return LogLinearPool(weight=given)
-    return LogLinearPool(weight=lambda: fit_weight(pooling_cases(rehearsed()[0], base.prototypes, base.rehearsal)))
+        return LogLinearFusion(weight=given)
+    return LogLinearFusion(weight=lambda: fit_weight(fusion_cases(left_out()[0], base.prototypes, base.slow_scores)))

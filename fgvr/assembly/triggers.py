@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
-from fgvr.agents.joint import Rehearsed
+from fgvr.agents.leave_one_out import LeaveOneOutAnswers
 from fgvr.agents.trigger import Always
 from fgvr.assembly.configuration import make, policy
 from fgvr.assembly.images import look, open_dataset, perceptual_hash
@@ -19,8 +19,8 @@ from fgvr.protocols import FastThinker, Trigger
 from fgvr.types import Sample
 
 
-def build_trigger(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed, fast: FastThinker) -> Trigger:
-    """The configured policy, ready to decide; `rehearsed` are System 1's leave-one-out answers on the support images."""
+def build_trigger(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAnswers, fast: FastThinker) -> Trigger:
+    """The configured policy, ready to decide; `left_out` are System 1's leave-one-out answers on the support images."""
     chosen = make(cfg.trigger)
     if isinstance(chosen, Oracle):
         return Always()  # the oracle speaks afterwards, in the evaluation
@@ -31,7 +31,7 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, rehearsed: Rehearsed, fa
     promised = chosen.target.kind == "risk"
 
     def fit() -> Calibrated:
-        results, _ = rehearsed()
+        results, _ = left_out()
         right = [result.top.category == base.prototypes.ids[owner] for result, owner in zip(results, owners, strict=True)]
         return chosen.fit(Evidence(results, right), groups, _calibration(cfg, base, fast) if promised else None)
 

@@ -135,7 +135,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 def read_run(path: Path) -> Run:
     """A run's folder, or a file in it."""
-    folder = path.parent if path.is_file() else path
+    folder = _folder(path)
     if not (folder / "report.json").exists():
         raise StoreError(f"{folder} holds no finished evaluation (report.json); give the folder of a run, or finish it with its command")
     report = read_json(folder / "report.json")
@@ -177,7 +177,19 @@ def difference(a: Run, b: Run) -> Difference:
     )
 
 
-def _jobs(folder: Path) -> list[Path]:
+def _folder(path: Path) -> Path:
+    """What a user names: a folder, or a file in it."""
+    if not path.exists():
+        raise StoreError(f"runs: {path} does not exist; give the folders of two runs, or of one sweep")
+    if path.is_file() and not (path.parent / "report.json").exists():
+        raise StoreError(f"runs: {path} is a file, and no report.json lies beside it; give the folder of a run")
+    return path.parent if path.is_file() else path
+
+
+def _jobs(path: Path) -> list[Path]:
+    folder = _folder(path)
+    if (folder / "report.json").exists():
+        raise ConfigError(f"runs: {folder} is one run; give the one to compare it with as well: runs=[{folder},ANOTHER]")
     jobs = sorted((f.parent for f in folder.glob("*/report.json")), key=lambda f: (len(f.name), f.name))
     if not jobs:
         raise ConfigError(f"runs: {folder} is no sweep with finished jobs; give two runs, or a folder below sweeps/")
@@ -266,18 +278,18 @@ def tables(found: Comparison) -> list[RenderableType]:
 
 
 def _table_of_runs(rows: Sequence[Row]) -> Table:
-    table = Table("run", "trigger", "shots", "draw", "n", "top-1", "95 % (images)", "slow", "MLLM calls asked", "computed")
+    table = Table("run", "trigger", "shots", "draw", "n", "top-1", "95 % (images)", "escalated", "MLLM calls asked", "computed")
     for r in rows:
         cells = (str(r.shots), r.seed, str(r.n), f"{r.top1:.3f}{' *' if r.best else ''}", _interval(r.interval), f"{r.slow_rate:.1%}")
         asked = "not recorded" if r.mllm_calls_asked is None else f"{r.mllm_calls_asked:,.0f}"
         table.add_row(r.run, r.trigger, *cells, asked, f"{r.mllm_calls_computed:,.0f}", style="bold" if r.best else "")
-    table.caption, table.caption_justify = "* best top-1", "left"
+    table.caption, table.caption_justify = "* best top-1 accuracy", "left"
     return table
 
 
 def _differences(d: Difference, names: Mapping[str, str]) -> list[RenderableType]:
     facts = Table(title=f"{d.b} against {d.a}, {d.n} images", title_justify="left", show_header=False)
-    facts.add_row("top-1", f"{d.top1[0]:.3f} -> {d.top1[1]:.3f}  ({d.gain:+.3f})")
+    facts.add_row("top-1 accuracy", f"{d.top1[0]:.3f} -> {d.top1[1]:.3f}  ({d.gain:+.3f})")
     facts.add_row("95 % of the gain: images / classes", f"{_interval(d.image_bootstrap)} / {_interval(d.class_bootstrap)}")
     facts.add_row("right in one alone", f"{d.only_a} in the first, {d.only_b} in the second")
     facts.add_row("McNemar, exact p", f"{d.mcnemar:.4g}")

@@ -1,97 +1,201 @@
-"""Pictures for the report as inline SVG and data URLs. Colours are CSS classes, so that light and dark both work. No network, no script."""
+"""An evaluation's figures, each computed once from the predictions: the terminal, report.json and the page all read this record."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-_WIDTH, _HEIGHT = 460, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 14, 48
-_FLAT = 0.04
+from fgvr.evaluation import audit, metrics, protocols, routers, uncertainty
+from fgvr.evaluation.confusion_report import Pictures
+from fgvr.evaluation.memory_steps import Course
+from fgvr.evaluation.records import Outcomes, outcomes
+from fgvr.evaluation.uncertainty import Interval
+from fgvr.types import Cost, Prediction, Report
+
+if TYPE_CHECKING:
+    from fgvr.utils.images import ImageSource
+
+WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
+"""Kinds of work that are counted both as asked of the models and as computed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Line:
-    """A named curve; `style` is a CSS class of the page: ours, ceiling, floor."""
+class Figures:
+    """What a run's report says beside the fields of `Report`."""
 
-    name: str
-    x: np.ndarray
-    y: np.ndarray
-    style: str
+    intervals: Mapping[str, Mapping[str, Interval]]  # by protocol: the two of `uncertainty`
+    fast_top1: float
+    fast_top5: float
+    score_auroc: float | None
+    reliability: metrics.Reliability
+    routers: routers.EqualBudget | None  # None where not every slow answer is known (`evaluation.record=all` records them)
+    abstention: Mapping[str, Any] | None
+    unreadable: int
+    stage_seconds: Mapping[str, Mapping[str, float]] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A named mark."""
+class RunReport(Report):
+    """A report that still holds what it was made from, so that it can be written."""
 
-    name: str
-    x: float
-    y: float
-    style: str
+    predictions: Sequence[Prediction] = field(default=(), repr=False)  # perhaps read from the disk one by one: walk them, hold none
+    seen: Outcomes = field(kw_only=True, repr=False)
+    figures: Figures = field(kw_only=True, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    pictures: Pictures = field(default_factory=lambda: Pictures({}, {}), repr=False)
+    provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
+    memory: Course | None = field(default=None, repr=False)
+    peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
 
-def chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], points: Sequence[Point] = ()) -> str:
-    """A line chart over x in [0, 1] with its legend; y runs over what is shown. Figures are shares, labelled in per cent."""
-    ys = np.concatenate([*(line.y for line in lines), [point.y for point in points]])
-    ticks = _ticks(float(ys.min()), float(ys.max()))
-    low, high = ticks[0], ticks[-1]
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            _LEFT + x * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
-        )
-
-    parts = []
-    for tick in ticks:
-        x, y = place(0, tick)
-        parts.append(f'<line class="grid" x1="{x}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{x - 7}" y="{y + 5:.1f}" text-anchor="end">{_percent(tick)}</text>')
-    for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
-        x, y = place(tick, low)
-        parts.append(f'<text x="{x:.1f}" y="{y + 19:.1f}" text-anchor="middle">{_percent(tick)}</text>')
-    for line in lines:
-        spots = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in _thinned(line.x, line.y))
-        parts.append(f'<polyline class="curve {line.style}" points="{spots}"/>')
-    for point in points:
-        x, y = place(point.x, point.y)
-        parts.append(f'<circle class="mark {point.style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
-    parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    told = "; ".join([*(_told(line) for line in lines), *(f"{p.name}: {_percent(p.y)} at {_percent(p.x)}" for p in points)])
-    legend = "".join(
-        [f'<li class="{line.style}"><i class="stroke"></i>{escape(line.name)}</li>' for line in lines]
-        + [f'<li class="{point.style}"><i class="dot"></i>{escape(point.name)}</li>' for point in points]
+def make_report(
+    predictions: Sequence[Prediction],
+    *,
+    classes: Mapping[str, str],
+    dataset: str,
+    trigger: str,
+    notes: Sequence[str] = (),
+    model_loads: Mapping[str, int],
+    peak_device_bytes: int = 0,
+    path: Path,
+    skipped: int = 0,
+    config: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+    known: Mapping[str, Sequence[ImageSource]] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    memory: Course | None = None,
+    peak_host_bytes: int | None = None,
+    slow_right: np.ndarray | None = None,
+    decode_wait: float | None = None,
+    cache_hits: int | None = None,
+    measure: Sequence[str] = protocols.DEFAULT,
+    sentences: protocols.Sentences | None = None,
+) -> RunReport:
+    """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
+    looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
+    `decode_wait`: seconds the models waited for pictures, `cache_hits`: embeddings and replies that were remembered, each where that was
+    measured; `provenance` is shown as it is. The predictions are
+    walked, several times, and none is kept.
+    """
+    seen = outcomes(predictions)
+    measured = protocols.measured(seen, measure, sentences)
+    figures = _figures(predictions, seen, _intervals(measured, seen), memory, slow_right)
+    measured_cost = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
+    return RunReport(
+        n=len(seen),
+        top1=metrics.accuracy(seen.right),
+        top1_interval=figures.intervals["exact"]["image_bootstrap"],
+        macro=metrics.macro(seen.labels, seen.right),
+        slow_rate=float(np.mean(seen.escalated)),
+        fixed=int(seen.fixed.sum()),
+        broken=int(seen.broken.sum()),
+        protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
+        asked=_total_asked(predictions),
+        cost=_total_cost(predictions) | {key: value for key, value in measured_cost.items() if value is not None},
+        peak_device_bytes=peak_device_bytes,
+        model_loads=dict(model_loads),
+        notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
+        classes=dict(classes),
+        dataset=dataset,
+        trigger=trigger,
+        path=Path(path),
+        skipped=skipped,
+        predictions=predictions,
+        seen=seen,
+        figures=figures,
+        config=config or {},
+        pictures=Pictures({} if pictures is None else pictures, known or {}),
+        provenance=dict(provenance or {}),
+        memory=memory,
+        peak_host_bytes=peak_host_bytes,
     )
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)} <span>{escape(y_label)}</span></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}. {told}")}">{"".join(parts)}</svg>'
-        f'<ul class="legend">{legend}</ul></figure>'
+
+
+def _figures(
+    predictions: Sequence[Prediction],
+    seen: Outcomes,
+    intervals: Mapping[str, Mapping[str, Interval]],
+    memory: Course | None,
+    slow_right: np.ndarray | None,
+) -> Figures:
+    auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
+    return Figures(
+        intervals=intervals,
+        fast_top1=metrics.accuracy(seen.fast_right),
+        fast_top5=metrics.top_k(seen.fast_place, 5),
+        score_auroc=auroc if math.isfinite(auroc) else None,
+        reliability=metrics.reliability(seen.confidence, seen.right),
+        routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
+        abstention=_abstention(predictions),
+        unreadable=_unreadable(predictions),
+        stage_seconds=_stage_seconds(memory),
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round values, three to seven of them, that enclose [low, high]; a flat curve gets room on both sides."""
-    if high - low < _FLAT:
-        low, high = max(0.0, (low + high - _FLAT) / 2), min(1.0, (low + high + _FLAT) / 2)
-    for step in (0.01, 0.02, 0.05, 0.1, 0.2):
-        first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
-        if last - first <= 6:
-            break
-    return [float(round(i * step, 10)) for i in np.arange(first, last + 1)]
+def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> dict[str, dict[str, Interval]]:
+    """Both intervals of each score that is a mean over images or over classes; of top-1 always."""
+    worth = {"exact": seen.right} | {name: value for name, value in measured.items() if isinstance(value, np.ndarray)}
+    macro = {name for name in worth if protocols.get(name).by_class}
+    scores = [uncertainty.mean_of_classes(v, seen.labels) if name in macro else uncertainty.mean_of(v) for name, v in worth.items()]
+    over_images = uncertainty.image_bootstraps(scores, len(seen))
+    over_classes = [
+        (uncertainty.class_bootstrap_of_class_means if name in macro else uncertainty.class_bootstrap)(value, seen.labels)
+        for name, value in worth.items()
+    ]
+    pairs = zip(worth, over_images, over_classes, strict=True)
+    return {name: {"image_bootstrap": images, "class_bootstrap": classes} for name, images, classes in pairs}
 
 
-def _thinned(x: np.ndarray, y: np.ndarray, most: int = 200) -> list[tuple[float, float]]:
-    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).round().astype(int))
-    return list(zip(x[keep].tolist(), y[keep].tolist(), strict=True))
+def _total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """What was computed for all images together, in the order of the file format."""
+    total = sum((p.cost for p in predictions), Cost())
+    return {
+        "encoder_forwards": total.encoder_forwards,
+        "mllm_calls": total.mllm_calls,
+        "prompt_tokens": total.prompt_tokens,
+        "new_tokens": total.new_tokens,
+        "seconds": round(total.seconds, 3),
+    }
 
 
-def _told(line: Line) -> str:
-    ends = [f"{_percent(float(line.y[i]))} at {_percent(float(line.x[i]))}" for i in (0, -1)]
-    return f"{line.name}: from {ends[0]} to {ends[1]}"
+def _total_asked(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """What was asked of the models for all images together; empty where a prediction does not tell."""
+    total = sum((p.cost for p in predictions), Cost()).asked
+    return {} if total is None else {name: getattr(total, name) for name in WORK}
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
+def _stage_seconds(memory: Course | None) -> dict[str, dict[str, float]] | None:
+    """By role: seconds of loading it, and of its being used; none of a role that was not needed. None where memory was not recorded."""
+    if memory is None:
+        return None
+    found: dict[str, dict[str, float]] = {}
+    for tally in memory.tallies:  # two models of one role, where another was asked for in a session before
+        stage = found.setdefault(tally.role, {"loading": 0.0, "in_use": 0.0})
+        stage["loading"] = round(stage["loading"] + tally.loading_seconds, 3)
+        stage["in_use"] = round(stage["in_use"] + tally.leased_seconds, 3)
+    return found
+
+
+def _abstention(predictions: Sequence[Prediction]) -> dict[str, Any] | None:
+    """How many answers were given, and how those fare; None where all are. The scores above it are those of the best guesses."""
+    held = np.array([(p.abstention.withheld, bool(p.correct)) for p in predictions if p.label is not None and p.abstention is not None])
+    if not len(held):
+        return None
+    given = held[~held[:, 0]]
+    wrong = int((~given[:, 1]).sum())
+    return {
+        "answered": len(given) / len(held),
+        "withheld": len(held) - len(given),
+        "answered_and_wrong": wrong / len(held),
+        "wrong_of_answered": wrong / len(given) if len(given) else None,
+    }
+
+
+def _unreadable(predictions: Sequence[Prediction]) -> int:
+    """How many of the images that were sent to System 2 it gave no readable answer for."""
+    return sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None)

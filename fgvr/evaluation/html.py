@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ImageError
 from fgvr.utils.images import read_image, thumbnail_data_url
+from fgvr.utils.text import format_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,6 +38,9 @@ def _environment() -> Environment:
         "decimals": lambda number, digits: f"{number:,.{digits}f}",
         "thousands": "{:,.0f}".format,
         "signed": "{:+.2f}".format,
+        "px": "{:.1f}".format,
+        "bytes": size,
+        "duration": duration,
     }
     return made
 
@@ -60,40 +62,22 @@ def _of_file(file: Path, side: int, size: int, modified: int) -> str | None:
 
 def _small(source: ImageSource, side: int) -> str | None:
     try:
-        picture, _ = read_image(source)
+        picture = read_image(source)[0]
     except ImageError:
         return None
     return thumbnail_data_url(picture, side)
 
 
-def section(title: str, content: str, *, count: int | None = None, folded: bool = False) -> str:
-    """A card of the page; `folded`: opened by a click or the enter key."""
-    head = f"<h2>{escape(title)}{'' if count is None else f' <span>{count:,}</span>'}</h2>"
-    inside = f"<details><summary>{head}</summary>{content}</details>" if folded else head + content
-    return f"<section>{inside}</section>"
+def size(nbytes: float, *, whole: bool = False) -> str:
+    """Bytes for a reader. Unless `whole`, a round number loses its zeros, as on an axis."""
+    return "0" if not nbytes else format_bytes(nbytes) if whole else format_bytes(nbytes).replace(".00 ", " ").replace(".0 ", " ")
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), live: bool = False) -> str:
-    """Columns of `numeric` are set right. `live`: page.js lets one sort it by each column and filter its rows."""
-
-    def kind(column: int) -> str:
-        return ' class="number"' if column in numeric else ""
-
-    head = "".join(f'<th scope="col"{kind(i)}>{escape(h)}</th>' for i, h in enumerate(heads))
-
-    def line(first: str, *rest: str) -> str:
-        cells = "".join(f"<td{kind(i)}>{escape(cell)}</td>" for i, cell in enumerate(rest, 1))
-        return f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
-
-    # A table wider than a phone scrolls on its own, reachable by keyboard.
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table{" data-live" if live else ""}>'
-        f"<caption>{escape(caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(line(*row) for row in rows)}</tbody></table></div>"
-    )
-
-
-def image(url: str | None, alt: str = "") -> str:
-    if url is None:
-        return '<div class="no-picture" aria-hidden="true">no picture</div>'
-    return f'<img src="{url}" alt="{escape(alt)}" loading="lazy">'
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min" + (f" {rest} s" if rest else "")
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h" + (f" {minutes} min" if minutes else "")

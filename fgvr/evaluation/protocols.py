@@ -119,17 +119,17 @@ def _measured(chosen: Protocol, outcomes: Outcomes, sentences: Sentences | None)
 # --- by class id -------------------------------------------------------------------------------------------------------------
 
 
-@protocol("exact", 1, "Top-1, exact class id")
+@protocol("exact", 1, "Top-1 accuracy, exact class id")
 def _exact(outcomes: Outcomes) -> np.ndarray:
     return outcomes.right
 
 
-@protocol("top5", 1, "Truth among the first five")
+@protocol("top5", 1, "Top-5 accuracy")
 def _top5(outcomes: Outcomes) -> np.ndarray:
     return metrics.among(outcomes.place, 5)
 
 
-@protocol("macro", 1, "Mean of the per-class top-1", by_class=True)
+@protocol("macro", 1, "Macro accuracy", by_class=True)
 def _macro(outcomes: Outcomes) -> np.ndarray:
     return outcomes.right
 

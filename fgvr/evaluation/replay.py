@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fgvr.agents.arbitrate import LogLinearPool
-from fgvr.agents.fusion import Fusion, refuse
+from fgvr.agents.answer_fusion import LogLinearFusion
+from fgvr.agents.fusion import Fusion, fuse_recorded
 from fgvr.agents.slow import Judgement, Question, Shortlist, answer
 from fgvr.errors import StoreError
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -39,7 +39,7 @@ class Replay:
     library: Library
     apart: bool  # whether System 2 judged each option by itself
     same_shortlists: bool = False  # whether fusion and candidates are the recorded ones, so that System 2 would be shown the same
-    arbitrate: LogLinearPool
+    answer_fusion: LogLinearFusion
     names: Mapping[str, str]
 
     def __call__(self, predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -55,7 +55,7 @@ class Replay:
                 "run the evaluation with evaluation.record=all, then replay that"
             )
         evidence = [replace(p, fast=result, slow=s) for p, result, s in zip(predictions, fast, slow, strict=True)]
-        settled = [redecide(p, lambda results, d=d: [d], self.arbitrate, self.names) for p, d in zip(evidence, decisions, strict=True)]
+        settled = [redecide(p, lambda results, d=d: [d], self.answer_fusion, self.names) for p, d in zip(evidence, decisions, strict=True)]
         if self.oracle is not None:
             settled = [self.oracle.redecide(p, self.names) for p in settled]
         return [replace(p, slow=p.slow if p.decision.escalate else None, cost=_asked(p)) for p in settled]
@@ -64,7 +64,7 @@ class Replay:
         results = [p.fast for p in predictions]
         if self.fusion == self.recorded:
             return results
-        return refuse(results, self.ids, self.histories, fusion=self.fusion, recorded=self.recorded, temperature=self.temperature)
+        return fuse_recorded(results, self.ids, self.histories, fusion=self.fusion, recorded=self.recorded, temperature=self.temperature)
 
     def _slow(self, prediction: Prediction, fast: FastResult) -> SlowResult | None:
         """What System 2 would say to this shortlist; None where the record does not tell."""

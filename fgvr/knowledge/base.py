@@ -17,14 +17,14 @@ import numpy as np
 
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge.classes import ClassRecord, Description, Status
+from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
-from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
 from fgvr.types import Experience, Manifest
 from fgvr.utils.files import atomic_write, sha256_file
 
 SCHEMA = 1
-MANIFEST, PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS = (
+MANIFEST, PROTOTYPES, CLASSES, SLOW_SCORES, EXPERIENCE, SPLITS = (
     "manifest.json",
     "prototypes.safetensors",
     "classes.parquet",
@@ -32,7 +32,7 @@ MANIFEST, PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS = (
     "experience.jsonl",
     "splits.json",
 )
-FILES = (MANIFEST, PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS)
+FILES = (MANIFEST, PROTOTYPES, CLASSES, SLOW_SCORES, EXPERIENCE, SPLITS)
 _LIBRARIES = ("torch", "transformers", "open_clip_torch")
 
 
@@ -80,7 +80,7 @@ class KnowledgeBase:
     classes: tuple[ClassRecord, ...]
     prototypes: Prototypes
     statistics: Statistics
-    rehearsal: SlowRehearsal
+    slow_scores: LeaveOneOutScores
     support: tuple[Support, ...]
     experience: tuple[Experience, ...] = ()
     path: Path | None = None
@@ -111,10 +111,10 @@ class KnowledgeBase:
         folder.mkdir(parents=True, exist_ok=True)
         _save_prototypes(folder / PROTOTYPES, self.prototypes, self.statistics)
         _save_classes(folder / CLASSES, self)
-        _save_rehearsal(folder / REHEARSAL, self.rehearsal)
+        _save_scores(folder / SLOW_SCORES, self.slow_scores)
         atomic_write(folder / EXPERIENCE, "".join(json.dumps(asdict(rule), sort_keys=True) + "\n" for rule in self.experience))
         atomic_write(folder / SPLITS, json.dumps({"support": [asdict(s) for s in self.support]}, indent=1, sort_keys=True))
-        files = {name: sha256_file(folder / name) for name in (PROTOTYPES, CLASSES, REHEARSAL, EXPERIENCE, SPLITS)}
+        files = {name: sha256_file(folder / name) for name in (PROTOTYPES, CLASSES, SLOW_SCORES, EXPERIENCE, SPLITS)}
         manifest = _manifest(self, files, created=created, seconds=seconds)
         atomic_write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
         return replace(self, path=folder, manifest=manifest)
@@ -171,7 +171,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
             families=arrays.get("families"),
         ),
         statistics=Statistics(ids, arrays["confusion"]),
-        rehearsal=_load_rehearsal(folder / REHEARSAL),
+        slow_scores=_load_scores(folder / SLOW_SCORES),
         support=support,
         experience=tuple(_experience(json.loads(line)) for line in (folder / EXPERIENCE).read_text().splitlines()),
         path=folder,
@@ -306,20 +306,20 @@ def _fold_descriptions(row: dict) -> tuple[Description, Description]:
     return first, second
 
 
-def _save_rehearsal(path: Path, rehearsal: SlowRehearsal) -> None:
-    rows = [(image, category, nats) for image, scores in rehearsal.scores.items() for category, nats in scores.items()]
+def _save_scores(path: Path, slow: LeaveOneOutScores) -> None:
+    rows = [(image, category, nats) for image, scores in slow.scores.items() for category, nats in scores.items()]
     columns = {"image": [r[0] for r in rows], "category": [r[1] for r in rows], "log_likelihood": [r[2] for r in rows]}
-    _write_parquet(path, columns, {"target": rehearsal.target})
+    _write_parquet(path, columns, {"target": slow.target})
 
 
-def _load_rehearsal(path: Path) -> SlowRehearsal:
+def _load_scores(path: Path) -> LeaveOneOutScores:
     import pyarrow.parquet as parquet
 
     target = (parquet.read_schema(path).metadata or {}).get(b"target", b"").decode()
     scores: dict[str, dict[str, float]] = {}
     for row in _read_parquet(path):
         scores.setdefault(row["image"], {})[row["category"]] = row["log_likelihood"]
-    return SlowRehearsal(target, scores)
+    return LeaveOneOutScores(target, scores)
 
 
 def _write_parquet(path: Path, columns: Mapping[str, Sequence[object]], metadata: Mapping[str, str] | None = None) -> None:

@@ -23,8 +23,8 @@ import numpy as np
 
 from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
 from fgvr.knowledge.classes import ClassRecord, DescribeRequest, Description
+from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
-from fgvr.knowledge.rehearsal import SlowRehearsal
 from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Encoder
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 JOURNAL = "journal.sqlite"
 
 
-class Rehearse(Protocol):
+class LeaveOneOut(Protocol):
     """Leave-one-out on the support images, by both systems."""
 
     def __call__(
@@ -46,7 +46,7 @@ class Rehearse(Protocol):
         records: Sequence[ClassRecord],
         hashes: Sequence[str],
         pictures: Callable[[Sequence[int]], list[Picture]],
-    ) -> tuple[Statistics, SlowRehearsal]: ...
+    ) -> tuple[Statistics, LeaveOneOutScores]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class BuildComponents:
     encoder: Encoder
     look: Callable[[Sample], Picture]
     describe: Callable[[Sequence[DescribeRequest]], list[Description]]
-    rehearse: Rehearse
+    leave_one_out: LeaveOneOut
     name_prompts: Callable[[Category], Sequence[str]] | None  # None: the encoder does not know these names
     pictures_per_description: int
     cross_fit: bool
@@ -116,7 +116,7 @@ def build(
     *,
     learned: Sequence[Experience] = (),
 ) -> KnowledgeBase:
-    """Encode the support images, describe each class, encode the words, rehearse, save into `partial`.
+    """Encode the support images, describe each class, encode the words, answer leave-one-out, save into `partial`.
 
     Args:
         samples: support images with labels and content hashes; grouped by class in the order of `categories`.
@@ -145,13 +145,13 @@ def build(
         temperature=1 / components.encoder.logit_scale,
         families=families,
     )
-    statistics, rehearsal = components.rehearse(prototypes, records, hashes, pictures)
+    statistics, slow_scores = components.leave_one_out(prototypes, records, hashes, pictures)
     base = KnowledgeBase(
         origin=origin,
         classes=tuple(records),
         prototypes=prototypes,
         statistics=statistics,
-        rehearsal=rehearsal,
+        slow_scores=slow_scores,
         experience=tuple(learned),
         support=tuple(Support(s.key, s.label or "", sha256) for s, sha256 in zip(samples, hashes, strict=True)),
     )

@@ -20,7 +20,7 @@ def views(picture: Picture, count: int) -> list[Picture]:
         return [picture]
     middle = image.crop(_centre(image.width, image.height))
     made = [image, ImageOps.mirror(image), middle, ImageOps.mirror(middle)][:count]
-    return [picture, *(Picture(view, f"{picture.sha256}#view{i}") for i, view in enumerate(made[1:], 1))]
+    return [picture, *(Picture(view, f"{picture.sha256}#view{i}", f"{picture.content}#view{i}") for i, view in enumerate(made[1:], 1))]
 
 
 def _centre(width: int, height: int) -> tuple[int, int, int, int]:

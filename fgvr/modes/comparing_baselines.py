@@ -76,7 +76,8 @@ def baselines(cfg: DictConfig) -> Baselines:
 def tables(found: Baselines) -> list[RenderableType]:
     first, last = next(iter(found.reports.values())), found.reports[assembly.OURS]
     table = Table(title=f"{last.dataset}, {last.n} images", title_justify="left")
-    for head in ("method", "top-1", "95 % (images)", "macro", "MLLM calls/image asked", "computed", "s/image", "p against the last"):
+    heads = "method,top-1 accuracy,95 % (images),macro accuracy,MLLM calls/image asked,computed,s/image,p against the last"
+    for head in heads.split(","):
         table.add_column(head, justify="left" if head == "method" else "right")
     for row in found.rows():
         low, high = row["top1_interval"]

@@ -149,7 +149,7 @@ def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np
     if any(p.slow is None for p in predictions):
         return None
     always = Always()
-    return outcomes(redecide(p, always, recognizer.arbitrate, recognizer.names) for p in predictions).right
+    return outcomes(redecide(p, always, recognizer.answer_fusion, recognizer.names) for p in predictions).right
 
 
 def _report(

@@ -131,14 +131,14 @@ async def classify(request: Request) -> Success:
     """Predictions with all their reasons (rows of predictions.jsonl, and names), in the order of the images."""
     engine, settings = engine_of(request), request.app.state.settings
     classifier: Classifier = request.app.state.classifier
-    with engine.place("encoder"):
+    with engine.place("encoder") as hold:
         named = await _images(request, settings)
         pictures.check_count(len(named), settings, param="images")
         samples, seen = [], 0
         for name, param, data in named:
             if isinstance(data, str):
                 data = await pictures.aside(pictures.content, data, settings, param=param)
-            picture: Picture = await pictures.aside(pictures.decoded, data, settings, param=param)
+            picture: Picture = await pictures.aside(pictures.decoded, data, settings, hold, param=param)
             seen += picture.image.width * picture.image.height
             if seen > settings.max_pixels:
                 message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
@@ -196,8 +196,8 @@ async def query(request: Request, asked: QueryRequest) -> Success:
         message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
         raise Refusal(400, message, param="question", code="prompt_too_long")
     text = check_text(asked.question, "question")
-    with engine.place("mllm"):
-        shown = [await pictures.aside(pictures.picture, asked.image, settings, param="image")] if asked.image is not None else []
+    with engine.place("mllm") as hold:
+        shown = [await pictures.aside(pictures.picture, asked.image, settings, hold, param="image")] if asked.image is not None else []
         turns = (Turn("user", (*shown, text)),)
         ask = Conversation(turns, Sampling(max_new_tokens=asked.max_tokens))
         await pictures.aside(check_length, ask, engine, param="question")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from fgvr.server.settings import Settings
+
+_SEND_BUFFER = 1 << 16  # bytes
 
 
 def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
@@ -24,6 +27,8 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if (line := transport.get_extra_info("socket")) is not None:  # else the kernel takes megabytes that nobody reads
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             self.begun = self.loop.time()
             self._silent = self.loop.call_later(settings.upload_seconds, self._drop_if_idle)
             others = [one for one in self.connections if one is not self and not one.transport.is_closing()]

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ from PIL import Image
 from fgvr.errors import ImageError
 from fgvr.server import unpacking
 from fgvr.server.refusals import Refusal
+from fgvr.types import Picture
+from fgvr.utils.images import REDUCE_ABOVE
 
-REDUCE_ABOVE = 8_000_000
-"""Pixels. A larger picture is reduced while it is decoded; eight times what a model looks at, which is 1,003,520 pixels at most."""
-BYTES_PER_PIXEL = 8
-"""Pillow keeps four bytes for each pixel of RGB, and a conversion has two pictures."""
+BYTES_PER_PIXEL = {"RGB": 8, "L": 8, "1": 8, "CMYK": 8, "YCbCr": 8, "P": 12}
+"""Bytes of a process that decodes one, measured for JPEG, PNG and TIFF; of other modes (transparency, 16 bits) `_OTHERS`."""
+_OTHERS = 20
+_KEPT = 4
+"""Pillow keeps four bytes for each pixel of RGB."""
+_SENT = 6
+"""Of a picture that is kept: the bytes that come through the pipe, on either side."""
 WORKERS = 2
 _START_SECONDS = 60.0
 
@@ -86,27 +91,58 @@ class Worker:
                 continue
 
 
+@dataclass(eq=False)
+class Hold:
+    """The decoded pictures of one request; they count until it ends."""
+
+    used: int = 0
+
+
 class Decoders:
-    """At most `WORKERS` processes, started when there is work. Pictures wait in order."""
+    """At most `WORKERS` processes, started when there is work.
+
+    What is being decoded and what requests hold stays within a budget of bytes. Requests wait in the order of their first picture; the
+    oldest may take more than is left, so that it can end."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._line: deque[object] = deque()
+        self._holds: dict[Hold, None] = {}
+        self._waiting: set[Hold] = set()
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._running, self.used, self._closings = 0, 0, 0
 
-    def decode(self, data: bytes, pixels: int, *, max_pixels: int, budget: int, seconds: float, patience: float) -> tuple[Image.Image, str]:
-        """Upright RGB and the sha256 of the bytes. Raises ImageError, or Refusal (503) when no place comes within `patience`."""
-        need = pixels * BYTES_PER_PIXEL + len(data)
-        if need > budget:
-            message = f"{pixels:,} pixels need {need:,} bytes to decode, more than server.decode_bytes={budget:,}; shrink it first"
+    @contextmanager
+    def hold(self) -> Iterator[Hold]:
+        """For one request; its pictures are decoded one after the other."""
+        hold = Hold()
+        try:
+            yield hold
+        finally:
+            with self._condition:
+                self._holds.pop(hold, None)
+                self.used -= hold.used
+                self._condition.notify_all()
+
+    def decode(
+        self, data: bytes, size: tuple[int, int], mode: str, hold: Hold, *, max_pixels: int, budget: int, seconds: float, patience: float
+    ) -> Picture:
+        """Raises ImageError, or Refusal (503) when no place comes within `patience`."""
+        pixels = size[0] * size[1]
+        least = pixels * min(BYTES_PER_PIXEL.values()) + len(data)
+        if least > budget:
+            message = f"{pixels:,} pixels need {least:,} bytes to decode, more than server.decode_bytes={budget:,}; shrink it first"
             raise ImageError(message)
-        with self._place(need, budget, patience):
+        need = (
+            pixels * BYTES_PER_PIXEL.get(mode, _OTHERS)
+            + len(data)
+            + min(pixels, REDUCE_ABOVE // 4 if pixels > REDUCE_ABOVE else pixels) * _SENT
+        )
+        with self._place(hold, min(need, budget), budget, patience):
             worker = self._worker()
             kept = False
             try:
-                found = worker.ask({"max_pixels": max_pixels, "reduce_above": REDUCE_ABOVE}, data, seconds)
+                found = worker.ask({"max_pixels": max_pixels}, data, seconds)
                 kept = found is not None
             finally:
                 self._back(worker, kept)
@@ -117,7 +153,12 @@ class Decoders:
             record, content = found
             if "error" in record:
                 raise ImageError(record["error"])
-            return Image.frombytes("RGB", tuple(record["size"]), content), record["sha256"]
+            image = Image.frombytes("RGB", tuple(record["size"]), content)
+            with self._condition:
+                if hold in self._holds:  # else its request has ended meanwhile
+                    hold.used += (kept_bytes := image.width * image.height * _KEPT)
+                    self.used += kept_bytes
+            return Picture(image, record["sha256"], record["content"])
 
     def close(self) -> None:
         """No process is left; whoever waits is refused. The next picture starts anew."""
@@ -131,13 +172,14 @@ class Decoders:
             worker.end()
 
     @contextmanager
-    def _place(self, need: int, budget: int, patience: float) -> Iterator[None]:
-        me, until = object(), time.monotonic() + patience
+    def _place(self, hold: Hold, need: int, budget: int, patience: float) -> Iterator[None]:
+        until = time.monotonic() + patience
         with self._condition:
             closings = self._closings
-            self._line.append(me)
+            self._holds.setdefault(hold)
+            self._waiting.add(hold)
             try:
-                while self._line[0] is not me or self._running >= WORKERS or self.used + need > budget:
+                while not self._next(hold, need, budget):
                     if self._closings != closings:
                         raise Refusal(503, "the server is stopping", code="draining", retry=5)
                     if (left := until - time.monotonic()) <= 0:
@@ -146,7 +188,7 @@ class Decoders:
                 self._running += 1
                 self.used += need
             finally:
-                self._line.remove(me)
+                self._waiting.remove(hold)
                 self._condition.notify_all()
         try:
             yield
@@ -155,6 +197,12 @@ class Decoders:
                 self._running -= 1
                 self.used -= need
                 self._condition.notify_all()
+
+    def _next(self, hold: Hold, need: int, budget: int) -> bool:
+        """In the order of `_holds`: whoever came first is the first to be served."""
+        if self._running >= WORKERS or hold is not next(one for one in self._holds if one in self._waiting):
+            return False
+        return self.used + need <= budget or hold is next(iter(self._holds))
 
     def _worker(self) -> Worker:
         with self._condition:

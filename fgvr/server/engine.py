@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fgvr.runtime.conversation import Answer, Conversation, Sampling, Turn
 from fgvr.runtime.pool import ModelPool
 from fgvr.server.batching import Batch, Job, Lane
+from fgvr.server.decoding import DECODERS, Hold
 from fgvr.server.metrics import Metrics
 from fgvr.server.refusals import Refusal
 from fgvr.server.settings import Settings
@@ -90,14 +91,17 @@ class Engine:
         return None
 
     @contextmanager
-    def place(self, role: str) -> Iterator[None]:
-        """One of `server.max_inflight` places, for work with this model. Raises Refusal: 429 when all are taken, 503 while draining."""
+    def place(self, role: str) -> Iterator[Hold]:
+        """One of `server.max_inflight` places, for work with this model, and what holds its pictures.
+
+        Raises Refusal: 429 when all are taken, 503 while draining."""
         with self._lock:
             if (refusal := self.full()) is not None:
                 raise refusal
             self._inflight[role] += 1
         try:
-            yield
+            with DECODERS.hold() as hold:
+                yield hold
         finally:
             with self._lock:
                 self._inflight[role] -= 1

@@ -34,6 +34,51 @@ _HEADERS = {
 }
 
 
+class Bodies:
+    """Bytes of bodies that come or are being served: at most `most`, and one body more, since the oldest goes on when none is served."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[object, int] = {}
+        self._coming: dict[object, None] = {}
+        self._changed = asyncio.Event()
+        self.waiting = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self._held.values())
+
+    def begin(self, who: object) -> None:
+        self._held[who] = 0
+        self._coming[who] = None
+
+    async def add(self, who: object, size: int) -> None:
+        """Waits for room; what is not read meanwhile stays with the client."""
+        self.waiting += 1
+        try:
+            while self.total + size > self._most and not self._alone(who):
+                await self._changed.wait()
+        finally:
+            self.waiting -= 1
+        self._held[who] += size
+
+    def _alone(self, who: object) -> bool:
+        """Nothing is served that would make room by ending, and it is the oldest of those that come."""
+        return len(self._held) == len(self._coming) and next(iter(self._coming)) is who
+
+    def whole(self, who: object) -> None:
+        self._coming.pop(who, None)
+        self._tell()
+
+    def end(self, who: object) -> None:
+        self._held.pop(who, None)
+        self.whole(who)
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
 class Guard:
     """The outermost layer."""
 
@@ -43,13 +88,14 @@ class Guard:
         """Args: full: why no request that computes gets a place now."""
         self._app, self._settings, self._metrics, self._route_of, self._full = app, settings, metrics, route_of, full
         self._hosts = {*_NEAR, settings.host.lower(), *settings.allowed_hosts}
+        self.bodies = Bodies(settings.body_bytes)
         self._any_host = "*" in settings.allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, who = time.perf_counter(), 0, object()
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -63,7 +109,7 @@ class Guard:
         try:
             refusal = self._refusal(scope)
             if refusal is None and scope["method"] in ("POST", "PUT", "PATCH"):
-                receive, refusal = await self._whole(receive)
+                receive, refusal = await self._whole(receive, who)
                 if refusal is None and scope["path"] in _COMPUTING:
                     refusal = self._full()
             if refusal is not None:
@@ -75,6 +121,7 @@ class Guard:
                 raise
             # Answered and logged by refusals.install; raised again only for servers that would not know.
         finally:
+            self.bodies.end(who)
             took = time.perf_counter() - began
             route = self._route_of(scope)
             self._metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
@@ -97,23 +144,30 @@ class Guard:
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
 
-    async def _whole(self, receive: Receive) -> tuple[Receive, Refusal | None]:
+    async def _whole(self, receive: Receive, who: object) -> tuple[Receive, Refusal | None]:
         """The body, as one message, when all of it is there: whoever is slow to send takes no place meanwhile."""
         parts: list[bytes] = []
-        size, more = 0, True
+        size, more, waits = 0, True, False
+        self.bodies.begin(who)
         try:
             async with asyncio.timeout(self._settings.upload_seconds):
                 while more:
                     message = await receive()
                     if message["type"] != "http.request":
                         return _replay(message, receive), None
-                    parts.append(message.get("body", b""))
-                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    part, waits = message.get("body", b""), True
+                    await self.bodies.add(who, len(part))
+                    waits = False
+                    parts.append(part)
+                    size, more = size + len(part), message.get("more_body", False)
                     if size > self._settings.max_body:
                         return receive, self._too_large()
         except TimeoutError:
+            if waits:
+                return receive, Refusal(429, "too many bytes are being served (server.body_bytes)", code="busy", retry=5)
             seconds = self._settings.upload_seconds
             return receive, Refusal(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow")
+        self.bodies.whole(who)
         return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive), None
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:

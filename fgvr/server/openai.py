@@ -19,6 +19,7 @@ from fgvr.runtime.conversation import Answer, Conversation, Sampling, Token, Tur
 from fgvr.server import pictures
 from fgvr.server.auth import may_read
 from fgvr.server.bodies import JsonRoute
+from fgvr.server.decoding import Hold
 from fgvr.server.engine import Engine, plain_only, single
 from fgvr.server.prompts import check_length, check_text, tokens_of, turns_of
 from fgvr.server.refusals import Refusal
@@ -98,8 +99,8 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     sampling = _sampling(asked, engine)
     request.state.user = asked.user
     with ExitStack() as place:
-        place.enter_context(engine.place("mllm"))
-        turns = await pictures.aside(turns_of, asked.messages, engine)
+        hold = place.enter_context(engine.place("mllm"))
+        turns = await pictures.aside(turns_of, asked.messages, engine, hold)
         _check_engine(engine, turns, sampling)
         asks = [Conversation(turns, _numbered(sampling, i)) for i in range(asked.n or 1)]
         await pictures.aside(check_length, asks[0], engine, param="messages")
@@ -208,8 +209,8 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
             400, f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)", param="input", code="prompt_too_long"
         )
     texts = [check_text(items[i], f"input.{i}") for i in said]
-    with engine.place("encoder"):
-        looked = await _opened([items[i] for i in shown], engine, "input")
+    with engine.place("encoder") as hold:
+        looked = await _opened([items[i] for i in shown], engine, hold, "input")
         # One after the other: both listen for the client's leaving, and only one may at a time.
         seen = await engine.compute(request, "embed_images", looked) if looked else []
         read = await engine.compute(request, "embed_texts", texts) if texts else []
@@ -225,11 +226,11 @@ def _written(row: np.ndarray, form: str | None) -> list[float] | str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if form == "base64" else [float(value) for value in row]
 
 
-async def _opened(urls: Sequence[str], engine: Engine, name: str) -> list[Picture]:
+async def _opened(urls: Sequence[str], engine: Engine, hold: Hold, name: str) -> list[Picture]:
     """Decoded, few at a time, in threads. Their pixels together count, too."""
     settings, seen, opened = engine.settings, 0, []
     for i, url in enumerate(urls):
-        picture = await pictures.aside(pictures.picture, url, settings, param=f"{name}.{i}")
+        picture = await pictures.aside(pictures.picture, url, settings, hold, param=f"{name}.{i}")
         seen += picture.image.width * picture.image.height
         if seen > settings.max_pixels:
             message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
@@ -254,8 +255,8 @@ async def score(request: Request, asked: ScoreRequest) -> ScoreAnswer:
     if sum(map(len, texts)) > settings.max_prompt_chars:
         message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
         raise Refusal(400, message, param="continuations", code="prompt_too_long")
-    with engine.place("mllm"):
-        turns = await pictures.aside(turns_of, asked.messages, engine)
+    with engine.place("mllm") as hold:
+        turns = await pictures.aside(turns_of, asked.messages, engine, hold)
         images, prompt, system = single(turns)
         await pictures.aside(check_length, Conversation(turns, Sampling(0)), engine, param="messages")
         size = tokens_of(turns) + sum(map(len, texts)) // 2
@@ -280,7 +281,7 @@ async def match(request: Request, asked: MatchRequest) -> MatchAnswer:
     if sum(map(len, texts)) > engine.settings.max_prompt_chars:
         message = f"more than {engine.settings.max_prompt_chars} characters (server.max_prompt_chars)"
         raise Refusal(400, message, param="texts", code="prompt_too_long")
-    with engine.place("joint"):
-        opened = dict(zip(distinct, await _opened(distinct, engine, "images"), strict=True))
+    with engine.place("joint") as hold:
+        opened = dict(zip(distinct, await _opened(distinct, engine, hold, "images"), strict=True))
         pairs = [(opened[url], text) for url, text in zip(asked.images, texts, strict=True)]
         return MatchAnswer(probabilities=await engine.compute(request, "match", pairs))

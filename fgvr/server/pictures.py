@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from fgvr.errors import ImageError
-from fgvr.server.decoding import DECODERS
+from fgvr.server.decoding import DECODERS, Hold
 from fgvr.server.refusals import Refusal
 from fgvr.server.settings import Settings
 from fgvr.types import Picture
@@ -26,9 +26,13 @@ T = TypeVar("T")
 _HEAD = re.compile(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,", re.IGNORECASE)
 _PLAIN = re.compile(r"[^\s\\@\x00-\x1f\x7f]{1,2000}")  # what two readers of an address could read differently is in none of ours
 _FETCH_SECONDS = 10.0
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-THREADS = ThreadPoolExecutor(32, thread_name_prefix="fgvr-pictures")
-"""They fetch, and wait for the processes that decode: decoding.py."""
+Image.init()
+_ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "TGA")
+FORMATS = tuple(form for form in _ACCEPTED if form in Image.OPEN)
+"""Those of the command line that this Pillow has."""
+THREADS = ThreadPoolExecutor(4096, thread_name_prefix="fgvr-pictures")
+"""They fetch, and wait for the processes that decode: decoding.py. As many as requests have places: were there fewer, the request that
+others wait for could be the one that gets none."""
 
 
 async def aside(call: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -36,9 +40,9 @@ async def aside(call: Callable[..., T], *args: Any, **options: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(THREADS, partial(call, *args, **options))
 
 
-def picture(url: str, settings: Settings, *, param: str) -> Picture:
+def picture(url: str, settings: Settings, hold: Hold, *, param: str) -> Picture:
     """From a data URL, or from a host that `server.image_hosts` names. Raises Refusal (400)."""
-    return decoded(content(url, settings, param=param), settings, param=param)
+    return decoded(content(url, settings, param=param), settings, hold, param=param)
 
 
 def content(url: str, settings: Settings, *, param: str) -> bytes:
@@ -53,23 +57,24 @@ def content(url: str, settings: Settings, *, param: str) -> bytes:
     return _fetched(url, settings, param)
 
 
-def decoded(data: bytes, settings: Settings, *, param: str) -> Picture:
+def decoded(data: bytes, settings: Settings, hold: Hold, *, param: str) -> Picture:
     """Upright RGB; the hash is of the file's bytes, as everywhere. Raises Refusal (400)."""
-    width, height = check_header(data, settings, param=param)
+    size, mode = check_header(data, settings, param=param)
     limits = {"budget": settings.decode_bytes, "seconds": settings.decode_seconds, "patience": settings.deadline}
     try:
-        return Picture(*DECODERS.decode(data, width * height, max_pixels=settings.max_pixels, **limits))
+        return DECODERS.decode(data, size, mode, hold, max_pixels=settings.max_pixels, **limits)
     except ImageError as error:
         raise Refusal(400, f"{param}: {error}", param=param, code="unreadable_image") from None
 
 
-def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[int, int]:
-    """Width and height, from the first bytes. Raises Refusal: no image, or more pixels than allowed."""
+def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[tuple[int, int], str]:
+    """Size and mode, from the first bytes. Raises Refusal: no image, or more pixels than allowed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the smaller one
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
+                mode = image.mode if image.format != "WEBP" and "transparency" not in image.info else ""
     except Image.DecompressionBombError:
         raise Refusal(400, f"{param}: more than {settings.max_pixels:,} pixels", param=param, code="image_too_large") from None
     except Exception:  # Pillow's plugins raise nearly anything on damaged headers
@@ -79,7 +84,7 @@ def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[int, i
     if width * height > settings.max_pixels:
         message = f"{param}: {width} x {height} pixels, more than server.max_pixels={settings.max_pixels:,}"
         raise Refusal(400, message, param=param, code="image_too_large")
-    return width, height
+    return (width, height), mode
 
 
 def check_count(count: int, settings: Settings, *, param: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.server import pictures
+from fgvr.server.decoding import Hold
 from fgvr.server.engine import Engine
 from fgvr.server.refusals import Refusal
 from fgvr.server.wire import ImagePart, Message, RefusalPart, TextPart
@@ -16,7 +17,7 @@ from fgvr.types import Picture
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>")
 
 
-def turns_of(messages: Sequence[Message], engine: Engine) -> tuple[Turn, ...]:
+def turns_of(messages: Sequence[Message], engine: Engine, hold: Hold) -> tuple[Turn, ...]:
     """Decoded and checked. Raises Refusal naming the message."""
     settings = engine.settings
     count = sum(max(1, len(m.content)) if isinstance(m.content, list) else 1 for m in messages)
@@ -40,7 +41,7 @@ def turns_of(messages: Sequence[Message], engine: Engine) -> tuple[Turn, ...]:
         if not isinstance(part, ImagePart):
             read[id(message)].append(check_text(_text(part), where))
             continue
-        picture = pictures.picture(part.url, settings, param=where)
+        picture = pictures.picture(part.url, settings, hold, param=where)
         seen += picture.image.width * picture.image.height
         if seen > settings.max_pixels:
             words = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"

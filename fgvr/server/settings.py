@@ -79,6 +79,7 @@ class Settings:
     max_images: int = 16
     max_pixels: int = 25_000_000
     max_messages: int = 256
+    body_bytes: int = 64 << 20
     decode_bytes: int = 256 << 20
     decode_seconds: float = 5.0
     upload_seconds: float = 30.0
@@ -121,7 +122,7 @@ def _read(name: str, value: Any, default: Any) -> Any:
             texts = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
             return tuple(item.lower() for item in value) if texts else None
         case int():
-            size = parse_bytes(value) if isinstance(value, str) and name in ("max_body", "decode_bytes") else value
+            size = parse_bytes(value) if isinstance(value, str) and name in ("max_body", "body_bytes", "decode_bytes") else value
             if isinstance(size, str) and size.isdigit():
                 size = int(size)
             return size if isinstance(size, int) and not isinstance(size, bool) and size >= (0 if name == "port" else 1) else None

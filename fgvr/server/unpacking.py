@@ -43,11 +43,11 @@ def main() -> None:
         record, data = asked
         del asked
         try:
-            image, sha256 = read_image(data, max_pixels=record["max_pixels"], reduce_above=record["reduce_above"])
+            image, sha256, content = read_image(data, max_pixels=record["max_pixels"])
         except ImageError as error:
             write(sys.stdout.buffer, {"error": str(error)})
         else:
-            write(sys.stdout.buffer, {"size": image.size, "sha256": sha256}, image.tobytes())
+            write(sys.stdout.buffer, {"size": image.size, "sha256": sha256, "content": content}, image.tobytes())
             del image
         del data
 

@@ -58,16 +58,17 @@ class RememberingEncoder:
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         names = [content_hash(image) for image in images]
+        owners = _owners([[image] for image in images], [[name] for name in names])
 
         def compute(indices: list[int]) -> list[bytes]:
             rows = self._encoder.encode([images[i] for i in indices])
             for i in indices:
-                tally.add(names[i], encoder_forwards=1)
+                tally.add(owners[i], encoder_forwards=1)
             return _rows_to_bytes(rows)
 
-        vectors = self._vectors("image", names, compute, of=names)
-        for name in names:
-            tally.add(name, asked=_LOOKED)
+        vectors = self._vectors("image", names, compute, of=owners)
+        for owner in owners:
+            tally.add(owner, asked=_LOOKED)
         return vectors
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -108,7 +109,7 @@ class RememberingMLLM:
         self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
     ) -> list[Reply]:
         shown = [_hashes(item) for item in images]
-        owners = _first(shown)
+        owners = _owners([_listed(item) for item in images], shown)
         fingerprint = self.fingerprint
         keys = [
             _key("generate", fingerprint, pictures, prompt, system, max_new_tokens) for pictures, prompt in zip(shown, prompts, strict=True)
@@ -138,7 +139,7 @@ class RememberingMLLM:
         system: str = "",
     ) -> list[Scores]:
         shown = [_hashes(item) for item in images]
-        owners = _first(shown)
+        owners = _owners([_listed(item) for item in images], shown)
         fingerprint = self.fingerprint
         keys = [
             _key("score", fingerprint, pictures, prompt, system, list(texts))
@@ -172,7 +173,7 @@ class RememberingMLLM:
     ) -> list[tuple[Choice, ...]]:
         """protocols.Chooser; replies are remembered together, unless all of them are empty."""
         shown = [_hashes(item) for item in images]
-        owners = _first(shown)
+        owners = _owners([_listed(item) for item in images], shown)
         settings = {"marker": marker, "system": system, "max_new_tokens": max_new_tokens, "votes": votes}
         keys = [
             _key("choose", self.fingerprint, pictures, prompt, list(named), settings)
@@ -218,24 +219,25 @@ class RememberingJointEncoder:
 
     def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
         names = [content_hash(image) for image in images]
+        owners = _owners([[image] for image in images], [[name] for name in names])
         fingerprint = self.fingerprint
         keys = [_key("match", fingerprint, name, text) for name, text in zip(names, texts, strict=True)]
 
         def compute(indices: list[int]) -> list[bytes]:
             matches = self._joint.match([images[i] for i in indices], [texts[i] for i in indices])
             for i in indices:
-                tally.add(names[i], encoder_forwards=1)
+                tally.add(owners[i], encoder_forwards=1)
             return _rows_to_bytes(matches)
 
-        values = _remembered(self._cache, keys, compute, of=names)
-        for name in names:
-            tally.add(name, asked=_LOOKED)
+        values = _remembered(self._cache, keys, compute, of=owners)
+        for owner in owners:
+            tally.add(owner, asked=_LOOKED)
         return np.array([np.frombuffer(value, "<f4")[0] for value in values], np.float32)
 
 
 def content_hash(image: ImageLike) -> str:
-    """What a picture is known by: its own hash, or that of a PIL image's pixels."""
-    return image.sha256 if isinstance(image, Picture) else pixels_sha256(image)
+    """What answers about a picture are remembered under: the hash of its content, or that of a PIL image's pixels."""
+    return image.content if isinstance(image, Picture) else pixels_sha256(image)
 
 
 def _remembered(
@@ -272,14 +274,22 @@ def _key(kind: str, fingerprint: str, *parts: object) -> str:
 
 
 def _hashes(item: ImageLike | Sequence[ImageLike]) -> list[str]:
+    return [content_hash(image) for image in _listed(item)]
+
+
+def _listed(item: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     if isinstance(item, Picture) or not isinstance(item, Sequence):  # the usual first: the other takes long to say no
-        return [content_hash(item)]
-    return [content_hash(image) for image in item]
+        return [item]
+    return item
 
 
-def _first(shown: Sequence[Sequence[str]]) -> list[str]:
-    """To which picture a prompt's work and hits are tallied."""
-    return [pictures[0] if pictures else tally.ELSEWHERE for pictures in shown]
+def _owners(images: Sequence[Sequence[ImageLike]], hashes: Sequence[Sequence[str]]) -> list[str]:
+    """To which picture a prompt's work and hits are tallied: the first, by the hash that its result has."""
+
+    def owner(image: ImageLike, known: str) -> str:
+        return image.sha256 if isinstance(image, Picture) else known
+
+    return [owner(some[0], known[0]) if known else tally.ELSEWHERE for some, known in zip(images, hashes, strict=True)]
 
 
 def _tally_mllm(owner: str, prompt_tokens: int, new_tokens: int) -> None:

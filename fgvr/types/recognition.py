@@ -30,10 +30,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A decoded image: RGB, upright, with the hash of its content (file bytes, or pixels when there is no file)."""
+    """A decoded image: RGB, upright, with the hash of what it came from (file bytes, or pixels when there is no file).
+
+    `content`: of what is seen of it, another one where a file was reduced or padded on reading; answers are remembered under it."""
 
     image: Image
     sha256: str
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content", self.content or self.sha256)
 
 
 @dataclass(frozen=True, slots=True)

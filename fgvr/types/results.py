@@ -55,11 +55,11 @@ def _report_html(report: Report) -> str:
     """An evaluation's figures; notes come first, because they may say that the figures mean little."""
     low, high = report.top1_interval
     rows = [
-        ("top-1", f"{report.top1:.4f} [{low:.4f}, {high:.4f}]"),
-        ("macro", f"{report.macro:.4f}"),
+        ("top-1 accuracy", f"{report.top1:.4f} [{low:.4f}, {high:.4f}]"),
+        ("macro accuracy", f"{report.macro:.4f}"),
         ("images", f"{report.n}" + (f" ({report.skipped} skipped)" if report.skipped else "")),
-        ("slow rate", f"{report.slow_rate:.3f}"),
-        ("fixed / broken by thinking", f"{report.fixed} / {report.broken}"),
+        ("escalated to System 2", f"{report.slow_rate:.1%}"),
+        ("fixed / broken by System 2", f"{report.fixed} / {report.broken}"),
         *((name, f"{value:.4f}") for name, value in report.protocols.items()),
         *((f"{name} asked", f"{value:g}") for name, value in report.asked.items()),
         *((f"{name} computed" if name in report.asked else name, f"{value:g}") for name, value in report.cost.items()),

@@ -7,12 +7,13 @@ import hashlib
 import importlib
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
@@ -25,20 +26,23 @@ IMAGE_SUFFIXES = frozenset((*_COMMON, *_OTHERS))
 """Files with these are opened; one that this Pillow cannot decode is an unusable image that is named."""
 MAX_ASPECT = 20
 """A picture longer than this many times its short side is padded with white: image processors refuse it, or scale it without bound."""
+REDUCE_ABOVE = 8_000_000
+"""Pixels. A larger picture is reduced to a quarter of that while it is read: twice what a model looks at, 1,003,520 pixels at most."""
 LONGEST = 4096
 """The long side of a padded picture at most; a longer one is scaled down first."""
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
+_BAND = 256  # rows
 MAX_PIXELS = 89_000_000
 """More than this in one picture is taken for a decompression bomb (just below where Pillow itself starts to warn)."""
 
 
-def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS, reduce_above: int | None = None) -> tuple[Image.Image, str]:
-    """RGB upright image and its sha256: of the file's bytes, or of the RGB pixels when there is no file.
+def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str, str]:
+    """RGB upright image, its sha256 (of the file's bytes, or of the RGB pixels when there is no file), and that of its content.
 
     Arrays: H x W, H x W x 1, 3 or 4; uint8, uint16 (full range), bool, or float in 0..1. Transparency is laid over white; of an
-    animation the first frame counts. A very long picture is padded (`MAX_ASPECT`).
-    A file of more than `reduce_above` pixels is reduced to about a quarter of that number.
+    animation the first frame counts. A very long picture is padded (`MAX_ASPECT`), a large one is reduced (`REDUCE_ABOVE`): its content
+    then has a hash of its own, under which answers about it are remembered (`content_sha256`).
     Anything that cannot be decoded is an ImageError that names it and says why.
     """
     if isinstance(source, np.ndarray):
@@ -46,7 +50,8 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS, red
     if isinstance(source, Image.Image):
         name = f"image {source.size[0]} x {source.size[1]} ({source.mode})"
         rgb = _decode(source, name, max_pixels)
-        return rgb, pixels_sha256(rgb)
+        sha256 = pixels_sha256(rgb)
+        return rgb, sha256, sha256
     if isinstance(source, bytes):
         data, name = source, f"{len(source)} bytes"
     else:
@@ -56,7 +61,8 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS, red
         _register_heif()
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _decode(image, name, max_pixels, reduce_above), sha256_bytes(data)
+            size, sha256 = image.size, sha256_bytes(data)
+            return _decode(image, name, max_pixels), sha256, content_sha256(sha256, size)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -64,6 +70,21 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS, red
         raise ImageError(f"{name}: {cure}") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
+
+
+def content_sha256(sha256: str, size: tuple[int, int]) -> str:
+    """Of what models see of a file with this hash and this size: another hash where it is reduced or padded."""
+    changed = size[0] * size[1] > REDUCE_ABOVE or max(size) > MAX_ASPECT * min(size)
+    return sha256_bytes(f"{sha256} reduced v1".encode()) if changed else sha256
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Width and height by the file's first bytes; None where they do not tell."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return image.size
+    except Exception:  # Pillow's plugins raise nearly anything on damaged headers
+        return None
 
 
 def pixels_sha256(image: Image.Image) -> str:
@@ -143,15 +164,16 @@ def _read_file(path: Path) -> bytes:
     return data
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, reduce_above: int | None = None) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Checks the size from the header, before any pixel is unpacked."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{name}: {width} x {height} pixels, more than the limit of {max_pixels:,}; shrink it first")
     if width * height == 0:
         raise ImageError(f"{name}: has no pixels")
-    if reduce_above is not None and width * height > reduce_above:
-        _reduce(image, reduce_above // 4)
+    if width * height > REDUCE_ABOVE:
+        image = image if isinstance(image, ImageFile.ImageFile) else image.copy()  # the caller's stays as it is
+        _reduce(image, REDUCE_ABOVE // 4)
     image.load()
     return _padded(_to_rgb(_upright(image)))
 
@@ -204,13 +226,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(values: np.ndarray, *, full_range: bool) -> np.ndarray:
     """Grey values of unknown depth to uint8: 16 bit by its high byte, floats in 0..1 by 255, what fits in 8 bit as it is."""
-    values = np.nan_to_num(values.astype(np.float64))
-    peak = values.max()
+    bands = [values[start : start + _BAND] for start in range(0, len(values), _BAND)]  # float64 of all would be eight times the picture
+
+    def clean(band: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(band.astype(np.float64))
+
+    peak, scale = max(float(clean(band).max()) for band in bands), 1.0
     if full_range or peak > 255:
-        values = values * (255 / max(65535.0, float(peak)))
-    elif peak <= 1 and not np.array_equal(values, np.round(values)):
-        values = values * 255
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+        scale = 255 / max(65535.0, peak)
+    elif peak <= 1 and not all(np.array_equal(clean(band), np.round(clean(band))) for band in bands):
+        scale = 255.0
+    return np.concatenate([np.clip(np.round(clean(band) * scale), 0, 255).astype(np.uint8) for band in bands])
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 import fgvr
 from fgvr.agents import prompts
 from fgvr.agents.analyse import PARTS, AnalyseDecoder
-from fgvr.agents.arbitrate import AskAgain, stands
+from fgvr.agents.answer_fusion import Reprompt, stands
 from fgvr.agents.slow import Exemplars, Option, Question, ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.types import History, Reply, Scores, SlowResult
 from tests.agents.doubles import TableMLLM, class_record, fast_result, picture
@@ -148,7 +148,7 @@ def test_the_open_cases_are_asked_between_the_two_answers_only() -> None:
     mllm = TableMLLM(lambda sha256, words: 2.0 if words == "A" else 0.0)
     decoder = ScoreDecoder(mllm, superclass="bird", target="letter")
     records = {c: class_record(c) for c in "abc0123456"}
-    asking = AskAgain(lambda pictures, results: answers, decoder, Shortlist(records, candidates=5))
+    asking = Reprompt(lambda pictures, results: answers, decoder, Shortlist(records, candidates=5))
     settled = asking([picture("x"), picture("y"), picture("z")], fast)
     assert [answer.category for answer in settled] == ["a", "b", "a"]
     (asked,) = mllm.prompts

@@ -11,7 +11,7 @@ from PIL import Image
 from fgvr.agents import discover as module
 from fgvr.agents import discover_prompts as ask
 from fgvr.agents.discover import STAGES, Discoverer
-from fgvr.agents.hypotheses import fewest, fill, price_of_a_name
+from fgvr.agents.mixture_selection import complexity_penalty, fill, select_mixture
 from fgvr.data.unlabelled import open_unlabelled
 from fgvr.errors import DatasetError, UnreadableReply
 from fgvr.store.stages import Stages
@@ -113,7 +113,7 @@ def test_no_prompt_and_no_picture_says_where_it_comes_from(folder):
     assert str(folder).lower() not in words and ".png" not in words
     for picture in mllm.shown:
         assert not getattr(picture.image, "filename", "") and not any("bird" in str(value) for value in picture.image.info.values())
-        assert set(picture.__slots__) == {"image", "sha256"}
+        assert set(picture.__slots__) == {"image", "sha256", "content"}
 
 
 def test_the_agent_cannot_reach_a_dataset():
@@ -199,15 +199,15 @@ def test_the_vote_finds_how_many_there_are(kinds):
     nats[np.arange(len(truth)), truth] += 9
     slips = rng.choice(len(truth), 6 * kinds // 3, replace=False)
     nats[slips, kinds + np.arange(len(slips)) % 25] = -2.0  # each a little better than the truth for its own picture
-    kept = fewest(nats, np.ones(kinds + 25), price_of_a_name(kinds + 25, len(truth)))
+    kept = select_mixture(nats, np.ones(kinds + 25), complexity_penalty(kinds + 25, len(truth)))
     assert sorted(kept.indices.tolist()) == list(range(kinds))
     assert np.mean(kept.indices[kept.owners] == truth) == 1 and kept.certainty.min() > 0.5
 
 
 def test_a_price_of_nothing_keeps_what_is_used_and_a_great_one_leaves_one():
     nats = np.where(np.eye(6, dtype=bool), 0.0, -8.0)
-    assert len(fewest(nats, np.ones(6), 0.0).indices) == 6
-    assert len(fewest(nats, np.ones(6), 1e6).indices) == 1
+    assert len(select_mixture(nats, np.ones(6), 0.0).indices) == 6
+    assert len(select_mixture(nats, np.ones(6), 1e6).indices) == 1
 
 
 def test_what_was_not_judged_stands_below_what_was():

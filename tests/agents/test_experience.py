@@ -8,10 +8,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from fgvr.agents.experience_learning import ExperienceLearner
 from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
+from fgvr.agents.rule_validation import AcceptanceCriteria, Comparison, Example
 from fgvr.agents.slow import Option, Question, ScoreDecoder, Shortlist, SlowThinking
-from fgvr.agents.study import Study
-from fgvr.agents.trials import Bar, Exam, Trial
 from fgvr.knowledge.experience import Library
 from fgvr.types import Experience, Picture, Reply, Scores
 from fgvr.utils.significance import benjamini_hochberg, sign_flip_p
@@ -62,13 +62,13 @@ def option(category: str) -> Option:
     return Option(category, f"name {category}", f"looks like {category}", 0.3)
 
 
-def exams(per_class: int = 12, classes: str = "abc") -> list[Exam]:
+def examples(per_class: int = 12, classes: str = "abc") -> list[Example]:
     question = Question(tuple(option(c) for c in classes))
-    return [Exam(i, i % 2, question, c, f"{c}{n}") for i, (c, n) in enumerate((c, n) for c in classes for n in range(per_class))]
+    return [Example(i, i % 2, question, c, f"{c}{n}") for i, (c, n) in enumerate((c, n) for c in classes for n in range(per_class))]
 
 
-def study(mllm, cases, *, failures: int = 24, bar: Bar | None = None) -> Study:
-    return Study(
+def learner(mllm, cases, *, failures: int = 24, criteria: AcceptanceCriteria | None = None) -> ExperienceLearner:
+    return ExperienceLearner(
         decoder=ScoreDecoder(mllm, superclass="bird", target="description"),
         reflector=Reflector(mllm, superclass="bird", max_new_tokens=100),
         encoder=Words(),  # type: ignore[arg-type]
@@ -76,14 +76,14 @@ def study(mllm, cases, *, failures: int = 24, bar: Bar | None = None) -> Study:
         batches=lambda n: [range(i, min(i + 5, n)) for i in range(0, n, 5)],
         failures=failures,
         alike=0.9,
-        bar=bar or Bar(),
+        criteria=criteria or AcceptanceCriteria(),
         most=3,
     )
 
 
 def learn(mllm, cases=None, **settings):
-    cases = cases or exams()
-    return study(mllm, cases, **settings).learn(cases, range(len(cases)))
+    cases = cases or examples()
+    return learner(mllm, cases, **settings).learn(cases, range(len(cases)))
 
 
 def test_a_rule_that_helps_is_learned_with_its_evidence_and_obeyed_at_inference() -> None:
@@ -100,9 +100,9 @@ def test_a_rule_that_helps_is_learned_with_its_evidence_and_obeyed_at_inference(
     shortlist = Shortlist({c: class_record(c, f"looks like {c}") for c in "abc"}, candidates=3)
     result = fast_result([0.4, 0.35, 0.25], ids=list("bac"))
     decoder = ScoreDecoder(pupil, superclass="bird", target="description")
-    bare = SlowThinking(decoder, shortlist)([picture("a99")], [result])[0]
+    criteriae = SlowThinking(decoder, shortlist)([picture("a99")], [result])[0]
     taught = SlowThinking(decoder, shortlist, Library(lessons.rules, most=1))([picture("a99")], [result])[0]
-    assert (bare.category, bare.rules) == ("b", ())
+    assert (criteriae.category, criteriae.rules) == ("b", ())
     assert (taught.category, taught.rules) == ("a", ("Compare the tails.",))
 
 
@@ -114,17 +114,17 @@ def test_a_harmful_rule_is_rejected_and_a_useless_one_left_undecided() -> None:
 
 
 def test_what_a_rule_gained_is_the_mean_over_the_images_it_was_tried_on() -> None:
-    assert Trial(np.array([1.0, -0.5]), fixed=1, broken=0).gain == 0.25
-    assert Trial(np.zeros(0), fixed=0, broken=0).gain is None
+    assert Comparison(np.array([1.0, -0.5]), fixed=1, broken=0).gain == 0.25
+    assert Comparison(np.zeros(0), fixed=0, broken=0).gain is None
 
 
 def test_a_rule_tried_on_too_few_images_is_undecided() -> None:
-    lessons = learn(Pupil(), exams(per_class=4))
+    lessons = learn(Pupil(), examples(per_class=4))
     assert [(rule.n, rule.status) for rule in lessons.rules] == [(6, "undecided"), (6, "undecided")]
 
 
 def test_a_rule_is_never_tried_on_the_half_it_was_learned_from() -> None:
-    cases = exams()
+    cases = examples()
     for rule in learn(Pupil(), cases).rules:
         learned_on = {case.fold for case in cases if case.sha256 in rule.sources}
         assert len(learned_on) == 1
@@ -161,7 +161,7 @@ def test_system_2_is_never_told_what_is_true() -> None:
 
     def questions(truths: tuple[str, ...]) -> list[str]:
         pupil = Pupil("I am sorry.")
-        cases = [replace(case, truth=dict(zip("abc", truths, strict=True))[case.truth]) for case in exams()]
+        cases = [replace(case, truth=dict(zip("abc", truths, strict=True))[case.truth]) for case in examples()]
         learn(pupil, cases)
         assert all(REFLECTION in prompt for prompt in pupil.reflections)
         assert not any(REFLECTION in prompt for prompt in pupil.questions)

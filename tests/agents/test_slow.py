@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fgvr.agents import prompts
-from fgvr.agents.arbitrate import LogLinearPool, fit_weight, pool
+from fgvr.agents.answer_fusion import LogLinearFusion, fit_weight, fuse_answers
 from fgvr.agents.describe import Describer
 from fgvr.agents.slow import ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking, posterior
 from fgvr.errors import ConfigError
@@ -85,9 +85,9 @@ def test_nothing_scored_leaves_the_prior():
 
 def test_pooling_between_the_two_systems():
     fast, slow = np.array([0.8, 0.2]), np.array([0.1, 0.9])
-    assert pool(fast, slow, 0.0) == pytest.approx(fast)
-    assert pool(fast, slow, 1.0) == pytest.approx(slow)
-    assert pool(fast, slow, 0.5) == pytest.approx(np.sqrt(fast * slow) / np.sqrt(fast * slow).sum())
+    assert fuse_answers(fast, slow, 0.0) == pytest.approx(fast)
+    assert fuse_answers(fast, slow, 1.0) == pytest.approx(slow)
+    assert fuse_answers(fast, slow, 0.5) == pytest.approx(np.sqrt(fast * slow) / np.sqrt(fast * slow).sum())
 
 
 def test_the_fitted_weight_trusts_whoever_is_right():
@@ -98,13 +98,13 @@ def test_the_fitted_weight_trusts_whoever_is_right():
     assert 0 < fit_weight(mixed) < 1
 
 
-def test_without_rehearsal_system_2_is_trusted():
+def test_without_leave_one_out_system_2_is_trusted():
     assert fit_weight([]) == 1.0
 
 
 def test_the_arbiter_answers_among_what_system_2_judged():
     slow = SlowResult("c2", {"c1": 0.2, "c2": 0.8})
-    category, confidence = LogLinearPool(weight=0.5)(fast_result([0.6, 0.3, 0.1]), slow)
+    category, confidence = LogLinearFusion(weight=0.5)(fast_result([0.6, 0.3, 0.1]), slow)
     assert category in ("c1", "c2") and 0.5 <= confidence <= 1
 
 

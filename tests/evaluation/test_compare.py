@@ -122,7 +122,7 @@ def test_what_cannot_be_compared_is_refused(finished, run, classes, tmp_path: Pa
         compare.compare([a, a])
     with pytest.raises(StoreError, match="no finished evaluation"):
         compare.compare([a, tmp_path])
-    with pytest.raises(ConfigError, match="no sweep"):
+    with pytest.raises(ConfigError, match="is one run; give the one to compare it with"):
         compare.compare([a])
     b = finished("runs/b")
     others = [replace(p, sha256="f" * 64) for p in run()]

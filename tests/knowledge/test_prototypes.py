@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fgvr.agents.fusion import Fusion
-from fgvr.agents.rehearse import rehearse_fast
+from fgvr.agents.leave_one_out import leave_one_out_fast
 from fgvr.knowledge.prototypes import Prototypes, halves, turns, unit
 from fgvr.knowledge.statistics import Statistics
 from fgvr.types import History
@@ -70,9 +70,9 @@ def test_statistics_count_precision_and_recall_apart():
     assert s.histories()[1].seen == 3 and s.histories()[1].total == 4
 
 
-def test_a_rehearsed_image_does_not_count_in_its_own_history():
+def test_a_left_out_image_does_not_count_in_its_own_history():
     p = prototypes()
-    results, statistics = rehearse_fast(p, [str(i) for i in range(len(p.shots))], fusion=Fusion())
+    results, statistics = leave_one_out_fast(p, [str(i) for i in range(len(p.shots))], fusion=Fusion())
     for result, owner in zip(results, p.owners, strict=True):
         whole = statistics.histories()[p.ids.index(result.top.category)]
         assert result.history.seen == whole.seen - 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +19,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from fgvr.server.decoding import DECODERS, REDUCE_ABOVE, Worker
+from fgvr.server.decoding import DECODERS, Worker
 from fgvr.server.settings import Settings
-from fgvr.utils.images import read_image
+from fgvr.utils.images import REDUCE_ABOVE, read_image
 
-from .conftest import Serve, Served, chat, data_url, png, until
+from .conftest import Serve, Served, chat, data_url, idle_failures, png, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = b"POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"
@@ -104,16 +105,19 @@ def test_pictures_wait_for_the_budget_and_all_are_answered(serve: Serve) -> None
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM"])
-def test_ordinary_pictures_keep_every_pixel_and_only_huge_ones_are_reduced(form: str) -> None:
+def test_the_server_reads_a_picture_as_everybody_does(form: str) -> None:
     limits = {"max_pixels": 25_000_000, "budget": 256 << 20, "seconds": 30.0, "patience": 30.0}
     try:
         for size, kept in (((1000, 700), True), ((4000, 3000), False)):
             data = encoded(Image.effect_noise(size, 50).convert("RGB"), form)
-            image, sha256 = DECODERS.decode(data, size[0] * size[1], **limits)  # type: ignore[arg-type]
-            here, digest = read_image(data)
-            assert sha256 == digest, "the hash is the file's"
-            assert (image.tobytes() == here.tobytes()) is kept
-            assert image.width * image.height <= REDUCE_ABOVE and abs(image.width / image.height - size[0] / size[1]) < 0.01
+            with DECODERS.hold() as hold:
+                found = DECODERS.decode(data, size, "RGB", hold, **limits)  # type: ignore[arg-type]
+                assert DECODERS.used == hold.used == 4 * found.image.width * found.image.height
+            assert DECODERS.used == 0
+            here, *hashes = read_image(data)
+            assert [found.sha256, found.content] == hashes and found.image.tobytes() == here.tobytes()
+            assert (found.image.size == size) is kept is (found.sha256 == found.content)
+            assert here.width * here.height <= REDUCE_ABOVE and abs(here.width / here.height - size[0] / size[1]) < 0.01
     finally:
         DECODERS.close()
 
@@ -190,8 +194,90 @@ def test_new_keys_are_read_as_bytes_and_seconds() -> None:
     assert (found.decode_bytes, found.stall) == (64 << 20, 5.0)
 
 
+def test_requests_that_hold_pictures_end_although_all_of_them_want_more(serve: Serve) -> None:
+    served = serve(decode_bytes=6 << 20)
+    content = encoded(Image.new("RGB", (600, 600)), "PNG")
+    files = [("images", (f"{i}.png", content)) for i in range(4)]
+    with ThreadPoolExecutor(12) as threads:
+        codes = list(threads.map(lambda _: served.post("/api/v1/classify", files=files).status_code, range(12)))
+    assert set(codes) == {200} and DECODERS.used == 0
+
+
+def test_bodies_wait_for_room_and_all_are_answered(serve: Serve) -> None:
+    served = serve(body_bytes=1 << 20)
+    content = encoded(Image.effect_noise((800, 800), 90), "PNG")
+    guard, seen, ended = served.server.asgi, [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.001):
+            seen.append(guard.bodies.total)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        with ThreadPoolExecutor(12) as threads:
+            codes = list(
+                threads.map(
+                    lambda _: served.post("/v1/chat/completions", chat("what", data_url(content), max_tokens=1)).status_code, range(12)
+                )
+            )
+    finally:
+        ended.set()
+        watching.join()
+    assert set(codes) == {200}
+    until(lambda: guard.bodies.total == 0)
+    assert (1 << 19) < max(seen) <= (1 << 20) + len(data_url(content)) + 1000
+
+
+def test_bodies_without_room_are_told_to_come_again(serve: Serve) -> None:
+    served = serve(body_bytes=1 << 16, upload_seconds=1.0)
+    head = SLOW.replace(b"900", b"200000")
+    with sockets(served, 1, head), sockets(served, 1, head + b" " * 65000) as first, sockets(served, 1, head + b" " * 65000) as second:
+        answers = sorted(line.recv(4096).split(b"\r\n")[0].split(b" ")[1] for line in (*first, *second))
+    assert answers[-1] == b"429", answers
+
+
+def test_a_chat_whose_reader_stalls_is_cancelled(serve: Serve, slow_words: Callable[[float], None]) -> None:
+    slow_words(0.02)
+    served = serve(stall=0.5, max_n=1000)  # a minute of work and more, in lines that fill every buffer
+    body = json.dumps(chat("what", stream=True, n=1000, logprobs=True, top_logprobs=5)).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with sockets(served, 2, head % len(body) + body, room=4096):
+        until(lambda: served.server.engine.inflight == 2)
+        until(lambda: not served.process.server_state.connections)
+        until(lambda: not idle_failures(served))
+    assert served.post("/v1/chat/completions", chat("what", max_tokens=1)).status_code == 200
+
+
+def test_a_listener_that_stalls_is_dropped(serve: Serve) -> None:
+    served = serve(stall=0.5)
+    with sockets(served, 3, b"GET /api/v1/memory/events?leases=true HTTP/1.1\r\nHost: localhost\r\n\r\n", room=4096):
+        until(lambda: served.server.broadcast.listeners == 3)
+        deadline = time.monotonic() + 15
+        while served.server.broadcast.listeners and time.monotonic() < deadline:
+            for key in [m.key for m in served.pool.status()] * 20:
+                with served.pool.lease(key):
+                    pass
+            time.sleep(0.01)
+        assert served.server.broadcast.listeners == 0
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "TGA", "WEBP"])
+def test_formats_of_the_command_line_are_accepted(serve: Serve, form: str) -> None:
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {form}")
+    content = encoded(Image.new("RGB", (40, 30), "red"), form)
+    assert serve().post("/api/v1/classify", files={"images": ("a", content)}).status_code == 200
+
+
+def test_a_very_long_picture_is_answered(serve: Serve) -> None:
+    served, content = serve(), png(3000, 10)
+    assert served.post("/api/v1/classify", files={"images": ("a.png", content)}).status_code == 200
+    assert served.post("/v1/chat/completions", chat("what", data_url(content), max_tokens=2)).status_code == 200
+
+
 def test_a_worker_that_is_ended_answers_nothing() -> None:
     worker = Worker()
     worker.kill()
-    assert worker.ask({"max_pixels": 1, "reduce_above": 1}, png(), 5.0) is None and not worker.late
+    assert worker.ask({"max_pixels": 1}, png(), 5.0) is None and not worker.late
     worker.end()

@@ -87,6 +87,10 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
     folder = locate(spec, repository)
     hub = repository or spec.source
     if folder is None:
+        if (file := Path(spec.source).expanduser()).is_file():
+            raise ModelLoadError(
+                f"{spec.role} {spec.source!r} is a file; models.{spec.role}.source takes the folder of a model: {file.parent}"
+            )
         if _REPOSITORY.fullmatch(hub) and not offline():
             return None
         looked = [str(Path(spec.source).expanduser().absolute())]

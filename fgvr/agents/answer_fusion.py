@@ -1,4 +1,4 @@
-"""The last word when both systems have spoken: log-linear pooling with one fitted weight or, as published, asking again."""
+"""The last word when both systems have spoken: log-linear fusion with one fitted weight or, as published, asking again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fgvr.types import FastResult, Picture, SlowResult
 _FLOOR = 1e-6  # a class System 1 did not list is unlikely, not impossible
 
 
-class LogLinearPool:
+class LogLinearFusion:
     """p(c) ~ fast(c)^(1 - weight) * slow(c)^weight over the candidates System 2 judged. weight 1 = System 2 alone."""
 
     def __init__(self, *, weight: float | Callable[[], float]) -> None:
@@ -29,39 +29,39 @@ class LogLinearPool:
         return self._weight
 
     def __call__(self, fast: FastResult, slow: SlowResult) -> tuple[str, float]:
-        """The winning class id and its pooled probability."""
+        """The winning class id and its fused probability."""
         ids = list(slow.probabilities)
-        pooled = pool(_fast_shares(fast, ids), np.array([slow.probabilities[c] for c in ids]), self.weight)
-        best = int(pooled.argmax())
-        return ids[best], float(pooled[best])
+        fused = fuse_answers(_fast_shares(fast, ids), np.array([slow.probabilities[c] for c in ids]), self.weight)
+        best = int(fused.argmax())
+        return ids[best], float(fused[best])
 
 
-def pool(fast: np.ndarray, slow: np.ndarray, weight: float | np.ndarray) -> np.ndarray:
-    """Normalised log-linear pool of two distributions over the same candidates (K,); of weights (W, 1) all at once, (W, K)."""
+def fuse_answers(fast: np.ndarray, slow: np.ndarray, weight: float | np.ndarray) -> np.ndarray:
+    """Normalised log-linear fusion of two distributions over the same candidates (K,); of weights (W, 1) all at once, (W, K)."""
     logits = (1 - weight) * np.log(np.maximum(fast, _FLOOR)) + weight * np.log(np.maximum(slow, 1e-300))
     exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exp / exp.sum(axis=-1, keepdims=True)
 
 
-def fit_weight(rehearsed: Sequence[tuple[FastResult, Mapping[str, float], str]]) -> float:
-    """The weight in {0, .01, ..., 1} with the highest mean log p(truth); 1 when nothing was rehearsed.
+def fit_weight(answers: Sequence[tuple[FastResult, Mapping[str, float], str]]) -> float:
+    """The weight in {0, .01, ..., 1} with the highest mean log p(truth); 1 when there are no answers.
 
     Args:
-        rehearsed: per support image System 1's leave-one-out result, System 2's probabilities, and the true class id.
+        answers: per support image System 1's leave-one-out result, System 2's probabilities, and the true class id.
     """
     cases = [
         (_fast_shares(fast, list(slow)), np.array(list(slow.values())), list(slow).index(truth))
-        for fast, slow, truth in rehearsed
+        for fast, slow, truth in answers
         if truth in slow
     ]
     if not cases:
         return 1.0
     weights = np.linspace(0, 1, 101)
-    truths = np.stack([pool(f, s, weights[:, None])[:, t] for f, s, t in cases])
+    truths = np.stack([fuse_answers(f, s, weights[:, None])[:, t] for f, s, t in cases])
     return float(weights[int(np.log(np.maximum(truths, 1e-12)).mean(axis=0).argmax())])
 
 
-class AskAgain:
+class Reprompt:
     """The published arbitration: where the systems disagree and neither is sure, the MLLM chooses between their two answers.
 
     System 2 stands from .80 on; else System 1 at .75 with a history bound of .70; else System 2 from .70 on against a System 1 below .70.

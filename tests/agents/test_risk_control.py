@@ -5,11 +5,11 @@ import pytest
 from scipy.stats import binom
 
 from fgvr.agents.calibration import Calibrator, Deferred, Evidence
-from fgvr.agents.promises import joint, ladder, least_accepted, most_errors, selective, upper_limit
+from fgvr.agents.risk_control import joint, ladder, least_accepted, most_errors, selective, upper_limit
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
-from fgvr.evaluation import promised
-from fgvr.evaluation.promised import DELTA, MOST_VIOLATIONS, World
+from fgvr.evaluation import risk_simulation
+from fgvr.evaluation.risk_simulation import DELTA, MOST_VIOLATIONS, World
 from fgvr.types import FastResult
 from tests.agents.doubles import fast_result
 
@@ -18,7 +18,7 @@ from tests.agents.doubles import fast_result
 @pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.2])
 def test_the_joint_promise_is_kept_and_useful(n: int, epsilon: float) -> None:
     world = World(1)
-    broken = promised.kept_joint(n, epsilon)
+    broken = risk_simulation.kept_joint(n, epsilon)
     assert 20 < broken <= MOST_VIOLATIONS  # a rule that is never near its limit would waste fast answers
     assert joint(*world.draw(n), epsilon, DELTA).accepted > 0.2 * n
 
@@ -26,7 +26,7 @@ def test_the_joint_promise_is_kept_and_useful(n: int, epsilon: float) -> None:
 @pytest.mark.parametrize("n", [160, 400])
 @pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.2])
 def test_the_selective_promise_is_kept(n: int, epsilon: float) -> None:
-    assert promised.kept_selective(n, epsilon) <= MOST_VIOLATIONS
+    assert risk_simulation.kept_selective(n, epsilon) <= MOST_VIOLATIONS
 
 
 def test_the_selective_promise_is_made_where_it_can_be() -> None:
@@ -37,19 +37,19 @@ def test_the_selective_promise_is_made_where_it_can_be() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.2])
 def test_a_plug_in_threshold_breaks_the_promise(epsilon: float) -> None:
-    assert promised.plug_in(160, epsilon) > 2 * MOST_VIOLATIONS
+    assert risk_simulation.plug_in(160, epsilon) > 2 * MOST_VIOLATIONS
 
 
 def test_a_class_history_that_counts_the_image_itself_breaks_the_promise() -> None:
-    assert promised.own_history(0.1) > MOST_VIOLATIONS
-    assert promised.own_history(0.1, own=False) <= MOST_VIOLATIONS  # the same history, judged on images it has not counted
+    assert risk_simulation.own_history(0.1) > MOST_VIOLATIONS
+    assert risk_simulation.own_history(0.1, own=False) <= MOST_VIOLATIONS  # the same history, judged on images it has not counted
 
 
 def test_near_copies_in_the_support_break_what_leave_one_out_says() -> None:
     """Retrieval itself, with every second shot a copy: 300 draws, of which a kept promise breaks at most 43 (99 % binomial limit)."""
     limit = int(binom.ppf(0.99, 300, DELTA))
-    assert promised.left_out(0.1, copies=True, draws=300) > limit
-    assert promised.left_out(0.1, draws=300) <= limit
+    assert risk_simulation.left_out(0.1, copies=True, draws=300) > limit
+    assert risk_simulation.left_out(0.1, draws=300) <= limit
 
 
 def test_the_limit_is_clopper_and_pearsons() -> None:

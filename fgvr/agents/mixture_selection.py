@@ -1,9 +1,9 @@
-"""The fewest words that account for many pictures: guessed names pay for themselves, or go. Pure functions on arrays.
+"""Selects the smallest set of names that explains the pictures. Pure functions on arrays.
 
-Each guess (a name, or a description) is a hypothesis about every picture; the MLLM says how likely its words are, given the picture. A
-mixture of all guesses explains the pictures best, but with a name for every slip of the tongue. So each hypothesis has a price in nats, its
-code length (Rissanen 1978; as penalty of mixtures Figueiredo and Jain 2002), and those that save less than it costs to name them are taken
-away, cheapest first. What is left over says how many kinds there are: nobody has to know.
+Each guess (a name, or a description) is a component of a mixture; the MLLM gives the log-likelihood of its words for each picture. A
+mixture of all guesses fits best, but keeps a name for every error. So each component has a complexity penalty in nats, its code length
+(Rissanen 1978; as penalty of mixtures Figueiredo and Jain 2002), and components that save less are removed, cheapest first. The number of
+components that remain is the number of kinds: nobody has to know it.
 
 Shapes: N pictures, M hypotheses, K kept.
 """
@@ -22,16 +22,16 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
+class Selection:
     """Which hypotheses remained, and whose pictures are whose."""
 
     indices: np.ndarray  # (K,) int64, into the M hypotheses
     owners: np.ndarray  # (N,) int64, into `indices`
     certainty: np.ndarray  # (N,) posterior of the owner
-    price: float  # nats
+    penalty: float  # nats
 
 
-def price_of_a_name(hypotheses: int, pictures: int) -> float:
+def complexity_penalty(hypotheses: int, pictures: int) -> float:
     """ln M to say which one it is, ½ ln N for its share: nats."""
     return math.log(max(hypotheses, 2)) + 0.5 * math.log(max(pictures, 2))
 
@@ -44,13 +44,13 @@ def fill(nats: np.ndarray) -> np.ndarray:
     return np.where(judged, nats, floor[:, None])
 
 
-def fewest(nats: np.ndarray, votes: np.ndarray, price: float) -> Kept:
+def select_mixture(nats: np.ndarray, votes: np.ndarray, penalty: float) -> Selection:
     """Backward elimination in a mixture whose components are fixed and whose shares are fitted (EM).
 
     Args:
         nats: (N, M) log-likelihood of hypothesis m given picture n, none NaN (`fill`).
         votes: (M,) how often each was guessed; where the shares start.
-        price: a hypothesis stays if taking it away would cost the pictures together at least so much.
+        penalty: a hypothesis stays if taking it away would cost the pictures together at least so much.
     """
     indices = np.arange(nats.shape[1])
     shares = (votes + 0.5) / (votes + 0.5).sum()
@@ -60,14 +60,14 @@ def fewest(nats: np.ndarray, votes: np.ndarray, price: float) -> Kept:
             shares = posterior.mean(axis=0) + _TINY
             shares /= shares.sum()
         posterior = _posterior(nats[:, indices], shares)
-        gone = _worthless(posterior, price)
+        gone = _worthless(posterior, penalty)
         if not gone.size:
             owners = posterior.argmax(axis=1)
             used = np.unique(owners)
             if len(used) < len(indices):  # a share spread over others' pictures names nothing
                 indices, shares = indices[used], shares[used] / shares[used].sum()
                 continue
-            return Kept(indices, owners, posterior.max(axis=1), price)
+            return Selection(indices, owners, posterior.max(axis=1), penalty)
         left = np.setdiff1d(np.arange(len(indices)), gone)
         indices, shares = indices[left], shares[left] / shares[left].sum()
 
@@ -79,8 +79,8 @@ def _posterior(nats: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return odds / odds.sum(axis=1, keepdims=True)
 
 
-def _worthless(posterior: np.ndarray, price: float) -> np.ndarray:
-    """Indices of hypotheses that can go together for less than one price: without those of mass r, a picture loses -ln(1 - r) nats."""
+def _worthless(posterior: np.ndarray, penalty: float) -> np.ndarray:
+    """Indices of hypotheses that can go together for less than one penalty: without those of mass r, a picture loses -ln(1 - r) nats."""
     if posterior.shape[1] == 1:
         return np.zeros(0, np.int64)
     alone = -np.log1p(-np.minimum(posterior, 1 - _TINY)).sum(axis=0)
@@ -89,4 +89,4 @@ def _worthless(posterior: np.ndarray, price: float) -> np.ndarray:
     # The shares of the others grow to fill the gap, which the pictures gain.
     gain = -len(posterior) * np.log1p(-np.minimum(mass.mean(axis=0), 1 - _TINY))
     together = -np.log1p(-np.minimum(mass, 1 - _TINY)).sum(axis=0) - gain
-    return order[: np.searchsorted(np.maximum.accumulate(together), price)]
+    return order[: np.searchsorted(np.maximum.accumulate(together), penalty)]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fgvr.agents.promises import NOTHING, joint, ladder, selective
+from fgvr.agents.risk_control import NOTHING, joint, ladder, selective
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
 
 DRAWS, DELTA, MOST_VIOLATIONS = 2000, 0.1, 232

@@ -1,4 +1,4 @@
-"""What System 2 said of the support images during the build: the evidence the pooling weight is fitted on."""
+"""System 2's leave-one-out answers on the support images, made during the build; the fusion weight is fitted on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class SlowRehearsal:
+class LeaveOneOutScores:
     """Log-likelihoods (nats) of the leave-one-out shortlist of each support image."""
 
     target: str  # slow.target they were scored with

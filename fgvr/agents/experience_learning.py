@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
+from fgvr.agents.rule_validation import AcceptanceCriteria, Example, judge_with, validate_rules
 from fgvr.agents.slow import Decoder, posterior
-from fgvr.agents.trials import Bar, Exam, judge_with, try_all
 from fgvr.protocols import Encoder
 from fgvr.types import Experience, Picture
 from fgvr.utils.progress import track
@@ -33,7 +33,7 @@ class Lessons:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
+class ExperienceLearner:
     """The parts of a study: models as functions, and its settings."""
 
     decoder: Decoder
@@ -43,28 +43,28 @@ class Study:
     batches: Callable[[int], Iterable[range]]  # borders depend on positions alone, so that a resumed study repeats the same calls
     failures: int  # reflected on at most
     alike: float  # cosine from which two rules mean the same
-    bar: Bar
+    criteria: AcceptanceCriteria
     most: int  # rules shown at once
 
-    def learn(self, exams: Sequence[Exam], doubtful: Collection[int]) -> Lessons:
+    def learn(self, examples: Sequence[Example], doubtful: Collection[int]) -> Lessons:
         """Args: doubtful: indices of the support images that the trigger would send to System 2."""
-        asked = [exam for exam in exams if exam.index in set(doubtful)]
+        asked = [example for example in examples if example.index in set(doubtful)]
         failed = self._answer(asked)
         chosen = sample(failed, self.failures)
         proposed = self._reflect(chosen)
         proposals = merge((p for p in proposed if p is not None), self.encoder, alike=self.alike)
         judge = judge_with(self.decoder, self.pictures, self.batches)
-        rules = try_all(proposals, exams, judge, self.bar, most=self.most)
+        rules = validate_rules(proposals, examples, judge, self.criteria, most=self.most)
         return Lessons(tuple(rules), len(asked), len(failed), len(chosen), sum(p is None for p in proposed))
 
-    def _answer(self, exams: Sequence[Exam]) -> list[Failure]:
+    def _answer(self, examples: Sequence[Example]) -> list[Failure]:
         """System 2 with exactly the prompt of inference, which does not say what is true; the failures."""
         failures = []
-        for batch in track(list(self.batches(len(exams))), "answers"):
-            part = [exams[i] for i in batch]
-            judged = self.decoder(self.pictures([exam.index for exam in part]), [exam.question for exam in part])
-            for exam, judgement in zip(part, judged, strict=True):
-                failure = _failure(exam, judgement.log_likelihoods) if judgement.readable else None
+        for batch in track(list(self.batches(len(examples))), "answers"):
+            part = [examples[i] for i in batch]
+            judged = self.decoder(self.pictures([example.index for example in part]), [example.question for example in part])
+            for example, judgement in zip(part, judged, strict=True):
+                failure = _failure(example, judgement.log_likelihoods) if judgement.readable else None
                 failures += [failure] if failure else []
         return failures
 
@@ -76,11 +76,11 @@ class Study:
         return proposed
 
 
-def _failure(exam: Exam, log_likelihoods: np.ndarray) -> Failure | None:
-    options = exam.question.options
+def _failure(example: Example, log_likelihoods: np.ndarray) -> Failure | None:
+    options = example.question.options
     shares = posterior(log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
     answer = options[int(shares.argmax())]
-    if answer.category == exam.truth:
+    if answer.category == example.truth:
         return None
-    truth = next(option for option in options if option.category == exam.truth)
-    return Failure(exam.index, exam.sha256, exam.fold, truth, answer)
+    truth = next(option for option in options if option.category == example.truth)
+    return Failure(example.index, example.sha256, example.fold, truth, answer)

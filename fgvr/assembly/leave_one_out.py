@@ -1,4 +1,4 @@
-"""What System 1 says about the support images without having met them: the trigger and the pooling weight are fitted on it."""
+"""System 1's leave-one-out answers on the support images: the trigger and the fusion weight are fitted on them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from fgvr.agents.fusion import Fusion
-from fgvr.agents.joint import Matcher, Rehearsed, rehearse_joint
-from fgvr.agents.rehearse import rehearse_fast
+from fgvr.agents.joint import Matcher
+from fgvr.agents.leave_one_out import LeaveOneOutAnswers, leave_one_out_fast, leave_one_out_joint
 from fgvr.assembly.configuration import made
 from fgvr.assembly.images import look, open_dataset, support_of
 from fgvr.assembly.models import Models
@@ -23,12 +23,12 @@ def build_matcher(cfg: DictConfig, base: KnowledgeBase, models: Models) -> Match
     return Matcher(models.joint, base.records, fusion=fusion) if fusion.joint else None
 
 
-def rehearsed(cfg: DictConfig, base: KnowledgeBase, matcher: Matcher | None) -> Rehearsed:
-    """Leave-one-out answers of the System 1 that is configured; made when first asked for, since a matcher needs its model."""
+def leave_one_out_answers(cfg: DictConfig, base: KnowledgeBase, matcher: Matcher | None) -> LeaveOneOutAnswers:
+    """Leave-one-out answers of the configured System 1; computed on first use, because a matcher needs its model."""
     known, hashes = base.prototypes, [support.sha256 for support in base.support]
 
-    def make_them() -> tuple[list[FastResult], Statistics]:
-        results, statistics = rehearse_fast(known, hashes, fusion=made(cfg.fusion))
+    def compute() -> tuple[list[FastResult], Statistics]:
+        results, statistics = leave_one_out_fast(known, hashes, fusion=made(cfg.fusion))
         if matcher is None:
             return results, statistics
         support = support_of(base, open_dataset(cfg).split.support)
@@ -36,7 +36,6 @@ def rehearsed(cfg: DictConfig, base: KnowledgeBase, matcher: Matcher | None) -> 
         def pictures(indices: Sequence[int]) -> list[Picture]:
             return [look(support[i]) for i in indices]
 
-        owners, folds, size = known.owners.tolist(), known.folds.tolist(), cfg.evaluation.batch_size
-        return rehearse_joint(results, known.ids, owners, folds, pictures, matcher, batch_size=size, families=known.families)
+        return leave_one_out_joint(results, known, pictures, matcher, batch_size=cfg.evaluation.batch_size)
 
-    return Rehearsed(make_them)
+    return LeaveOneOutAnswers(compute)

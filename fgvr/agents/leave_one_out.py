@@ -1,0 +1,110 @@
+"""Leave-one-out on the support images: System 1 against prototypes without the image, System 2 on the shortlist that follows.
+
+The statistics, the calibrated trigger and the fusion weight are fitted on these answers only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fgvr.agents.fusion import Fusion, fuse
+from fgvr.agents.joint import Matcher
+from fgvr.agents.slow import Decoder, Question, Shortlist, posterior
+from fgvr.knowledge.leave_one_out import LeaveOneOutScores
+from fgvr.knowledge.prototypes import Prototypes
+from fgvr.knowledge.statistics import Statistics
+from fgvr.types import FastResult, History, Picture
+
+Answers = tuple[list[FastResult], Statistics]
+"""A result per support image, whose history counts neither the image nor its duplicates, and the counts of all."""
+
+
+class LeaveOneOutAnswers:
+    """System 1's leave-one-out answers, computed on the first call and kept."""
+
+    def __init__(self, compute: Callable[[], Answers]) -> None:
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._answers: Answers | None = None
+
+    def __call__(self) -> Answers:
+        with self._lock:
+            if self._answers is None:
+                self._answers = self._compute()
+            return self._answers
+
+
+def leave_one_out_fast(prototypes: Prototypes, hashes: Sequence[str], *, fusion: Fusion) -> Answers:
+    """Retrieval on every support image."""
+    none = (History(0, 0, 0),) * len(prototypes.ids)
+    similarities = prototypes.leave_one_out()
+    return _counted(fuse(hashes, similarities, prototypes.ids, none, fusion=fusion, temperature=prototypes.temperature), prototypes)
+
+
+def leave_one_out_joint(
+    results: Sequence[FastResult],
+    prototypes: Prototypes,
+    pictures: Callable[[Sequence[int]], list[Picture]],
+    matcher: Matcher,
+    *,
+    batch_size: int,
+) -> Answers:
+    """Retrieval's leave-one-out results, re-scored by the matcher."""
+    matched: list[FastResult] = []
+    for start in range(0, len(results), batch_size):
+        batch = range(start, min(start + batch_size, len(results)))
+        own = [(prototypes.ids[prototypes.owners[i]], int(prototypes.folds[i])) for i in batch]
+        matched += matcher(pictures(batch), [results[i] for i in batch], own)
+    return _counted(matched, prototypes)
+
+
+def _counted(results: Sequence[FastResult], prototypes: Prototypes) -> Answers:
+    position = {category: i for i, category in enumerate(prototypes.ids)}
+    predicted = np.array([position[result.top.category] for result in results], np.int64)
+    statistics = Statistics.count(prototypes.ids, prototypes.owners, predicted)
+    histories = statistics.left_out(prototypes.owners, predicted, prototypes.families)
+    return [replace(result, history=history) for result, history in zip(results, histories, strict=True)], statistics
+
+
+def leave_one_out_slow(
+    results: Sequence[FastResult],
+    prototypes: Prototypes,
+    pictures: Callable[[Sequence[int]], Sequence[Picture]],
+    *,
+    decoder: Decoder,
+    shortlist: Shortlist,
+    target: str,
+    batches: Iterable[Sequence[int]],
+) -> LeaveOneOutScores:
+    """System 2 on the leave-one-out shortlists, one MLLM call per support image.
+
+    Args:
+        pictures: opens support images by index.
+        batches: index batches with fixed borders, so that a resumed build repeats the same calls.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for batch in batches:
+        owners = [prototypes.ids[prototypes.owners[i]] for i in batch]
+        shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
+        judgements = decoder(pictures(batch), [Question(tuple(options)) for options in shown])
+        for i, options, judged in zip(batch, shown, judgements, strict=True):
+            nats = zip(options, judged.log_likelihoods, strict=True)
+            scores[results[i].sha256] = {option.category: float(value) for option, value in nats if not np.isnan(value)}
+    return LeaveOneOutScores(target, scores)
+
+
+def fusion_cases(
+    results: Sequence[FastResult], prototypes: Prototypes, slow: LeaveOneOutScores
+) -> list[tuple[FastResult, dict[str, float], str]]:
+    """What `fit_weight` is fitted on: both systems' distributions and the true class, per support image that System 2 answered."""
+    cases = []
+    for result, owner in zip(results, prototypes.owners, strict=True):
+        nats = slow.scores.get(result.sha256, {})
+        if nats:
+            shares = posterior(np.array(list(nats.values())), np.ones(len(nats)))
+            cases.append((result, dict(zip(nats, map(float, shares), strict=True)), prototypes.ids[owner]))
+    return cases
