@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.runtime.budget import parse_bytes
+from fgvr.runtime.policy import POLICIES
 from fgvr.types import ROLES
 
 Rule = Callable[[Any], str]
@@ -79,11 +81,34 @@ def target(*, null: bool = False) -> Rule:
     return rule
 
 
-def size(value: Any) -> str:
-    """Bytes, as a whole number or with a unit."""
-    found = parse_bytes(value) if isinstance(value, str) else value
-    fits = value is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0)
-    return "" if fits else 'must be a size such as "8GiB", a whole number of bytes, or null for no limit'
+def size(*also: Any) -> Rule:
+    """Bytes, as a whole number or with a unit; null, where it may stand, means no limit."""
+    more = {None: ", or null for no limit", "auto": ", or auto"}
+    said = "must be a whole number of bytes, or a size such as 2GiB" + "".join(more[value] for value in also)
+
+    def rule(value: Any) -> str:
+        found = parse_bytes(value) if isinstance(value, str) else value
+        return "" if value in also or (isinstance(found, int) and not isinstance(found, bool) and found >= 0) else said
+
+    return rule
+
+
+def pins(value: Any) -> str:
+    """Roles that are never evicted."""
+    return "" if value is None else each(choice(*ROLES))(value)
+
+
+def roles(values: Any) -> str:
+    """A section with a key for each role of a model."""
+    return "" if set(values) <= set(ROLES) else f"has a key for each of {', '.join(ROLES)}, and no other"
+
+
+def webhook(value: Any) -> str:
+    """An address, or the environment variable that holds one."""
+    if wrong := text(null=True)(value):
+        return wrong
+    fits = "://" not in (value or "") or (urlsplit(value).scheme in ("http", "https") and urlsplit(value).hostname)
+    return "" if fits else "must be an address that begins with http:// or https://, an environment variable that holds one, or null"
 
 
 def level(value: Any) -> str:
@@ -139,7 +164,7 @@ RULES: dict[str, Rule] = {
     "seed": whole(0),
     "online": learning,
     "store.enabled": SWITCH,
-    "store.limit": size,
+    "store.limit": size(None),
     "run.fresh": SWITCH,
     "paths.home": text(),
     "paths.data": text(),
@@ -249,7 +274,21 @@ RULES: dict[str, Rule] = {
     "evaluation.allow_overlap": SWITCH,
     "evaluation.protocols": each(text(), least=1),
     "evaluation.batch_size": COUNT,
-    # the runtime; its sizes, policies, pins and the allocator: runtime/terms.py, watching.py, allocator.py
+    # the runtime; its budget and allocator: runtime/budget.py, allocator.py
+    "runtime.reserve": size(),
+    "runtime.max_models": whole(1, also=NULL),
+    "runtime.max_concurrency": whole(1, also=NULL),
+    "runtime.policy": choice(*POLICIES),
+    "runtime.lease_timeout": SECONDS,
+    "runtime.host_budget": size("auto"),
+    "runtime.preallocate": SWITCH,
+    "runtime.scratch": text(null=True),
+    "runtime.optimize": SWITCH,
+    "runtime.ttl": number(0, also=NULL),
+    "runtime.min_residency": SECONDS,
+    "runtime.pin": pins,
+    "runtime.priority": roles,
+    **{f"runtime.priority.{role}": whole() for role in ROLES},
     "runtime.auto_cleanup": SWITCH,
     "runtime.check_interval": number(0.1),
     "runtime.cleanup_idle": SECONDS,
@@ -257,11 +296,13 @@ RULES: dict[str, Rule] = {
     "runtime.watermarks.low": SHARE,
     "runtime.watermarks.high": SHARE,
     "runtime.watermarks.critical": SHARE,
+    "runtime.host_low.free": size(),
     "runtime.host_low.used": SHARE,
     "runtime.alerts.log": SWITCH,
-    "runtime.alerts.timeout": SECONDS,
-    "runtime.alerts.repeat": SECONDS,
-    "runtime.alerts.lease_seconds": SECONDS,
+    "runtime.alerts.webhook": webhook,
+    "runtime.alerts.timeout": number(0.01),
+    "runtime.alerts.repeat": number(0.01),
+    "runtime.alerts.lease_seconds": number(0.01),
     "runtime": anything,
     "server": anything,  # server/settings.py, which reads the environment, too
 }

@@ -16,13 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr import keys
 from fgvr.runtime import allocator
-from fgvr.runtime.budget import parse_budget, parse_bytes
+from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
 from fgvr.runtime.devices import pick_device
 from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
-from fgvr.runtime.terms import terms
 from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -34,8 +33,9 @@ def plan(cfg: DictConfig) -> MemoryPlan:
     """
     keys.check(_plain(cfg, resolve=False))  # as written: a reference may lead to a server
     runtime = _plain(cfg.runtime)
+    keys.check({"runtime": runtime})
     allocator.check(runtime["allocator"])
-    reserve = terms(runtime).reserve
+    reserve = as_bytes(runtime["reserve"])
     specs = [spec(cfg, role) for role in roles(cfg, used(cfg))]
     device, budget = _device_and_budget(cfg)
     optional = [spec(cfg, role) for role in roles(cfg, optional_roles(cfg))]

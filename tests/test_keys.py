@@ -37,7 +37,7 @@ WRONG = [
     ("evaluation.record=x", "one of needed, all"),
     ("evaluation.protocols=exact", "must be a list"),
     ("evaluation.protocols=[]", "not empty"),
-    ("store.limit=abc", 'a size such as "8GiB"'),
+    ("store.limit=abc", "a size such as 2GiB"),
     ("store=5", "write store.KEY=VALUE"),
     ("run=true", "write run.KEY=VALUE"),
     ("runtime=5", "The options of runtime: default"),

@@ -20,9 +20,9 @@ from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import protocols
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.overrides import compose, explain, tidy
-from fgvr.runtime import allocator, watching
+from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget, parse_bytes
-from fgvr.runtime.terms import terms
+from fgvr.runtime.pressure import MonitorSettings
 from fgvr.utils.files import short_hash
 
 served.register()  # before any configuration is read
@@ -50,8 +50,7 @@ def validate(cfg: DictConfig) -> DictConfig:
     parse_budget(cfg.runtime.budget, total=1 << 40)
     for name in cfg.evaluation.protocols:
         protocols.get(name)
-    terms(values["runtime"])
-    watching.settings(values["runtime"])
+    MonitorSettings.of(values["runtime"])
     allocator.check(values["runtime"]["allocator"])
     instantiate_cached(cfg.fusion)
     given_weight(cfg)

@@ -13,19 +13,19 @@ from weakref import WeakKeyDictionary
 
 from omegaconf import DictConfig
 
+from fgvr import keys
 from fgvr.assembly.configuration import instantiate_cached, load_config, store_limit, to_dict, trigger_name
 from fgvr.errors import ConfigError
 from fgvr.evaluation import protocols
 from fgvr.protocols import Cache
-from fgvr.runtime import allocator, watching
+from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
-from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.devices import kind_of, pick_device
-from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.loaders.libraries import prepare
+from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.spec import checked as checked_spec
-from fgvr.runtime.terms import terms
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
 from fgvr.types import ROLES, ModelSpec
@@ -46,44 +46,29 @@ _settings: WeakKeyDictionary[ModelPool, tuple[Any, Any, Path]] = WeakKeyDictiona
 
 def _with_settings(cfg: DictConfig) -> ModelPool:
     """Every stage of every job asks: what the pool already knows is not worked out again (on a CPU the kernel would walk all its pages)."""
-    wanted = (to_dict(cfg.runtime), to_dict(cfg.models), home(cfg))
+    runtime = to_dict(cfg.runtime)
+    wanted = (runtime, to_dict(cfg.models), home(cfg))
     with suppress(ConfigError):  # there is none yet
         if _settings.get(pool := pools.shared()) == wanted:
             return pool
-        pool.refuse_other_allocator(to_dict(cfg.runtime.allocator))  # before glibc is told
-    pool = pools.shared(lambda: _new_pool(cfg))
-    watching.adopt(pool, to_dict(cfg.runtime), prepare=lambda role: prepare(spec(cfg, role)))
+        pool.refuse_other_allocator(runtime["allocator"])  # before glibc is told
+    keys.check({"runtime": runtime})  # a notebook may have changed what was checked
+    allocator.apply(kind_of(runtime["device"]), runtime["allocator"])  # before anything imports torch
+    device = pick_device(runtime["device"])
+    settings = PoolSettings.of(runtime, device)
+    pool = pools.shared(lambda: ModelPool(device, settings))
+    pool.configure(settings, device=device)
+    pool.device.scratch, pool.device.optimize = scratch_folder(runtime["scratch"], home(cfg)), runtime["optimize"]
+    watch(pool).configure(runtime, prepare=lambda role: prepare(spec(cfg, role)))
     for role in ROLES:
         pool.register(spec(cfg, role))
     _settings[pool] = wanted
     return pool
 
 
-def _new_pool(cfg: DictConfig) -> ModelPool:
-    runtime = cfg.runtime
-    allocator.apply(kind_of(runtime.device), to_dict(runtime.allocator))  # before anything imports torch
-    device = pick_device(runtime.device)
-    on = terms(to_dict(runtime))
-    if device.parks_on_disk:
-        device.scratch = on.scratch_folder(home(cfg))
-    device.optimize = on.optimize
-    return ModelPool(
-        device,
-        asked=runtime.budget,
-        budget=parse_budget(runtime.budget, device.total, held=held_by_others(device) if runtime.budget == "auto" else 0),
-        policy=on.policy,
-        lease_timeout=on.lease_timeout,
-        max_concurrency=on.max_concurrency,
-        max_models=on.max_models,
-        reserve=on.reserve,
-        host_budget=on.host_bytes(device),
-        preallocate=on.preallocate,
-        ttl=on.ttl,
-        min_residency=on.min_residency,
-        pin=on.pin,
-        priority=on.priority,
-        allocator=to_dict(runtime.allocator),
-    )
+def scratch_folder(written: str | None, home: Path) -> Path | None:
+    """Where a device that `parks_on_disk` leaves the weights of models that alternate."""
+    return home / "scratch" if written == "auto" else Path(written).expanduser() if written else None
 
 
 @contextmanager

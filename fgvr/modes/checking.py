@@ -14,7 +14,6 @@ from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
-from fgvr.runtime.terms import terms
 from fgvr.store import leftovers, upkeep
 from fgvr.types import ROLES, Finding, MemoryPlan
 from fgvr.utils.service import Service
@@ -52,8 +51,7 @@ def doctor(cfg: DictConfig) -> Checkup:
     """What is well on this machine with this configuration, and the cure for what is not. Loads no model."""
     pool = assembly.shared_pool(cfg)
     specs, optional = ([assembly.spec(cfg, role) for role in roles] for roles in (planning.used(cfg), planning.optional_roles(cfg)))
-    on = terms(assembly.to_dict(cfg.runtime))
-    sized = health.models(pool, specs, optional, reserve=on.reserve, max_models=on.max_models)
+    sized = health.models(pool, specs, optional, reserve=pool.settings.reserve, max_models=pool.settings.max_models)
     found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *_decoder(cfg)]
     hashes = assembly.perceptual_hash(cfg) if health.writable(assembly.home(cfg)) else None
     found += diagnose(lambda: assembly.open_dataset(cfg), hashes)

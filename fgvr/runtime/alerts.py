@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -61,6 +62,19 @@ class Alerts:
                     self._broken.add(id(sink))
                     log_failure(log, "the alert callback %r failed; it will be called again, but this is said only once", sink)
         return True
+
+    def configure(self, *, log: bool, webhook: str | None, timeout: float, repeat: float) -> None:
+        """The sinks of `runtime.alerts`; others stay, and a webhook that stays the same keeps its queue. Raises ConfigError."""
+        url = address(webhook)
+        hooks = [sink for sink in self.sinks if isinstance(sink, Webhook)]
+        kept = [hook for hook in hooks if (hook.url, hook.timeout) == (url, timeout)]
+        others: list[Sink] = [sink for sink in self.sinks if sink is not log_alert and sink not in hooks]
+        if url is not None and not kept:
+            kept = [Webhook(url, timeout=timeout)]
+        self.sinks, self.repeat = [*([log_alert] if log else []), *kept, *others], repeat
+        for hook in hooks:
+            if hook not in kept:
+                hook.close()
 
     def over(self, kind: Kind, subject: str) -> None:
         """It has ended: should it begin again, that is news at once."""
@@ -134,6 +148,18 @@ class Webhook:
             if self._failing:
                 self._failing = False
                 log.info("alerts reach %s again", self._shown)
+
+
+def address(given: str | None) -> str | None:
+    """An address as it is; else the name of an environment variable that holds one, so that a token in it stays out of run files.
+
+    Raises ConfigError for neither.
+    """
+    if given is None or "://" in given:
+        return given
+    if not (found := os.environ.get(given)):
+        raise ConfigError(f"runtime.alerts.webhook={given}: neither an http(s):// address nor an environment variable that holds one")
+    return found
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -1,4 +1,6 @@
-"""What in a pool's events and samples is worth an alert: thrash, leases never given back, memory that did not come back, drift.
+"""What in a pool's events and samples is worth an alert: leases never given back, memory that did not come back, drift.
+
+Models that are evicted and loaded again too fast are an alert of the scraped metrics (`docs/ops/alerts.yml`).
 
 Only bookkeeping over what it is told; one caller at a time.
 """
@@ -13,8 +15,6 @@ from fgvr.runtime.events import Event
 from fgvr.runtime.timeline import Sample
 from fgvr.utils.text import format_bytes
 
-THRASH = 2.0  # evicted before it had been unused for so many times its own load time, and wanted back
-THRASH_LEAST = 0.1  # seconds; a load nobody notices is no thrash
 DRIFT = 0.03  # of the ledger's weights
 DRIFT_LEAST = 16 << 20  # bytes; libraries' own small blocks on a device are no drift
 
@@ -34,9 +34,6 @@ class AnomalyRules:
 
     def __init__(self) -> None:
         self._open: list[OpenLease] = []
-        self._seconds: dict[str, float] = {}  # key -> how long bringing it in took the last time
-        self._returned: dict[str, float] = {}  # key -> when it was last in use
-        self._rested: dict[str, float] = {}  # evicted key -> how long it had been unused
         self._base: int | None = None  # allocated on the device while nothing was loaded
 
     def hear(self, event: Event) -> Iterator[Alert]:
@@ -46,13 +43,6 @@ class AnomalyRules:
                 self._open.append(OpenLease(event.thread, event.models, event.work, event.monotonic))
             case "return":
                 self._close(event)
-            case "loaded" | "restored":
-                self._seconds[event.key] = event.seconds
-                self._returned[event.key] = event.monotonic
-            case "evicting":
-                self._rested[event.key] = event.monotonic - self._returned.get(event.key, event.monotonic)
-            case "loading":
-                yield from self._thrash(event)
             case "failed":
                 yield Alert("load_failed", event.key, event.text, event.when)
             case "oom":
@@ -81,20 +71,7 @@ class AnomalyRules:
             yield Alert("drift", "device", text, sample.when)
 
     def _close(self, event: Event) -> None:
-        for key in event.models:
-            self._returned[key] = event.monotonic
         since = event.monotonic - event.seconds
         same = [o for o in self._open if (o.thread, o.models, o.work) == (event.thread, event.models, event.work)]
         if same:  # none when the lease began before we listened
             self._open.remove(min(same, key=lambda o: abs(o.since - since)))
-
-    def _thrash(self, event: Event) -> Iterator[Alert]:
-        rested, seconds = self._rested.pop(event.key, None), self._seconds.get(event.key)
-        if rested is not None and seconds is not None and seconds >= THRASH_LEAST and rested < THRASH * seconds:
-            yield Alert(
-                "thrash",
-                event.key,
-                f"{event.key} was evicted {rested:.1f} s after its last use and is loaded again, which took {seconds:.1f} s: "
-                f"the budget of {format_bytes(event.limit)} is small for models that take turns so fast",
-                event.when,
-            )

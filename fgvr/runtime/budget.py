@@ -35,6 +35,11 @@ def parse_bytes(text: str) -> int | None:
     return int(float(match[1]) * _UNITS[match[2].lower()]) if match else None
 
 
+def as_bytes(size: str | int) -> int:
+    """Of a size that follows its rule (`fgvr.keys`): bytes, or text with a unit."""
+    return parse_bytes(size) or 0 if isinstance(size, str) else size
+
+
 def _parse_text(text: str, total: int, held: int) -> int:
     if text.strip().lower() == "auto":
         return max(0, int(AUTO_SHARE * total) - held)

@@ -1,7 +1,7 @@
 """Models as their users see them: the methods of one protocol, computed by the pool's one copy.
 
 `pool.lease(...)` hands these out for the length of a `with` block; `pool.leased(spec)` makes one that takes a lease for each call.
-Neither holds the model: a face kept after its lease raises, and costs nothing. Signatures stand in `protocols` alone.
+Neither holds the model: a leased model kept after its lease raises, and costs nothing. Signatures stand in `protocols` alone.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Leases:
 
 
 class Lease(contextlib.AbstractContextManager[Any]):
-    """Models borrowed for the length of a `with` block."""
+    """Models leased for the length of a `with` block."""
 
     def __init__(self, enter: Callable[[], tuple[Grant, list[Any]]], leave: Callable[[Grant], None]) -> None:
         self._enter, self._leave = enter, leave
@@ -111,8 +111,8 @@ class Lease(contextlib.AbstractContextManager[Any]):
     def __enter__(self) -> Any:
         if self._grant is not None:
             raise FgvrError("this lease is already entered; call pool.lease(...) again")
-        self._grant, faces = self._enter()
-        return faces[0] if len(faces) == 1 else tuple(faces)
+        self._grant, models = self._enter()
+        return models[0] if len(models) == 1 else tuple(models)
 
     def __exit__(self, *error: object) -> None:
         grant, self._grant = self._grant, None

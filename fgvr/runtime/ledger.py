@@ -19,7 +19,8 @@ from typing import Any, Literal
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime.gc_tools import KeptFrames
 from fgvr.runtime.loaders.base import Loader
-from fgvr.runtime.policy import Policy, choose
+from fgvr.runtime.policy import choose
+from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.types import ModelSpec, ModelStatus
 
 State = Literal["absent", "loading", "resident", "parked", "evicting", "failed"]
@@ -135,21 +136,26 @@ class Shortage:
 class Ledger:
     """Entries, aliases, pins and active leases, and the arithmetic over them."""
 
-    def __init__(
-        self, limit: int, reserve: int, max_models: int | None, policy: Policy, host_limit: int = 0, min_residency: float = 0.0
-    ) -> None:
-        self.limit, self.reserve, self.max_models, self.policy = limit, reserve, max_models, policy
-        self.host_limit, self.min_residency = host_limit, min_residency
-        self.preallocate = False  # whether the copy in main memory is made with the load
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
         self.entries: dict[str, Entry] = {}
         self.aliases: dict[str, str] = {}  # role -> key
-        self.pins: set[str] = set()  # as given: a pin on a role follows the role
-        self.priorities: dict[str, int] = {}  # as given, likewise
+        self.pins = set(settings.pin)  # as given: a pin on a role follows the role
+        self.priorities = dict(settings.priority)  # as given, likewise
         self.grants: set[Grant] = set()
         self.stages: tuple[frozenset[str], ...] = ()  # names, in the order in which they are used, over and over
         self.stage = 0  # the one that runs
         self.unreturned = 0  # bytes of evicted models that the device does not show as free
         self.peak = 0
+        self.apply(settings)
+
+    def apply(self, settings: PoolSettings) -> None:
+        """From now on. Pins and priorities that were set by hand stay, unless other ones than before are asked for."""
+        before, self.settings = self.settings, settings
+        self.limit, self.reserve, self.max_models, self.policy = settings.budget, settings.reserve, settings.max_models, settings.policy
+        self.host_limit, self.min_residency, self.preallocate = settings.host_budget, settings.min_residency, settings.preallocate
+        if (settings.pin, settings.priority) != (before.pin, before.priority):
+            self.pins, self.priorities = set(settings.pin), dict(settings.priority)
 
     # --- who ---------------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fgvr.errors import RuntimeConflict
 from fgvr.runtime import machine
@@ -81,6 +82,12 @@ class Monitor:
         ear = _Ear(self)
         ear.unsubscribe = pool.subscribe(ear)
         self._ear = weakref.ref(ear)  # the pool's own: from here nothing may lead to the pool, or neither would ever go
+
+    def configure(self, runtime: Mapping[str, Any], *, prepare: Callable[[str], None] | None = None) -> None:
+        """Watch with these values of `configs/runtime/` from now on; sinks that were added by hand stay. Raises ConfigError."""
+        settings = MonitorSettings.of(runtime, cleanup_seconds=self._living().device.cleanup_seconds)
+        self.alerts.configure(**{key: value for key, value in runtime["alerts"].items() if key != "lease_seconds"})
+        self.settings, self.prepare = settings, prepare
 
     # --- what others ask ---------------------------------------------------------------------------------------------------
 
@@ -297,14 +304,14 @@ class Monitor:
         every = self.settings.cleanup_interval
         if every and now - self._cleaned >= every:
             self._cleaned = now
-            unused = choose(pool.policy, idle_models(status.models), status.used)
+            unused = choose(pool.settings.policy, idle_models(status.models), status.used)
             self._drop(pool, unused, every, f"unused for {every:g} s")
             pool.device.empty_cache()
 
     def _pressure(self, pool: ModelPool, status: PoolStatus, host: Host) -> Pressure:
         low = self.settings.host_low.why_low(host, before=bool(self._low))
         allocated = pool.device.allocated() if pool.device.exact else 0
-        return pressure(status, pool.policy, self.settings.watermarks, host_low=low, before=self._level, allocated=allocated)
+        return pressure(status, pool.settings.policy, self.settings.watermarks, host_low=low, before=self._level, allocated=allocated)
 
     def _level_changed(self, found: Pressure) -> None:
         names = ", ".join(found.drop) or "nothing idle"

@@ -27,7 +27,7 @@ from fgvr.runtime.ledger import Entry, Grant, Ledger
 from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
-from fgvr.runtime.policy import Policy, lru
+from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.recovery import Recovery
 from fgvr.runtime.sizing import measure
 from fgvr.runtime.status import PoolStatus
@@ -36,57 +36,26 @@ from fgvr.utils.text import format_bytes
 
 
 class ModelPool:
-    """Models of one device within `budget` bytes. Making one loads nothing and touches no device."""
+    """Models of one device within a budget. Making one loads nothing and touches no device."""
 
     def __init__(
-        self,
-        device: Device,
-        *,
-        budget: int,
-        asked: str | float | int | None = None,
-        policy: Policy = lru,
-        lease_timeout: float = 600.0,
-        max_concurrency: int | None = None,
-        max_models: int | None = None,
-        reserve: int = 0,
-        host_budget: int = 0,
-        preallocate: bool = False,
-        ttl: float | None = None,
-        min_residency: float = 0.0,
-        pin: Sequence[str] = (),
-        priority: Mapping[str, int] | None = None,
-        allocator: Mapping[str, Any] | None = None,
-        loaders: Callable[[ModelSpec], Loader] = find_loader,
+        self, device: Device, settings: PoolSettings | None = None, *, loaders: Callable[[ModelSpec], Loader] = find_loader, **fields: Any
     ) -> None:
-        """Bytes and seconds.
-
-        Args:
-            asked: how the budget was written (`auto`, a share): a shared pool asked for the same again keeps what it settled on.
-            max_concurrency: batches that compute at once, over all models; None = one on each.
-            host_budget: main memory for models that leave the device, so that they come back quickly; 0 = they go away.
-            preallocate: make that copy when a model is loaded, not when it first leaves.
-            ttl: how long a model may be idle before it leaves the device; None = until its place is needed.
-            min_residency: how long a model stays for those who use it before others' need may evict it.
-            pin, priority: models (roles or keys) that never yield, or later than those with less.
-            allocator: the settings in force (`runtime.allocator`), which cannot change once a model was loaded.
-        """
-        self.device, self.lease_timeout = device, lease_timeout
-        self.asked = budget if asked is None else asked
-        self.allocator = dict(allocator or {})
+        """`fields`: those of `PoolSettings`, instead of a record of them."""
+        settings = PoolSettings(**fields) if settings is None else settings
+        self.device = device
         self.counters = Counters()
         self._loaders = loaders
-        self._ledger = ledger = Ledger(budget, reserve, max_models, policy, host_budget, min_residency)
-        self._wanted = {"pins": set(pin), "priorities": dict(priority or {})}
-        ledger.pins, ledger.priorities, ledger.preallocate = set(pin), dict(priority or {}), preallocate
+        self._ledger = ledger = Ledger(settings)
         self._condition = condition = threading.Condition()
         self._admission = admission = Admission(ledger)
         self._events = events = Events(ledger)
-        self._slots = ExecutionSlots(max_concurrency, lease_timeout)
+        self._slots = ExecutionSlots(settings.max_concurrency, settings.lease_timeout)
         self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device)
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
         self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events)
-        self._housekeeping.keep(ttl)
+        self._housekeeping.keep(settings.ttl)
 
     # --- models ------------------------------------------------------------------------------------------------------------
 
@@ -117,7 +86,8 @@ class ModelPool:
         """
         if not models:
             raise ConfigError("pool.lease() needs at least one role, key or ModelSpec")
-        return Lease(lambda: self._acquire(models, work, self.lease_timeout if timeout is None else timeout, stop), self._give_back)
+        seconds = self.settings.lease_timeout if timeout is None else timeout
+        return Lease(lambda: self._acquire(models, work, seconds, stop), self._give_back)
 
     def leased(self, spec: ModelSpec) -> Any:
         """A model of its role's protocol that takes a lease for each call. Registers the spec; loads nothing until the first call."""
@@ -219,16 +189,31 @@ class ModelPool:
     # --- figures -----------------------------------------------------------------------------------------------------------
 
     @property
+    def settings(self) -> PoolSettings:
+        """As they apply now."""
+        return self._ledger.settings
+
+    @property
     def budget(self) -> int:
         return self._ledger.limit
 
-    @property
-    def max_concurrency(self) -> int | None:
-        return self._slots.most
+    def configure(self, settings: PoolSettings, *, device: Device | None = None) -> None:
+        """Change the settings live: all but `allocator`, once a model was loaded, and the device (`device`: the one asked for).
 
-    @property
-    def policy(self) -> Policy:
-        return self._ledger.policy
+        Raises RuntimeConflict for these, OutOfBudget when what is leased or pinned needs more; then nothing has changed.
+        """
+        if device is not None and (self.device.name, self.device.total) != (device.name, device.total):
+            raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {device.name} needs a new process")
+        self.refuse_other_allocator(settings.allocator)
+        if settings.asked != self.settings.asked:  # `auto` would differ by what others hold just now
+            self.set_budget(settings.budget)
+        with self._condition:
+            self._ledger.apply(replace(settings, budget=self._ledger.limit))
+            self._condition.notify_all()
+        self._slots.change(settings.max_concurrency, settings.lease_timeout)
+        self._lifecycle.trim()
+        self._lifecycle.host.trim()
+        self._housekeeping.keep(settings.ttl)
 
     def set_budget(self, value: str | float | int) -> int:
         """Change the budget live (forms: see parse_budget); idle models go until it holds. Returns bytes.
@@ -244,7 +229,7 @@ class ModelPool:
             if limit > self._ledger.limit:  # learned under a smaller one
                 for entry in self._ledger.entries.values():
                     entry.sizes.clear()
-            self._ledger.limit, self.asked = limit, value
+            self._ledger.apply(replace(self.settings, budget=limit, asked=value))
             self._events.budget(f"asked as {value}")
             self._condition.notify_all()
         self._lifecycle.trim()
@@ -290,31 +275,8 @@ class ModelPool:
         """Raises RuntimeConflict naming what these settings change for models that are, or were, in this process's memory."""
         with self._condition:
             lived = any(e.loads or e.state == "loading" for e in self._ledger.entries.values())
-        if lived and (changes := changed(self.allocator, asked)):
+        if lived and (changes := changed(self.settings.allocator, asked)):
             raise RuntimeConflict(f"the shared pool has loaded models under other allocator settings; restart for {'; '.join(changes)}")
-
-    def adopt(self, other: ModelPool) -> None:
-        """Take over another pool's settings live. Raises RuntimeConflict when it is for another device, or allocator."""
-        self.refuse_other_allocator(other.allocator)
-        if (self.device.name, self.device.total) != (other.device.name, other.device.total):
-            raise RuntimeConflict(f"the shared pool lives on {self.device.name}; {other.device.name} needs a new process")
-        self.device.scratch, self.device.optimize = other.device.scratch, other.device.optimize
-        self.allocator = other.allocator
-        if other.asked != self.asked:  # `auto` computed again would differ each time by what others hold just then
-            self.set_budget(other.budget)
-            self.asked = other.asked
-        with self._condition:
-            self.lease_timeout = other.lease_timeout
-            for setting in ("policy", "max_models", "reserve", "host_limit", "min_residency", "preallocate"):
-                setattr(self._ledger, setting, getattr(other._ledger, setting))
-            if other._wanted != self._wanted:  # else pins set by hand stay
-                self._wanted = other._wanted
-                self._ledger.pins, self._ledger.priorities = other._ledger.pins, other._ledger.priorities
-            self._condition.notify_all()
-        self._slots.change(other.max_concurrency, other.lease_timeout)
-        self._lifecycle.trim()
-        self._lifecycle.host.trim()
-        self._housekeeping.keep(other._housekeeping.ttl)
 
     def _entry(self, spec: ModelSpec) -> Entry:
         entry = self._ledger.entries.get(spec.key)
@@ -359,20 +321,13 @@ _shared_lock = threading.Lock()
 
 
 def shared(create: Callable[[], ModelPool] | None = None) -> ModelPool:
-    """The process's one pool. `create` makes it the first time; later it states the wish: another budget, policy, timeout or
-    `max_models` applies live, another device is a RuntimeConflict. Without `create`: the pool there is, else ConfigError.
-    """
+    """The process's one pool. `create` makes it when there is none; without it that is a ConfigError. See `configure` for new settings."""
     global _shared
     with _shared_lock:
-        if create is None:
-            if _shared is None:
-                raise ConfigError("no shared pool yet; build a recognizer or call fgvr.shared_pool() with a config first")
-            return _shared
-        wanted = create()
         if _shared is None:
-            _shared = wanted
-        else:
-            _shared.adopt(wanted)
+            if create is None:
+                raise ConfigError("no shared pool yet; build a recognizer or call fgvr.shared_pool() with a config first")
+            _shared = create()
         return _shared
 
 

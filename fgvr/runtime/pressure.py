@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fgvr.errors import ConfigError
+from fgvr.runtime.budget import as_bytes
+from fgvr.runtime.devices.base import HALF_AN_HOUR
 from fgvr.runtime.machine import Host
 from fgvr.runtime.policy import Policy, choose
 from fgvr.runtime.status import PoolStatus
@@ -76,6 +78,18 @@ class MonitorSettings:
     cleanup_idle: float = 30.0  # automatic clean-up leaves alone what was used more recently
     cleanup_interval: float | None = 1800.0
     lease_seconds: float = 600.0  # a lease held longer is worth an alert
+
+    @classmethod
+    def of(cls, runtime: Mapping[str, Any], *, cleanup_seconds: float = HALF_AN_HOUR) -> MonitorSettings:
+        """From the values of `configs/runtime/`. Raises ConfigError for marks that contradict each other."""
+        every, host = runtime["cleanup_interval"], runtime["host_low"]
+        return cls(
+            watermarks=Watermarks(**runtime["watermarks"]),
+            host_low=HostMarks(free=as_bytes(host["free"]), used=host["used"]),
+            cleanup_interval=(cleanup_seconds if every == "auto" else every) or None,
+            lease_seconds=runtime["alerts"]["lease_seconds"],
+            **{key: runtime[key] for key in ("check_interval", "auto_cleanup", "cleanup_idle")},
+        )
 
 
 @dataclass(frozen=True, slots=True)

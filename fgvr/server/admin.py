@@ -115,7 +115,7 @@ def _until(pool: ModelPool, target: int) -> int:
     """By the pool's policy, one after the other."""
     released = 0
     status = pool.status()
-    for key in choose(pool.policy, idle_models(status.models), max(0, status.used - target)):
+    for key in choose(pool.settings.policy, idle_models(status.models), max(0, status.used - target)):
         try:
             released += pool.evict(key)
         except RuntimeConflict:  # leased since we looked: the next one may do

@@ -147,7 +147,7 @@ def test_a_pool_that_has_had_a_model_keeps_its_allocator(monkeypatch: pytest.Mon
         with pytest.raises(RuntimeConflict, match="allocator"):
             fgvr.shared_pool(fgvr.load_config(*words[:2]))
         assert fgvr.shared_pool(fgvr.load_config(*again)) is pool, "the same in other words, and a preset"
-        assert pool.policy is cost_aware
+        assert pool.settings.policy is cost_aware
     finally:
         close_shared()
 

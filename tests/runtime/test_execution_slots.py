@@ -20,7 +20,7 @@ from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.loaders.fake import FakeLoader
-from fgvr.runtime.pool import ModelPool, close_shared, shared
+from fgvr.runtime.pool import ModelPool, close_shared
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, PoolMaker
@@ -211,37 +211,31 @@ def test_an_interrupt_while_waiting_leaves_no_trace(make_pool: PoolMaker) -> Non
 def test_the_number_changes_live(make_pool: PoolMaker) -> None:
     loader = Busy(lambda spec: None)
 
-    def wish(most: int | None) -> ModelPool:
-        return ModelPool(SimulatedDevice(100 * MIB), budget=100 * MIB, max_concurrency=most, loaders=lambda spec: loader)
-
-    close_shared()  # another file's
-    try:
-        pool = shared(lambda: wish(1))
-        warm(pool, loader)
-        with occupied(pool, loader, COPIES[0]):
-            later = threading.Thread(target=compute, args=(pool, COPIES[1]))
-            later.start()
-            assert waiting(pool, 1)
-            assert shared(lambda: wish(2)) is pool and pool.max_concurrency == 2
-            later.join(10)
-            assert not later.is_alive()
-            shared(lambda: wish(1))
-            again = threading.Thread(target=compute, args=(pool, COPIES[1]))
-            again.start()
-            assert waiting(pool, 1)
-            shared(lambda: wish(None))
-            again.join(10)
-            assert not again.is_alive()
-    finally:
-        close_shared()
+    pool = ModelPool(SimulatedDevice(100 * MIB), budget=100 * MIB, max_concurrency=1, loaders=lambda spec: loader)
+    warm(pool, loader)
+    with occupied(pool, loader, COPIES[0]):
+        later = threading.Thread(target=compute, args=(pool, COPIES[1]))
+        later.start()
+        assert waiting(pool, 1)
+        pool.configure(replace(pool.settings, max_concurrency=2))
+        later.join(10)
+        assert not later.is_alive()
+        pool.configure(replace(pool.settings, max_concurrency=1))
+        again = threading.Thread(target=compute, args=(pool, COPIES[1]))
+        again.start()
+        assert waiting(pool, 1)
+        pool.configure(replace(pool.settings, max_concurrency=None))
+        again.join(10)
+        assert not again.is_alive()
+    pool.close()
 
 
 def test_the_configuration_says_it() -> None:
     try:
         pool = fgvr.shared_pool(fgvr.load_config("models=fake", "runtime.device=simulated:1GiB"))
-        assert pool.max_concurrency == 3
+        assert pool.settings.max_concurrency == 3
         assert fgvr.shared_pool(fgvr.load_config("models=fake", "runtime.device=simulated:1GiB", "runtime.max_concurrency=null")) is pool
-        assert pool.max_concurrency is None
+        assert pool.settings.max_concurrency is None
     finally:
         close_shared()
     for wrong in ("0", "true", "many"):

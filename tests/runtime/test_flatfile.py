@@ -21,12 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
+import fgvr
 from fgvr.errors import FgvrError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import clip, flat_layout, flat_weights, flatfile
 from fgvr.runtime.loaders.flatfile import FlatFile
-from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.terms import Terms
+from fgvr.runtime.pool import ModelPool, close_shared
 from fgvr.types import ModelSpec
 
 from .helpers import state, status, until
@@ -231,18 +231,14 @@ def test_windows_and_a_cpu_without_scratch_have_no_disk_tier(device: CpuDevice, 
     assert flat_weights.place(torch.nn.Linear(2, 2), device) is None
 
 
-def test_another_folder_applies_live(device: CpuDevice, tmp_path: Path) -> None:
-    pool, other = ModelPool(device, budget=MIB), CpuDevice()
-    other.scratch = tmp_path / "other"
-    pool.adopt(ModelPool(other, budget=MIB))
-    assert device.scratch == tmp_path / "other"
-
-
-@pytest.mark.parametrize(("written", "folder"), [("auto", "HOME/scratch"), ("/else/where", "/else/where"), (None, None)])
-def test_where_the_configuration_puts_it(written: str | None, folder: str | None) -> None:
-    terms = Terms.__new__(Terms)
-    object.__setattr__(terms, "scratch", written)
-    assert terms.scratch_folder(Path("HOME")) == (Path(folder) if folder else None)
+def test_another_folder_applies_live(tmp_path: Path) -> None:
+    words = ["models=fake", "runtime.device=cpu", f"paths.home={tmp_path}"]
+    close_shared()
+    try:
+        for written, folder in (("auto", tmp_path / "scratch"), ("/else/where", Path("/else/where")), ("null", None)):
+            assert fgvr.shared_pool(fgvr.load_config(*words, f"runtime.scratch={written}")).device.scratch == folder
+    finally:
+        close_shared()
 
 
 # --- in a pool ---------------------------------------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from fgvr import keys
 from fgvr.errors import ConfigError
-from fgvr.runtime import machine, watching
+from fgvr.runtime import machine
 from fgvr.runtime.alerts import Alert, Alerts, Webhook
-from fgvr.runtime.anomaly_rules import AnomalyRules
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.events import Event
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.machine import Host, ProcessMemory, is_ours
 from fgvr.runtime.monitor import Monitor, watch
@@ -35,7 +34,7 @@ FULL = Host(total=16 << 30, free=1 << 30, physical=16 << 30, swap_total=0, swap_
 
 class Clock:
     def __init__(self) -> None:
-        self.now = time.monotonic()
+        self.now = int(time.monotonic() * 1024) / 1024  # exact sums: else adding 60 may give less than 60 where a power of two is crossed
 
     def __call__(self) -> float:
         return self.now
@@ -88,19 +87,19 @@ def test_pressure_names_what_would_go_in_the_policys_order(make_pool: PoolMaker)
     pool = make_pool(budget=95 * MIB)
     use(pool, "encoder", "mllm", "joint")
     pool.pin("mllm")
-    found = pressure(pool.status(), pool.policy, Watermarks())
+    found = pressure(pool.status(), pool.settings.policy, Watermarks())
     assert (found.level, bool(found)) == ("high", True)  # 90 of 95
     assert found.drop == (ENCODER.key,), "the encoder is the longest unused, and 60 MiB are below every mark"
-    low = pressure(pool.status(), pool.policy, Watermarks(), host_low="1 GiB free")
+    low = pressure(pool.status(), pool.settings.policy, Watermarks(), host_low="1 GiB free")
     assert low.drop == (ENCODER.key, JOINT.key), "a machine without memory wants all of it back; what is pinned stays"
     with pool.lease("encoder"):
-        assert pressure(pool.status(), pool.policy, Watermarks()).drop == (JOINT.key,), "what is leased cannot go"
+        assert pressure(pool.status(), pool.settings.policy, Watermarks()).drop == (JOINT.key,), "what is leased cannot go"
 
 
 def test_no_pressure_names_nothing(make_pool: PoolMaker) -> None:
     pool = make_pool(budget=1000 * MIB)
     use(pool, "mllm")
-    found = pressure(pool.status(), pool.policy, Watermarks())
+    found = pressure(pool.status(), pool.settings.policy, Watermarks())
     assert not found and found.drop == () and found.level == "ok"
 
 
@@ -327,20 +326,6 @@ def test_a_lease_nobody_gives_back_is_told(make_pool: PoolMaker) -> None:
     assert watched.kinds() == ["old_lease"]
 
 
-def test_models_that_take_turns_faster_than_they_load_are_thrash() -> None:
-    def event(kind: str, at: float, **more) -> Event:
-        return Event(kind, "mllm-1", "mllm", monotonic=at, limit=MIB, **more)  # type: ignore[arg-type]
-
-    def story(rest: float) -> list[Alert]:
-        heard = AnomalyRules()
-        events = [event("loading", 0), event("loaded", 5, seconds=5.0), event("lease", 5, thread="a", models=("mllm-1",))]
-        events += [event("return", 6, thread="a", models=("mllm-1",), seconds=1.0), event("evicting", 6 + rest), event("evicted", 6 + rest)]
-        return [alert for e in [*events, event("loading", 20 + rest)] for alert in heard.hear(e)]
-
-    assert [alert.kind for alert in story(rest=3)] == ["thrash"]
-    assert story(rest=11) == []
-
-
 def test_a_device_that_holds_something_else_than_the_ledger_has_drifted(make_pool: PoolMaker, device: SimulatedDevice) -> None:
     watched = Watched(make_pool())
     watched.monitor.sample()
@@ -520,15 +505,16 @@ RUNTIME = {
 def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool()
     told: list[Alert] = []
-    monitor = watching.adopt(pool, RUNTIME)
+    monitor = watch(pool)
+    monitor.configure(RUNTIME)
     monitor.alerts.sinks.append(told.append)
     monkeypatch.setenv("HOOK", "http://127.0.0.1:9/x")
-    watching.adopt(pool, RUNTIME | {"check_interval": 5, "alerts": RUNTIME["alerts"] | {"log": False, "webhook": "HOOK"}})
+    monitor.configure(RUNTIME | {"check_interval": 5, "alerts": RUNTIME["alerts"] | {"log": False, "webhook": "HOOK"}})
     assert monitor.settings.check_interval == 5
     assert [type(sink).__name__ for sink in monitor.alerts.sinks] == ["Webhook", "builtin_function_or_method"]
-    assert watching.settings(RUNTIME, cleanup_seconds=MlxDevice.cleanup_seconds).cleanup_interval == 300
-    assert watching.settings(RUNTIME).cleanup_interval == 1800
-    assert watching.settings(RUNTIME | {"cleanup_interval": None}).cleanup_interval is None
+    assert MonitorSettings.of(RUNTIME, cleanup_seconds=MlxDevice.cleanup_seconds).cleanup_interval == 300
+    assert MonitorSettings.of(RUNTIME).cleanup_interval == 1800
+    assert MonitorSettings.of(RUNTIME | {"cleanup_interval": None}).cleanup_interval is None
     monitor.close()
 
 
@@ -536,7 +522,7 @@ def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, mo
     "change,message",
     [
         ({"check_interval": 0}, "check_interval"),
-        ({"check_interval": "often"}, "must be a number"),
+        ({"check_interval": "often"}, "must be a number from 0.1 up"),
         ({"cleanup_interval": "sometimes"}, "cleanup_interval"),
         ({"host_low": {"free": "much", "used": 0.85}}, "2GiB"),
         ({"host_low": {"free": 0, "used": 2}}, "host_low"),
@@ -547,12 +533,13 @@ def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, mo
 )
 def test_a_setting_that_means_nothing_is_refused_by_name(change, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        watching.settings(RUNTIME | change)
+        keys.check({"runtime": RUNTIME | change})
+        MonitorSettings.of(RUNTIME | change)
 
 
 def test_a_webhook_variable_that_is_not_there_is_refused(make_pool: PoolMaker) -> None:
     with pytest.raises(ConfigError, match="NO_SUCH_HOOK"):
-        watching.adopt(make_pool(), RUNTIME | {"alerts": RUNTIME["alerts"] | {"webhook": "NO_SUCH_HOOK"}})
+        watch(make_pool()).configure(RUNTIME | {"alerts": RUNTIME["alerts"] | {"webhook": "NO_SUCH_HOOK"}})
 
 
 # --- the machine -------------------------------------------------------------------------------------------------------------

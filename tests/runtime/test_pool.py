@@ -14,6 +14,7 @@ from fgvr.errors import ConfigError, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool, close_shared, shared
+from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
@@ -100,23 +101,25 @@ def test_a_plan_loads_nothing(pool: ModelPool) -> None:
 
 
 def test_the_shared_pool_is_one_and_takes_new_settings_live() -> None:
-    def make(size: int = 1000, budget: int = 100, timeout: float = 5.0, asked: str | None = None) -> ModelPool:
-        return ModelPool(SimulatedDevice(size * MIB), budget=budget * MIB, lease_timeout=timeout, asked=asked)
+    def settings(budget: int = 100, timeout: float = 5.0, asked: str | None = None) -> PoolSettings:
+        return PoolSettings(budget=budget * MIB, lease_timeout=timeout, asked=asked)
 
     close_shared()
     try:
         with pytest.raises(ConfigError, match="no shared pool"):
             shared()
         with ThreadPoolExecutor(8) as threads:
-            pools = set(threads.map(lambda _: id(shared(make)), range(16)))
+            pools = set(threads.map(lambda _: id(shared(lambda: ModelPool(SimulatedDevice(1000 * MIB), settings()))), range(16)))
         assert len(pools) == 1
-        assert shared(lambda: make(budget=50, timeout=1.0)) is shared()
-        assert shared().budget == 50 * MIB
-        assert shared().lease_timeout == 1.0
-        assert shared(lambda: make(budget=60, asked="auto")).budget == 60 * MIB
-        assert shared(lambda: make(budget=61, asked="auto")).budget == 60 * MIB  # others hold a little less just now
+        shared().configure(settings(budget=50, timeout=1.0), device=SimulatedDevice(1000 * MIB))
+        assert (shared().budget, shared().settings.lease_timeout) == (50 * MIB, 1.0)
+        shared().configure(settings(budget=60, asked="auto"))
+        assert shared().budget == 60 * MIB
+        shared().configure(settings(budget=61, asked="auto"))
+        assert shared().budget == shared().settings.budget == 60 * MIB  # others hold a little less just now
         with pytest.raises(RuntimeConflict, match="simulated"):
-            shared(lambda: make(size=2000))
+            shared().configure(settings(timeout=9.0), device=SimulatedDevice(2000 * MIB))
+        assert shared().settings.lease_timeout == 5.0, "refused whole"
     finally:
         close_shared()
 

@@ -6,6 +6,7 @@ What this cannot see, by its nature, is a ticket taken too late or a lost wake-u
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -124,7 +125,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(policy=st.sampled_from(sorted(POLICIES)), stages=st.lists(st.lists(NAMES, max_size=2), max_size=3))
     def settings_(self, policy: str, stages: list[list[str]]) -> None:
-        self.pool._ledger.policy = POLICIES[policy]
+        self.pool.configure(replace(self.pool.settings, policy=POLICIES[policy]))
         self.pool._ledger.stages = tuple(frozenset(self.keys[n] for n in stage) for stage in stages if stage)
         self.pool._ledger.stage = 0
 

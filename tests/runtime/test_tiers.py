@@ -12,6 +12,7 @@ from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
@@ -163,7 +164,7 @@ def test_a_smaller_host_budget_applies_live(tiered: ModelPool, device: Simulated
         with tiered.lease(role):
             pass
     tiered.evict("encoder", park=True)
-    tiered.adopt(ModelPool(device, budget=60 * MIB, host_budget=35 * MIB))
+    tiered.configure(PoolSettings(budget=60 * MIB, host_budget=35 * MIB))
     assert [state(tiered, s) for s in (MLLM, ENCODER)] == ["absent", "parked"]
 
 

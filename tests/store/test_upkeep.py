@@ -55,7 +55,7 @@ def test_stats_prune_and_verify_tell_what_they_found(home, capsys):
     [
         (["action=purge"], "stats, prune, verify"),
         (["action=prune", "store.limit=null"], "store.limit=2GiB"),
-        (["store.limit=lots"], "8GiB"),
+        (["store.limit=lots"], "2GiB"),
     ],
 )
 def test_what_means_nothing_is_refused_with_what_would(words, message):

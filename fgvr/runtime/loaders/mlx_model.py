@@ -31,7 +31,7 @@ class Prefix:
 
 
 class MlxMLLM:
-    """One prompt at a time. Not safe for two calls at once (the module keeps positions); the pool's face lets one in at a time."""
+    """One prompt at a time. Not safe for two calls at once (the module keeps positions); the pool lets one in at a time."""
 
     def __init__(self, fingerprint: str, module: Any, prompts: Prompts) -> None:
         from mlx.utils import tree_flatten

@@ -1,7 +1,7 @@
 """Qwen2.5-VL from `from_pretrained` folders: `tiny`, a folder, or a hub repository.
 
 Prompts are one user turn, images before the text, after a system turn if there is one. Batches are padded on the left. Not safe for two
-calls at a time on one copy (generation keeps positions on the module); the pool's face lets one in at a time.
+calls at a time on one copy (generation keeps positions on the module); the pool lets one in at a time.
 """
 
 from __future__ import annotations
