@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -16,15 +15,14 @@ from typing import Any
 from fgvr import __version__
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.overrides import compose, explain, groups, tidy
+from fgvr.utils import terminal
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
+from fgvr.utils.terminal import on_terminal, tell
 
 SHORT = {"-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info", "-sc": "--shell-completion"}
 SWITCHES = {"--hydra-help", "--resolve", "--run", "--multirun", "--shell-completion"}
 VALUED = {"--cfg", "--package", "--info"}
-
-_SURROUNDINGS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)  # of the place we were given: no bug of ours
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 HELP = """\
 fgvr {version}: fine-grained visual recognition without training. It looks fast, and thinks slowly only when unsure.
@@ -69,6 +67,10 @@ def perform(cfg: Any) -> None:
 
 def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
     """Answer one command line; the return value is the exit code."""
+    return on_terminal(lambda: _main(words, job))
+
+
+def _main(words: Sequence[str], job: Callable[[Any], Any]) -> int:
     if {"-h", "--help"} & set(words):
         sys.stdout.write(help_text())
         return 0
@@ -79,9 +81,7 @@ def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
     try:
         flags, overrides = split(words)
         run(flags, tidy(overrides, sweep="--multirun" in flags), job)
-    except KeyboardInterrupt:
-        return tell("Interrupted. What is done is saved; the same command resumes.", 130)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return answer(error, overrides)
     return 0
 
@@ -138,19 +138,20 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 # --- answers -----------------------------------------------------------------------------------------------------------------
 
 
-def answer(error: Exception, overrides: Sequence[str]) -> int:
+def answer(error: BaseException, overrides: Sequence[str]) -> int:
     """Say what went wrong in the user's words, and choose the exit code. A traceback means a bug of ours."""
     for cause in causes(error):
-        if isinstance(cause, FgvrError):
-            return tell(f"error: {cause}", 2 if isinstance(cause, ConfigError) else 3)
-        if isinstance(cause, _SURROUNDINGS) or (isinstance(cause, OSError) and cause.errno in _FULL):
-            return tell(f"error: {cause.filename or 'a file'}: {cause.strerror or cause}", 3)
+        if isinstance(cause, FgvrError) and (code := terminal.answer(cause)) is not None:
+            return code
     if is_configuration(error):
         from omegaconf.errors import MissingMandatoryValue
 
         if isinstance(error, MissingMandatoryValue):
             return tell(f"error: {needed(str(error.full_key))}", 2)
         return tell(f"error: {explain(error, overrides)}", 2)
+    for cause in causes(error):
+        if (code := terminal.answer(cause)) is not None:
+            return code
     traceback.print_exception(error)
     return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
 
@@ -162,7 +163,7 @@ def needed(key: str) -> str:
     return f"{key} is needed here: {NEEDED[key]}" if key in NEEDED else f"{key} is needed here: write {key}=VALUE"
 
 
-def is_configuration(error: Exception) -> bool:
+def is_configuration(error: BaseException) -> bool:
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -175,13 +176,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def tell(message: str, code: int) -> int:
-    from fgvr.utils.text import printable
-
-    sys.stderr.write(f"{printable(message)}\n")
-    return code
 
 
 # --- help --------------------------------------------------------------------------------------------------------------------

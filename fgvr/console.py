@@ -15,6 +15,8 @@ from typing import Any
 
 from fgvr import __version__
 from fgvr.errors import ConfigError, FgvrError
+from fgvr.utils import terminal
+from fgvr.utils.terminal import on_terminal, tell
 
 HELP = """\
 usage: fgvr COMMAND [...]
@@ -37,7 +39,10 @@ LOCAL = ("stats", "pressure", "models", "system", "cleanup")  # what this machin
 
 def main() -> int:
     """The exit code: 0 done, 2 wrong words, 3 another error, 130 interrupted."""
-    words = sys.argv[1:]
+    return on_terminal(lambda: _main(sys.argv[1:]))
+
+
+def _main(words: Sequence[str]) -> int:
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("-h", "--help"):
         sys.stdout.write(HELP)
@@ -52,7 +57,7 @@ def main() -> int:
         return cli.main((rest or ["--help"]) if command == "run" else words)
     if command in SHORT:
         return cli.main([SHORT[command], *rest])
-    return cli.tell(f"write: fgvr run {' '.join(words)}", 2)
+    return tell(f"write: fgvr run {' '.join(words)}", 2)
 
 
 def bird(words: Sequence[str]) -> int:
@@ -156,11 +161,11 @@ def _sentence(event: dict[str, Any]) -> str:
 def _guarded(job: Callable[[], int]) -> int:
     try:
         return job()
-    except KeyboardInterrupt:
-        return 130
-    except FgvrError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 3
+    except (Exception, KeyboardInterrupt) as error:
+        code = terminal.answer(error)
+        if code is None:
+            raise
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:

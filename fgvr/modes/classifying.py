@@ -12,7 +12,7 @@ from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import Recorded, to_row
-from fgvr.modes.runs import rows_anew, run_folder
+from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
@@ -33,6 +33,8 @@ def classify(cfg: DictConfig) -> list[Prediction]:
         answered = list(Recorded(file.done(), recognizer.names))
         notes = [cfg.models.notice] if cfg.models.notice else []
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
+    for note in [*notes, *surprises(answered, cfg)]:
+        log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:
         log.error("%s", error)

@@ -26,7 +26,7 @@ from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder
+from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
 from fgvr.store.journal import RunFile
@@ -170,7 +170,7 @@ def _report(
         classes={category.id: category.name for category in dataset.catalog.categories},
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
         trigger=assembly.trigger_name(cfg),
-        notes=notes,
+        notes=(*notes, *surprises(predictions, cfg)),
         model_loads=pool.loads,
         peak_device_bytes=pool.peak_bytes,
         path=folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fgvr.runtime import timeline
 from fgvr.runtime.monitor import watch
 from fgvr.store.cache import NoCache
 from fgvr.store.journal import RunFile, to_line
+from fgvr.types import Prediction
 from fgvr.utils.files import atomic_write, read_json, short_hash, write_json
 from fgvr.utils.logging import setup_logging
 from fgvr.utils.paths import config_dir
@@ -142,3 +143,18 @@ def _run_path(cfg: DictConfig, mode: str) -> Path:
 def _sweeps(hydra: HydraConf) -> bool:
     """Whether this is a job of a sweep of ours. A program around us may use Hydra itself, and sweep: its jobs are its own."""
     return hydra.mode == RunMode.MULTIRUN and any(source.path == str(config_dir()) for source in hydra.runtime.config_sources)
+
+
+_FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate
+_FEW = 10  # images below which a share says nothing
+
+
+def surprises(predictions: Sequence[Prediction], cfg: DictConfig) -> list[str]:
+    """What a default has done that its user may not expect: a trigger that is unsure of every image."""
+    name = assembly.trigger_name(cfg)
+    if name not in _FIXED or len(predictions) < _FEW or not all(p.decision.escalate for p in predictions):
+        return []
+    return [
+        f"trigger={name} sent every image to System 2: with {cfg.dataset.shots} images per class it is never sure enough. "
+        "Write trigger=calibrated, or give more images per class (dataset.shots)"
+    ]

@@ -25,6 +25,9 @@ class PlainConsole(Console):
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1; `on_terminal` knows better
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         return (segment._replace(text=printable(segment.text)) for segment in super().render(renderable, options))
 
