@@ -123,7 +123,7 @@ def test_questions_whose_answers_are_remembered_do_not_count_as_a_batchs_worth(l
     whole._learn, whole._slow = None, slow
     whole._trigger = lambda fast: [Decision(i < 2, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
     if late:
-        whole._deferred_images = lambda batch: [DeferredImage(tmp_path / s.key, s.key) for s in batch]
+        whole._deferred_images = lambda batch: [DeferredImage(tmp_path / s.key, s.key, s.key) for s in batch]
     names = [f"{i:03}" for i in range(160)]
     found = list(whole.stream(samples(names)))
     assert [p.image for group in found for p in group] == names
