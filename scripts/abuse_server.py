@@ -267,10 +267,10 @@ def main() -> int:
         "4 MiB of [1, 1, ...]": ones,
         "10,000 messages": messages,
         "40 pictures of 25 megapixels": large(40, 1, (5000, 5000)),
-        "64 requests with 3 of 8 megapixels": large(64, 3, (3260, 2450)),
         "JPEG with 3,000 scans": scans,
         "64 idle uploads": uploads,
         "8 stalled readers": readers,
+        "64 requests with 3 of 8 megapixels": large(64, 3, (3260, 2450)),
     }
     with tempfile.TemporaryDirectory() as home:
         server = started(words, home)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from fgvr import assembly
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
+from fgvr.runtime.monitor import watch
 from fgvr.types import ROLES
 
 log = logging.getLogger(__name__)
+_PATIENCE = 1.0  # seconds for threads that still compute when everything is closed
 NEEDED = ("fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "python_multipart")
 
 
@@ -38,14 +43,25 @@ def serve(cfg: DictConfig) -> None:
         server.app.state.classifier.begin(told=tell)
         run(server, settings, tokens, assembly.home(cfg))
     finally:
+        watch(pool).close()
         pool.close()
-        if server.engine.computing:
-            _leave()
+        if busy := _busy_threads(_PATIENCE):
+            _leave(busy)
 
 
-def _leave() -> None:
-    """The last resort: a native computation that no flag ends would abort the interpreter's own end. All is saved and closed by now."""
-    log.warning("a computation still runs; the process ends without it")
+def _busy_threads(seconds: float) -> list[str]:
+    """Names of the daemon threads that have not ended after `seconds` together."""
+    until = time.monotonic() + seconds
+    ours = [thread for thread in threading.enumerate() if thread.daemon]
+    for thread in ours:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [thread.name for thread in ours if thread.is_alive()]
+
+
+def _leave(busy: Sequence[str]) -> None:
+    """The last resort. Python ends a daemon thread that comes back from native code during its own end, by unwinding the stack; C++ frames on
+    it then abort the process ("terminate called without an active exception"). All is saved and closed by now."""
+    log.warning("still computing: %s; the process ends without it", ", ".join(busy))
     logging.shutdown()
     sys.stderr.flush()
     os._exit(130 if isinstance(sys.exception(), KeyboardInterrupt) else 0)

@@ -135,10 +135,6 @@ class Lane:
         batch, since = self._running, self._since
         return (len(batch.jobs), time.monotonic() - since) if batch is not None else (0, 0.0)
 
-    @property
-    def alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
     def close(self, timeout: float = 10.0) -> None:
         """What waits is refused, what runs is told to stop."""
         with self._condition:

@@ -112,17 +112,12 @@ class Engine:
         return min(60, max(1, math.ceil(max(waits, default=0.0) / 2)))
 
     def close(self) -> None:
-        """All are told first; then they have five seconds together."""
-        until = time.monotonic() + 5.0
+        """All are told first; then they have three seconds together."""
+        until = time.monotonic() + 3.0
         for lane in self.lanes.values():
             lane.close(0.0)
         for lane in self.lanes.values():
             lane.close(max(0.0, until - time.monotonic()))
-
-    @property
-    def computing(self) -> bool:
-        """After `close`: a batch still runs."""
-        return any(lane.alive for lane in self.lanes.values())
 
     # --- one request -------------------------------------------------------------------------------------------------------
 

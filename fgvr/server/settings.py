@@ -72,7 +72,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     max_inflight: int = 64
     deadline: float = 120.0
-    drain: float = 8.0
+    drain: float = 6.0
     batch_wait: float = 0.004
     batch_tokens: int = 16384
     max_body: int = 32 << 20

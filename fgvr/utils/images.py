@@ -32,6 +32,8 @@ LONGEST = 4096
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
 _BAND = 256  # rows
+MAX_SCANS = 200
+"""Passes of a progressive JPEG; encoders write ten or so. Each costs a walk over all pixels, so a small file could take minutes."""
 MAX_PIXELS = 89_000_000
 """More than this in one picture is taken for a decompression bomb (just below where Pillow itself starts to warn)."""
 
@@ -55,6 +57,8 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         data, name = source, f"{len(source)} bytes"
     else:
         data, name = _read_file(Path(source).expanduser()), str(source)
+    if (scans := _scans(data)) > MAX_SCANS:
+        raise ImageError(f"{name}: a JPEG in {scans:,} passes, more than the limit of {MAX_SCANS}; save it anew, without so many")
     heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
     if heic:
         _register_heif()
@@ -104,6 +108,25 @@ def passed_over(folders: Iterable[str | Path]) -> list[str]:
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
     return [f"{len(others):,} files are not images and were passed over ({counts}), the first: {others[0]}"]
+
+
+def _scans(data: bytes) -> int:
+    """Passes of a JPEG up to its end marker; 0 for what is no JPEG. What phones append to a picture, such as a film, does not count."""
+    if not data.startswith(b"\xff\xd8"):
+        return 0
+    if (most := data.count(b"\xff\xda")) <= MAX_SCANS:
+        return most
+    position, found = 2, 0
+    while (marker := data.find(b"\xff", position)) >= 0 and marker + 4 <= len(data):
+        kind = data[marker + 1]
+        if kind == 0xD9:
+            break
+        if kind == 0xFF or kind == 0 or 0xD0 <= kind <= 0xD7:  # filling, an escaped byte, or a restart: no segment
+            position = marker + (1 if kind == 0xFF else 2)
+            continue
+        found += kind == 0xDA
+        position = marker + 2 + int.from_bytes(data[marker + 2 : marker + 4], "big")
+    return found
 
 
 def _visible(folder: str | Path, *, recursive: bool) -> list[Path]:

@@ -66,12 +66,22 @@ def closed(line: socket.socket) -> bool:
 
 
 def test_a_picture_that_takes_too_long_is_refused_and_the_next_one_decoded(serve: Serve) -> None:
-    served = serve(decode_seconds=0.5)
+    served = serve(decode_seconds=0.05)
     began = time.monotonic()
-    slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(3000), "image/jpeg")})
+    slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(180, side=2800), "image/jpeg")})
     assert slow.status_code == 400 and time.monotonic() - began < 8
-    assert "images.0" in slow.text and "server.decode_seconds=0.5" in slow.text
+    assert "images.0" in slow.text and "server.decode_seconds=0.05" in slow.text
     assert served.post("/api/v1/classify", files={"images": ("a.png", png(), "image/png")}).status_code == 200
+
+
+def test_a_jpeg_in_thousands_of_passes_is_refused_by_their_number(serve: Serve) -> None:
+    told = serve().post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(3000, side=400), "image/jpeg")})
+    assert told.status_code == 400 and "3,0" in told.text and "passes" in told.text
+
+
+def test_what_a_phone_appends_to_a_picture_is_no_pass(serve: Serve) -> None:
+    film = encoded(Image.new("RGB", (64, 64)), "JPEG") + b"\xff\xda\x00\x08" * 1000
+    assert serve().post("/api/v1/classify", files={"images": ("moving.jpg", film, "image/jpeg")}).status_code == 200
 
 
 def test_a_picture_that_never_fits_is_refused_by_name(serve: Serve) -> None:
