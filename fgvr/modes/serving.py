@@ -59,8 +59,8 @@ def _busy_threads(seconds: float) -> list[str]:
 
 
 def _leave(busy: Sequence[str]) -> None:
-    """The last resort. Python ends a daemon thread that comes back from native code during its own end, by unwinding the stack; C++ frames on
-    it then abort the process ("terminate called without an active exception"). All is saved and closed by now."""
+    """The last resort; all is saved and closed by now. At its own end Python unwinds the stack of a daemon thread that comes back from
+    native code, and C++ frames on that stack abort the process ("terminate called without an active exception")."""
     log.warning("still computing: %s; the process ends without it", ", ".join(busy))
     logging.shutdown()
     sys.stderr.flush()
