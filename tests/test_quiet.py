@@ -44,7 +44,9 @@ def test_classify_shows_no_line_of_a_library(tmp_path: Path) -> None:
 
     Image.new("RGB", (64, 64), (90, 120, 40)).save(tmp_path / "bird.png")
     answer = fgvr(tmp_path, "mode=classify", f"image={tmp_path / 'bird.png'}", "trigger=always", *SMALL)
-    assert answer.returncode == 0 and answer.stderr == ""
+    assert answer.returncode == 0
+    said = [line for line in answer.stderr.splitlines() if "these models know only rendered birds" not in line]
+    assert said == []
     assert not re.search(r"(?i)nanobind|warning|transformers|torch|site-packages", answer.stdout)
 
 

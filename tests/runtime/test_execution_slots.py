@@ -231,6 +231,7 @@ def test_the_number_changes_live(make_pool: PoolMaker) -> None:
 
 
 def test_the_configuration_says_it() -> None:
+    close_shared()  # whatever an earlier file has left
     try:
         pool = fgvr.shared_pool(fgvr.load_config("models=fake", "runtime.device=simulated:1GiB"))
         assert pool.settings.max_concurrency == 3
