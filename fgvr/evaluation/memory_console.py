@@ -10,18 +10,19 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
+from fgvr.runtime.pressure import Pressure
+from fgvr.runtime.status_records import ModelAnswer, Stats, SystemAnswer
 from fgvr.store.leftovers import Leftover
 from fgvr.utils.text import format_bytes
 
 _NO_SERVER = "no server: figures of this machine, and of a pool with this configuration"
-Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[Leftover] | Mapping[str, Any]
+Found = Stats | Pressure | SystemAnswer | Sequence[ModelAnswer] | Sequence[Leftover] | Mapping[str, Any]
 
 
 def as_json(found: Found) -> dict[str, Any]:
     """The record's own fields; lists under `models` or `leftovers`."""
     match found:
-        case Stats() | PressureAnswer() | SystemAnswer():
+        case Stats() | Pressure() | SystemAnswer():
             return asdict(found)
         case Mapping():
             return dict(found)
@@ -38,7 +39,7 @@ def tables(found: Found, server: str | None = None) -> list[RenderableType]:
     match found:
         case Stats():
             return [_pairs("memory", _stats(found)), whose]
-        case PressureAnswer():
+        case Pressure():
             return [_pairs("pressure", _pressure(found)), whose]
         case SystemAnswer():
             return [*_system(found), whose] if server else _system(found)
@@ -69,7 +70,7 @@ def _stats(found: Stats) -> dict[str, str]:
     }
 
 
-def _pressure(found: PressureAnswer) -> dict[str, str]:
+def _pressure(found: Pressure) -> dict[str, str]:
     return {
         "pressure": "yes" if found.pressure else "no",
         "level": found.level,

@@ -85,7 +85,7 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: status_records.stats(pool, monitor),
-        "pressure": lambda: status_records.pressure(monitor),
+        "pressure": monitor.pressure,
         "models": lambda: status_records.models(pool, [assembly.spec(cfg, role) for role in ROLES]),
         "system": lambda: status_records.system(pool.device),
     }

@@ -263,7 +263,7 @@ class Monitor:
         if pool.device.exact and sample.settled:
             self._compare(sample)
         if self.settings.auto_cleanup and (found.level == "critical" or found.host_low):
-            self._drop(pool, found.drop, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")
+            self._drop(pool, found.recommended, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")
         every = self.settings.cleanup_interval
         if every and now - self._cleaned >= every:
             self._cleaned = now
@@ -287,7 +287,7 @@ class Monitor:
         return pressure(status, pool.settings.policy, self.settings.watermarks, host_low=low, before=self._level, allocated=allocated)
 
     def _level_changed(self, found: Pressure) -> None:
-        names = ", ".join(found.drop) or "nothing idle"
+        names = ", ".join(found.recommended) or "nothing idle"
         rising = LEVELS.index(found.level) > LEVELS.index(self._level)
         self._level = found.level
         if rising:

@@ -56,7 +56,7 @@ def stats(request: Request) -> Success:
 @router.get("/memory/pressure", dependencies=READ, responses=_FIGURES)
 def pressure(request: Request) -> Success:
     """Whether memory is short, how much, and whom to drop, in order."""
-    return success(asdict(status_records.pressure(watch(pool_of(request)))))
+    return success(asdict(watch(pool_of(request)).pressure()))
 
 
 @router.get("/memory/models", dependencies=READ, responses=_FIGURES)
