@@ -62,7 +62,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     whole = partial(
         Recognizer,
         look=open_picture,
-        deferred_images=partial(deferred_images, models.encoder.remembered),
+        deferred_images=partial(deferred_images, models.encoder.known_images),
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,
