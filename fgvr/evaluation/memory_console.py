@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
-from fgvr.store.leftovers import Leftover
+from fgvr.store.stale_files import Leftover
 from fgvr.utils.text import format_bytes
 
 _NO_SERVER = "no server: figures of this machine, and of a pool with this configuration"

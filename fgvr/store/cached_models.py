@@ -33,12 +33,12 @@ class Cached:
 
     def __init__(self, model: Any, cache: Cache, *, at_once: int | None = None) -> None:
         """Args: at_once: questions of one call and one transaction, which a crash may cost; None = all."""
-        self._model, self._cache, self._at_once = model, cache, at_once
+        self.model, self._cache, self._at_once = model, cache, at_once
         self._found = MemoryCache(max_bytes=1 << 20)  # answers that were looked up in advance and will soon be asked for
 
     @property
     def fingerprint(self) -> str:
-        return self._model.fingerprint
+        return self.model.fingerprint
 
     def key(self, kind: str, *parts: object) -> str:
         """The store's key of one answer: a hash of the model and of everything else that the answer depends on."""
@@ -103,7 +103,7 @@ def cached(
         keys = [self.key(kind, *key(*question, **settings)) for question in zip(hashes, *columns[1:], strict=True)]
 
         def compute(indices: Sequence[int]) -> list[bytes]:
-            found = getattr(self._model, signature.__name__)(*([column[i] for i in indices] for column in columns), **settings)
+            found = getattr(self.model, signature.__name__)(*([column[i] for i in indices] for column in columns), **settings)
             for i, answer in zip(indices, found, strict=True):
                 add_cost(owners[i], _computed(asks(answer)))
             return [encode(answer) for answer in found]
@@ -208,7 +208,7 @@ class CachedEncoder(Cached):
     def logit_scale(self) -> float:
         """Stored too, since asking the encoder may mean loading it."""
         keys = [self.key("logit_scale")]
-        (value,) = self.answers(keys, self.look_up(keys), lambda _: [_json(float(self._model.logit_scale))])
+        (value,) = self.answers(keys, self.look_up(keys), lambda _: [_json(float(self.model.logit_scale))])
         return json.loads(value)
 
     def known_images(self, hashes: Sequence[str]) -> set[str]:
