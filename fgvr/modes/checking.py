@@ -14,7 +14,7 @@ from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
-from fgvr.store import leftovers, upkeep
+from fgvr.store import stale_files, upkeep
 from fgvr.types import ROLES, Finding, MemoryPlan
 from fgvr.utils.service import Service
 
@@ -35,7 +35,7 @@ class Checkup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
-    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or leftovers."""
+    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or stale files."""
 
     action: str
     found: Any
@@ -80,7 +80,7 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if cfg.action == "cleanup":
-        return MemoryAnswer(cfg.action, leftovers.clean(assembly.home(cfg)))
+        return MemoryAnswer(cfg.action, stale_files.remove_stale_files(assembly.home(cfg)))
     pool = assembly.shared_pool(cfg)
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
