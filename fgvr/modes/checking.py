@@ -14,7 +14,7 @@ from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
-from fgvr.store import stale_files, upkeep
+from fgvr.store import cache_maintenance, stale_files
 from fgvr.types import ROLES, Finding, MemoryPlan
 from fgvr.utils.service import Service
 
@@ -109,6 +109,6 @@ def _asked_of_a_server(cfg: DictConfig) -> MemoryAnswer:
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
 
 
-def cache(cfg: DictConfig) -> upkeep.Upkeep:
+def cache(cfg: DictConfig) -> cache_maintenance.MaintenanceReport:
     """The store of this home: figures, room made down to `store.limit`, or every value compared with its hash."""
-    return upkeep.keep(assembly.store_path(cfg), cfg.action, assembly.store_limit(cfg))
+    return cache_maintenance.maintain(assembly.store_path(cfg), cfg.action, assembly.store_limit(cfg))
