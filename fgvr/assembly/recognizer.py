@@ -77,7 +77,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         notes=lambda: [
             *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
             *([f"System 1 asks the joint encoder {cfg.models.joint.source} ({fusion.joint})"] if matcher is not None else []),
-            *([f"final answers: {abstainer.promise}"] if abstainer is not None else []),
+            *([f"final answers: {abstainer.guarantee}"] if abstainer is not None else []),
         ],
         record_all=cfg.evaluation.record == "all",
     )

@@ -28,14 +28,14 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAns
         return chosen
     owners = base.prototypes.owners
     groups = turns(owners.tolist(), base.prototypes.families)  # the k-th image of every class: judged by what has seen none of them
-    promised = chosen.target.kind == "risk"
+    guaranteed = chosen.target.kind == "risk"
 
     def fit() -> Calibrated:
         results, _ = left_out()
         right = [result.top.category == base.prototypes.ids[owner] for result, owner in zip(results, owners, strict=True)]
-        return chosen.fit(Evidence(results, right), groups, _calibration(cfg, base, fast) if promised else None)
+        return chosen.fit(Evidence(results, right), groups, _calibration(cfg, base, fast) if guaranteed else None)
 
-    return Deferred(fit) if promised or cfg.fusion.joint else fit()
+    return Deferred(fit) if guaranteed or cfg.fusion.joint else fit()
 
 
 def check_trigger(cfg: DictConfig) -> None:
