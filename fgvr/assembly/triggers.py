@@ -13,7 +13,7 @@ from fgvr.data.leaks import without_near_copies
 from fgvr.errors import ConfigError
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.knowledge.prototypes import turns
+from fgvr.knowledge.prototypes import index_within_class
 from fgvr.pipeline import chunks
 from fgvr.protocols import FastThinker, Trigger
 from fgvr.types import Sample
@@ -27,7 +27,9 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAns
     if not isinstance(chosen, Calibrator):
         return chosen
     owners = base.prototypes.owners
-    groups = turns(owners.tolist(), base.prototypes.families)  # the k-th image of every class: judged by what has seen none of them
+    groups = index_within_class(
+        owners.tolist(), base.prototypes.families
+    )  # the k-th image of every class: judged by what has seen none of them
     guaranteed = chosen.target.kind == "risk"
 
     def fit() -> Calibrated:

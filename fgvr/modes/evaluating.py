@@ -13,14 +13,14 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fgvr import assembly, planning
-from fgvr.agents.online import Lesson, OnlineRetrieval
+from fgvr.agents.online import OnlineRetrieval, OnlineUpdate
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap, guard
 from fgvr.errors import DatasetError
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
@@ -101,8 +101,8 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
     with RunFile(folder / LESSONS) as journal:
         known = list(takewhile(lambda row: row["image"] in answered, journal.done()))
         journal.keep(len(known))
-        recognizer.fast.learned.apply(Lesson.from_row(row) for row in known)
-        recognizer.fast.journal = lambda lessons: journal.append(lesson.to_row() for lesson in lessons)
+        recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
+        recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
         yield
 
 
@@ -185,7 +185,7 @@ def _report(
             ),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
-        memory=None if recorded is None else course(recorded),
+        memory=None if recorded is None else memory_history(recorded),
         peak_host_bytes=max((sample.rss for sample in recorded.samples), default=None) if recorded is not None else None,
         slow_right=slow_right,
         decode_wait=tracker.decode_wait,

@@ -18,7 +18,7 @@ from fgvr import assembly, planning
 from fgvr.data.datasets import Dataset
 from fgvr.evaluation import memory_picture
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
@@ -88,7 +88,7 @@ def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
             yield
     finally:
         if recording.mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(course(timeline.read(file))))
+            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
 def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:

@@ -8,9 +8,9 @@ from fgvr.agents.calibration import Calibrator, Deferred, Evidence
 from fgvr.agents.risk_control import joint, ladder, least_accepted, most_errors, selective, upper_limit
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
-from fgvr.evaluation import risk_simulation
-from fgvr.evaluation.risk_simulation import DELTA, MOST_VIOLATIONS, World
 from fgvr.types import FastResult
+from scripts import risk_simulation
+from scripts.risk_simulation import DELTA, MOST_VIOLATIONS, World
 from tests.agents.doubles import fast_result
 
 
