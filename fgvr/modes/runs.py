@@ -81,13 +81,13 @@ def _empty(folder: Path) -> None:
 def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
     pool, file = assembly.shared_pool(cfg), folder / timeline.FILE
-    runtime = cfg.runtime
-    recording = watch(pool).record(file, policy=runtime.policy, max_models=runtime.max_models, reserve=runtime.reserve)
+    mine = False
     try:
-        with recording:
+        with watch(pool).record(file) as recorder:
+            mine = recorder.mine
             yield
     finally:
-        if recording.mine:
+        if mine:
             atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
