@@ -9,14 +9,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fgvr.data import layouts
 from fgvr.data.archives import Archive, Contents
 from fgvr.data.catalog import Catalog
-from fgvr.data.datasets import Dataset, bad_image_notes
-from fgvr.data.folder import Inspector
+from fgvr.data.datasets import Dataset
+from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
-from fgvr.data.listing import Listing, describe_missing_files, missing_files
+from fgvr.data.listing import Listing
 from fgvr.data.split_files import apply_split_file
 from fgvr.data.splits import OnBadImage, SplitRequest, check_on_bad_image, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
@@ -47,8 +48,9 @@ def _read_table(path: Path) -> dict[str, BenchmarkDataset]:
     """`benchmarks.toml`: every key of a table is a field of `BenchmarkDataset`, but for the figures."""
     found = {}
     for name, row in tomllib.loads(path.read_text(encoding="utf-8")).items():
-        figures = Figures(*row.pop("figures"), row.pop("train_each", None), row.pop("test_each", None))
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        classes, train, test = row.pop("figures")
+        figures = Figures(classes, train, test, row.pop("train_each", None), row.pop("test_each", None))
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
         found[name] = BenchmarkDataset(figures=figures, read=layouts.READERS[name], **fields)
     return found
 
@@ -76,6 +78,7 @@ def open_benchmark(
     split_seed: int = 0,
     split_file: Path | str | None = None,
     partition: int = 1,
+    strict: bool = False,
     on_bad_image: OnBadImage = "skip",
     cache_dir: Path | None = None,
 ) -> Dataset:
@@ -88,7 +91,7 @@ def open_benchmark(
         DatasetError: nothing (or something else) lies at `root`: says what is expected and where it is published; or lists that
             contradict themselves, with file and line.
     """
-    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
+    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
     check_on_bad_image(on_bad_image)
     known = _known(name)
     if not 1 <= partition <= known.partitions:
@@ -103,13 +106,9 @@ def open_benchmark(
         path = Path(split_file).expanduser()
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
-    try:
-        split = split_few_shot(listing, inspector, request, notes)
-    except DatasetError as error:
-        gone = describe_missing_files(missing_files(listing))
-        raise DatasetError(f"{error}. {gone}" if gone else str(error)) from error
+    split = split_few_shot(listing, inspector, request, notes)
     bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    notes.extend(bad_image_notes(bad))
+    notes.extend(filter(None, [describe_bad_images(bad)]))
     figures = known.figures if split_file is None else None
     return Dataset(
         name, world, listing.catalog, known.superclass, split, base, tuple(notes), bad, listing, figures, inspector.seen, known.page
