@@ -95,6 +95,7 @@ function candidate([id, share], index) {
   const key = document.createElement("kbd");
   key.textContent = index + 1;
   const text = document.createElement("span");
+  text.className = "told";
   const bold = document.createElement("b");
   bold.textContent = name;
   const small = document.createElement("small");
@@ -139,8 +140,8 @@ function show(index) {
 function progress() {
   const done = answered();
   const none = images.filter(({ image }) => state.answers[image] === NONE).length;
-  const here = current < images.length ? `image ${current + 1} of ${images.length}, ` : "";
-  at("told").textContent = `${here}${done} of ${images.length} answered`;
+  const here = current < images.length ? `image ${current + 1} of ${images.length} · ` : "";
+  at("told").textContent = `${here}${done} answered`;
   at("summary").textContent = images.length ? `All ${images.length} answered${none ? `, ${none} of them “${NONE_TOLD}”` : ""}` : "No image is doubtful";
   const bar = document.querySelector(".done");
   bar.setAttribute("aria-valuenow", done);
