@@ -27,6 +27,7 @@ from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
@@ -67,7 +68,8 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                     predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-            notes = (*leaked, *_notes(cfg, base, dataset, recognizer))
+            asked = _ask_person(cfg, folder, base, dataset, predictions)
+            notes = (*leaked, *asked, *_notes(cfg, base, dataset, recognizer))
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             reports.write(report, folder)
@@ -155,6 +157,11 @@ def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: R
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
     return (*known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
+
+
+def _ask_person(cfg: DictConfig, folder: Path, base: KnowledgeBase, dataset: Dataset, predictions: Sequence[Prediction]) -> list[str]:
+    pictures = {sample.key: sample.image for sample in dataset.split.test}
+    return write_page(cfg, folder, base, predictions, title=dataset.world, pictures=pictures, support=dataset.split.support)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
