@@ -54,7 +54,7 @@ def _read(hint: Any, value: Any) -> Any:
     if not is_dataclass(hint):
         return value
     if not isinstance(value, Mapping):
-        raise RemoteError(f"the server's answer is no {getattr(hint, "__name__", hint)}: {str(value)[:120]}")
+        raise RemoteError(f"the server's answer is no {getattr(hint, '__name__', hint)}: {str(value)[:120]}")
     if missing := [field.name for field in fields(hint) if field.name not in value]:
         raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
     return hint(**{name: _read(kind, value[name]) for name, kind in typing.get_type_hints(hint).items()})  # type: ignore[operator]
