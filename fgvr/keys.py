@@ -212,6 +212,7 @@ RULES: dict[str, Rule] = {
     "models.name_prompts": SWITCH,
     "models.description_tokens": COUNT,
     "models.notice": text(null=True),
+    "models.force": SWITCH,
     "models.slow_target": choice("description", "name", "letter"),
     **{
         f"models.{role}.{key}": rule
@@ -252,7 +253,7 @@ RULES: dict[str, Rule] = {
     "trigger.bound": number(),
     "trigger.close": each(number(), least=2, most=2),
     "trigger.temperature": number(1e-6),
-    "slow.decoder": choice("score", "reason", "analyse"),
+    "slow.decoder": choice("score", "reason", "analyse", "none"),
     "slow.target": choice("description", "name", "letter"),
     "slow.candidates": whole(1, also=("all",)),
     "slow.arbitrate": choice("pool", "slow", "mllm"),

@@ -21,10 +21,12 @@ from fgvr.assembly.images import open_dataset, perceptual_hash
 from fgvr.assembly.knowledge import open_knowledge, origin_of
 from fgvr.assembly.models import (
     Models,
+    asks_mllm,
     home,
     looking_ahead,
     open_models,
     open_store,
+    present,
     sentences,
     shared_pool,
     spec,
@@ -44,6 +46,7 @@ __all__ = [
     "baseline_recognizer",
     "chosen_baselines",
     "Models",
+    "asks_mllm",
     "build_evaluated",
     "build_experience",
     "build_recognizer",
@@ -68,6 +71,7 @@ __all__ = [
     "origin_of",
     "to_dict",
     "policy",
+    "present",
     "replayed_config",
     "sentences",
     "resolve",

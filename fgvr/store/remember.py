@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fgvr.protocols import MLLM, Cache, Chooser, Encoder, JointEncoder
+from fgvr.protocols import MLLM, Cache, Chooser, Encoder, JointEncoder, reads_text
 from fgvr.store import tally
 from fgvr.store.cache import MemoryCache
 from fgvr.types import Asked, Choice, Picture, Reply, Scores
@@ -46,6 +46,10 @@ class RememberingEncoder:
         key = _key("logit_scale", self.fingerprint)
         (value,) = _remembered(self._cache, [key], lambda _: [_to_json(float(self._encoder.logit_scale))])
         return json.loads(value)
+
+    @property
+    def has_text(self) -> bool:
+        return reads_text(self._encoder)
 
     def remembered(self, hashes: Sequence[str]) -> set[str]:
         """Those content hashes whose vectors are known, so that nobody need look at the pictures for them."""
