@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import classify_report
+from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.runs import rows_anew, run_folder, surprises
@@ -22,7 +23,7 @@ from fgvr.utils.text import printable
 log = logging.getLogger(__name__)
 
 
-def classify(cfg: DictConfig) -> list[Prediction]:
+def classify(cfg: DictConfig) -> Sequence[Prediction]:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     samples = _asked_for(Path(cfg.image).expanduser())
     recognizer = assembly.build_recognizer(cfg)
@@ -30,8 +31,9 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     with run_folder(cfg) as folder, rows_anew(folder) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
-        answered = list(Recorded(file.done(), recognizer.names))
+        answered = Recorded(file.done(), recognizer.names, folder=folder)
         notes = [cfg.models.notice] if cfg.models.notice else []
+        prediction_table.write(folder, answered)
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     for note in [*notes, *surprises(answered, cfg)]:
         log.warning("%s", note)

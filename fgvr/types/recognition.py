@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fgvr.utils.text import html_table
 
@@ -259,6 +259,28 @@ class Prediction:
         if held is None or not held.withheld:
             return self.name
         return f"no answer: certainty {held.score:.2f} is below {held.threshold:.2f} (best guess: {self.name})"
+
+    def ranked(self, most: int | None = None) -> list[tuple[str, float]]:
+        """Class names with their probability, likeliest first, in the eyes of the system that gave the answer."""
+        fast = {candidate.category: candidate.probability for candidate in self.fast.candidates}
+        shares = self.slow.probabilities if self.by == "slow" and self.slow else fast
+        ordered = sorted(shares.items(), key=lambda share: -share[1])[:most]
+        return [(self.names.get(category, category), probability) for category, probability in ordered]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer in plain values. `unsure`: the answer is withheld, or the trigger doubted it and nobody looked again."""
+        held = self.abstention
+        return {
+            "file": self.image,
+            "class": self.name,
+            "class_id": self.category,
+            "confidence": float(self.confidence),
+            "by": self.by,
+            "unsure": held.withheld if held is not None else self.decision.escalate and self.slow is None,
+            "label": None if self.label is None else self.names.get(self.label, self.label),
+            "correct": self.correct,
+            "top": [{"class": name, "probability": float(probability)} for name, probability in self.ranked(5)],
+        }
 
     def __str__(self) -> str:
         return f"{self.image}: {self.answer} ({self.confidence:.2f}, {self.by})"
