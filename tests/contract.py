@@ -25,7 +25,7 @@ ERRORS = (
 POOL = "lease status plan set_budget pin evict cleanup".split()
 REPORT = "top1 top1_interval slow_rate cost".split()
 BASE = "manifest.json prototypes.safetensors classes.parquet experience.jsonl splits.json".split()
-RUN = "config.yaml predictions.jsonl report.json report.html memory.jsonl log.txt".split()
+RUN = "config.yaml predictions.jsonl predictions.csv report.json report.html memory.jsonl log.txt".split()
 
 OPTIONS = {
     "mode": "build_knowledge_base build_experience_base classify evaluate fastonly slowonly fast_slow baselines replay compare discover "
@@ -112,7 +112,7 @@ def test_the_pool_offers_what_notebooks_use() -> None:
 
 WORLD = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0"]
 PREDICTION = {
-    "": "image sha256 label prediction confidence by fast history decision slow abstention cost",
+    "": "image sha256 label prediction name confidence by fast history decision slow abstention cost",
     "fast": "candidates confidence margin entropy agreement",
     "history": "seen correct total",
     "decision": "escalate score threshold terms",

@@ -1,6 +1,6 @@
 """Predictions as lines of `predictions.jsonl`, and the arrays the metrics work on.
 
-A row holds everything needed to decide and score again without a model. Class *names* are not in it: they stand once, in `report.json`.
+A row holds everything needed to decide and score again without a model, and the names of the classes it mentions.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
         "sha256": prediction.sha256,
         "label": prediction.label,
         "prediction": prediction.category,
+        "name": prediction.name,
         "confidence": _number(prediction.confidence),
         "by": prediction.by,
         "fast": {
@@ -59,18 +60,26 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
             "seconds": _number(cost.seconds),
             "asked": None if cost.asked is None else {name: int(count) for name, count in asdict(cost.asked).items()},
         },
+        "names": {id: prediction.names[id] for id in _mentioned(prediction) if id in prediction.names},
     }
 
 
+def _mentioned(prediction: Prediction) -> list[str]:
+    """Class ids, each once: the truth where it is known, the answer, the shortlist."""
+    label = [] if prediction.label is None else [prediction.label]
+    return list(dict.fromkeys([*label, prediction.category, *_shortlist(prediction)]))
+
+
 def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -> Prediction:
-    """The prediction of a row; without `classes` (id -> name) a class is called by its id."""
+    """The prediction of a row. `classes`: id -> name; by default the names in the row, and in files of 0.1 the ids."""
     category, fast, decision = str(row["prediction"]), row["fast"], row["decision"]
+    names = classes or row.get("names", {})
     return Prediction(
         image=row["image"],
         sha256=row["sha256"],
         label=_label(row["label"]),
         category=category,
-        name="unknown" if category == UNKNOWN else (classes or {}).get(category, category),
+        name="unknown" if category == UNKNOWN else names.get(category) or row.get("name", category),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(
@@ -91,7 +100,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         slow=None if row["slow"] is None else _slow(row["slow"]),
         cost=_cost(row["cost"]),
         abstention=None if (held := row.get("abstention")) is None else _abstention(held),  # absent in files of 0.1
-        names=classes or {},
+        names=names,
     )
 
 
@@ -123,10 +132,14 @@ class Recorded(Sequence[Prediction]):
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None, made: Mapping[int, Prediction] | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        classes: Mapping[str, str] | None = None,
+        made: Mapping[int, Prediction] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Args: made: some of them by their place, `as_recorded`; they need not be read again."""
-        self._rows, self._classes = rows, classes
+        """Args: made: some of them by their place, `as_recorded`; they need not be read again. folder: of the run they belong to."""
+        self._rows, self._classes, self.folder = rows, classes, folder
         self._made = dict(made or {})
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation import compare as comparing
 from fgvr.evaluation import image_gallery, memory_console
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.records import to_row
+from fgvr.evaluation.records import Recorded, to_row
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes import comparing_baselines
 from fgvr.modes.checking import Checkup, MemoryAnswer
@@ -89,6 +89,6 @@ def _as_text(result: Any) -> list[Any]:
             f"{result.path}/{reports.PAGE}",
         )
         return image_gallery.terminal(result.found, result.notes, lines)
-    if isinstance(result, list):
+    if isinstance(result, Recorded):
         return prediction_tables(result)
     raise ConfigError(f"nothing to show for {type(result).__name__}")
