@@ -1,4 +1,4 @@
-"""Learning while running (algorithm.md 5): opt-in, journalled, reversible. The base itself is never touched.
+"""Learning while running (docs/method.md, section 5): opt-in, journalled, reversible. The base itself is never touched.
 
 `statistics`: when System 2 has answered with confidence, it judges what System 1 had said: the class System 1 named is counted once more,
 as right or wrong. A fast answer is not counted: System 1 would only confirm itself. `prototypes`: the image prototype of an answer of good
