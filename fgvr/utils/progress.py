@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import psutil
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 from fgvr.utils.logging import stderr_console
@@ -40,6 +50,20 @@ def track(
         for item in iterable:
             yield item
             progress.advance(task, weigh(item))
+
+
+def track_bytes(chunks: Iterable[bytes], description: str, total: int | None, *, done: int = 0) -> Iterator[bytes]:
+    """The same chunks, with a bar of megabytes. `total`: of the whole; None = unknown; `done`: of it before the first chunk."""
+    console = stderr_console()
+    if not _wanted(console.is_terminal):
+        yield from chunks
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+        for chunk in chunks:
+            yield chunk
+            progress.advance(task, len(chunk))
 
 
 def _wanted(terminal: bool) -> bool:
