@@ -32,6 +32,7 @@ from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
 from fgvr.utils.images import pixels_sha256
+from fgvr.utils.paths import examples_dir
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -105,6 +106,11 @@ def open_folder(
     return Dataset(
         name, printable(root.resolve().name), listing.catalog, superclass, split, root, tuple(notes), bad, listing, seen=inspector.seen
     )
+
+
+def open_example(*, name: str, **settings: Any) -> Dataset:
+    """A folder that comes with fgvr, opened with the settings of `open_folder`."""
+    return open_folder(root=examples_dir() / name, **settings)
 
 
 # --- birds -------------------------------------------------------------------------------------------------------------------
