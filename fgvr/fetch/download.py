@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -92,10 +93,10 @@ def _append(file: RemoteFile, part: Path) -> None:
     here = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={here}-"} if here else {}
     with _client(file.url) as client, _explained(file, here), client.stream("GET", file.url, headers=headers) as answer:
-        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing beyond what is here; the hash decides
+        if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing beyond what is here; the hash decides
             return
         answer.raise_for_status()
-        resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
+        resumed = answer.status_code == HTTPStatus.PARTIAL_CONTENT
         begin = here if resumed else 0
         length = answer.headers.get("Content-Length", "")
         total = begin + int(length) if length.isdecimal() else None

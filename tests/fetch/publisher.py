@@ -17,6 +17,7 @@ class Publisher:
     break_after: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     ranges: bool = True
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)  # path -> more of them; "*": of every answer
     url: str = ""
 
 
@@ -36,7 +37,9 @@ def publishing(publisher: Publisher) -> Iterator[Publisher]:
             publisher.asked.append((self.command, self.path, asked))
             content = publisher.files.get(self.path)
             if content is None:
-                self.send_error(404)
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self._more()
                 return
             begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and publisher.ranges else 0
             if begin >= len(content) > 0:
@@ -46,7 +49,7 @@ def publishing(publisher: Publisher) -> Iterator[Publisher]:
                 return
             self.send_response(206 if begin else 200)
             self.send_header("Content-Length", str(len(content) - begin))
-            self.end_headers()
+            self._more()
             if not body:
                 return
             cut = publisher.break_after.pop(self.path, None)
@@ -55,6 +58,11 @@ def publishing(publisher: Publisher) -> Iterator[Publisher]:
                 self.wfile.flush()
                 self.close_connection = True
                 self.connection.close()
+
+        def _more(self) -> None:
+            for name, value in {**publisher.headers.get("*", {}), **publisher.headers.get(self.path, {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass
