@@ -79,7 +79,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         sha256=row["sha256"],
         label=_label(row["label"]),
         category=category,
-        name="unknown" if category == UNKNOWN else names.get(category) or row.get("name", category),
+        name=names.get(category) or row.get("name", "unknown" if category == UNKNOWN else category),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(
