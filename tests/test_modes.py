@@ -490,6 +490,7 @@ def test_every_option_composes_and_binds_to_its_target(option):
         "mode/discover": ["images=x"],
         "mode/replay": ["predictions=x"],
         "mode/compare": ["runs=[a,b]"],
+        "mode/review": ["answers=x"],
         "dataset/folder": ["dataset.root=x"],
     }.get(option, [])
     words = [f"{group}={name}", *needed] if group != "trigger" else ["mode=evaluate", f"{group}={name}"]
