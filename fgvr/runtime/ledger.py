@@ -256,11 +256,8 @@ class Ledger:
 
     def victims(self, idle: Sequence[Entry], short: Shortage) -> tuple[Entry, ...]:
         """Whom of the idle to evict."""
-        if not idle or not short:
-            return ()
         now = time.monotonic()  # one for all: who is interrupted between two looks would see the later one as idle for longer
-        chosen = set(choose(self.policy, [self.status(e, now) for e in idle], short.bytes, short.slots))
-        return tuple(e for e in idle if e.key in chosen)
+        return tuple(self.entries[key] for key in choose(self.policy, (self.status(e, now) for e in idle), short.bytes, short.slots))
 
     def immovable(self) -> int:
         """Bytes that no eviction can free now."""

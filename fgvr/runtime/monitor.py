@@ -134,6 +134,11 @@ class Monitor:
                 telling = [event.kind for event in events if event.kind not in _FREQUENT] or [event.kind for event in events]
                 self._check(pool, self._sample(pool, telling[-1] if telling else "interval"))
 
+    def close(self) -> None:
+        """The thread ends after the step it is in."""
+        if self._thread:
+            self._thread.stop()
+
     # --- hearing -----------------------------------------------------------------------------------------------------------
 
     def hear(self, event: Event) -> None:
