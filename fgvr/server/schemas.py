@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
+from fgvr.runtime.conversation import Answer, Token
+
 _PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+_SHOWN = [{"type": "image_url", "image_url": {"url": _PIXEL}}, {"type": "text", "text": "Describe the bird."}]
+_CHAT = [{"role": "user", "content": _SHOWN}]
 T = TypeVar("T")
+
+
+def _example(**body: Any) -> dict[str, Any]:
+    """For the OpenAPI document."""
+    return {"examples": [body]}
 
 
 class _FirstErrorOnly(FailFast):
@@ -44,12 +54,20 @@ class TextPart(Strict):
     type: Literal["text"]
     text: str
 
+    @property
+    def words(self) -> str:
+        return self.text
+
 
 class RefusalPart(Strict):
     """What an assistant declined with; the model reads it as the assistant's text."""
 
     type: Literal["refusal"]
     refusal: str
+
+    @property
+    def words(self) -> str:
+        return self.refusal
 
 
 class ImageUrl(Strict):
@@ -117,7 +135,7 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-class ChatRequest(Strict):
+class ChatRequest(Strict, json_schema_extra=_example(model="mllm", messages=_CHAT, max_tokens=32)):
     """OpenAI's chat completions, as far as the shared model can honour it. Anything else is a 400 that names the parameter."""
 
     model: str = Field("mllm", description="role, key or source of the MLLM")
@@ -151,33 +169,17 @@ class ChatRequest(Strict):
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
     service_tier: Literal["auto", "default"] | None = None
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "mllm",
-                    "messages": [
-                        {
-                            "role": "user",
-                            "content": [
-                                {"type": "image_url", "image_url": {"url": _PIXEL}},
-                                {"type": "text", "text": "Describe the bird."},
-                            ],
-                        }
-                    ],
-                    "max_tokens": 32,
-                }
-            ]
-        },
-    )
-
 
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> Usage:
+        """Of several answers to one prompt."""
+        prompt, new = answers[0].prompt_tokens if answers else 0, sum(answer.new_tokens for answer in answers)
+        return cls(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
 
 class TopLogprob(BaseModel):
@@ -194,6 +196,14 @@ class Logprobs(BaseModel):
     content: list[TokenLogprob]
     refusal: None = None
 
+    @classmethod
+    def of(cls, tokens: Sequence[Token]) -> Logprobs:
+        def one(text: str, logprob: float) -> dict[str, Any]:
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        rivals = [[TopLogprob(**one(*rival)) for rival in token.top] for token in tokens]
+        return cls(content=[TokenLogprob(**one(t.text, t.logprob), top_logprobs=top) for t, top in zip(tokens, rivals, strict=True)])
+
 
 class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
@@ -206,6 +216,15 @@ class Choice(BaseModel):
     message: ChatMessage
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"]
+
+    @classmethod
+    def of(cls, index: int, answer: Answer, *, logprobs: bool) -> Choice:
+        told = Logprobs.of(answer.tokens) if logprobs else None
+        return cls(index=index, message=ChatMessage(content=answer.text), logprobs=told, finish_reason=finish_reason(answer))
+
+
+def finish_reason(answer: Answer) -> Literal["stop", "length"]:
+    return "length" if answer.finish == "length" else "stop"
 
 
 class ChatAnswer(BaseModel):
@@ -221,7 +240,7 @@ class ChatAnswer(BaseModel):
 # --- embeddings, scores, matches -----------------------------------------------------------------------------------------------
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(Strict, json_schema_extra=_example(model="encoder", input=["a blue crown, a grey back", _PIXEL])):
     """Each item is a text, or an image as a data URL."""
 
     model: str = Field("encoder", description="role, key or source of the encoder")
@@ -229,10 +248,6 @@ class EmbeddingRequest(Strict):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="only the encoder's own")
     user: str | None = None
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "encoder", "input": ["a blue crown, a grey back", _PIXEL]}]}
-    )
 
 
 class Embedding(BaseModel):
@@ -253,20 +268,12 @@ class EmbeddingAnswer(BaseModel):
     usage: EmbeddingUsage
 
 
-class ScoreRequest(Strict):
+class ScoreRequest(Strict, json_schema_extra=_example(messages=[{"role": "user", "content": "A bird?"}], continuations=["a crow"])):
     """One user turn and several whole answers to it."""
 
     model: str = "mllm"
     messages: Items[Message] = Field(min_length=1)
     continuations: Items[str] = Field(min_length=1)
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [{"model": "mllm", "messages": [{"role": "user", "content": "A bird?"}], "continuations": ["a crow", "a jay"]}]
-        },
-    )
 
 
 class ScoreAnswer(BaseModel):
@@ -277,14 +284,10 @@ class ScoreAnswer(BaseModel):
     prompt_tokens: int
 
 
-class MatchRequest(Strict):
+class MatchRequest(Strict, json_schema_extra=_example(model="joint", images=[_PIXEL], texts=["a grey bird"])):
     model: str = "joint"
     images: Items[str]
     texts: Items[str]
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "joint", "images": [_PIXEL], "texts": ["a grey bird"]}]}
-    )
 
 
 class MatchAnswer(BaseModel):
@@ -325,22 +328,17 @@ class OpenAIErrorBody(BaseModel):
 # --- ours ----------------------------------------------------------------------------------------------------------------------
 
 
-class QueryRequest(Strict):
+class QueryRequest(Strict, json_schema_extra=_example(question="Describe the bird.", image=_PIXEL)):
     question: str = Field(min_length=1)
     image: str | None = Field(None, description="data:image/...;base64,...")
     max_tokens: int = Field(128, ge=1)
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"question": "Describe the bird.", "image": _PIXEL}]}
-    )
 
+class Success(BaseModel):
+    """Every answer of `/api/v1`."""
 
-class QueryAnswer(BaseModel):
-    answer: str
-    finish: str
-    model: str
-    prompt_tokens: int
-    new_tokens: int
+    status: Literal["success"] = "success"
+    data: Any
 
 
 class ClassifyRequest(Strict):
@@ -351,15 +349,11 @@ class ClassifyRequest(Strict):
     names: Items[str] | None = Field(None, description="how the answers call them; by default image 0, image 1, ...")
 
 
-class CleanupRequest(Strict):
+class CleanupRequest(Strict, json_schema_extra=_example(target_bytes=8589934592)):
     """Nothing: everything idle. `models`: these. `target_bytes`: until no more is in use."""
 
     models: Items[str] | None = None
     target_bytes: int | None = Field(None, ge=0)
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"target_bytes": 8589934592}, {"models": ["joint"]}]}
-    )
 
 
 class Failure(BaseModel):
