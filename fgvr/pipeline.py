@@ -51,7 +51,7 @@ class Recognizer:
         deferred_images: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples),
         fast: FastThinker,
         trigger: Trigger,
-        slow: SlowThinker,
+        slow: SlowThinker | None,
         answer_fusion: LogLinearFusion,
         names: Mapping[str, str],
         notes: Callable[[], Sequence[str]] = tuple,
@@ -65,6 +65,7 @@ class Recognizer:
         deferred_images: pictures whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
         learn: is told each batch's answers; None = nothing is learned while running.
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
+        slow: System 2; None = there is none, or it is asked later: what the trigger escalates keeps System 1's answer.
         record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
         """
         self._look = look
@@ -195,7 +196,7 @@ class Recognizer:
     def _think_slowly(self, waiting: Sequence[FastBatch]) -> list[dict[int, SlowResult]]:
         """Of each batch the slow answers by place."""
         places = [(b, i) for b, seen in enumerate(waiting) for i in seen.doubtful]
-        if not places:
+        if not places or self._slow is None:
             return [{} for _ in waiting]
         answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
         found: list[dict[int, SlowResult]] = [{} for _ in waiting]

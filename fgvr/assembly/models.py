@@ -89,8 +89,15 @@ def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
     return [*looks, *([("mllm",)] if thinks(cfg) else [])]
 
 
+def asks_mllm(cfg: DictConfig) -> bool:
+    """Whether System 2 is an MLLM; a person answers later."""
+    return cfg.slow.decoder != "person"
+
+
 def thinks(cfg: DictConfig) -> bool:
-    """Whether System 2 may be asked at all."""
+    """Whether the MLLM may be asked at all."""
+    if not asks_mllm(cfg):
+        return False
     return trigger_name(cfg) != "never" or cfg.evaluation.record == "all"
 
 

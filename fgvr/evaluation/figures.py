@@ -50,6 +50,7 @@ class RunReport(Report):
     pictures: Pictures = field(default_factory=lambda: Pictures({}, {}), repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: MemoryHistory | None = field(default=None, repr=False)
+    review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
 
@@ -75,6 +76,7 @@ def make_report(
     cache_hits: int | None = None,
     measure: Sequence[str] = protocols.DEFAULT,
     sentences: protocols.Sentences | None = None,
+    review: Mapping[str, Any] | None = None,
 ) -> RunReport:
     """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
     looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
@@ -113,6 +115,7 @@ def make_report(
         provenance=dict(provenance or {}),
         memory=memory,
         peak_host_bytes=peak_host_bytes,
+        review=review,
     )
 
 

@@ -119,8 +119,8 @@ class _SessionWalk:
         for resident in start.resident:
             self._total(resident.key, resident.role).bytes = resident.bytes
         yield Step(self.offset, dict(weights), 0, start.reserve, start.limit)
-        for moment in self.session.moments:
-            event, t = moment.event, self.offset + moment.t
+        for event in self.session.events:
+            t = self.offset + event.monotonic
             match event.kind:
                 case "loading":
                     weights[event.key] = event.bytes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fgvr.errors import DatasetError, StoreError
-from fgvr.types import Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.types import UNKNOWN, Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 from fgvr.utils.lazy import LazySequence
 
 DECIMALS = 6
@@ -84,7 +84,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         sha256=row["sha256"],
         label=row["label"],
         category=category,
-        name=(classes or {}).get(category, category),
+        name="unknown" if category == UNKNOWN else (classes or {}).get(category, category),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(
@@ -231,7 +231,7 @@ def _columns(index: int, p: Prediction, label: str) -> tuple[Any, ...]:
         intern(p.category),
         intern(p.fast.top.category),
         bool(p.decision.escalate),
-        p.by == "slow",
+        p.by != "fast",
         _place(label, ranked),
         _place(label, shortlist),
         float(p.decision.score),
@@ -245,7 +245,7 @@ def _columns(index: int, p: Prediction, label: str) -> tuple[Any, ...]:
 
 def ranking(prediction: Prediction) -> list[str]:
     """Class ids, best first: the final answer, then what System 2 weighed when it was asked, then System 1's shortlist."""
-    slow = prediction.slow.probabilities if prediction.slow is not None and prediction.by == "slow" else {}
+    slow = prediction.slow.probabilities if prediction.slow is not None and prediction.by != "fast" else {}
     weighed = sorted(slow, key=lambda category: -slow[category])
     return list(dict.fromkeys([prediction.category, *weighed, *_shortlist(prediction)]))
 

@@ -20,6 +20,7 @@ from fgvr.modes import comparing_baselines
 from fgvr.modes.checking import Checkup, MemoryAnswer
 from fgvr.modes.comparing_baselines import Baselines
 from fgvr.modes.discovering import NAMES, Discovery
+from fgvr.modes.review import Reviewed
 from fgvr.store.cache_maintenance import MaintenanceReport
 from fgvr.types import MemoryPlan, Report
 from fgvr.utils.logging import stdout_console
@@ -56,6 +57,8 @@ def _as_json(result: Any) -> Any:
         return comparing.to_json(result)
     if isinstance(result, Baselines):
         return comparing_baselines.as_json(result)
+    if isinstance(result, Reviewed):
+        return result.as_json()
     if isinstance(result, Discovery):
         return json.loads((result.path / NAMES).read_text())
     return [to_row(prediction) for prediction in result]
@@ -78,6 +81,8 @@ def _as_text(result: Any) -> list[Any]:
         return comparing.tables(result)
     if isinstance(result, Baselines):
         return comparing_baselines.tables(result)
+    if isinstance(result, Reviewed):
+        return result.as_text()
     if isinstance(result, Discovery):
         lines = (
             f"classify others with it: mode=classify image=... knowledge.path={result.base.path}",
