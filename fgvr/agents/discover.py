@@ -121,7 +121,9 @@ class Discoverer:
         descriptions = self._stage("describe", lambda: self.describe(album, superclass, attributes))
         guesses = self._stage("guess", lambda: self.guess(album, superclass, descriptions))
         found = self._stage("postprocess", lambda: self.postprocess(album, superclass, attributes, descriptions, guesses))
-        kinds = ({key: tuple(value) if isinstance(value, list) else value for key, value in kind.items()} for kind in found["kinds"])
+        kinds: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in kind.items()} for kind in found["kinds"]
+        ]
         return Discovered(
             superclass=superclass,
             attributes=tuple(attributes),
