@@ -1,4 +1,4 @@
-"""System 1: recognition by retrieval. One encoder batch, two matrix products, no MLLM."""
+"""System 1: recognition by retrieval. It needs one encoder batch and two matrix products, and no MLLM."""
 
 from __future__ import annotations
 
