@@ -145,9 +145,7 @@ def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: R
     return (*leaked, *known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
 
 
-def _ask_person(
-    cfg: DictConfig, folder: Path, base: KnowledgeBase, dataset: Dataset, predictions: Sequence[Prediction]
-) -> list[str]:
+def _ask_person(cfg: DictConfig, folder: Path, base: KnowledgeBase, dataset: Dataset, predictions: Sequence[Prediction]) -> list[str]:
     pictures = {sample.key: sample.image for sample in dataset.split.test}
     return write_page(cfg, folder, base, predictions, title=dataset.world, pictures=pictures, support=dataset.split.support)
 

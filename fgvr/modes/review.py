@@ -15,7 +15,7 @@ from rich.text import Text
 from fgvr import assembly
 from fgvr.agents import person
 from fgvr.data import learned
-from fgvr.errors import DatasetError, FgvrError, StoreError
+from fgvr.errors import ConfigError, DatasetError, FgvrError, StoreError
 from fgvr.evaluation import answers as answer_files
 from fgvr.evaluation import classify_report, records, review_page
 from fgvr.evaluation import report as reports
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
+
+_OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's own place and machine may have been others
 
 
 # --- the page that a run leaves ----------------------------------------------------------------------------------------------
@@ -141,8 +143,13 @@ def _with_run(cfg: DictConfig, run: Path, file: Path) -> DictConfig:
     if not (run / CONFIG).exists():
         raise StoreError(f"no {CONFIG} in {run}: a review needs the whole folder of a run")
     merged: DictConfig = OmegaConf.load(run / CONFIG)  # type: ignore[assignment]
-    for key in ("paths", "logging", "run", "store", "runtime"):
+    for key in _OURS:
         OmegaConf.update(merged, key, cfg[key], merge=False)
+    given, theirs = assembly.to_dict(cfg), assembly.to_dict(merged)
+    usual = assembly.to_dict(assembly.load_config("mode=review", "answers=-", f"paths.home={cfg.paths.home}"))
+    others = [key for key in usual if key in theirs and given[key] not in (usual[key], theirs[key]) and key not in ("mode", "answers")]
+    if others:
+        raise ConfigError(f"{', '.join(others)}: mode=review takes all of this from the run {run}; leave it out, or make another run")
     source = "image" if merged.mode == "classify" else "dataset"
     asked = {"mode": "review", "answers": str(file), "review": {**cfg.review, "run": str(run), "of": source}}
     return OmegaConf.merge(merged, asked)  # type: ignore[return-value]
