@@ -212,6 +212,7 @@ RULES: dict[str, Rule] = {
     "dataset.difficulty": SHARE,
     "dataset.superclass": text(),
     "dataset.cache_dir": text(null=True),
+    "dataset.strict": SWITCH,
     "dataset.on_bad_image": choice("skip", "error"),
     # models
     "models.name_prompts": SWITCH,
@@ -277,7 +278,8 @@ RULES: dict[str, Rule] = {
     "knowledge.views": choice(1, 2, 3, 4),
     "knowledge.rehearse": SWITCH,
     "evaluation.record": choice("needed", "all"),
-    "evaluation.allow_overlap": SWITCH,
+    "evaluation.allow_overlap": choice(None, True, False),
+    "evaluation.on_overlap": choice("error", "drop", "allow"),
     "evaluation.protocols": each(text(), least=1),
     "evaluation.batch_size": COUNT,
     # the runtime; its budget and allocator: runtime/budget.py, allocator.py

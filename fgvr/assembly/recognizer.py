@@ -58,7 +58,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     whole = partial(
         Recognizer,
         look=open_picture,
-        deferred_images=partial(deferred_images, models.encoder.remembered),
+        deferred_images=partial(deferred_images, models.encoder.known_images),
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,
@@ -73,7 +73,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         notes=lambda: [
             *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
             *([f"System 1 asks the joint encoder {cfg.models.joint.source} ({fusion.joint})"] if matcher is not None else []),
-            *([f"final answers: {abstainer.promise}"] if abstainer is not None else []),
+            *([f"final answers: {abstainer.guarantee}"] if abstainer is not None else []),
         ],
         record_all=cfg.evaluation.record == "all",
     )

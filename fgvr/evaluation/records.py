@@ -70,7 +70,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         sha256=row["sha256"],
         label=_label(row["label"]),
         category=category,
-        name="unknown" if category == UNKNOWN else (classes or {}).get(category, category),
+        name="unknown" if category == UNKNOWN and row["by"] == "person" else (classes or {}).get(category, category),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(

@@ -116,8 +116,8 @@ def review(cfg: DictConfig) -> Reviewed:
         write_rows(folder, map(records.to_row, settled))
         figures = ReviewFigures.of(settled, before)
         scored = _report(merged, run, folder, settled, figures, asked)
-        taught = _learn(merged, folder, settled) if cfg.review.learn else None
-    return Reviewed(figures, settled, run, folder, scored, *(taught or ()))
+        table, base = (_learn(merged, folder, settled) if cfg.review.learn else None) or (None, None)
+    return Reviewed(figures, settled, run, folder, scored, table, base)
 
 
 def _run(cfg: DictConfig, file: Path) -> Path:

@@ -18,7 +18,7 @@ from fgvr import assembly, planning
 from fgvr.data.datasets import Dataset
 from fgvr.evaluation import memory_picture, review_page
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
@@ -81,14 +81,14 @@ def _empty(folder: Path) -> None:
 def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
     pool, file = assembly.shared_pool(cfg), folder / timeline.FILE
-    runtime = cfg.runtime
-    recording = watch(pool).record(file, policy=runtime.policy, max_models=runtime.max_models, reserve=runtime.reserve)
+    mine = False
     try:
-        with recording:
+        with watch(pool).record(file) as recorder:
+            mine = recorder.mine
             yield
     finally:
-        if recording.mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(course(timeline.read(file))))
+        if mine:
+            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
 def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:

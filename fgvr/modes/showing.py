@@ -21,7 +21,7 @@ from fgvr.modes.checking import Checkup, MemoryAnswer
 from fgvr.modes.comparing_baselines import Baselines
 from fgvr.modes.discovering import NAMES, Discovery
 from fgvr.modes.review import Reviewed
-from fgvr.store.upkeep import Upkeep
+from fgvr.store.cache_maintenance import MaintenanceReport
 from fgvr.types import MemoryPlan, Report
 from fgvr.utils.logging import stdout_console
 
@@ -49,7 +49,7 @@ def _as_json(result: Any) -> Any:
         return asdict(result)
     if isinstance(result, MemoryAnswer):
         return {"action": result.action, "server": result.server} | memory_console.as_json(result.found)
-    if isinstance(result, Upkeep):
+    if isinstance(result, MaintenanceReport):
         return result.as_json()
     if isinstance(result, MemoryPlan):
         return planning.as_record(result)
@@ -75,7 +75,7 @@ def _as_text(result: Any) -> list[Any]:
         return [findings_table(result.findings)]
     if isinstance(result, MemoryAnswer):
         return memory_console.tables(result.found, result.server)
-    if isinstance(result, MemoryPlan | Upkeep):
+    if isinstance(result, MemoryPlan | MaintenanceReport):
         return [str(result)]
     if isinstance(result, comparing.Comparison):
         return comparing.tables(result)
