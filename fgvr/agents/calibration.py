@@ -70,7 +70,7 @@ class Calibrated:
         table = features(results)
         scores, terms = self.model.probability(table), self.model.terms(table)
         return [
-            Decision(bool(score < self.threshold), float(score), self.threshold, _named(row, self.model.intercept))
+            Decision(bool(score < self.threshold), float(score), self.threshold, _named(row, self.model))
             for score, row in zip(scores, terms, strict=True)
         ]
 
@@ -228,5 +228,7 @@ def _log_odds(p: float) -> float:
     return float(np.log(p / (1 - p)))
 
 
-def _named(row: np.ndarray, intercept: float) -> dict[str, float]:
-    return {"base_rate": intercept, **{name: float(value) for name, value in zip(FEATURES, row, strict=True)}}
+def _named(row: np.ndarray, model: Logistic) -> dict[str, float]:
+    """Without what was the same for every support image, such as the agreement of modalities where there is one: it has no weight."""
+    told = zip(FEATURES, row, model.weights, strict=True)
+    return {"base_rate": model.intercept, **{name: float(value) for name, value, weight in told if weight}}

@@ -2,6 +2,7 @@
 
 P = lambda * softmax(image / tau) + (1 - lambda) * softmax(text / tau) over the union U of both top-k lists;
 RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1 * RRF(top).
+Where no class has words (an encoder without a text side), P and RRF are those of the images alone, and nothing agrees.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def fuse(
         temperature: tau, used unless `fusion.temperature` overrides it.
     """
     tau = fusion.temperature or temperature
-    image, text = _known(similarities.image), _known(_text_scores(similarities, fusion.name_weight))
-    image_ranks, text_ranks = ranks(image), ranks(text)
-    return _ranked(hashes, similarities, (image, text), (image_ranks, text_ranks), ids, histories, fusion=fusion, tau=tau)
+    image, words = _known(similarities.image), _text_scores(similarities, fusion.name_weight)
+    text = None if np.isnan(words).all() else _known(words)
+    ranked = ranks(image), None if text is None else ranks(text)
+    return _ranked(hashes, similarities, (image, text), ranked, ids, histories, fusion=fusion, tau=tau)
 
 
 def fuse_recorded(
@@ -87,38 +89,44 @@ def fuse_recorded(
     image, text, name = (np.zeros(shape, np.float32) for _ in range(3))
     image_ranks, text_ranks = np.full(shape, len(ids) + 1), np.full(shape, len(ids) + 1)
     named = any(c.name_score is not None for result in results for c in result.candidates)
+    worded = any(c.text_rank is not None for result in results for c in result.candidates)
     for b, result in enumerate(results):
         for c in result.candidates:
             i = place[c.category]
-            if c.image_rank is None or c.text_rank is None:
+            if c.image_rank is None or (c.text_rank is None and (worded or c.text_score is not None)):
                 raise StoreError("the record holds no full ranks (an older version wrote it): run again, or keep the fusion as it was")
             image[b, i], text[b, i], name[b, i] = (np.nan if v is None else v for v in (c.image_score, c.text_score, c.name_score))
-            image_ranks[b, i], text_ranks[b, i] = c.image_rank, c.text_rank
+            image_ranks[b, i], text_ranks[b, i] = c.image_rank, c.text_rank or text_ranks[b, i]
     similarities = Similarities(image, text, name if named else None)
-    mixed = _text_scores(similarities, fusion.name_weight)
-    if np.isnan(image).any() or np.isnan(mixed).any():
+    mixed = _text_scores(similarities, fusion.name_weight) if worded else None
+    if np.isnan(image).any() or (mixed is not None and np.isnan(mixed).any()):
         raise StoreError("a shortlisted class has no description or no image: it stood at the mean of all classes, which is not recorded")
     tau = fusion.temperature or temperature
     hashes = [result.sha256 for result in results]
-    return _ranked(hashes, similarities, (image, mixed), (image_ranks, text_ranks), ids, histories, fusion=fusion, tau=tau)
+    ranked = image_ranks, text_ranks if worded else None
+    return _ranked(hashes, similarities, (image, mixed), ranked, ids, histories, fusion=fusion, tau=tau)
 
 
 def _ranked(
     hashes: Sequence[str],
     similarities: Similarities,
-    scores: tuple[np.ndarray, np.ndarray],
-    ranked: tuple[np.ndarray, np.ndarray],
+    scores: tuple[np.ndarray, np.ndarray | None],
+    ranked: tuple[np.ndarray, np.ndarray | None],
     ids: Sequence[str],
     histories: Sequence[History],
     *,
     fusion: Fusion,
     tau: float,
 ) -> list[FastResult]:
-    """From (image, text) scores and ranks, (B, C) each, to results."""
+    """From (image, text) scores and ranks, (B, C) each, to results; None where no class has words."""
     (image, text), (image_ranks, text_ranks) = scores, ranked
-    shortlist = (image_ranks <= fusion.top_k) | (text_ranks <= fusion.top_k)
-    probabilities = fusion.image_weight * _softmax(image / tau, shortlist) + (1 - fusion.image_weight) * _softmax(text / tau, shortlist)
-    rrf = 1 / (RRF_OFFSET + image_ranks) + 1 / (RRF_OFFSET + text_ranks)
+    shortlist, rrf = image_ranks <= fusion.top_k, 1 / (RRF_OFFSET + image_ranks)
+    if text is None or text_ranks is None:
+        probabilities = _softmax(image / tau, shortlist)
+    else:
+        shortlist, rrf = shortlist | (text_ranks <= fusion.top_k), rrf + 1 / (RRF_OFFSET + text_ranks)
+        by_image, by_text = _softmax(image / tau, shortlist), _softmax(text / tau, shortlist)
+        probabilities = fusion.image_weight * by_image + (1 - fusion.image_weight) * by_text
     # Ties (equal probabilities) fall to the better reciprocal rank, then to the class order: never to chance.
     order = np.lexsort((-rrf, -probabilities), axis=1)
     sizes = shortlist.sum(axis=1)
@@ -142,7 +150,7 @@ def _ranked(
         unknown if name is None else column(name),
         unknown,  # the joint score: somebody else's
         column(image_ranks),
-        column(text_ranks),
+        unknown if text_ranks is None else column(text_ranks),
     )
     entropies = _entropies(best, sizes)
     places, first = chosen[:, :1].ravel().tolist(), np.take_along_axis(rrf, chosen[:, :1], axis=1).ravel().tolist()
