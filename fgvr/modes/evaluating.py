@@ -68,7 +68,8 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                     predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-            notes = (*leaked, *_ask_person(cfg, folder, base, dataset, predictions), *_notes(cfg, base, dataset, recognizer))
+            asked = _ask_person(cfg, folder, base, dataset, predictions)
+            notes = (*leaked, *asked, *_notes(cfg, base, dataset, recognizer))
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             reports.write(report, folder)
