@@ -200,7 +200,7 @@ def _learn(cfg: DictConfig, folder: Path, settled: Sequence[Prediction], asked: 
     named = [p for p in settled if p.by == "person" and p.category != UNKNOWN]
     if not named:
         log.warning("nothing to learn: no image was given a class")
-        return None, None
+        return None
     absent = [p.image for p in named if not isinstance(pictures.get(p.image), Path)]
     if absent:
         raise DatasetError(f"{absent[0]}, which a person has named, is not in the images of the run any more; put it back, then learn")
