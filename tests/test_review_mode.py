@@ -257,3 +257,15 @@ def test_a_run_that_asked_no_person_has_no_review(home: Path, tmp_path: Path, ca
     file.write_text("run,image,class_name\nreview-0,a,b\n")
     assert main(["mode=review", f"answers={file}", f"paths.home={home}", f"review.run={plain.path}"]) == 3
     assert "only a run with slow=person asks a person" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_what_a_base_has_from_elsewhere_is_not_lost_by_learning(run: fgvr.Report, home: Path, tmp_path: Path, capsys) -> None:
+    """The page of a run whose base knows images that the dataset lacks: settled, but nothing is built without them."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    file = answered(copy, tmp_path / "answers.csv", truth(copy))
+    other = fgvr.build_knowledge_base(fgvr.load_config("mode=build_knowledge_base", *WORDS, "dataset.shots=8", f"paths.home={home}"))
+    (copy / "review.json").write_text(json.dumps(page(copy) | {"base": str(other.path)}))
+    assert main(["mode=review", f"answers={file}", f"paths.home={home}", f"review.run={copy}", "review.learn=true"]) == 3
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "images that birds does not have, and learning would lose them" in said and "fgvr add" in said
