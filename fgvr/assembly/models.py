@@ -95,7 +95,7 @@ def present(cfg: DictConfig) -> list[str]:
 
 
 NOBODY = ("none", "person")
-"""Values of `slow.decoder` that ask no model: escalated images keep System 1's answer and are unsure; a person may answer later."""
+"""Values of `slow.decoder` that ask no model: what the trigger doubts keeps System 1's answer and is unsure, or waits for a person."""
 
 
 def asks_mllm(cfg: DictConfig) -> bool:

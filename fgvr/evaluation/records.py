@@ -147,9 +147,9 @@ class Recorded(LazySequence[Prediction]):
         made: Mapping[int, Prediction] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Args: made: some of the predictions by their place, `as_recorded`; they need not be read again."""
+        """Args: made: some of the predictions by their place, `as_recorded`; they need not be read again. folder: of the run they belong to."""
         super().__init__(len(rows), self._at)
-        self._rows, self._classes = rows, classes
+        self._rows, self._classes, self.folder = rows, classes, folder
         self._made = dict(made or {})
 
     def _at(self, i: int) -> Prediction:
