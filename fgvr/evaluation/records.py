@@ -147,7 +147,7 @@ class Recorded(LazySequence[Prediction]):
         made: Mapping[int, Prediction] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Args: made: some of the predictions by their place, `as_recorded`; they need not be read again. folder: of the run they belong to."""
+        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder: of the run."""
         super().__init__(len(rows), self._at)
         self._rows, self._classes, self.folder = rows, classes, folder
         self._made = dict(made or {})
