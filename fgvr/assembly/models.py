@@ -27,7 +27,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.spec import checked as checked_spec
 from fgvr.store.cache import NoCache, SqliteCache
-from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
+from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
 
 
@@ -94,17 +94,13 @@ def present(cfg: DictConfig) -> list[str]:
     return [role for role in ROLES if cfg.models[role].loader != "none"]
 
 
-NOBODY = ("none",)
-"""Values of `slow.decoder` that ask no model: what the trigger doubts keeps System 1's answer and is unsure."""
-
-
 def asks_mllm(cfg: DictConfig) -> bool:
-    """Whether System 2 is an MLLM."""
-    return cfg.slow.decoder not in NOBODY
+    """Whether System 2 is an MLLM; a person answers later, and `none` never."""
+    return cfg.slow.decoder not in ("none", "person")
 
 
 def thinks(cfg: DictConfig) -> bool:
-    """Whether System 2 may be asked at all."""
+    """Whether the MLLM may be asked at all."""
     return asks_mllm(cfg) and (trigger_name(cfg) != "never" or cfg.evaluation.record == "all")
 
 
@@ -145,9 +141,9 @@ def store_path(cfg: DictConfig) -> Path:
 class Models:
     """The models as agents see them: borrowed from the pool for each call, remembered in a cache."""
 
-    encoder: RememberingEncoder
-    mllm: RememberingMLLM
-    joint: RememberingJointEncoder
+    encoder: CachedEncoder
+    mllm: CachedMLLM
+    joint: CachedJointEncoder
     present: tuple[str, ...] = ROLES  # asking another one is an error that names the cure
 
     @property
@@ -159,9 +155,9 @@ class Models:
 def open_models(cfg: DictConfig, cache: Cache) -> Models:
     pool = shared_pool(cfg)
     return Models(
-        encoder=RememberingEncoder(pool.leased(spec(cfg, "encoder")), cache),
-        mllm=RememberingMLLM(pool.leased(spec(cfg, "mllm")), cache),
-        joint=RememberingJointEncoder(pool.leased(spec(cfg, "joint")), cache),
+        encoder=CachedEncoder(pool.leased(spec(cfg, "encoder")), cache),
+        mllm=CachedMLLM(pool.leased(spec(cfg, "mllm")), cache),
+        joint=CachedJointEncoder(pool.leased(spec(cfg, "joint")), cache),
         present=tuple(present(cfg)),
     )
 

@@ -55,7 +55,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     whole = partial(
         Recognizer,
         look=open_picture,
-        deferred_images=partial(deferred_images, models.encoder.remembered),
+        deferred_images=partial(deferred_images, models.encoder.known_images),
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,
@@ -71,7 +71,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
             *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
             *([f"System 1 asks the joint encoder {cfg.models.joint.source} ({fusion.joint})"] if matcher is not None else []),
             *([] if reads_text(models.encoder) else [f"System 1 looks at images alone: {cfg.models.encoder.source} reads no text"]),
-            *([f"final answers: {abstainer.promise}"] if abstainer is not None else []),
+            *([f"final answers: {abstainer.guarantee}"] if abstainer is not None else []),
         ],
         record_all=cfg.evaluation.record == "all",
     )
