@@ -253,6 +253,8 @@ RULES: dict[str, Rule] = {
     "fusion.joint": choice(None, "score", "rerank"),
     "fusion.joint_weight": SHARE,
     "fusion.joint_top": COUNT,
+    "fusion.classifier": choice("prototypes", "linear"),
+    "fusion.shrinkage": SHARE,
     "trigger.target": target(),
     "trigger.abstain": target(null=True),
     "trigger.form": choice("joint", "selective"),
