@@ -259,7 +259,7 @@ RULES: dict[str, Rule] = {
     "trigger.bound": number(),
     "trigger.close": each(number(), least=2, most=2),
     "trigger.temperature": number(1e-6),
-    "slow.decoder": choice("score", "reason", "analyse", "none", "person"),
+    "slow.decoder": choice("score", "reason", "analyse", "person", "none"),
     "slow.target": choice("description", "name", "letter"),
     "slow.candidates": whole(1, also=("all",)),
     "slow.arbitrate": choice("pool", "slow", "mllm"),

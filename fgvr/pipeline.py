@@ -68,7 +68,7 @@ class Recognizer:
         deferred_images: pictures whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
         learn: is told each batch's answers; None = nothing is learned while running.
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
-        slow: None = nobody: doubtful images keep System 1's answer and are `unsure`.
+        slow: System 2; None = there is none, or it is asked later: what the trigger escalates keeps System 1's answer.
         record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
         """
         self._look = look

@@ -94,17 +94,13 @@ def present(cfg: DictConfig) -> list[str]:
     return [role for role in ROLES if cfg.models[role].loader != "none"]
 
 
-NOBODY = ("none", "person")
-"""Values of `slow.decoder` that ask no model: what the trigger doubts keeps System 1's answer and is unsure, or waits for a person."""
-
-
 def asks_mllm(cfg: DictConfig) -> bool:
-    """Whether System 2 is an MLLM."""
-    return cfg.slow.decoder not in NOBODY
+    """Whether System 2 is an MLLM; a person answers later, and `none` never."""
+    return cfg.slow.decoder not in ("none", "person")
 
 
 def thinks(cfg: DictConfig) -> bool:
-    """Whether System 2 may be asked at all."""
+    """Whether the MLLM may be asked at all."""
     return asks_mllm(cfg) and (trigger_name(cfg) != "never" or cfg.evaluation.record == "all")
 
 

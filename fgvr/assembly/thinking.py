@@ -92,8 +92,6 @@ def build_exemplars(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Samp
 
 def build_answer_fusion(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAnswers) -> LogLinearFusion:
     """System 2's answer with System 1's; its weight is given, or fitted on leave-one-out answers when first needed."""
-    if not asks_mllm(cfg):
-        return LogLinearFusion(weight=0.0)
     if cfg.slow.arbitrate in ("slow", "mllm"):
         return LogLinearFusion(weight=1.0)
     given = given_weight(cfg)
