@@ -269,3 +269,8 @@ def test_what_a_base_has_from_elsewhere_is_not_lost_by_learning(run: fgvr.Report
     assert main(["mode=review", f"answers={file}", f"paths.home={home}", f"review.run={copy}", "review.learn=true"]) == 3
     said = capsys.readouterr().err.replace("\n", " ")
     assert "images that birds does not have, and learning would lose them" in said and "fgvr add" in said
+
+
+def test_the_doctor_needs_no_mllm_where_a_person_answers(home: Path) -> None:
+    found = modes.doctor(fgvr.load_config("mode=doctor", *WORDS, f"paths.home={home}")).findings
+    assert [finding for finding in found if finding.topic == "slow"] == []
