@@ -218,6 +218,7 @@ RULES: dict[str, Rule] = {
     "models.name_prompts": SWITCH,
     "models.description_tokens": COUNT,
     "models.notice": text(null=True),
+    "models.force": SWITCH,
     "models.slow_target": choice("description", "name", "letter"),
     **{
         f"models.{role}.{key}": rule
@@ -258,7 +259,7 @@ RULES: dict[str, Rule] = {
     "trigger.bound": number(),
     "trigger.close": each(number(), least=2, most=2),
     "trigger.temperature": number(1e-6),
-    "slow.decoder": choice("score", "reason", "analyse", "person"),
+    "slow.decoder": choice("score", "reason", "analyse", "person", "none"),
     "slow.target": choice("description", "name", "letter"),
     "slow.candidates": whole(1, also=("all",)),
     "slow.arbitrate": choice("pool", "slow", "mllm"),

@@ -89,7 +89,25 @@ def tidy(words: Sequence[str], tree: Path | None = None, *, sweep: bool = False)
     Args: sweep: a comma separates values, except in the name of a file or folder that exists, and between quotes.
     """
     known = groups(tree)
-    return [_tidy(word, before, known, sweep) for before, word in zip(["", *words], words, strict=False)]
+    words = [_tidy(word, before, known, sweep) for before, word in zip(["", *words], words, strict=False)]
+    return [*words, *(implied(words) if tree is None else ())]
+
+
+def implied(words: Sequence[str]) -> list[str]:
+    """Options that others imply, where nobody has chosen: photographs get `models=photos`, which has no MLLM, hence `slow=none`.
+
+    Hydra's own defaults cannot say that: an option overrides others of its own group only. Of a sweep's choices nothing follows.
+    """
+    chosen = {name: value for name, _, value in (word.partition("=") for word in words)}
+    images, found = chosen.get("dataset", _BIRDS), []
+    if not {"models", "experiment"} & chosen.keys() and images != _BIRDS and "," not in images:
+        found.append("models=photos")
+    if "models=photos" in (*words, *found) and chosen.get("models/mllm", "none") == "none" and "slow" not in chosen:
+        found.append("slow=none")
+    return found
+
+
+_BIRDS = "birds"
 
 
 def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -> str:

@@ -67,11 +67,12 @@ class Calibrated:
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
         table = features(results)
         rows = zip(self.model.probability(table).tolist(), self.model.terms(table).tolist(), strict=True)
-        names = ("base_rate", *FEATURES)
-        return [
-            Decision(score < self.threshold, score, self.threshold, dict(zip(names, (self.model.intercept, *terms), strict=True)))
-            for score, terms in rows
-        ]
+        return [Decision(score < self.threshold, score, self.threshold, self._named(terms)) for score, terms in rows]
+
+    def _named(self, terms: Sequence[float]) -> dict[str, float]:
+        """Without a feature that was the same for every support image, such as agreement where there is one modality: its weight is 0."""
+        named = zip(FEATURES, terms, self.model.weights, strict=True)
+        return {"base_rate": self.model.intercept, **{name: term for name, term, weight in named if weight}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -165,6 +165,11 @@ def tensor_values(shards: Iterable[Path]) -> Iterator[tuple[str, int]]:
             yield name, math.prod(tensor["shape"])
 
 
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor, from the header only. Raises ModelLoadError for a damaged file."""
+    return {name: tensor["shape"] for name, tensor in _header(file).items()}
+
+
 def read_scalar(file: Path, name: str) -> float:
     """One number out of a safetensors file, without reading the rest. Raises ModelLoadError when it is not there."""
     tensor = _header(file).get(name)
