@@ -37,7 +37,7 @@ class Ranking:
         order = np.argsort(-shares, kind="stable")[:SHOWN]
         candidates = tuple(Candidate(self._ids[i], float(shares[i]), None, None) for i in order)
         result = ranked_result(sha256, candidates, History(0, 0, 0), rrf_weight=0.0)
-        return replace(result, entropy=entropy(shares[order] / shares[order].sum()))
+        return replace(result, entropy=entropy(shares[order] / shares[order].sum()), agreement=True)  # there is one opinion only
 
 
 def by_text(text: np.ndarray, temperature: float) -> Rule:

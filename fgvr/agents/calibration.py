@@ -67,7 +67,12 @@ class Calibrated:
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
         table = features(results)
         rows = zip(self.model.probability(table).tolist(), self.model.terms(table).tolist(), strict=True)
-        return [Decision(score < self.threshold, score, self.threshold, _named(terms, self.model)) for score, terms in rows]
+        return [Decision(score < self.threshold, score, self.threshold, self._named(terms)) for score, terms in rows]
+
+    def _named(self, terms: Sequence[float]) -> dict[str, float]:
+        """Without a feature that was the same for every support image, such as agreement where there is one modality: its weight is 0."""
+        named = zip(FEATURES, terms, self.model.weights, strict=True)
+        return {"base_rate": self.model.intercept, **{name: term for name, term, weight in named if weight}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,9 +198,3 @@ def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> f
 def _log_odds(p: float) -> float:
     p = min(max(p, 1e-6), 1 - 1e-6)
     return float(np.log(p / (1 - p)))
-
-
-def _named(row: Sequence[float], model: Logistic) -> dict[str, float]:
-    """Without what was the same for every support image, such as the agreement of modalities where there is one: it has no weight."""
-    told = zip(FEATURES, row, model.weights, strict=True)
-    return {"base_rate": model.intercept, **{name: value for name, value, weight in told if weight}}

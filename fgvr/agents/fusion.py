@@ -1,9 +1,8 @@
 """System 1's arithmetic: similarities in, ranked candidates out. Pure functions on arrays.
 
 P = lambda * softmax(image / tau) + (1 - lambda) * softmax(text / tau) over the union U of both top-k lists;
-RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1 * RRF(top).
+RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1 * RRF(top). See docs/method.md, section 2.
 Where no class has words (an encoder without a text side), P and RRF are those of the images alone, and nothing agrees.
-See docs/method.md, section 2.
 """
 
 from __future__ import annotations
@@ -69,11 +68,10 @@ def fuse(
         histories: (C,) history of each class.
         temperature: tau, used unless `fusion.temperature` overrides it.
     """
-    tau = fusion.temperature or temperature
     image, words = _known(similarities.image), _text_scores(similarities, fusion.name_weight)
     text = None if np.isnan(words).all() else _known(words)
-    ranked = ranks(image), None if text is None else ranks(text)
-    return _ranked(hashes, similarities, (image, text), ranked, ids, histories, fusion=fusion, tau=tau)
+    scores = similarities, image, text, ranks(image), None if text is None else ranks(text)
+    return _ranked(hashes, *scores, ids, histories, fusion=fusion, tau=fusion.temperature or temperature)
 
 
 def fuse_recorded(
@@ -100,42 +98,44 @@ def fuse_recorded(
     shape = (len(results), len(ids))
     image, text, name = (np.zeros(shape, np.float32) for _ in range(3))
     image_ranks, text_ranks = np.full(shape, len(ids) + 1), np.full(shape, len(ids) + 1)
-    named = any(c.name_score is not None for result in results for c in result.candidates)
-    worded = any(c.text_rank is not None for result in results for c in result.candidates)
-    for b, i, c in ((b, place[c.category], c) for b, result in enumerate(results) for c in result.candidates):
-        if c.image_rank is None or (c.text_rank is None and (worded or c.text_score is not None)):
+    listed = [(b, place[c.category], c) for b, result in enumerate(results) for c in result.candidates]
+    has_words = any(c.text_rank is not None for _, _, c in listed)
+    for b, i, c in listed:
+        if c.image_rank is None or (c.text_rank is None and (has_words or c.text_score is not None)):
             raise StoreError("the record holds no full ranks (an older version wrote it): run again, or keep the fusion as it was")
         image[b, i], text[b, i], name[b, i] = (np.nan if v is None else v for v in (c.image_score, c.text_score, c.name_score))
         image_ranks[b, i], text_ranks[b, i] = c.image_rank, c.text_rank or text_ranks[b, i]
+    named = any(c.name_score is not None for _, _, c in listed)
     similarities = Similarities(image, text, name if named else None)
-    mixed = _text_scores(similarities, fusion.name_weight) if worded else None
+    mixed = _text_scores(similarities, fusion.name_weight) if has_words else None
     if np.isnan(image).any() or (mixed is not None and np.isnan(mixed).any()):
         raise StoreError("a shortlisted class has no description or no image: it stood at the mean of all classes, which is not recorded")
+    scores = similarities, image, mixed, image_ranks, text_ranks if has_words else None
     hashes = [result.sha256 for result in results]
-    ranked = image_ranks, text_ranks if worded else None
-    return _ranked(hashes, similarities, (image, mixed), ranked, ids, histories, fusion=fusion, tau=fusion.temperature or temperature)
+    return _ranked(hashes, *scores, ids, histories, fusion=fusion, tau=fusion.temperature or temperature)
 
 
 def _ranked(
     hashes: Sequence[str],
     similarities: Similarities,
-    scores: tuple[np.ndarray, np.ndarray | None],
-    ranked: tuple[np.ndarray, np.ndarray | None],
+    image: np.ndarray,
+    text: np.ndarray | None,
+    image_ranks: np.ndarray,
+    text_ranks: np.ndarray | None,
     ids: Sequence[str],
     histories: Sequence[History],
     *,
     fusion: Fusion,
     tau: float,
 ) -> list[FastResult]:
-    """From (image, text) scores and ranks, (B, C) each, to results; None where no class has words."""
-    (image, text), (image_ranks, text_ranks) = scores, ranked
+    """From scores and ranks, (B, C) each, to results. The text ones are None where no class has words."""
     shortlist, rrf = image_ranks <= fusion.top_k, 1 / (RRF_OFFSET + image_ranks)
-    if text is None or text_ranks is None:
-        probabilities = softmax(np.where(shortlist, image / tau, -np.inf))
-    else:
+    if text_ranks is not None:
         shortlist, rrf = shortlist | (text_ranks <= fusion.top_k), rrf + 1 / (RRF_OFFSET + text_ranks)
-        by_image, by_text = softmax(np.where(shortlist, image / tau, -np.inf)), softmax(np.where(shortlist, text / tau, -np.inf))
-        probabilities = fusion.image_weight * by_image + (1 - fusion.image_weight) * by_text
+    probabilities = softmax(np.where(shortlist, image / tau, -np.inf))
+    if text is not None:
+        by_text = softmax(np.where(shortlist, text / tau, -np.inf))
+        probabilities = fusion.image_weight * probabilities + (1 - fusion.image_weight) * by_text
     # Equal probabilities fall to the better reciprocal rank, then to the class order: never to chance.
     order = np.lexsort((-rrf, -probabilities), axis=1)
     sizes = shortlist.sum(axis=1)
@@ -176,7 +176,7 @@ def ranked_result(sha256: str, candidates: tuple[Candidate, ...], history: Histo
         confidence=float(p[0] + rrf_weight * sum(1 / (RRF_OFFSET + rank) for rank in places)),
         margin=float(p[0] - p[1]) if len(p) > 1 else float(p[0]),
         entropy=entropy(p),
-        agreement=len(places) == 2 and all(rank == 1 for rank in places),
+        agreement=places == [1, 1],
         history=history,
     )
 
