@@ -20,11 +20,6 @@ _MARKS_PER_ITEM = 32
 _LISTS = {"messages": "max_messages"} | dict.fromkeys(("input", "continuations", "images", "texts", "names", "models"), "max_items")
 
 
-def is_json(content_type: str) -> bool:
-    kind = content_type.split(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
-
-
 def check_json(data: bytes, settings: Settings) -> None:
     """Raises HttpError (400) for what is no JSON or has more in it than any request needs."""
     most = settings.max_prompt_chars + _MARKS_PER_ITEM * (settings.max_messages + settings.max_items)

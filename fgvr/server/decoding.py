@@ -72,12 +72,12 @@ class Decoders:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._condition = threading.Condition()
-        self._requests: dict[object, None] = {}  # that have asked, oldest first
+        self._requests: dict[object, int] = {}  # bytes of their pictures, oldest request first
         self._waiting: set[object] = set()
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._closed = False
-        self._running, self.used = 0, 0
+        self._running, self._needed, self.used = 0, 0, 0
 
     def decode(self, request: object, data: bytes, size: tuple[int, int], mode: str) -> Picture:
         """The pictures of one request come one after the other. Raises ImageError, or HttpError (503) when no place comes in time."""
@@ -102,6 +102,9 @@ class Decoders:
         finally:
             with self._condition:
                 self._running -= 1
+                self._needed -= need
+                if request in self._requests:
+                    self._requests[request] += kept
                 self._add(kept - need)
 
     def leave(self, request: object) -> None:
@@ -129,7 +132,7 @@ class Decoders:
     def _enter(self, request: object, need: int) -> Worker | None:
         """An idle process; None: the caller starts one."""
         with self._condition:
-            self._requests.setdefault(request)
+            self._requests.setdefault(request, 0)
             self._waiting.add(request)
             try:
                 if not self._condition.wait_for(lambda: self._closed or self._is_next(request, need), self._settings.deadline):
@@ -137,17 +140,19 @@ class Decoders:
                 if self._closed:
                     raise stopping()
                 self._running += 1
-                self.used += need
+                self._needed += need
+                self._add(need)
                 return self._idle.pop() if self._idle else None
             finally:
                 self._waiting.remove(request)
                 self._condition.notify_all()
 
     def _is_next(self, request: object, need: int) -> bool:
-        """Whoever came first is the first to be served."""
+        """Whoever came first is the first to be served, and may take more unless some pictures will go without any request's ending."""
         if self._running >= WORKERS or request is not next(one for one in self._requests if one in self._waiting):
             return False
-        return self.used + need <= self._settings.decode_bytes or request is next(iter(self._requests))
+        oldest, orphans = next(iter(self._requests)), self.used - self._needed - sum(self._requests.values())
+        return self.used + need <= self._settings.decode_bytes or (request is oldest and orphans <= 0)
 
     def _ask(self, worker: Worker, data: bytes) -> tuple[dict[str, Any], bytes]:
         with self._condition:

@@ -3,59 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
 from fgvr.server.auth import READ
-from fgvr.server.http_errors import HttpError
+from fgvr.server.http_errors import HttpError, stopping
 from fgvr.server.schemas import codes
 
 router = APIRouter(prefix="/api/v1", tags=["memory"])
 ROOM = 256  # events a slow listener may be behind; then it loses the oldest and is told how many
 MOST = 32  # listeners
-_PING = 15.0  # seconds of silence after which a comment is sent, so that both sides see whether the other is there
 _FREQUENT = ("lease", "return")
 
 
+@dataclass(eq=False)
 class Listener:
-    """What it has not been told yet. Used in the loop's thread only."""
+    """Used in the loop's thread only. None in the queue: no more comes."""
 
-    def __init__(self, *, leases: bool) -> None:
-        self.leases = leases
-        self.wake = asyncio.Event()
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=ROOM)
-        self._lost = 0
+    leases: bool
+    queue: asyncio.Queue[dict[str, Any] | None] = field(default_factory=lambda: asyncio.Queue(ROOM))
+    lost: int = 0
 
-    def put(self, record: dict[str, Any]) -> None:
-        self._lost += len(self._waiting) == ROOM
-        self._waiting.append(record)
-        self.wake.set()
-
-    def take(self) -> list[dict[str, Any]]:
-        found, lost = list(self._waiting), self._lost
-        self._waiting.clear()
-        self._lost = 0
-        self.wake.clear()
-        return [{"kind": "lost", "count": lost}, *found] if lost else found
+    def put(self, record: dict[str, Any] | None) -> None:
+        if self.queue.full():
+            self.queue.get_nowait()
+            self.lost += 1
+        self.queue.put_nowait(record)
 
 
 class Broadcast:
     """From the pool's threads to the loop's listeners. `on_event` and `on_alert` are quick and never wait."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `close` may come from a signal handler, in the middle of `join`
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: list[Listener] = []
-        self.closed = False
+        self._closed = False
 
     def on_event(self, event: Event) -> None:
         record = {k: v for k, v in asdict(event).items() if k not in ("monotonic", "when") and v not in ("", (), 0, 0.0)}
@@ -65,8 +55,10 @@ class Broadcast:
         self._tell(asdict(alert) | {"kind": "alert", "alert": alert.kind})
 
     def join(self, listener: Listener) -> None:
-        """Raises HttpError: too many listen already."""
+        """Raises HttpError: too many listen already, or the server is stopping."""
         with self._lock:
+            if self._closed:
+                raise stopping()
             if len(self._listeners) >= MOST:
                 raise HttpError(503, f"{MOST} listen already", code="busy", retry=10)
             self._loop = asyncio.get_running_loop()
@@ -82,17 +74,18 @@ class Broadcast:
 
     def close(self) -> None:
         """Every stream ends."""
-        self.closed = True
-        with self._lock:
-            for listener in self._listeners:
-                listener.wake.set()
+        self._closed = True
+        self._send(None, lambda listener: True)
 
     def _tell(self, record: dict[str, Any]) -> None:
         frequent = record["kind"] in _FREQUENT
+        self._send(record, lambda listener: listener.leases or not frequent)
+
+    def _send(self, record: dict[str, Any] | None, wanted: Callable[[Listener], bool]) -> None:
         with self._lock:
-            loop, listeners = self._loop, [one for one in self._listeners if one.leases or not frequent]
-        if loop is not None and listeners and not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: [one.put(record) for one in listeners])
+            listeners = [listener for listener in self._listeners if wanted(listener)]
+        if self._loop is not None and listeners and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: [listener.put(record) for listener in listeners])
 
 
 async def _joined(request: Request, leases: bool = False) -> AsyncIterator[Listener]:
@@ -105,24 +98,12 @@ async def _joined(request: Request, leases: bool = False) -> AsyncIterator[Liste
         broadcast.leave(listener)
 
 
-@router.get(
-    "/memory/events",
-    dependencies=READ,
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Every load, eviction and alert"}, **codes(400, 401, 503)},
-)
-async def events(request: Request, listener: Annotated[Listener, Depends(_joined)]) -> StreamingResponse:
+@router.get("/memory/events", dependencies=READ, response_class=EventSourceResponse, responses=codes(400, 401, 503))
+async def events(listener: Annotated[Listener, Depends(_joined)]) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events, `data:` is JSON with `kind` and `time`. `leases=true`: every lease and return, too."""
-    lines = _lines(request.app.state.broadcast, listener)
-    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def _lines(broadcast: Broadcast, listener: Listener) -> AsyncIterator[bytes]:
-    yield b": listening\n\n"
-    while not broadcast.closed:
-        try:
-            await asyncio.wait_for(listener.wake.wait(), _PING)
-        except TimeoutError:
-            yield b": still here\n\n"
-        for record in listener.take():
-            yield f"event: {record['kind']}\ndata: {json.dumps(record)}\n\n".encode()
+    yield ServerSentEvent(comment="listening")
+    while (record := await listener.queue.get()) is not None:
+        lost, listener.lost = listener.lost, 0
+        if lost:
+            yield ServerSentEvent(event="lost", data={"kind": "lost", "count": lost})
+        yield ServerSentEvent(event=record["kind"], data=record)

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fgvr.server.background import in_thread
-from fgvr.server.bodies import check_json, is_json
+from fgvr.server.bodies import check_json
 from fgvr.server.http_errors import HttpError, answer, bad_request
 from fgvr.server.metrics import Metrics
 from fgvr.server.settings import Settings
@@ -53,9 +53,12 @@ class BodyBudget:
 
     async def add(self, who: object, size: int) -> None:
         """Waits for room; what is not read meanwhile stays with the client."""
-        while self.total + size > self._most and not self._alone(who):
+        while not self.has_room(size) and not self._alone(who):
             await self._changed.wait()
         self._held[who] += size
+
+    def has_room(self, size: int) -> bool:
+        return self.total + size <= self._most
 
     def _alone(self, who: object) -> bool:
         """Nothing is served that would make room by ending, and it is the oldest of those that come."""
@@ -100,7 +103,7 @@ class Middleware:
             self._check_head(headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = await self._read_body(receive, who)
-                if body and is_json(headers.get("content-type", "")):
+                if body and not headers.get("content-type", "").startswith("multipart/form-data"):
                     await in_thread(check_json, body, self._settings)
                 receive = _replay(body, receive)
                 del body
@@ -138,7 +141,7 @@ class Middleware:
     async def _read_body(self, receive: Receive, who: object) -> bytes:
         """All of it: whoever is slow to send takes no slot meanwhile."""
         parts: list[bytes] = []
-        size, more, waits = 0, True, False
+        size, more, waited = 0, True, False
         self.bodies.begin(who)
         try:
             async with asyncio.timeout(self._settings.upload_seconds):
@@ -149,12 +152,11 @@ class Middleware:
                     part, more = message.get("body", b""), message.get("more_body", False)
                     size += len(part)
                     self._check_size(size)
-                    waits = True
+                    waited |= not self.bodies.has_room(len(part))
                     await self.bodies.add(who, len(part))
-                    waits = False
                     parts.append(part)
         except TimeoutError:
-            if waits:
+            if waited:  # the time is not, or not only, the client's
                 raise HttpError(429, "too many bytes are being served (server.body_bytes)", code="busy", retry=5) from None
             seconds = self._settings.upload_seconds
             raise HttpError(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow") from None

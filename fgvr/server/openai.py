@@ -99,7 +99,7 @@ def _sampling(asked: schemas.ChatRequest, settings: Settings) -> Sampling:
         raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
     if asked.stream_options is not None and not asked.stream:
         raise bad_request("stream_options needs stream: true", "stream_options")
-    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    stop = tuple(asked.stop or ())
     if len(stop) > 4 or any(not 0 < len(word) <= 200 for word in stop):
         raise bad_request("stop: at most 4 texts of 1 to 200 characters", "stop")
     top = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -114,7 +114,7 @@ async def embeddings(request: Request, asked: schemas.EmbeddingRequest, slot: En
     """Unit vectors of texts and images, in one space."""
     spec, settings = slot.engine.named(asked.model, "encoder"), slot.engine.settings
     request.state.user = asked.user
-    items = [asked.input] if isinstance(asked.input, str) else asked.input
+    items = asked.input
     _check_items(len(items), settings, param="input")
     shown = {i: item for i, item in enumerate(items) if item[:5].lower() == "data:"}
     said = {i: item for i, item in enumerate(items) if i not in shown}

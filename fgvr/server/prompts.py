@@ -21,7 +21,7 @@ _ROLES = {"developer": "system"}
 def turns_of(messages: Sequence[Message], slot: Slot) -> tuple[Turn, ...]:
     """Decoded and checked. Raises HttpError naming the message."""
     settings = slot.engine.settings
-    count = sum(max(1, len(m.content)) if isinstance(m.content, list) else 1 for m in messages)
+    count = sum(max(1, len(message.parts)) for message in messages)
     if count > settings.max_messages:
         message = f"{count:,} messages and parts, at most {settings.max_messages:,} (server.max_messages)"
         raise bad_request(message, "messages", "prompt_too_long")
@@ -36,9 +36,9 @@ def turns_of(messages: Sequence[Message], slot: Slot) -> tuple[Turn, ...]:
     for i, message in enumerate(messages):
         read: list[Picture | str] = []
         for j, part in enumerate(message.parts):
-            where = f"messages.{i}.content" + (f".{j}" if isinstance(message.content, list) else "")
+            where = f"messages.{i}.content" + (f".{j}" if len(message.parts) > 1 else "")
             if isinstance(part, ImagePart):
-                read.append(pictures.open_picture(part.url, slot, param=where))
+                read.append(pictures.open_picture(part.image_url.url, slot, param=where))
             else:
                 read.append(check_text(part.words, where))
         turns.append(Turn(_ROLES.get(message.role, message.role), tuple(read)))  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def _check_role(message: Message, where: str) -> None:
                 raise bad_request(f"{where}.{name}: only an assistant has it", f"{where}.{name}", "unsupported_messages")
         if message.content is None:
             raise bad_request(f"{where}.content: null is only for an assistant", f"{where}.content")
-    for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+    for j, part in enumerate(message.parts):
         place = f"{where}.content.{j}"
         if isinstance(part, ImagePart) and message.role != "user":
             raise bad_request(f"{place}: only the user shows images", place, "unsupported_messages")

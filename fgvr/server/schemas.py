@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from fgvr.runtime.conversation import Answer, Token
 
@@ -20,31 +21,35 @@ def _example(**body: Any) -> dict[str, Any]:
     return {"examples": [body]}
 
 
-class _FirstErrorOnly(FailFast):
-    """pydantic's, made hashable: members of a union must be."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-
 # A list is checked up to its first wrong item: a million wrong items must not cost a million errors.
-Items = Annotated[list[T], _FirstErrorOnly()]
+Items = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-# The tag of a union stands in brackets: `http_errors` leaves it out of the parameter's name, which is then the client's own path.
+def _as_list(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("text_or_list", "must be a text or a list")
+    return [value] if isinstance(value, str) else value
 
 
-def _text_or_list(value: Any) -> str | None:
-    return "(text)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else _as_list(value)
 
 
-Texts = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[Items[str], Tag("(list)")],
-    Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message="must be a text or a list of texts"),
-]
+def _as_image_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def _tag_of_part(value: Any) -> str | None:
+    """In brackets: `http_errors` leaves it out of the parameter's name, which is then the client's own path."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"({kind})" if kind in ("text", "refusal", "image_url") else None
+
+
+Texts = Annotated[Items[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 
 
 # --- chat ----------------------------------------------------------------------------------------------------------------------
@@ -75,35 +80,16 @@ class ImageUrl(Strict):
     detail: Literal["auto", "low", "high"] | None = Field(None, description="accepted; the processor's own cap on pixels holds for each")
 
 
-def _url_or_record(value: Any) -> str | None:
-    return "(text)" if isinstance(value, str) else "(record)" if isinstance(value, dict | ImageUrl) else None
-
-
 class ImagePart(Strict):
     type: Literal["image_url"]
-    image_url: Annotated[
-        Annotated[str, Tag("(text)")] | Annotated[ImageUrl, Tag("(record)")],
-        Discriminator(_url_or_record, custom_error_type="image_url", custom_error_message="must be a URL, or an object with a url"),
-    ]
-
-    @property
-    def url(self) -> str:
-        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
-
-
-def _part(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"({kind})" if kind in ("text", "refusal", "image_url") else None
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url, json_schema_input_type=str | ImageUrl)]
 
 
 Part = Annotated[
     Annotated[TextPart, Tag("(text)")] | Annotated[RefusalPart, Tag("(refusal)")] | Annotated[ImagePart, Tag("(image_url)")],
-    Discriminator(_part, custom_error_type="content_part", custom_error_message="must be a part of type text, image_url or refusal"),
+    Discriminator(_tag_of_part, custom_error_type="content_part", custom_error_message="must be a part of type text, image_url or refusal"),
 ]
-Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[Items[Part], Tag("(list)")],
-    Discriminator(_text_or_list, custom_error_type="content", custom_error_message="must be a text or a list of parts"),
-]
+Content = Annotated[Items[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
 
 
 class Message(Strict):
@@ -120,10 +106,8 @@ class Message(Strict):
 
     @property
     def parts(self) -> list[TextPart | RefusalPart | ImagePart]:
-        """Its parts; a text is one part, and so is an assistant's refusal without a text."""
-        if isinstance(self.content, list):
-            return self.content
-        return [TextPart(type="text", text=self.content if self.content is not None else self.refusal or "")]
+        """Its content; without one, an assistant's refusal."""
+        return self.content if self.content is not None else [TextPart(type="text", text=self.refusal or "")]
 
 
 class ResponseFormat(Strict):
