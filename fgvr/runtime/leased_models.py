@@ -214,6 +214,11 @@ class LeasedEncoder(Leased):
     encode_text = lent(Encoder.encode_text, lambda rows: Work(text_forwards=len(rows)), fold=_rows)
 
     @property
+    def has_text(self) -> bool:
+        """As the loader says of all its models; asking loads nothing."""
+        return getattr(self._loader, "has_text", True)
+
+    @property
     def logit_scale(self) -> float:
         """From the file alone, so that asking (as `isinstance(model, Encoder)` does) loads nothing."""
         return self._loader.logit_scale(self.spec)
