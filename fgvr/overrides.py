@@ -101,6 +101,8 @@ def implied(words: Sequence[str]) -> list[str]:
     """
     chosen = {name: value for name, _, value in (word.partition("=") for word in words)}
     images, found = chosen.get("dataset", _BIRDS), []
+    if chosen.get("mode") == "replay":  # the recorded run has chosen
+        return found
     if not {"models", "experiment"} & chosen.keys() and images != _BIRDS and "," not in images:
         found.append("models=photos")
     if "models=photos" in (*words, *found):
