@@ -18,7 +18,8 @@ from fgvr.data.splits import Split
 from fgvr.data.unlabelled import Unlabelled, open_unlabelled
 from fgvr.errors import ConfigError
 from fgvr.knowledge.build import JOURNAL
-from fgvr.store.cache import LayeredCache, SqliteCache
+from fgvr.protocols import reads_text
+from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.store.stage_cache import StageCache
 from fgvr.types import Category
 
@@ -31,6 +32,11 @@ def open_images(cfg: DictConfig) -> Unlabelled:
 def find_kinds(cfg: DictConfig, images: Unlabelled, folder: Path) -> Discovered:
     """The stages of discovery, each kept in `folder`. Only the album, pictures without paths, is handed over."""
     wishes = checked_wishes(cfg)
+    if not reads_text(open_models(cfg, NoCache()).encoder):
+        raise ConfigError(
+            f"mode=discover names kinds by comparing words, and {cfg.models.encoder.source} reads no text: choose an encoder with a text "
+            "side and an MLLM, such as models=qwen2_5_vl_3b"
+        )
     if (can := abilities(cfg)) is not None and not can.scores:
         raise ConfigError(
             f"mode=discover compares its guesses by log-likelihoods of given text, and {cfg.models.mllm.source} gives none: "

@@ -17,7 +17,7 @@ from fgvr import keys
 from fgvr.assembly.configuration import instantiate_cached, load_config, store_limit, to_dict, trigger_name
 from fgvr.errors import ConfigError
 from fgvr.evaluation import protocols
-from fgvr.protocols import Cache
+from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
 from fgvr.runtime.devices import kind_of, pick_device
@@ -162,7 +162,17 @@ def open_models(cfg: DictConfig, cache: Cache) -> Models:
     )
 
 
-def sentences(cfg: DictConfig) -> protocols.Sentences:
-    """The run's own text encoder, as protocols compare names with it; asked only by those that do."""
+def sentences(cfg: DictConfig) -> protocols.Sentences | None:
+    """The run's own text encoder, as protocols compare names with it; asked only by those that do. None without a text side.
+
+    Raises ConfigError where a protocol of this evaluation needs one.
+    """
     models = open_models(cfg, open_store(cfg))
+    if not reads_text(models.encoder):
+        if needing := [name for name in cfg.evaluation.protocols if protocols.get(name).encoder]:
+            raise ConfigError(
+                f"evaluation.protocols: {', '.join(needing)} compares names with a text encoder, and {cfg.models.encoder.source} reads no "
+                "text: leave it out, or choose another models/encoder"
+            )
+        return None
     return protocols.Sentences(f"{cfg.models.encoder.source} (the run's own text encoder)", models.encoder.encode_text)

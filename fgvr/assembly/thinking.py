@@ -13,11 +13,12 @@ from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, Exemplar, Exemplars, ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.assembly.configuration import given_weight
 from fgvr.assembly.images import look, open_dataset, support_of
-from fgvr.assembly.models import Models, abilities, asks_mllm
+from fgvr.assembly.models import Models, abilities, asks_mllm, open_models
 from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
-from fgvr.protocols import SlowThinker
+from fgvr.protocols import SlowThinker, reads_text
+from fgvr.store.cache import NoCache
 from fgvr.types import Sample
 
 WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
@@ -56,6 +57,11 @@ def check_decoder(cfg: DictConfig) -> None:
         raise ConfigError(
             f"slow={cfg.slow.decoder} asks an MLLM, and this configuration has none (models/mllm=none): write slow=none, which lists "
             "doubtful images as unsure, or choose an MLLM, such as models/mllm=tiny"
+        )
+    if cfg.slow.decoder == "analyse" and not reads_text(open_models(cfg, NoCache()).encoder):
+        raise ConfigError(
+            f"slow=analyse retrieves with descriptions, and {cfg.models.encoder.source} reads no text: write slow=reason or slow=score, or "
+            "choose an encoder with a text side, such as models/encoder=vit_b_32_openai"
         )
     can = abilities(cfg)
     if can is None and cfg.slow.votes > 1:

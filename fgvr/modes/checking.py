@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fgvr import assembly, planning
+from fgvr.agents.risk_control import certifiable
+from fgvr.data.datasets import Dataset
 from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import admin_client, health, status_records
@@ -52,10 +55,32 @@ def doctor(cfg: DictConfig) -> Checkup:
     pool = assembly.shared_pool(cfg)
     specs, optional = ([assembly.spec(cfg, role) for role in roles] for roles in (planning.used(cfg), planning.optional_roles(cfg)))
     sized = health.models(pool, specs, optional, reserve=pool.settings.reserve, max_models=pool.settings.max_models)
-    found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *_decoder(cfg)]
+    asked = _decoder(cfg) if assembly.asks_mllm(cfg) else ()
+    found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *asked]
     hashes = assembly.perceptual_hash(cfg) if health.writable(assembly.home(cfg)) else None
-    found += diagnose(lambda: assembly.open_dataset(cfg), hashes)
+    opened = functools.cache(lambda: assembly.open_dataset(cfg))
+    found += [*diagnose(opened, hashes), *_promise(opened)]
     return Checkup(tuple(found))
+
+
+def _promise(opened: Callable[[], Dataset]) -> Iterator[Finding]:
+    """What a promise about risk can reach with this many photographs; nothing where the data set cannot be opened, which is found apart."""
+    try:
+        dataset = opened()
+    except (FgvrError, OSError) as error:
+        log.debug("%s", error)
+        return
+    kept, classes = len(dataset.split.calibration), len(dataset.catalog)
+    if kept:
+        yield Finding("promise", True, certifiable(kept))
+    else:
+        each = 4
+        yield Finding(
+            "promise",
+            True,
+            f"no image is set aside, so no risk can be promised; with dataset.calibration={each} of each of {classes} classes, "
+            + certifiable(each * classes),
+        )
 
 
 def _decoder(cfg: DictConfig) -> Iterator[Finding]:

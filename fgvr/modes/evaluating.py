@@ -51,6 +51,7 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
+        assembly.sentences(cfg)  # what the protocols need is there, or said before anything is computed
         if build is assembly.build_evaluated:
             assembly.check_trigger(cfg)
         listed, policy = len(dataset.split.test), _on_overlap(cfg)
