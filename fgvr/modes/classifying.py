@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -13,12 +14,16 @@ from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import Recorded, to_row
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
+
+if TYPE_CHECKING:
+    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,7 @@ def classify(cfg: DictConfig) -> Sequence[Prediction]:
         answered = Recorded(file.done(), recognizer.names, folder=folder)
         notes = [cfg.models.notice] if cfg.models.notice else []
         prediction_table.write(folder, answered)
+        notes += _ask_person(cfg, folder, answered, {s.key: s.image for s in samples})
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     for note in [*notes, *surprises(answered, cfg)]:
         log.warning("%s", note)
@@ -43,6 +49,13 @@ def classify(cfg: DictConfig) -> Sequence[Prediction]:
     if not answered:
         raise ImageError(f"none of {len(samples)} images could be read: {unreadable[0]}")
     return answered
+
+
+def _ask_person(cfg: DictConfig, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+    if assembly.asks_mllm(cfg):
+        return []
+    title, support = Path(cfg.image).expanduser().name, assembly.open_dataset(cfg).split.support
+    return write_page(cfg, folder, assembly.open_knowledge(cfg), answered, title=title, pictures=pictures, support=support)
 
 
 def _asked_for(path: Path) -> list[Sample]:

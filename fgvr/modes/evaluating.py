@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fgvr import assembly, planning
-from fgvr.agents.online import Lesson, OnlineRetrieval
+from fgvr.agents.online import OnlineRetrieval, OnlineUpdate
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
@@ -22,12 +22,13 @@ from fgvr.data.leaks import OnOverlap, Overlap
 from fgvr.errors import DatasetError
 from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
@@ -68,7 +69,8 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
                     predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-            notes = (*leaked, *_notes(cfg, base, dataset, recognizer))
+            asked = _ask_person(cfg, folder, base, dataset, predictions)
+            notes = (*leaked, *asked, *_notes(cfg, base, dataset, recognizer))
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             prediction_table.write(folder, predictions)
@@ -109,8 +111,8 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
     with RunFile(folder / LESSONS) as journal:
         known = list(takewhile(lambda row: row["image"] in answered, journal.done()))
         journal.keep(len(known))
-        recognizer.fast.learned.apply(Lesson.from_row(row) for row in known)
-        recognizer.fast.journal = lambda lessons: journal.append(lesson.to_row() for lesson in lessons)
+        recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
+        recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
         yield
 
 
@@ -159,6 +161,11 @@ def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: R
     return (*known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
 
 
+def _ask_person(cfg: DictConfig, folder: Path, base: KnowledgeBase, dataset: Dataset, predictions: Sequence[Prediction]) -> list[str]:
+    pictures = {sample.key: sample.image for sample in dataset.split.test}
+    return write_page(cfg, folder, base, predictions, title=dataset.world, pictures=pictures, support=dataset.split.support)
+
+
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
     """Which labelled images trigger=always would have right; None unless every slow answer was recorded."""
     if any(p.slow is None for p in predictions):
@@ -200,7 +207,7 @@ def _report(
             ),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
-        memory=None if recorded is None else course(recorded),
+        memory=None if recorded is None else memory_history(recorded),
         peak_host_bytes=max((sample.rss for sample in recorded.samples), default=None) if recorded is not None else None,
         slow_right=slow_right,
         decode_wait=tracker.decode_wait,

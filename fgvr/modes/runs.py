@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -16,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr import assembly, planning
 from fgvr.data.datasets import Dataset
-from fgvr.evaluation import memory_picture, prediction_table
+from fgvr.evaluation import memory_picture, prediction_table, review_page
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
+from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
@@ -63,10 +63,11 @@ def rows_anew(folder: Path) -> Iterator[RunFile]:
         yield file
 
 
-def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """All rows of a run that computes nothing, and no results beside them. Needs no lock: another process would write the same ones."""
+def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
     _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
-    atomic_write(folder / PREDICTIONS, b"".join(map(to_line, rows)))
+    atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
+    prediction_table.write(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
@@ -81,14 +82,14 @@ def _empty(folder: Path) -> None:
 def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
     pool, file = assembly.shared_pool(cfg), folder / timeline.FILE
-    runtime = cfg.runtime
-    recording = watch(pool).record(file, policy=runtime.policy, max_models=runtime.max_models, reserve=runtime.reserve)
+    mine = False
     try:
-        with recording:
+        with watch(pool).record(file) as recorder:
+            mine = recorder.mine
             yield
     finally:
-        if recording.mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(course(timeline.read(file))))
+        if mine:
+            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
 def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:
@@ -128,7 +129,8 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    for name in (reports.FILE, reports.PAGE, prediction_table.FILE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
+    beside = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
+    for name in (*beside, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
 
 

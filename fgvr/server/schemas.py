@@ -24,7 +24,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-# The tag of a union stands in brackets: `refusals` leaves it out of the parameter's name, which is then the client's own path.
+# The tag of a union stands in brackets: `http_errors` leaves it out of the parameter's name, which is then the client's own path.
 
 
 def _text_or_list(value: Any) -> str | None:
@@ -318,7 +318,7 @@ class OpenAIError(BaseModel):
     plan: dict[str, Any] | None = None
 
 
-class OpenAIRefusal(BaseModel):
+class OpenAIErrorBody(BaseModel):
     error: OpenAIError
 
 
@@ -388,6 +388,6 @@ _TEXTS = {
 
 
 def codes(*which: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
-    """What a route's document says of its refusals."""
-    body = OpenAIRefusal if openai else ErrorBody
+    """What a route's document says of its http_errors."""
+    body = OpenAIErrorBody if openai else ErrorBody
     return {code: {"model": body, "description": _TEXTS[code]} for code in which}

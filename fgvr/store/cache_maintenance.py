@@ -1,4 +1,4 @@
-"""The store looked after by hand: what lies in it, make room, is every value still what was written. Never needed for correct results."""
+"""Maintenance of the store by hand: what it holds, make room, check every value. Correct results never need it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ACTIONS = ("stats", "prune", "verify")
 
 
 @dataclass(frozen=True, slots=True)
-class Upkeep:
-    """The store after an action."""
+class MaintenanceReport:
+    """What the store holds after an action."""
 
     action: str
     path: Path
@@ -43,7 +43,7 @@ class Upkeep:
         return "\n".join(lines)
 
 
-def keep(path: Path, action: str, limit: int | None) -> Upkeep:
+def maintain(path: Path, action: str, limit: int | None) -> MaintenanceReport:
     """Do `action` on the store at `path`; one that does not exist is an empty one, and is not made.
 
     Raises ConfigError for an unknown action, or prune without a limit; StoreError when the file is damaged as a whole.
@@ -53,7 +53,7 @@ def keep(path: Path, action: str, limit: int | None) -> Upkeep:
     if action == "prune" and limit is None:
         raise ConfigError("action=prune: to what size? Write store.limit=2GiB (0 empties the store)")
     if not path.exists():
-        return Upkeep(action, path, 0, 0, 0, limit)
+        return MaintenanceReport(action, path, 0, 0, 0, limit)
     dropped, damaged = 0, ()
     with SqliteCache(path) as cache:
         if action == "prune" and limit is not None:
@@ -61,7 +61,7 @@ def keep(path: Path, action: str, limit: int | None) -> Upkeep:
         elif action == "verify":
             damaged = cache.verify()
         held = cache.stats()
-    return Upkeep(action, path, held.entries, held.bytes, _on_disk(path), limit, dropped, damaged)
+    return MaintenanceReport(action, path, held.entries, held.bytes, _on_disk(path), limit, dropped, damaged)
 
 
 def _on_disk(path: Path) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fgvr.server.refusals import Refusal, answer
+from fgvr.server.http_errors import HttpError, answer
 from fgvr.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ class Bodies:
         self._changed = asyncio.Event()
 
 
-class Guard:
+class Middleware:
     """The outermost layer."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[Scope], str], full: Callable[[], Refusal | None]
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[Scope], str], full: Callable[[], HttpError | None]
     ) -> None:
         """Args: full: why no request that computes gets a place now."""
         self._app, self._settings, self._metrics, self._route_of, self._full = app, settings, metrics, route_of, full
@@ -119,7 +119,7 @@ class Guard:
         except Exception:
             if not status:
                 raise
-            # Answered and logged by refusals.install; raised again only for servers that would not know.
+            # Answered and logged by http_errors.install; raised again only for servers that would not know.
         finally:
             self.bodies.end(who)
             took = time.perf_counter() - began
@@ -128,23 +128,23 @@ class Guard:
             self._metrics.duration.labels(route).observe(took)
             access.info("%s %s %s %.1f ms", scope["method"], _printable(scope["path"]), status or "left", 1000 * took)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
+    def _refusal(self, scope: Scope) -> HttpError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if not self._any_host and name not in self._hosts:  # a page elsewhere may have pointed its own name at this machine
-            return Refusal(421, "this server does not go by that name (server.allowed_hosts)", code="wrong_host")
+            return HttpError(421, "this server does not go by that name (server.allowed_hosts)", code="wrong_host")
         length = headers.get("content-length", "0")
         if not length.isdigit():
-            return Refusal(400, "Content-Length is no number", code="bad_request")
+            return HttpError(400, "Content-Length is no number", code="bad_request")
         if int(length) > self._settings.max_body:
             return self._too_large()
         return None
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
+    def _too_large(self) -> HttpError:
+        return HttpError(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
 
-    async def _whole(self, receive: Receive, who: object) -> tuple[Receive, Refusal | None]:
+    async def _whole(self, receive: Receive, who: object) -> tuple[Receive, HttpError | None]:
         """The body, as one message, when all of it is there: whoever is slow to send takes no place meanwhile."""
         parts: list[bytes] = []
         size, more, waits = 0, True, False
@@ -164,9 +164,9 @@ class Guard:
                         return receive, self._too_large()
         except TimeoutError:
             if waits:
-                return receive, Refusal(429, "too many bytes are being served (server.body_bytes)", code="busy", retry=5)
+                return receive, HttpError(429, "too many bytes are being served (server.body_bytes)", code="busy", retry=5)
             seconds = self._settings.upload_seconds
-            return receive, Refusal(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow")
+            return receive, HttpError(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow")
         self.bodies.whole(who)
         return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive), None
 

@@ -1,7 +1,7 @@
-"""What a run that died has left in a home: named, measured, and removed only where nobody can still need it.
+"""Files that a run left behind when it died: found, measured, and removed where nobody can still need them.
 
-Lock files are none: the kernel frees a lock with its holder, and an empty file that others may just have opened must stay. A base in
-the making younger than a day is none: the same command goes on with it.
+Lock files do not count. The kernel frees a lock with its holder, and another process may just have opened the empty file. A base in the
+making younger than a day does not count either, because the same command goes on with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,8 @@ Kind = Literal["unfinished base", "replaced base", "temporary file"]
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
-    """One thing found. `kept`: why it was left alone, "" when it was removed."""
+class StaleFile:
+    """A file or folder that was found. `kept` says why it was left alone; it is "" when the file was removed."""
 
     path: Path
     kind: Kind
@@ -35,48 +35,41 @@ class Leftover:
     kept: str = ""
 
 
-def clean(home: Path, *, now: float | None = None) -> list[Leftover]:
-    """Remove what dead runs left below `home`; all that is found is told, also what is kept and why."""
+def remove_stale_files(home: Path, *, now: float | None = None) -> list[StaleFile]:
+    """Remove what dead runs left below `home`. The result lists everything found, also what is kept and why."""
     now = time.time() if now is None else now
     return [*_bases(home / "knowledge", now), *_temporary(home, now)]
 
 
-def _bases(knowledge: Path, now: float) -> Iterator[Leftover]:
+def _bases(knowledge: Path, now: float) -> Iterator[StaleFile]:
     for folder in sorted((*knowledge.glob("*/*.partial"), *knowledge.glob("*/*.old"))):
         if folder.is_symlink() or not folder.is_dir():
             continue
-        kind: Kind = "unfinished base" if folder.suffix == ".partial" else "replaced base"
-        found = Leftover(folder, kind, *_measure(folder, now))
+        found = StaleFile(folder, "unfinished base" if folder.suffix == ".partial" else "replaced base", *_measure(folder, now))
         base = folder.with_suffix("")
         try:
             with file_lock(base.with_name(f"{base.name}.lock"), timeout=0.0):
-                yield _told(found, _why_kept(found, base) or _remove(folder))
+                yield replace(found, kept=_why_kept(found, base) or _remove(folder))
         except HeldError:
-            yield _told(found, "in use")
+            yield replace(found, kept="in use")
 
 
-def _why_kept(found: Leftover, base: Path) -> str:
+def _why_kept(found: StaleFile, base: Path) -> str:
     if found.kind == "replaced base":
         return "" if (base / "manifest.json").is_file() else "the only copy of this base; the next build puts it back"
     return "younger than a day: the same command goes on with it" if found.age_seconds < DAY else ""
 
 
-def _temporary(home: Path, now: float) -> Iterator[Leftover]:
+def _temporary(home: Path, now: float) -> Iterator[StaleFile]:
     for place in _PLACES:
         for folder, _, names in os.walk(home / place):
-            for name in sorted(names):
-                if _TEMPORARY.fullmatch(name):
-                    path = Path(folder, name)
-                    found = Leftover(path, "temporary file", *_measure(path, now))
-                    yield _told(found, "may be being written" if found.age_seconds < HOUR else _remove(path))
-
-
-def _told(found: Leftover, kept: str) -> Leftover:
-    return Leftover(found.path, found.kind, found.bytes, found.age_seconds, kept)
+            for path in (Path(folder, name) for name in sorted(names) if _TEMPORARY.fullmatch(name)):
+                found = StaleFile(path, "temporary file", *_measure(path, now))
+                yield replace(found, kept="may be being written" if found.age_seconds < HOUR else _remove(path))
 
 
 def _measure(path: Path, now: float) -> tuple[int, float]:
-    """Bytes in it and seconds since the newest write; a file that goes away meanwhile does not count."""
+    """Bytes in it and seconds since the newest write. A file that disappears meanwhile does not count."""
     size, newest = 0, 0.0
     for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
         try:
@@ -89,6 +82,7 @@ def _measure(path: Path, now: float) -> tuple[int, float]:
 
 
 def _remove(path: Path) -> str:
+    """Why the file could not be removed; "" when it is gone."""
     try:
         if path.is_dir():
             shutil.rmtree(path)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 RETRY = 2  # seconds, where nothing better is known
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """An answer that is no success. `param`: the parameter at fault."""
 
     def __init__(
@@ -39,17 +39,17 @@ _KINDS: tuple[tuple[type[FgvrError], int, str], ...] = (
 )
 
 
-def refusal_of(error: BaseException) -> Refusal:
+def to_http_error(error: BaseException) -> HttpError:
     """The HTTP form of an error; a bug of ours is a 500 that says nothing of the inside."""
-    if isinstance(error, Refusal):
+    if isinstance(error, HttpError):
         return error
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             plan = plan_record(error.plan) if isinstance(error, OutOfBudget) else None
-            return Refusal(status, str(error), code=code, retry=RETRY if status == 503 else None, plan=plan)
+            return HttpError(status, str(error), code=code, retry=RETRY if status == 503 else None, plan=plan)
     if isinstance(error, FgvrError):
-        return Refusal(503, str(error), code="unavailable", retry=RETRY)
-    return Refusal(500, "internal error; the server's log has it", code="internal_error")
+        return HttpError(503, str(error), code="unavailable", retry=RETRY)
+    return HttpError(500, "internal error; the server's log has it", code="internal_error")
 
 
 def plan_record(plan: MemoryPlan | None) -> dict[str, Any] | None:
@@ -60,7 +60,7 @@ def plan_record(plan: MemoryPlan | None) -> dict[str, Any] | None:
     return {"budget": plan.budget, "needed": plan.needed, "fits": plan.fits, "parts": parts, "advice": list(plan.advice), "text": str(plan)}
 
 
-def answer(path: str, refusal: Refusal) -> JSONResponse:
+def answer(path: str, refusal: HttpError) -> JSONResponse:
     """As the address's family writes it: OpenAI's below /v1, ours elsewhere."""
     headers = {"Retry-After": str(refusal.retry)} if refusal.retry is not None else {}
     if refusal.status == 413:
@@ -70,7 +70,7 @@ def answer(path: str, refusal: Refusal) -> JSONResponse:
     return JSONResponse(body(path, refusal), refusal.status, headers)
 
 
-def body(path: str, refusal: Refusal) -> dict[str, Any]:
+def body(path: str, refusal: HttpError) -> dict[str, Any]:
     code = refusal.code or _CODES.get(refusal.status, "error")
     if path.startswith("/v1/"):
         kind = "invalid_request_error" if refusal.status < 500 else "server_error"
@@ -99,7 +99,7 @@ def install(app: FastAPI) -> None:
     """Every way out of a handler that is not an answer."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        found = refusal_of(error)
+        found = to_http_error(error)
         if found.status == 500:
             log_failure(log, "%s %s failed", request.method, request.url.path)
         return answer(request.url.path, found)
@@ -110,25 +110,25 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        found = answer(request.url.path, Refusal(error.status_code, str(error.detail)))
+        found = answer(request.url.path, HttpError(error.status_code, str(error.detail)))
         found.headers.update(error.headers or {})
         return found
 
-    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(HttpError, refused)
     app.add_exception_handler(FgvrError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, refused)
 
 
-def invalid_request(errors: Any) -> Refusal:
+def invalid_request(errors: Any) -> HttpError:
     """The first thing that is wrong, in words; never the value itself, which may be a whole image."""
     first = errors[0]
     kind, place = first["type"], [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if kind == "json_invalid":
-        return Refusal(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
-    # Tags of unions stand in brackets (wire.py); what a client wrote itself is cut and made printable.
+        return HttpError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
+    # Tags of unions stand in brackets (schemas.py); what a client wrote itself is cut and made printable.
     param = ".".join(part for part in place if not part.startswith("(")).encode("utf-8", "replace").decode()[:200] or None
     if kind == "extra_forbidden":
-        return Refusal(400, f"{param} is not supported by this server; leave it out", param=param, code="unsupported_parameter")
-    return Refusal(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_parameter")
+        return HttpError(400, f"{param} is not supported by this server; leave it out", param=param, code="unsupported_parameter")
+    return HttpError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_parameter")
