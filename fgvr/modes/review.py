@@ -24,7 +24,7 @@ from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_rows
+from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_predictions
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
 from fgvr.utils.files import atomic_write, read_json
 from fgvr.utils.text import printable
@@ -115,7 +115,7 @@ def review(cfg: DictConfig) -> Reviewed:
     merged = _with_run(cfg, run, file)
     with run_folder(merged, mode="review") as folder:
         settled = [records.as_recorded(p) for p in person.settle(before, answers, asked.classes)]
-        write_rows(folder, map(records.to_row, settled))
+        write_predictions(folder, settled)
         figures = ReviewFigures.of(settled, before)
         scored = _report(merged, run, folder, settled, figures, asked)
         table, base = (_learn(merged, folder, settled, asked) if cfg.review.learn else None) or (None, None)

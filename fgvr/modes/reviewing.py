@@ -11,12 +11,12 @@ from fgvr import assembly
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
 from fgvr.evaluation import compare as comparing
-from fgvr.evaluation import prediction_table, records
+from fgvr.evaluation import records
 from fgvr.evaluation import replay as replays
 from fgvr.evaluation import report as reports
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_rows
+from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_predictions
 from fgvr.types import Report
 from fgvr.utils.files import read_json
 
@@ -34,8 +34,7 @@ def replay(cfg: DictConfig) -> Report:
     with run_folder(merged, mode="replay") as folder:
         decide = assembly.build_replay(merged, file.parent / CONFIG, base)
         predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
-        write_rows(folder, map(records.to_row, predictions))
-        prediction_table.write(folder, predictions)
+        write_predictions(folder, predictions)
         report = reports.make_report(
             predictions,
             classes=decide.names,
@@ -82,8 +81,7 @@ def _rescore(cfg: DictConfig, file: Path) -> Report:
         raise StoreError(f"{file.with_name(MARK)} cannot be read ({error!r}); import the results again") from error
     predictions = records.read(file, names)
     with run_folder(cfg, mode="replay") as folder:
-        write_rows(folder, map(records.to_row, predictions))
-        prediction_table.write(folder, predictions)
+        write_predictions(folder, predictions)
         right = sum(prediction.correct is True for prediction in predictions) / len(predictions)
         claim = [] if claimed is None else [f"the file claims an accuracy of {claimed:.3f}; by class identity it is {right:.3f}"]
         report = reports.make_report(

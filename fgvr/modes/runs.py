@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +18,7 @@ from fgvr.data.datasets import Dataset
 from fgvr.evaluation import memory_picture, prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
+from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
@@ -63,10 +63,11 @@ def rows_anew(folder: Path) -> Iterator[RunFile]:
         yield file
 
 
-def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """All rows of a run that computes nothing, and no results beside them. Needs no lock: another process would write the same ones."""
+def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
     _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
-    atomic_write(folder / PREDICTIONS, b"".join(map(to_line, rows)))
+    atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
+    prediction_table.write(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
