@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fgvr.errors import ConfigError, StoreError
-from fgvr.knowledge.prototypes import Similarities
+from fgvr.knowledge.linear import LinearClassifier
+from fgvr.knowledge.prototypes import Prototypes, Similarities
 from fgvr.types import Candidate, FastResult, History
 
 RRF_OFFSET = 60  # Cormack et al. 2009
@@ -32,12 +33,21 @@ class Fusion:
     joint: str | None = None  # the image-text matcher: `score` mixes it in, `rerank` orders the first `joint_top`; None = not asked
     joint_weight: float = 0.5  # share of the matcher in the probability, with `score`
     joint_top: int = 5  # how many are ordered anew, with `rerank`
+    classifier: str = "prototypes"  # what scores images: cosines with class means, or `linear`, a shrunken linear discriminant
+    shrinkage: float = 0.8  # of the covariance within classes, with `linear`; 1 = nearest mean
 
     def __post_init__(self) -> None:
         if self.joint not in (None, "score", "rerank"):
             raise ConfigError(f"fusion.joint={self.joint}: must be one of null, score, rerank")
+        if self.classifier not in ("prototypes", "linear"):
+            raise ConfigError(f"fusion.classifier={self.classifier}: must be prototypes or linear")
         if not 0 <= self.joint_weight <= 1:
             raise ConfigError(f"fusion.joint_weight={self.joint_weight}: must be a number from 0 (never heard) to 1 (alone)")
+
+
+def classifier_of(prototypes: Prototypes, fusion: Fusion) -> Prototypes | LinearClassifier:
+    """What compares images with the classes of a base."""
+    return LinearClassifier(prototypes, shrinkage=fusion.shrinkage) if fusion.classifier == "linear" else prototypes
 
 
 def fuse(
@@ -76,6 +86,8 @@ def fuse_recorded(
     Raises:
         ConfigError: for such a change. StoreError: for a record that lacks ranks, or has a class without description on a shortlist.
     """
+    if (fusion.classifier, fusion.shrinkage) != (recorded.classifier, recorded.shrinkage):
+        raise ConfigError(f"fusion.classifier={fusion.classifier} scores images anew, and the record holds other scores: run again")
     if fusion.name_weight != recorded.name_weight:
         raise ConfigError(
             f"fusion.name_weight={fusion.name_weight} ranks all classes anew, and the record holds shortlists only: run again"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fgvr.agents.fusion import Fusion, fuse
+from fgvr.agents.fusion import Fusion, classifier_of, fuse
 from fgvr.agents.joint import Matcher
 from fgvr.agents.slow import Decoder, Question, Shortlist, nats, posterior
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
@@ -27,7 +27,7 @@ LeaveOneOutAnswers = Lazy[Answers]
 def leave_one_out_fast(prototypes: Prototypes, hashes: Sequence[str], *, fusion: Fusion) -> Answers:
     """Retrieval on every support image."""
     none = (History(0, 0, 0),) * len(prototypes.ids)
-    similarities = prototypes.leave_one_out()
+    similarities = classifier_of(prototypes, fusion).leave_one_out()
     return _counted(fuse(hashes, similarities, prototypes.ids, none, fusion=fusion, temperature=prototypes.temperature), prototypes)
 
 

@@ -3,7 +3,7 @@
 Hydra's `_target_` stands at leaves only (a dataset, a spec, a policy); the one pool is handed over here. One module per thing assembled.
 """
 
-from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines
+from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines, unavailable_baselines
 from fgvr.assembly.configuration import (
     configuration_key,
     instantiate,
@@ -53,6 +53,7 @@ __all__ = [
     "build_replay",
     "check_decoder",
     "check_trigger",
+    "unavailable_baselines",
     "validate",
     "config_dir",
     "configuration_key",

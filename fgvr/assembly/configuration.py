@@ -143,6 +143,8 @@ def learning(cfg: DictConfig) -> UpdateKind | None:
     kind = "off" if cfg.online is False else cfg.online  # YAML's own reading of a bare off
     if kind != "off" and isinstance(chosen := policy(cfg), Calibrator) and chosen.target.kind == "risk":
         raise ConfigError(f"online={kind} changes System 1 while it runs, so no risk can be promised: write online=off, or another target")
+    if kind != "off" and cfg.fusion.classifier == "linear":
+        raise ConfigError(f"online={kind} learns prototypes and their histories: write online=off, or fusion=prototypes")
     if kind != "off" and cfg.fusion.joint:
         raise ConfigError(f"online={kind} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes")
     return None if kind == "off" else kind

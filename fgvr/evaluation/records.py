@@ -1,6 +1,6 @@
 """Predictions as lines of `predictions.jsonl`, and the arrays that the metrics work on.
 
-A row holds everything that is needed to decide and score again without a model. Class names stand once, in `report.json`.
+A row holds everything that is needed to decide and score again without a model, and the names of the classes it mentions.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
         "sha256": prediction.sha256,
         "label": prediction.label,
         "prediction": prediction.category,
+        "name": prediction.name,
         "confidence": _plain(prediction.confidence, _rounded),
         "by": prediction.by,
         "fast": fast,
@@ -46,7 +47,14 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
         "slow": _plain(prediction.slow, _exact),
         "abstention": _plain(prediction.abstention, _rounded),
         "cost": cost,
+        "names": {id: prediction.names[id] for id in _mentioned(prediction) if id in prediction.names},
     }
+
+
+def _mentioned(prediction: Prediction) -> list[str]:
+    """Class ids, each once: the truth where it is known, the answer, the shortlist."""
+    label = [] if prediction.label is None else [prediction.label]
+    return list(dict.fromkeys([*label, prediction.category, *_shortlist(prediction)]))
 
 
 def _plain(value: Any, number: Callable[[float], float]) -> Any:
@@ -75,7 +83,8 @@ def _exact(value: float) -> float:
 
 
 def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -> Prediction:
-    """The prediction of a row; without `classes` (id -> name) a class is called by its id."""
+    """The prediction of a row. `classes`: id -> name; by default the names in the row, and in files of 0.1 the ids."""
+    names = classes or row.get("names", {})
     category, fast, decision, slow, held = str(row["prediction"]), row["fast"], row["decision"], row["slow"], row.get("abstention")
     if not isinstance(row["label"], str | None):
         raise TypeError(f"label is {row['label']!r}, not a class id")
@@ -84,7 +93,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         sha256=row["sha256"],
         label=row["label"],
         category=category,
-        name="unknown" if category == UNKNOWN else (classes or {}).get(category, category),
+        name=names.get(category, row.get("name", "unknown" if category == UNKNOWN else category)),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(
@@ -100,7 +109,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         slow=None if slow is None else _slow(slow),
         cost=_cost(row["cost"]),
         abstention=None if held is None else Abstention(held["withheld"], float(held["score"]), float(held["threshold"])),
-        names=classes or {},
+        names=names,
     )
 
 
@@ -132,11 +141,15 @@ class Recorded(LazySequence[Prediction]):
     """The predictions of rows that lie elsewhere. The first `KEPT` stay in memory once they are made; the others are made anew."""
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None, made: Mapping[int, Prediction] | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        classes: Mapping[str, str] | None = None,
+        made: Mapping[int, Prediction] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Args: made: some of the predictions by their place, `as_recorded`; they need not be read again."""
+        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder: of the run."""
         super().__init__(len(rows), self._at)
-        self._rows, self._classes = rows, classes
+        self._rows, self._classes, self.folder = rows, classes, folder
         self._made = dict(made or {})
 
     def _at(self, i: int) -> Prediction:

@@ -60,6 +60,8 @@ def doctor(cfg: DictConfig) -> Checkup:
 
 def _decoder(cfg: DictConfig) -> Iterator[Finding]:
     """Whether an MLLM behind an engine can be asked as `slow` says; one that does not answer is found with its files."""
+    if not assembly.asks_mllm(cfg):
+        return
     try:
         assembly.check_decoder(cfg)
     except ConfigError as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fgvr.utils.text import html_table
 
@@ -258,7 +258,7 @@ class Prediction:
 
     @property
     def unsure(self) -> bool:
-        """Whether the trigger doubts System 1's answer and nobody has looked again: the configuration has no System 2 (`slow=none`)."""
+        """Whether the trigger doubts System 1's answer and nobody has looked again: no System 2, or a person who has not answered yet."""
         return self.decision.escalate and self.by == "fast" and self.slow is None
 
     @property
@@ -268,6 +268,28 @@ class Prediction:
         if held is None or not held.withheld:
             return f"{self.name} (unsure)" if self.unsure else self.name
         return f"no answer: certainty {held.score:.2f} is below {held.threshold:.2f} (best guess: {self.name})"
+
+    def ranked(self, most: int | None = None) -> list[tuple[str, float]]:
+        """Class names with their probability, likeliest first, in the eyes of the system that gave the answer."""
+        fast = {candidate.category: candidate.probability for candidate in self.fast.candidates}
+        shares = self.slow.probabilities if self.by != "fast" and self.slow else fast
+        ordered = sorted(shares.items(), key=lambda share: -share[1])[:most]
+        return [(self.names.get(category, category), probability) for category, probability in ordered]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer in plain values. `unsure`: the answer is withheld, or the trigger doubted it and nobody looked again."""
+        held = self.abstention
+        return {
+            "file": self.image,
+            "class": self.name,
+            "class_id": self.category,
+            "confidence": float(self.confidence),
+            "by": self.by,
+            "unsure": held.withheld if held is not None else self.unsure,
+            "label": None if self.label is None else self.names.get(self.label, self.label),
+            "correct": self.correct,
+            "top": [{"class": name, "probability": float(probability)} for name, probability in self.ranked(5)],
+        }
 
     def __str__(self) -> str:
         return f"{self.image}: {self.answer} ({self.confidence:.2f}, {self.by})"

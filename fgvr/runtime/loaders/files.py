@@ -70,6 +70,11 @@ def cached_snapshot(repository: str, revision: str | None = None) -> Path | None
     return snapshot if snapshot.is_dir() else None
 
 
+def is_repository(source: str) -> bool:
+    """Whether a source is written as owner/name."""
+    return _REPOSITORY.fullmatch(source) is not None
+
+
 def hub_cache() -> Path:
     home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
