@@ -23,10 +23,11 @@ from fgvr.assembly.thinking import build_decoder, build_exemplars, check_decoder
 from fgvr.assembly.triggers import build_trigger
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.knowledge.build import JOURNAL, batches, workspace
+from fgvr.knowledge.build import JOURNAL, workspace
 from fgvr.protocols import FastThinker
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import FastResult, Picture, Sample
+from fgvr.utils.batches import batches
 
 
 def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sample]) -> tuple[KnowledgeBase, LearningReport]:

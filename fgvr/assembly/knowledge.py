@@ -23,7 +23,7 @@ from fgvr.data.splits import Split
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase, Origin
-from fgvr.knowledge.build import JOURNAL, BuildComponents, LeaveOneOut, batches, build, workspace
+from fgvr.knowledge.build import JOURNAL, BuildComponents, LeaveOneOut, build, workspace
 from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
@@ -31,6 +31,7 @@ from fgvr.knowledge.statistics import Statistics
 from fgvr.protocols import reads_text
 from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.types import Category, Experience, ModelSpec, Picture
+from fgvr.utils.batches import batches
 from fgvr.utils.files import short_hash
 from fgvr.utils.pieces import pieces
 

@@ -14,9 +14,9 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.prototypes import index_within_class
-from fgvr.pipeline import chunks
 from fgvr.protocols import FastThinker, Trigger
 from fgvr.types import Sample
+from fgvr.utils.batches import chunks
 
 
 def build_trigger(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAnswers, fast: FastThinker) -> Trigger:
