@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fgvr.errors import FgvrError
+from fgvr.runtime.devices import device_class
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.loaders.base import SANE_PIXELS
+from fgvr.runtime.loaders.base import SANE_PIXELS, find_loader
 from fgvr.runtime.plan import plan
 from fgvr.types import Finding, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
@@ -85,7 +86,8 @@ def _changes(room: Room) -> Iterator[Change]:
         if spec.role == "mllm":
             pixels = spec.max_pixels or SANE_PIXELS
             yield from (_of("mllm", "max_pixels", tokens * 784) for tokens in _PIXELS if tokens * 784 < pixels)
-            if spec.loader == "qwen" and spec.source != "tiny" and not spec.quantization and not quantized.lacks("nf4", room.device):
+            quantizes = find_loader(spec).quantizes and not quantized.lacks("nf4", device_class(room.device))
+            if quantizes and spec.source != "tiny" and not spec.quantization:
                 yield _of("mllm", "quantization", "nf4")
             if spec.source != "tiny":
                 yield "models/mllm=tiny", lambda r: _replaced(r, "mllm", **_TINY)

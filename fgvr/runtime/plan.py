@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
+from fgvr.runtime.devices import device_class
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.loaders.base import SANE_PIXELS, Loader
-from fgvr.runtime.sizes import Footprint, footprint, presence
+from fgvr.runtime.loaders.base import SANE_PIXELS, Loader, find_loader
+from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -47,10 +48,11 @@ def plan(
     specs = list(specs)
     result = describe([need(spec, device, loaders) for spec in specs], budget, reserve=reserve)
     shown = [part for spec in optional for part in _optional(spec, device, loaders)]
-    facts = [f"{spec.role}: {quantized.needs(spec.quantization, device)}" for spec in specs if spec.quantization]
+    kind = device_class(device)
+    facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
     if loaders is None:
-        facts += [f"{spec.role}: {said}" for spec in specs if (said := presence(spec))]
-    kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if device == "cpu" else []
+        facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).presence(spec))]
+    kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if kind.allocator == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
 
@@ -141,7 +143,7 @@ def _levers(need: Need, short: int) -> Iterator[tuple[str, int]]:
             yield f"fewer pixels per image: models.mllm.max_pixels={size}", gain
     elif role == "mllm" and need.work > 2**28 and (spec.max_pixels is None or spec.max_pixels > SANE_PIXELS):
         yield f"fewer pixels per image: models.mllm.max_pixels={SANE_PIXELS}", need.work // 2
-    if role == "mllm" and spec.loader != "mlx" and spec.source != "tiny" and need.weights > 2**30:
+    if find_loader(spec).quantizes and spec.source != "tiny" and need.weights > 2**30:
         for kind, bits, share in (("int8", "int8", 0.62), ("nf4", "int4", _INT4_SHARE))[1 if spec.quantization else 0 :]:
             gain = _gain(need, replace(spec, quantization=kind)) if known else int(need.weights * (1 - share))
             yield f"{bits} weights: models.mllm.quantization={kind}", gain
