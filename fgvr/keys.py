@@ -136,6 +136,7 @@ NEEDED = {
     "predictions": "a run's folder or the predictions.jsonl in it, such as predictions=fgvr_home/runs/evaluate/1a2b3c4d5e6f",
     "runs": "the folders of two runs, such as runs=[fgvr_home/runs/evaluate/1a2b3c4d5e6f,fgvr_home/runs/evaluate/6f5e4d3c2b1a], "
     "or the folder of one sweep, such as runs=fgvr_home/sweeps/1a2b3c4d5e6f",
+    "answers": "the answers.csv that a review page lets one download, such as answers=answers.csv",
     "dataset.root": "the folder that holds the images, such as dataset.root=photos",
 }
 """Keys without a default, and what their value is."""
@@ -177,6 +178,10 @@ RULES: dict[str, Rule] = {
     "images": needed("images"),
     "predictions": needed("predictions"),
     "runs": runs,
+    "answers": needed("answers"),
+    "review.run": text(null=True),
+    "review.learn": SWITCH,
+    "review.of": text(),
     "action": text(),
     "limit": anything,
     "baselines.which": anything,
@@ -207,6 +212,7 @@ RULES: dict[str, Rule] = {
     "dataset.difficulty": SHARE,
     "dataset.superclass": text(),
     "dataset.cache_dir": text(null=True),
+    "dataset.strict": SWITCH,
     "dataset.on_bad_image": choice("skip", "error"),
     # models
     "models.name_prompts": SWITCH,
@@ -252,7 +258,7 @@ RULES: dict[str, Rule] = {
     "trigger.bound": number(),
     "trigger.close": each(number(), least=2, most=2),
     "trigger.temperature": number(1e-6),
-    "slow.decoder": choice("score", "reason", "analyse"),
+    "slow.decoder": choice("score", "reason", "analyse", "person"),
     "slow.target": choice("description", "name", "letter"),
     "slow.candidates": whole(1, also=("all",)),
     "slow.arbitrate": choice("pool", "slow", "mllm"),
@@ -264,6 +270,7 @@ RULES: dict[str, Rule] = {
     # the base, the evaluation
     "knowledge.build": choice("missing", "never", "always"),
     "knowledge.path": text(null=True),
+    "knowledge.learned": text(null=True),
     "knowledge.pictures_per_description": COUNT,
     "knowledge.cross_fit": SWITCH,
     "knowledge.split": choice("length", "sentences", "clauses"),
@@ -271,7 +278,8 @@ RULES: dict[str, Rule] = {
     "knowledge.views": choice(1, 2, 3, 4),
     "knowledge.rehearse": SWITCH,
     "evaluation.record": choice("needed", "all"),
-    "evaluation.allow_overlap": SWITCH,
+    "evaluation.allow_overlap": choice(None, True, False),
+    "evaluation.on_overlap": choice("error", "drop", "allow"),
     "evaluation.protocols": each(text(), least=1),
     "evaluation.batch_size": COUNT,
     # the runtime; its budget and allocator: runtime/budget.py, allocator.py

@@ -21,6 +21,7 @@ from fgvr.assembly.images import open_dataset, perceptual_hash
 from fgvr.assembly.knowledge import open_knowledge, origin_of
 from fgvr.assembly.models import (
     Models,
+    asks_mllm,
     home,
     looking_ahead,
     open_models,
@@ -44,6 +45,7 @@ __all__ = [
     "baseline_recognizer",
     "chosen_baselines",
     "Models",
+    "asks_mllm",
     "build_evaluated",
     "build_experience",
     "build_recognizer",

@@ -11,7 +11,7 @@ from fgvr.agents.abstain import Abstainer, fit_abstention
 from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.agents.calibration import Calibrator
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers, fusion_cases
-from fgvr.agents.risk_control import Promise
+from fgvr.agents.risk_control import RiskGuarantee
 from fgvr.assembly.configuration import learning, policy
 from fgvr.assembly.triggers import calibration_samples
 from fgvr.errors import ConfigError
@@ -39,7 +39,7 @@ def build_abstainer(
         raise ConfigError("what a run learns changes its answers, so no risk of theirs can be promised: write online=off")
     target, form = chosen.abstain, chosen.form
 
-    def fit() -> Promise:
+    def fit() -> RiskGuarantee:
         samples = calibration_samples(cfg, base)
         if not samples:
             raise ConfigError("trigger.abstain is promised on images set aside, and this dataset has none: write dataset.calibration=4")

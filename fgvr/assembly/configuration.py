@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fgvr import keys
 from fgvr.agents.calibration import Calibrator
-from fgvr.agents.online import Kind
+from fgvr.agents.online import UpdateKind
 from fgvr.assembly import served
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import protocols
@@ -125,7 +125,7 @@ def trigger_name(cfg: DictConfig) -> str:
     return hydra.get_class(cfg.trigger._target_).name  # type: ignore[attr-defined]
 
 
-def learning(cfg: DictConfig) -> Kind | None:
+def learning(cfg: DictConfig) -> UpdateKind | None:
     kind = "off" if cfg.online is False else cfg.online  # YAML's own reading of a bare off
     if kind != "off" and isinstance(chosen := policy(cfg), Calibrator) and chosen.target.kind == "risk":
         raise ConfigError(f"online={kind} changes System 1 while it runs, so no risk can be promised: write online=off, or another target")

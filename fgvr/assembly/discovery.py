@@ -19,7 +19,7 @@ from fgvr.data.unlabelled import Unlabelled, open_unlabelled
 from fgvr.errors import ConfigError
 from fgvr.knowledge.build import JOURNAL
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.store.stages import Stages
+from fgvr.store.stage_cache import StageCache
 from fgvr.types import Category
 
 
@@ -39,7 +39,7 @@ def find_kinds(cfg: DictConfig, images: Unlabelled, folder: Path) -> Discovered:
     folder.mkdir(parents=True, exist_ok=True)
     with SqliteCache(folder / JOURNAL) as journal:
         models = open_models(cfg, LayeredCache(journal, open_store(cfg)))
-        stages = Stages(folder, [images.content, models.fingerprints, cfg.models.slow_target, discover_prompts.fingerprint(), wishes])
+        stages = StageCache(folder, [images.content, models.fingerprints, cfg.models.slow_target, discover_prompts.fingerprint(), wishes])
         discoverer = Discoverer(
             models.mllm,
             models.encoder,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from omegaconf import DictConfig
 
-from fgvr.agents.experience_learning import ExperienceLearner, Lessons
+from fgvr.agents.experience_learning import ExperienceLearner, LearningReport
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.reflect import Reflector
@@ -29,7 +29,7 @@ from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import FastResult, Picture, Sample
 
 
-def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sample]) -> tuple[KnowledgeBase, Lessons]:
+def build_experience(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sample]) -> tuple[KnowledgeBase, LearningReport]:
     """The base with rules learned from System 2's failures on its own support images; replaces the base in its place when whole.
 
     Args: samples: the dataset's support images; the base knows them by content.

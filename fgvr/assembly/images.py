@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fgvr.assembly.configuration import instantiate
-from fgvr.assembly.models import open_store
+from fgvr.assembly.models import home, open_store
+from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.pictures import open_picture
@@ -17,7 +19,10 @@ from fgvr.types import Picture, Sample
 
 
 def open_dataset(cfg: DictConfig) -> Dataset:
-    return instantiate(cfg.dataset)
+    """The configured images; photographs that a person has named in a review are among the support (`knowledge.learned`)."""
+    dataset: Dataset = instantiate(cfg.dataset)
+    table = cfg.knowledge.learned
+    return dataset if table is None else learned.join(dataset, Path(table).expanduser(), cache_dir=home(cfg) / "store")
 
 
 def perceptual_hash(cfg: DictConfig) -> PerceptualHash:

@@ -15,7 +15,7 @@ from fgvr.agents.leave_one_out import leave_one_out_fast, leave_one_out_slow
 from fgvr.agents.slow import Exemplars, Shortlist
 from fgvr.assembly.command import building_command
 from fgvr.assembly.images import look, open_dataset, perceptual_hash
-from fgvr.assembly.models import Models, home, looking_ahead, open_models, open_store, spec
+from fgvr.assembly.models import Models, asks_mllm, home, looking_ahead, open_models, open_store, spec
 from fgvr.assembly.thinking import WRITING, build_decoder, check_decoder
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import duplicate_groups
@@ -75,7 +75,7 @@ def open_knowledge(cfg: DictConfig, dataset: Dataset | None = None, *, building:
         raise KnowledgeError(f"{file} is a file, so nothing can lie below it; choose another {'knowledge.path' if given else 'paths.home'}")
     if given and (strange := knowledge_base.strange_files(folder)):
         raise KnowledgeError(f"{folder} holds {strange[0]}, which is no part of a knowledge base; choose another knowledge.path")
-    if cfg.knowledge.rehearse:
+    if rehearses(cfg):
         check_decoder(cfg)
     with workspace(folder, fresh=cfg.run.fresh) as partial:
         if (found := standing()) and fits(found):  # another process has built it while this one waited for its turn
@@ -93,6 +93,11 @@ def _refuse_another(found: KnowledgeBase, origin: Origin) -> None:
         )
 
 
+def rehearses(cfg: DictConfig) -> bool:
+    """Whether an MLLM answers every support image while the base is built."""
+    return cfg.knowledge.rehearse and asks_mllm(cfg)
+
+
 def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
     answered = [cfg.slow.decoder, cfg.slow.target, *(["exemplars"] if cfg.slow.exemplars else [])]
     if cfg.slow.decoder in WRITING:
@@ -105,7 +110,7 @@ def origin_of(cfg: DictConfig, dataset: Dataset, models: Models) -> Origin:
         cfg.models.name_prompts,
         cfg.knowledge.pictures_per_description,
         cfg.knowledge.cross_fit,
-        answered if cfg.knowledge.rehearse else (),
+        answered if rehearses(cfg) else (),
         # Only where they were changed: a base made before there was such a choice keeps its key.
         *([("split", cfg.knowledge.split)] if cfg.knowledge.split != "length" else []),
         *([("templates", cfg.knowledge.templates)] if cfg.models.name_prompts and cfg.knowledge.templates is not None else []),
@@ -162,7 +167,7 @@ def _leave_one_out(cfg: DictConfig, models: Models) -> LeaveOneOut:
     ) -> tuple[Statistics, LeaveOneOutScores]:
         # Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it.
         results, statistics = leave_one_out_fast(prototypes, hashes, fusion=Fusion())
-        if not cfg.knowledge.rehearse:
+        if not rehearses(cfg):
             return statistics, LeaveOneOutScores(cfg.slow.target)
         exemplar = None
         if cfg.slow.exemplars:

@@ -27,7 +27,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.spec import checked as checked_spec
 from fgvr.store.cache import NoCache, SqliteCache
-from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
+from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
 
 
@@ -89,8 +89,15 @@ def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
     return [*looks, *([("mllm",)] if thinks(cfg) else [])]
 
 
+def asks_mllm(cfg: DictConfig) -> bool:
+    """Whether System 2 is an MLLM; a person answers later."""
+    return cfg.slow.decoder != "person"
+
+
 def thinks(cfg: DictConfig) -> bool:
-    """Whether System 2 may be asked at all."""
+    """Whether the MLLM may be asked at all."""
+    if not asks_mllm(cfg):
+        return False
     return trigger_name(cfg) != "never" or cfg.evaluation.record == "all"
 
 
@@ -131,9 +138,9 @@ def store_path(cfg: DictConfig) -> Path:
 class Models:
     """The models as agents see them: borrowed from the pool for each call, remembered in a cache."""
 
-    encoder: RememberingEncoder
-    mllm: RememberingMLLM
-    joint: RememberingJointEncoder
+    encoder: CachedEncoder
+    mllm: CachedMLLM
+    joint: CachedJointEncoder
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -143,9 +150,9 @@ class Models:
 def open_models(cfg: DictConfig, cache: Cache) -> Models:
     pool = shared_pool(cfg)
     return Models(
-        encoder=RememberingEncoder(pool.leased(spec(cfg, "encoder")), cache),
-        mllm=RememberingMLLM(pool.leased(spec(cfg, "mllm")), cache),
-        joint=RememberingJointEncoder(pool.leased(spec(cfg, "joint")), cache),
+        encoder=CachedEncoder(pool.leased(spec(cfg, "encoder")), cache),
+        mllm=CachedMLLM(pool.leased(spec(cfg, "mllm")), cache),
+        joint=CachedJointEncoder(pool.leased(spec(cfg, "joint")), cache),
     )
 
 

@@ -97,7 +97,7 @@ def build_replay(cfg: DictConfig, recorded: Path, base: KnowledgeBase) -> Replay
         oracle=chosen if isinstance(chosen, Oracle) else None,
         shortlist=Shortlist(base.records, candidates=cfg.slow.candidates),
         library=Library(base.experience, most=cfg.slow.rules),
-        apart=cfg.slow.decoder == "score" and cfg.slow.target == "description",
+        independent=cfg.slow.decoder == "score" and cfg.slow.target == "description",
         same_shortlists=not changed,
         answer_fusion=build_answer_fusion(cfg, base, left_out),
         names={record.id: record.name for record in base.classes},

@@ -13,7 +13,7 @@ from fgvr.data.leaks import without_near_copies
 from fgvr.errors import ConfigError
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.knowledge.prototypes import turns
+from fgvr.knowledge.prototypes import index_within_class
 from fgvr.pipeline import chunks
 from fgvr.protocols import FastThinker, Trigger
 from fgvr.types import Sample
@@ -27,15 +27,17 @@ def build_trigger(cfg: DictConfig, base: KnowledgeBase, left_out: LeaveOneOutAns
     if not isinstance(chosen, Calibrator):
         return chosen
     owners = base.prototypes.owners
-    groups = turns(owners.tolist(), base.prototypes.families)  # the k-th image of every class: judged by what has seen none of them
-    promised = chosen.target.kind == "risk"
+    groups = index_within_class(
+        owners.tolist(), base.prototypes.families
+    )  # the k-th image of every class: judged by what has seen none of them
+    guaranteed = chosen.target.kind == "risk"
 
     def fit() -> Calibrated:
         results, _ = left_out()
         right = [result.top.category == base.prototypes.ids[owner] for result, owner in zip(results, owners, strict=True)]
-        return chosen.fit(Evidence(results, right), groups, _calibration(cfg, base, fast) if promised else None)
+        return chosen.fit(Evidence(results, right), groups, _calibration(cfg, base, fast) if guaranteed else None)
 
-    return Deferred(fit) if promised or cfg.fusion.joint else fit()
+    return Deferred(fit) if guaranteed or cfg.fusion.joint else fit()
 
 
 def check_trigger(cfg: DictConfig) -> None:

@@ -17,6 +17,7 @@ from fgvr.modes.discovering import Discovery
 from fgvr.modes.discovering import discover as _discover  # of a configuration; the public one takes a folder
 from fgvr.modes.discovering import discover_folder as discover
 from fgvr.modes.evaluating import evaluate
+from fgvr.modes.review import Reviewed, review
 from fgvr.modes.reviewing import compare, replay
 from fgvr.modes.runs import BASE, CONFIG, LESSONS, LOG, PREDICTIONS, recorded_memory, run_folder
 from fgvr.modes.serving import serve
@@ -35,6 +36,7 @@ __all__ = [
     "Checkup",
     "Discovery",
     "MemoryAnswer",
+    "Reviewed",
     "baselines",
     "build_experience_base",
     "build_knowledge_base",
@@ -49,6 +51,7 @@ __all__ = [
     "plan",
     "recorded_memory",
     "replay",
+    "review",
     "run",
     "run_folder",
     "serve",
@@ -72,6 +75,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "memory": memory,
     "plan": plan,
     "replay": replay,
+    "review": review,
     "serve": serve,
 }
 

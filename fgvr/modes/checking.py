@@ -14,7 +14,7 @@ from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
-from fgvr.store import leftovers, upkeep
+from fgvr.store import cache_maintenance, stale_files
 from fgvr.types import ROLES, Finding, MemoryPlan
 from fgvr.utils.service import Service
 
@@ -35,7 +35,7 @@ class Checkup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
-    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or leftovers."""
+    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or stale files."""
 
     action: str
     found: Any
@@ -80,7 +80,7 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if cfg.action == "cleanup":
-        return MemoryAnswer(cfg.action, leftovers.clean(assembly.home(cfg)))
+        return MemoryAnswer(cfg.action, stale_files.remove_stale_files(assembly.home(cfg)))
     pool = assembly.shared_pool(cfg)
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
@@ -109,6 +109,6 @@ def _asked_of_a_server(cfg: DictConfig) -> MemoryAnswer:
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
 
 
-def cache(cfg: DictConfig) -> upkeep.Upkeep:
+def cache(cfg: DictConfig) -> cache_maintenance.MaintenanceReport:
     """The store of this home: figures, room made down to `store.limit`, or every value compared with its hash."""
-    return upkeep.keep(assembly.store_path(cfg), cfg.action, assembly.store_limit(cfg))
+    return cache_maintenance.maintain(assembly.store_path(cfg), cfg.action, assembly.store_limit(cfg))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -12,12 +13,16 @@ from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import Recorded, to_row
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
+
+if TYPE_CHECKING:
+    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +37,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))
         notes = [cfg.models.notice] if cfg.models.notice else []
+        notes += _ask_person(cfg, folder, answered, {s.key: s.image for s in samples})
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     for note in [*notes, *surprises(answered, cfg)]:
         log.warning("%s", note)
@@ -41,6 +47,13 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     if not answered:
         raise ImageError(f"none of {len(samples)} images could be read: {unreadable[0]}")
     return answered
+
+
+def _ask_person(cfg: DictConfig, folder: Path, answered: list[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+    if assembly.asks_mllm(cfg):
+        return []
+    title, support = Path(cfg.image).expanduser().name, assembly.open_dataset(cfg).split.support
+    return write_page(cfg, folder, assembly.open_knowledge(cfg), answered, title=title, pictures=pictures, support=support)
 
 
 def _asked_for(path: Path) -> list[Sample]:

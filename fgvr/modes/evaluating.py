@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,20 @@ import numpy as np
 from omegaconf import DictConfig
 
 from fgvr import assembly, planning
-from fgvr.agents.online import Lesson, OnlineRetrieval
+from fgvr.agents.online import OnlineRetrieval, OnlineUpdate
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
-from fgvr.data.leaks import Overlap, guard
+from fgvr.data.leaks import OnOverlap, Overlap
 from fgvr.errors import DatasetError
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
@@ -50,18 +52,24 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
             return reports.load(folder)
         if build is assembly.build_evaluated:
             assembly.check_trigger(cfg)
+        listed, policy = len(dataset.split.test), _on_overlap(cfg)
+        overlaps = leaks.split_overlaps(dataset.split, assembly.perceptual_hash(cfg))
+        dataset = _apart(dataset, overlaps, policy)
         tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.to_dict(cfg))
         with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
             with recorded_memory(cfg, folder):
                 base = assembly.open_knowledge(cfg, dataset)
                 made_with(base, inputs, folder, file)
-                overlaps = _overlaps(cfg, base, dataset)
+                foreign = _foreign_overlaps(base, dataset)
+                dataset, overlaps = _apart(dataset, foreign, policy), [*overlaps, *foreign]
                 recognizer = build(cfg, base)
                 stages = assembly.stages_of_recognition(cfg) if build is assembly.build_evaluated else []
                 with assembly.looking_ahead(cfg, *stages):
                     predictions = _recognise(cfg, file, dataset, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
-            notes = _notes(cfg, base, dataset, recognizer, overlaps)
+            leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
+            asked = _ask_person(cfg, folder, base, dataset, predictions)
+            notes = (*leaked, *asked, *_notes(cfg, base, dataset, recognizer))
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             reports.write(report, folder)
@@ -101,8 +109,8 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
     with RunFile(folder / LESSONS) as journal:
         known = list(takewhile(lambda row: row["image"] in answered, journal.done()))
         journal.keep(len(known))
-        recognizer.fast.learned.apply(Lesson.from_row(row) for row in known)
-        recognizer.fast.journal = lambda lessons: journal.append(lesson.to_row() for lesson in lessons)
+        recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
+        recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
         yield
 
 
@@ -114,17 +122,25 @@ def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer:
     return position[rows[-1]["image"]] // recognizer.batch_size + 1
 
 
-def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
-    """Content hash -> where it was used, for every image the base or the calibration has met."""
-    used = {support.sha256: f"knowledge base: {support.key}" for support in base.support}
-    return used | {sample.sha256: f"calibration: {sample.key}" for sample in dataset.split.calibration}
+def _on_overlap(cfg: DictConfig) -> OnOverlap:
+    """`evaluation.on_overlap`, or what its former name `evaluation.allow_overlap` means."""
+    former = cfg.evaluation.allow_overlap
+    return cfg.evaluation.on_overlap if former is None else "allow" if former else "error"
 
 
-def _overlaps(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
-    """Test images that the base or the calibration has met; refused unless allowed."""
-    used = (*dataset.split.support, *dataset.split.calibration)
-    forbidden, hashes = _forbidden(base, dataset), assembly.perceptual_hash(cfg)
-    return guard(dataset.split.test, forbidden, allow=cfg.evaluation.allow_overlap, used=used, hashes=hashes)
+def _apart(dataset: Dataset, overlaps: Sequence[Overlap], policy: OnOverlap) -> Dataset:
+    """The dataset without the test images that `policy` leaves out, which is said."""
+    split = leaks.enforce(dataset.split, overlaps, policy)
+    for overlap in overlaps:
+        log.log(logging.INFO if policy == "drop" else logging.WARNING, "test image %s", overlap)
+    return replace(dataset, split=split)
+
+
+def _foreign_overlaps(base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
+    """Test images that are images of a base made from another dataset; of those only the content is known."""
+    own = {sample.sha256 for sample in dataset.split.support}
+    foreign = {support.sha256: f"knowledge base: {support.key}" for support in base.support if support.sha256 not in own}
+    return leaks.exact_overlaps(dataset.split.test, foreign)
 
 
 def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
@@ -134,14 +150,18 @@ def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
     return [f"{absent} images of the base are not in this dataset: only exact copies of them are known"] if absent else []
 
 
-def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: Recognizer, overlaps: Sequence[Overlap]) -> tuple[str, ...]:
-    """What a reader must know before any number: leaks first, then the models' own limits."""
-    leaked = [leaks.note(len(overlaps), len(dataset.split.test))] if overlaps else []
+def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: Recognizer) -> tuple[str, ...]:
+    """What a reader must know before any number, after the leaks: the models' own limits, and the dataset's."""
     known = [cfg.models.notice] if cfg.models.notice else []
     if published := cfg.get("published"):  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*leaked, *known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
+    return (*known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
+
+
+def _ask_person(cfg: DictConfig, folder: Path, base: KnowledgeBase, dataset: Dataset, predictions: Sequence[Prediction]) -> list[str]:
+    pictures = {sample.key: sample.image for sample in dataset.split.test}
+    return write_page(cfg, folder, base, predictions, title=dataset.world, pictures=pictures, support=dataset.split.support)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
@@ -185,7 +205,7 @@ def _report(
             ),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
-        memory=None if recorded is None else course(recorded),
+        memory=None if recorded is None else memory_history(recorded),
         peak_host_bytes=max((sample.rss for sample in recorded.samples), default=None) if recorded is not None else None,
         slow_right=slow_right,
         decode_wait=tracker.decode_wait,

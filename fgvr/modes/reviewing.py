@@ -111,8 +111,9 @@ def _leaked(run: Path) -> list[str]:
     """What a report of the recorded run must say before any number: who replays it looks at no image."""
     if (run / reports.FILE).exists():
         return leaks.told(reports.load(run).notes)
-    allowed = OmegaConf.select(OmegaConf.load(run / CONFIG), "evaluation.allow_overlap")
-    return ["test images may have helped to build what is tested: the recorded run allowed it, and did not finish"] if allowed else []
+    recorded = OmegaConf.load(run / CONFIG)
+    allowed = OmegaConf.select(recorded, "evaluation.allow_overlap") or OmegaConf.select(recorded, "evaluation.on_overlap") == "allow"
+    return ["test images may resemble the base's own: the recorded run allowed it, and did not finish"] if allowed else []
 
 
 def _base_of(file: Path) -> KnowledgeBase:

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr import assembly, planning
 from fgvr.data.datasets import Dataset
-from fgvr.evaluation import memory_picture
+from fgvr.evaluation import memory_picture, review_page
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
@@ -81,14 +81,14 @@ def _empty(folder: Path) -> None:
 def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
     """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
     pool, file = assembly.shared_pool(cfg), folder / timeline.FILE
-    runtime = cfg.runtime
-    recording = watch(pool).record(file, policy=runtime.policy, max_models=runtime.max_models, reserve=runtime.reserve)
+    mine = False
     try:
-        with recording:
+        with watch(pool).record(file) as recorder:
+            mine = recorder.mine
             yield
     finally:
-        if recording.mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(course(timeline.read(file))))
+        if mine:
+            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
 def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:
@@ -128,7 +128,7 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    for name in (reports.FILE, reports.PAGE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
+    for name in (reports.FILE, reports.PAGE, review_page.FILE, review_page.PAGE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
 
 

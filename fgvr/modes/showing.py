@@ -20,7 +20,8 @@ from fgvr.modes import comparing_baselines
 from fgvr.modes.checking import Checkup, MemoryAnswer
 from fgvr.modes.comparing_baselines import Baselines
 from fgvr.modes.discovering import NAMES, Discovery
-from fgvr.store.upkeep import Upkeep
+from fgvr.modes.review import Reviewed
+from fgvr.store.cache_maintenance import MaintenanceReport
 from fgvr.types import MemoryPlan, Report
 from fgvr.utils.logging import stdout_console
 
@@ -48,7 +49,7 @@ def _as_json(result: Any) -> Any:
         return asdict(result)
     if isinstance(result, MemoryAnswer):
         return {"action": result.action, "server": result.server} | memory_console.as_json(result.found)
-    if isinstance(result, Upkeep):
+    if isinstance(result, MaintenanceReport):
         return result.as_json()
     if isinstance(result, MemoryPlan):
         return planning.as_record(result)
@@ -56,6 +57,8 @@ def _as_json(result: Any) -> Any:
         return comparing.to_json(result)
     if isinstance(result, Baselines):
         return comparing_baselines.as_json(result)
+    if isinstance(result, Reviewed):
+        return result.as_json()
     if isinstance(result, Discovery):
         return json.loads((result.path / NAMES).read_text())
     return [to_row(prediction) for prediction in result]
@@ -72,12 +75,14 @@ def _as_text(result: Any) -> list[Any]:
         return [findings_table(result.findings)]
     if isinstance(result, MemoryAnswer):
         return memory_console.tables(result.found, result.server)
-    if isinstance(result, MemoryPlan | Upkeep):
+    if isinstance(result, MemoryPlan | MaintenanceReport):
         return [str(result)]
     if isinstance(result, comparing.Comparison):
         return comparing.tables(result)
     if isinstance(result, Baselines):
         return comparing_baselines.tables(result)
+    if isinstance(result, Reviewed):
+        return result.as_text()
     if isinstance(result, Discovery):
         lines = (
             f"classify others with it: mode=classify image=... knowledge.path={result.base.path}",

@@ -1,0 +1,207 @@
+"""A person as System 2: the page of doubtful images that a run leaves, and mode=review, which reads the answers. No model is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import RenderableType
+from rich.text import Text
+
+from fgvr import assembly
+from fgvr.agents import person
+from fgvr.data import learned
+from fgvr.errors import DatasetError, FgvrError, StoreError
+from fgvr.evaluation import answers as answer_files
+from fgvr.evaluation import classify_report, records, review_page
+from fgvr.evaluation import report as reports
+from fgvr.evaluation.review_figures import ReviewFigures
+from fgvr.evaluation.review_page import Review
+from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_rows
+from fgvr.types import UNKNOWN, Prediction, Report, Sample
+from fgvr.utils.files import atomic_write, read_json
+from fgvr.utils.text import printable
+
+if TYPE_CHECKING:
+    from fgvr.utils.images import ImageSource
+
+log = logging.getLogger(__name__)
+
+
+# --- the page that a run leaves ----------------------------------------------------------------------------------------------
+
+
+def write_page(
+    cfg: DictConfig,
+    folder: Path,
+    base: KnowledgeBase,
+    predictions: Sequence[Prediction],
+    *,
+    title: str,
+    pictures: Mapping[str, ImageSource],
+    support: Sequence[Sample],
+) -> list[str]:
+    """`review.html` in a run's folder, where System 2 is a person; what is to be done with it. `support`: the base's images."""
+    if cfg.slow.decoder != "person":
+        return []
+    doubtful = person.waiting(predictions)
+    review = Review.of(doubtful, {record.id: record.name for record in base.classes}, base.path)
+    known: dict[str, list[ImageSource]] = {}
+    for sample in support:
+        known.setdefault(str(sample.label), []).append(sample.image)
+    candidates = review_page.CANDIDATES if cfg.slow.candidates == "all" else cfg.slow.candidates
+    review_page.write(review, doubtful, folder, title=title, candidates=candidates, pictures=pictures, known=known)
+    if not doubtful:
+        return [f"a person need look at none of {len(predictions):,} images"]
+    return [
+        f"{len(doubtful):,} of {len(predictions):,} images wait for a person: open {folder / review_page.PAGE} in a browser, then write "
+        "mode=review answers=answers.csv"
+    ]
+
+
+# --- the answers -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reviewed:
+    """A run with a person's answers, and what was learned from them."""
+
+    figures: ReviewFigures
+    predictions: Sequence[Prediction]
+    run: Path  # that was reviewed
+    path: Path  # predictions.jsonl, report.html
+    report: Report | None  # None where no label is known
+    learned: Path | None = None  # the photographs that joined the support images
+    base: KnowledgeBase | None = None  # built with them
+
+    def as_json(self) -> dict[str, Any]:
+        report = {} if self.report is None else read_json(self.report.path / reports.FILE)
+        return report | {
+            "review": self.figures.to_json(),
+            "run": str(self.run),
+            "path": str(self.path),
+            "learned": None if self.learned is None else str(self.learned),
+            "knowledge_base": None if self.base is None else str(self.base.path),
+        }
+
+    def as_text(self) -> list[RenderableType]:
+        lines = [f"{self.path}/{reports.PAGE}"]
+        if self.learned is not None and self.base is not None:
+            lines += [
+                f"learned: another knowledge base with {len(self.base.support):,} support images at {self.base.path}; the former one stays",
+                f"use it: write knowledge.learned={self.learned} beside the words of the former command",
+            ]
+        return [self.figures.table(f"review of {self.run}"), *(Text(line, overflow="fold") for line in lines)]
+
+
+def review(cfg: DictConfig) -> Reviewed:
+    """Settle what a person has answered, score it where labels exist, and learn from it where that is wished."""
+    file = Path(str(cfg.answers)).expanduser()
+    run = _run(cfg, file)
+    asked = review_page.read(run)
+    answers = answer_files.read(file, asked)
+    before = records.read(run / PREDICTIONS, asked.classes)
+    if Review.of(person.waiting(before), asked.classes, asked.base).run != asked.run:
+        raise StoreError(f"{run / PREDICTIONS} has changed since the page was written; make the run again, then open its new review.html")
+    merged = _with_run(cfg, run, file)
+    with run_folder(merged, mode="review") as folder:
+        settled = [records.as_recorded(p) for p in person.settle(before, answers, asked.classes)]
+        write_rows(folder, map(records.to_row, settled))
+        figures = ReviewFigures.of(settled, before)
+        scored = _report(merged, run, folder, settled, figures, asked)
+        learned, taught = _learn(merged, folder, settled) if cfg.review.learn else (None, None)
+    return Reviewed(figures, settled, run, folder, scored, learned, taught)
+
+
+def _run(cfg: DictConfig, file: Path) -> Path:
+    """The folder of the run that the answers are of: as given, or by the name that they carry."""
+    if cfg.review.run is not None:
+        folder = Path(str(cfg.review.run)).expanduser()
+        if not folder.is_dir():
+            raise StoreError(f"{folder} is no folder; review.run takes the folder of a run, the one that holds {review_page.PAGE}")
+        return folder
+    wanted, home = answer_files.run_of(file), assembly.home(cfg)
+    pages = [page for pattern in ("runs/*/*", "sweeps/*/*") for page in sorted(home.glob(f"{pattern}/{review_page.FILE}"))]
+    for page in pages:
+        if f'"{wanted}"' in page.read_text(encoding="utf-8")[:200] and review_page.read(page.parent).run == wanted:
+            return page.parent
+    raise StoreError(
+        f"{file} holds answers of the run {wanted}, and none of the {len(pages)} reviews in {home} is that one; name its folder: "
+        "review.run=FOLDER (or its home: paths.home=FOLDER)"
+    )
+
+
+def _with_run(cfg: DictConfig, run: Path, file: Path) -> DictConfig:
+    """The run's own configuration, for this mode, place and machine."""
+    if not (run / CONFIG).exists():
+        raise StoreError(f"no {CONFIG} in {run}: a review needs the whole folder of a run")
+    merged: DictConfig = OmegaConf.load(run / CONFIG)  # type: ignore[assignment]
+    for key in ("paths", "logging", "run", "store", "runtime"):
+        OmegaConf.update(merged, key, cfg[key], merge=False)
+    source = "image" if merged.mode == "classify" else "dataset"
+    asked = {"mode": "review", "answers": str(file), "review": {**cfg.review, "run": str(run), "of": source}}
+    return OmegaConf.merge(merged, asked)  # type: ignore[return-value]
+
+
+def _report(
+    cfg: DictConfig, run: Path, folder: Path, settled: Sequence[Prediction], figures: ReviewFigures, asked: Review
+) -> reports.RunReport | None:
+    """report.html and, where labels are known, report.json."""
+    notes = [*figures.sentences(), f"review of {run}"]
+    if not any(p.label is not None for p in settled):
+        page = classify_report.render(settled, _pictures(cfg, settled), notes)
+        atomic_write(folder / reports.PAGE, printable(page))
+        return None
+    former = reports.load(run).notes if (run / reports.FILE).exists() else ()
+    dataset = assembly.open_dataset(cfg)
+    report = reports.make_report(
+        settled,
+        classes=asked.classes,
+        dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
+        trigger=assembly.trigger_name(cfg),
+        notes=(*notes, *(note for note in former if review_page.PAGE not in note)),
+        model_loads={"mllm": 0, "encoder": 0, "joint": 0},
+        path=folder,
+        config=assembly.to_dict(cfg),
+        pictures=_pictures(cfg, settled),
+        measure=tuple(cfg.evaluation.protocols),
+        review=figures.to_json(),
+    )
+    reports.write(report, folder)
+    return report
+
+
+def _pictures(cfg: DictConfig, predictions: Sequence[Prediction]) -> dict[str, ImageSource]:
+    """Where each image of the run lies."""
+    if cfg.review.of == "image":
+        root = Path(str(cfg.image)).expanduser()
+        return {p.image: root / p.image if root.is_dir() else root for p in predictions}
+    return {sample.key: sample.image for sample in assembly.open_dataset(cfg).split.test}
+
+
+def _learn(cfg: DictConfig, folder: Path, settled: Sequence[Prediction]) -> tuple[Path, KnowledgeBase] | tuple[None, None]:
+    """A base with the named photographs among its support images; the former one stays. None where none was named."""
+    pictures = _pictures(cfg, settled)
+    named = [p for p in settled if p.by == "person" and p.category != UNKNOWN]
+    if not named:
+        log.warning("nothing to learn: no image was given a class")
+        return None, None
+    absent = [p.image for p in named if not isinstance(pictures.get(p.image), Path)]
+    if absent:
+        raise DatasetError(f"{absent[0]}, which a person has named, is not in the images of the run any more; put it back, then learn")
+    before = [] if cfg.knowledge.learned is None else learned.read(Path(cfg.knowledge.learned).expanduser())
+    samples = {sample.sha256: sample for sample in before}
+    samples |= {p.sha256: Sample(pictures[p.image], p.image, p.category, p.sha256) for p in named}  # the latest word stands
+    name = assembly.open_dataset(cfg).name
+    table = learned.write(assembly.home(cfg) / "learned", name, list(samples.values()))
+    cfg = OmegaConf.merge(cfg, {"knowledge": {"learned": str(table), "path": None, "build": "missing"}})  # type: ignore[assignment]
+    try:
+        with recorded_memory(cfg, folder):
+            return table, assembly.open_knowledge(cfg, assembly.open_dataset(cfg), building=True)
+    except FgvrError as error:
+        raise type(error)(f"{error} (the answers are settled in {folder}; nothing was learned)") from error
