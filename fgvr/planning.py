@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,9 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from fgvr import keys
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
-from fgvr.runtime.devices import pick_device
+from fgvr.runtime.devices import device_class, pick_device
 from fgvr.runtime.devices.base import held_by_others
-from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
 from fgvr.types import ROLES, MemoryPlan, ModelSpec
@@ -36,9 +34,9 @@ def plan(cfg: DictConfig) -> MemoryPlan:
     keys.check({"runtime": runtime})
     allocator.check(runtime["allocator"])
     reserve = as_bytes(runtime["reserve"])
-    specs = [spec(cfg, role) for role in roles(cfg, used(cfg))]
+    specs = [spec(cfg, role) for role in used(cfg)]
     device, budget = _device_and_budget(cfg)
-    optional = [spec(cfg, role) for role in roles(cfg, optional_roles(cfg))]
+    optional = [spec(cfg, role) for role in optional_roles(cfg)]
     return plan_memory(specs, budget, reserve=reserve, device=device, optional=optional)
 
 
@@ -50,11 +48,6 @@ def used(cfg: DictConfig) -> tuple[str, ...]:
 def optional_roles(cfg: DictConfig) -> tuple[str, ...]:
     """Which only a lease of their own brings in."""
     return tuple(role for role in ROLES if role not in used(cfg) and cfg.models[role].loader != "none")
-
-
-def roles(cfg: DictConfig, among: Sequence[str]) -> list[str]:
-    """Which of these models live in this process."""
-    return [role for role in among if cfg.models[role].loader in LOADERS]
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
@@ -71,15 +64,9 @@ def _device_and_budget(cfg: DictConfig) -> tuple[str, int]:
     """The device is only asked (and torch, on a GPU machine, only imported) when the budget depends on its size."""
     asked, name = cfg.runtime.budget, str(cfg.runtime.device)
     if isinstance(asked, str) and (size := parse_bytes(asked)):
-        return _name(name), size
+        return (name if name != "auto" else device_class(name).name), size
     device = pick_device(name)
     return device.name, parse_budget(asked, device.total, held=held_by_others(device) if asked == "auto" else 0)
-
-
-def _name(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda:0" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
 # --- shown -------------------------------------------------------------------------------------------------------------------

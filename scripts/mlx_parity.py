@@ -22,7 +22,7 @@ import fgvr
 from fgvr.agents import prompts
 from fgvr.assembly import open_dataset, shared_pool, spec
 from fgvr.data.pictures import open_picture
-from fgvr.runtime.devices.mlx import MLX
+from fgvr.runtime.devices.mlx_memory import MLX
 
 NATS = 1e-3
 

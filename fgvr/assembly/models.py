@@ -20,7 +20,7 @@ from fgvr.evaluation import protocols
 from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
-from fgvr.runtime.devices import kind_of, pick_device
+from fgvr.runtime.devices import device_class, pick_device
 from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
@@ -53,7 +53,7 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
             return pool
         pool.refuse_other_allocator(runtime["allocator"])  # before glibc is told
     keys.check({"runtime": runtime})  # a notebook may have changed what was checked
-    allocator.apply(kind_of(runtime["device"]), runtime["allocator"])  # before anything imports torch
+    allocator.apply(device_class(runtime["device"]).allocator, runtime["allocator"])  # before anything imports torch
     device = pick_device(runtime["device"])
     settings = PoolSettings.of(runtime, device)
     pool = pools.shared(lambda: ModelPool(device, settings))

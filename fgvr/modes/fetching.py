@@ -65,7 +65,7 @@ def _dataset(cfg: DictConfig) -> Iterator[tuple[Download, Callable[[], object]]]
 def _models(cfg: DictConfig) -> Iterator[tuple[Download, Callable[[], object]]]:
     from fgvr.fetch.models import fetch_model, hub_repository, plan_model
 
-    for role in planning.roles(cfg, planning.used(cfg)):
+    for role in planning.used(cfg):
         spec = assembly.spec(cfg, role)
         if (repository := hub_repository(spec)) is not None and (download := plan_model(spec, repository)) is not None:
             yield download, lambda spec=spec, repository=repository: fetch_model(spec, repository)
