@@ -38,8 +38,8 @@ def classify(cfg: DictConfig) -> Sequence[Prediction]:
             file.append(to_row(prediction) for prediction in predictions)
         answered = Recorded(file.done(), recognizer.names, folder=folder)
         notes = [cfg.models.notice] if cfg.models.notice else []
-        prediction_table.write(folder, answered)
         notes += _ask_person(cfg, folder, answered, {s.key: s.image for s in samples})
+        prediction_table.write(folder, answered)
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     for note in [*notes, *surprises(answered, cfg)]:
         log.warning("%s", note)

@@ -129,8 +129,8 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    beside = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
-    for name in (*beside, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
+    written = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
+    for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
 
 

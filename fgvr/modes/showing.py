@@ -20,6 +20,7 @@ from fgvr.modes import comparing_baselines
 from fgvr.modes.checking import Checkup, MemoryAnswer
 from fgvr.modes.comparing_baselines import Baselines
 from fgvr.modes.discovering import NAMES, Discovery
+from fgvr.modes.fetching import Fetched
 from fgvr.modes.review import Reviewed
 from fgvr.store.cache_maintenance import MaintenanceReport
 from fgvr.types import MemoryPlan, Report
@@ -57,7 +58,7 @@ def _as_json(result: Any) -> Any:
         return comparing.to_json(result)
     if isinstance(result, Baselines):
         return comparing_baselines.as_json(result)
-    if isinstance(result, Reviewed):
+    if isinstance(result, Reviewed | Fetched):
         return result.as_json()
     if isinstance(result, Discovery):
         return json.loads((result.path / NAMES).read_text())
@@ -81,7 +82,7 @@ def _as_text(result: Any) -> list[Any]:
         return comparing.tables(result)
     if isinstance(result, Baselines):
         return comparing_baselines.tables(result)
-    if isinstance(result, Reviewed):
+    if isinstance(result, Reviewed | Fetched):
         return result.as_text()
     if isinstance(result, Discovery):
         lines = (

@@ -257,11 +257,16 @@ class Prediction:
         return None if self.label is None else self.category == self.label
 
     @property
+    def unsure(self) -> bool:
+        """Whether the trigger doubts System 1's answer and nobody has looked again: no System 2, or a person who has not answered yet."""
+        return self.decision.escalate and self.by == "fast" and self.slow is None
+
+    @property
     def answer(self) -> str:
-        """For people: the class's name, or that there is no answer and why."""
+        """For people: the class's name, that it is unsure, or that there is no answer and why."""
         held = self.abstention
         if held is None or not held.withheld:
-            return self.name
+            return f"{self.name} (unsure)" if self.unsure else self.name
         return f"no answer: certainty {held.score:.2f} is below {held.threshold:.2f} (best guess: {self.name})"
 
     def ranked(self, most: int | None = None) -> list[tuple[str, float]]:
@@ -280,7 +285,7 @@ class Prediction:
             "class_id": self.category,
             "confidence": float(self.confidence),
             "by": self.by,
-            "unsure": held.withheld if held is not None else self.decision.escalate and self.slow is None,
+            "unsure": held.withheld if held is not None else self.unsure,
             "label": None if self.label is None else self.names.get(self.label, self.label),
             "correct": self.correct,
             "top": [{"class": name, "probability": float(probability)} for name, probability in self.ranked(5)],
@@ -313,7 +318,7 @@ def _prediction_html(prediction: Prediction) -> str:
     columns = ["class", "P", "image", "text", "name", "joint", *(["slow"] if slow else [])]
     sign = "&lt;" if decision.score < decision.threshold else "&ge;"
     terms = ", ".join(f"{escape(name)} {value:.3f}" for name, value in decision.terms.items())
-    asked = "thought slowly" if decision.escalate else "answered fast"
+    asked = "unsure" if prediction.unsure else "thought slowly" if decision.escalate else "answered fast"
     why = f"{asked}: score {decision.score:.3f} {sign} {decision.threshold:.3f}" + (f" ({terms})" if terms else "")
     parts = [f"<div>{escape(prediction.image)}: {head}</div>", html_table(columns, rows), f"<div>{why}</div>"]
     if slow:

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import psutil
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 from fgvr.utils.logging import stderr_console
@@ -63,6 +73,22 @@ def _told(iterable: Iterable[T], description: str, total: int | None, weigh: Cal
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
         count = f"{done:,} of {total:,}" if total else f"{done:,}"
         log.info("%s: %s (%.1f/s%s, %s)", description, count, rate, left, format_bytes(psutil.Process().memory_info().rss))
+
+
+def track_bytes(chunks: Iterable[bytes], description: str, total: int | None, *, done: int = 0) -> Iterator[bytes]:
+    """The same chunks, with a bar of megabytes. `total`: of the whole; None = unknown; `done`: of it before the first chunk."""
+    console = stderr_console()
+    if not _wanted(console.is_terminal):
+        yield from track(
+            chunks, f"{description}, MB", None if total is None else total >> 20, show=None, weigh=lambda chunk: len(chunk) >> 20
+        )
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+        for chunk in chunks:
+            yield chunk
+            progress.advance(task, len(chunk))
 
 
 def _wanted(terminal: bool) -> bool:
