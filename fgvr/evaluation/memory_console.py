@@ -40,7 +40,10 @@ def tables(found: Found, server: str | None = None) -> list[RenderableType]:
     """`server`: whose figures these are; None: of this machine."""
     whose = Text(f"server: {server}" if server else _NO_SERVER)
     match found:
-        case Stats() | Pressure():
+        case Stats():
+            in_use = {"in use of the budget": f"{found.formatted_usage} of {found.formatted_limit}"}
+            return [_facts(in_use | {part.name: getattr(found, part.name) for part in fields(found)}), whose]
+        case Pressure():
             return [_facts({part.name: getattr(found, part.name) for part in fields(found)}), whose]
         case SystemAnswer():
             facts = {part.name: getattr(found, part.name) for part in fields(found) if part.name not in ("devices", "processes")}
