@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-
-from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report
 from fgvr.evaluation import report as reports
+from fgvr.evaluation.console import prediction_tables
 from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.runs import rows_anew, run_folder, surprises
+from fgvr.modes.showing import to_json, to_text
+from fgvr.session import Session
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
@@ -22,18 +23,19 @@ from fgvr.utils.text import printable
 log = logging.getLogger(__name__)
 
 
-def classify(cfg: DictConfig) -> list[Prediction]:
+def classify(session: Session) -> list[Prediction]:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
-    samples = _asked_for(Path(cfg.image).expanduser())
-    recognizer = assembly.build_recognizer(cfg)
+    config = session.config
+    samples = _asked_for(Path(config.image).expanduser())
+    recognizer = session.recognizer_of_pictures()
     unreadable: list[ImageError] = []
-    with run_folder(cfg) as folder, rows_anew(folder) as file:
+    with run_folder(session) as folder, rows_anew(folder) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))
-        notes = [cfg.models.notice] if cfg.models.notice else []
+        notes = [config.models.notice] if config.models.notice else []
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
-    for note in [*notes, *surprises(answered, cfg)]:
+    for note in [*notes, *surprises(answered, config)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:
@@ -54,3 +56,11 @@ def _asked_for(path: Path) -> list[Sample]:
     if not path.exists():
         raise ImageError(f"{path} does not exist; image= takes an image or a folder of images")
     return [Sample(path, key=str(path))]
+
+
+@to_json.register(list)
+def _(result: list[Prediction]) -> list[Any]:
+    return [to_row(prediction) for prediction in result]
+
+
+to_text.register(list, prediction_tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from fgvr import assembly, planning
+from fgvr import planning
 from fgvr.agents.online import Lesson, OnlineRetrieval
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
@@ -27,8 +27,10 @@ from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_ro
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
+from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
+from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import Prediction, Report, Sample
 from fgvr.utils.progress import track
@@ -39,38 +41,37 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_evaluated) -> Report:
-    """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
-    cfg = assembly.resolve(cfg)
-    with run_folder(cfg) as folder:
-        dataset = assembly.open_dataset(cfg)
-        inputs = inputs_of(cfg, dataset)
+def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = None) -> Report:
+    """Recognise the test images and score them. Killed at any point, the same command goes on where it was.
+
+    Args: build: another recognizer than the session's own, which asks no MLLM.
+    """
+    cfg = session.config
+    with run_folder(session) as folder:
+        inputs = inputs_of(session)
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
-        if build is assembly.build_evaluated:
-            assembly.check_trigger(cfg)
-        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.to_dict(cfg))
+        session.check_trigger()
+        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", cfg.to_dict())
         with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
-            with recorded_memory(cfg, folder):
-                base = assembly.open_knowledge(cfg, dataset)
-                made_with(base, inputs, folder, file)
-                overlaps = _overlaps(cfg, base, dataset)
-                recognizer = build(cfg, base)
-                stages = assembly.stages_of_recognition(cfg) if build is assembly.build_evaluated else []
-                with assembly.looking_ahead(cfg, *stages):
-                    predictions = _recognise(cfg, file, dataset, recognizer, tracker)
+            with recorded_memory(session, folder):
+                made_with(session.knowledge, inputs, folder, file)
+                overlaps = _overlaps(session)
+                recognizer = build(session) if build else session.recognizer
+                with session.looking_ahead(*([] if build else session.stages)):
+                    predictions = _recognise(session, file, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
-            notes = _notes(cfg, base, dataset, recognizer, overlaps)
-            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
+            notes = _notes(session, recognizer, overlaps)
+            report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             reports.write(report, folder)
         return report
 
 
-def _recognise(cfg: DictConfig, file: RunFile, dataset: Dataset, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
+def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
     """All predictions, those of an earlier, interrupted run included; they stay in the run's file."""
-    oracle = assembly.policy(cfg)
+    oracle, dataset = session.policy, session.dataset
     samples = dataset.split.test
     if not samples:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
@@ -120,11 +121,11 @@ def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
     return used | {sample.sha256: f"calibration: {sample.key}" for sample in dataset.split.calibration}
 
 
-def _overlaps(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
+def _overlaps(session: Session) -> list[Overlap]:
     """Test images that the base or the calibration has met; refused unless allowed."""
-    used = (*dataset.split.support, *dataset.split.calibration)
-    forbidden, hashes = _forbidden(base, dataset), assembly.perceptual_hash(cfg)
-    return guard(dataset.split.test, forbidden, allow=cfg.evaluation.allow_overlap, used=used, hashes=hashes)
+    split, allow = session.dataset.split, session.config.evaluation.allow_overlap
+    forbidden = _forbidden(session.knowledge, session.dataset)
+    return guard(split.test, forbidden, allow=allow, used=(*split.support, *split.calibration), hashes=session.perceptual_hash)
 
 
 def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
@@ -134,14 +135,15 @@ def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
     return [f"{absent} images of the base are not in this dataset: only exact copies of them are known"] if absent else []
 
 
-def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: Recognizer, overlaps: Sequence[Overlap]) -> tuple[str, ...]:
+def _notes(session: Session, recognizer: Recognizer, overlaps: Sequence[Overlap]) -> tuple[str, ...]:
     """What a reader must know before any number: leaks first, then the models' own limits."""
+    cfg, dataset = session.config, session.dataset
     leaked = [leaks.note(len(overlaps), len(dataset.split.test))] if overlaps else []
     known = [cfg.models.notice] if cfg.models.notice else []
-    if published := cfg.get("published"):  # an experiment=... of the literature
+    if published := cfg.published:  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*leaked, *known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
+    return (*leaked, *known, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
@@ -153,36 +155,32 @@ def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np
 
 
 def _report(
-    cfg: DictConfig,
+    session: Session,
     folder: Path,
-    base: KnowledgeBase,
-    dataset: Dataset,
     predictions: Sequence[Prediction],
     *,
     notes: Sequence[str],
     slow_right: np.ndarray | None,
     tracker: Tracker,
 ) -> reports.RunReport:
-    pool = assembly.shared_pool(cfg)
+    cfg, dataset, base, pool = session.config, session.dataset, session.knowledge, session.pool
     recorded = timeline.read(folder / timeline.FILE) if (folder / timeline.FILE).exists() else None
     return reports.make_report(
         predictions,
         classes={category.id: category.name for category in dataset.catalog.categories},
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=assembly.trigger_name(cfg),
+        trigger=cfg.trigger_name,
         notes=(*notes, *surprises(predictions, cfg)),
         model_loads=pool.loads,
         peak_device_bytes=pool.peak_bytes,
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
-        config=assembly.to_dict(cfg),
+        config=cfg.to_dict(),
         pictures={sample.key: sample.image for sample in dataset.split.test},
         known=_known(dataset.split.support),
         provenance={
             **provenance(),
-            "models": ", ".join(
-                f"{one.role} {one.source} {one.dtype}" for one in (assembly.spec(cfg, role) for role in planning.used(cfg))
-            ),
+            "models": ", ".join(f"{one.role} {one.source} {one.dtype}" for one in (session.specs[role] for role in planning.used(cfg))),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
         memory=None if recorded is None else course(recorded),
@@ -191,7 +189,7 @@ def _report(
         decode_wait=tracker.decode_wait,
         cache_hits=tracker.cache_hits,
         measure=tuple(cfg.evaluation.protocols),
-        sentences=assembly.sentences(cfg),
+        sentences=session.sentences,
     )
 
 
@@ -202,3 +200,13 @@ def _known(support: Sequence[Sample]) -> dict[str, list[ImageSource]]:
         if sample.label is not None:
             known.setdefault(sample.label, []).append(sample.image)
     return known
+
+
+@to_json.register
+def _(result: Report) -> Any:
+    return json.loads((result.path / reports.FILE).read_text())
+
+
+@to_text.register
+def _(result: Report) -> list[Any]:
+    return [reports.terminal(result)]

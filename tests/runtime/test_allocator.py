@@ -156,8 +156,8 @@ def test_settings_come_before_torch(python) -> None:
     """The whole way: configuration, pool; torch is not imported yet."""
     code = (
         "import os, sys; from fgvr.runtime import devices; devices._nvidia = lambda: True;"
-        "import fgvr.assembly as a; from fgvr.assembly import models; models.kind_of = lambda name: 'cuda';"
-        "pool = fgvr.shared_pool(a.load_config('runtime.device=simulated:1GiB', 'runtime.allocator.max_split_size_mb=64'));"
+        "from fgvr.session import resources; resources.kind_of = lambda name: 'cuda';"
+        "pool = fgvr.shared_pool(fgvr.load_config('runtime.device=simulated:1GiB', 'runtime.allocator.max_split_size_mb=64'));"
         "print(os.environ['PYTORCH_ALLOC_CONF'], 'torch' in sys.modules, 'mlx.core' in sys.modules)"
     )
     answer = python("-c", "import fgvr; " + code)

@@ -1,7 +1,7 @@
 """What a server says of the models it lends, as values of the configuration (`${served:name_prompts,true}` in `models=remote`).
 
-A value is asked for when it is first read, and only where a server is named; an engine that is not ours has nothing to say, and the
-given value holds. One that is away is waited for: a configuration must not depend on the moment.
+Only where a server is named, and not by `mode=plan`, which needs none of these values. An engine that is not ours has nothing to say, and
+the given value holds. One that is away is waited for: a configuration must not depend on the moment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def register() -> None:
 
 def _served(key: str, otherwise: Any, *, _root_: DictConfig) -> Any:
     url = OmegaConf.select(_root_, "server.url")
-    return otherwise if url is None else bundle(str(url)).get(key, otherwise)
+    return otherwise if url is None or _root_.mode == "plan" else bundle(str(url)).get(key, otherwise)
 
 
 @lru_cache(maxsize=16)

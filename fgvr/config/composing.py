@@ -1,0 +1,98 @@
+"""Words -> configuration, by Hydra. The only place that reads the tree of configurations."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fgvr.config import served
+from fgvr.config.configuration import Config
+from fgvr.config.overrides import explain, tidy
+from fgvr.errors import ConfigError, FgvrError
+from fgvr.utils.paths import config_dir
+
+served.register()  # before any configuration is read
+
+_COMPOSING = threading.RLock()
+
+
+def load_config(*overrides: str) -> Config:
+    """The configuration of a command, e.g. `load_config("dataset=birds", "trigger=never")`; the same words as on the command line.
+
+    Raises:
+        ConfigError: names the valid choices, the nearest keys, or a line for each wrong value.
+        RemoteError: of `models=remote`, when its server does not answer.
+    """
+    try:
+        return resolved(composed(tidy(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, overrides) from error
+
+
+def composed(words: Sequence[str], tree: Path | None = None) -> DictConfig:
+    """The configuration of `tidy` words, its references not resolved. Any thread may ask, and so may a program that uses Hydra itself.
+
+    Hydra keeps its state in globals: what the program around us has put there is there again afterwards.
+    """
+    with _COMPOSING:
+        hydra, version = GlobalHydra.instance(), VersionBase.instance()
+        around, base, job = hydra.hydra, version.version_base, JobRuntime.instance().conf.name
+        hydra.clear()
+        try:
+            with initialize_config_dir(str(tree or config_dir()), version_base="1.3"):
+                return compose("config", list(words))
+        finally:
+            GlobalHydra.set_instance(hydra)  # `initialize_config_dir` leaves a copy in its place
+            hydra.hydra, version.version_base, JobRuntime.instance().conf.name = around, base, job
+
+
+def resolved(cfg: DictConfig) -> Config:
+    """What Hydra has composed, checked. Raises ConfigError, RemoteError, and OmegaConf's errors for a value that is missing."""
+    return Config.of(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+
+
+def explained(error: BaseException, overrides: Sequence[str]) -> FgvrError:
+    """An error of Hydra's or OmegaConf's in our words; what a resolver of ours has raised, as itself."""
+    ours = (cause for cause in causes(error) if isinstance(cause, FgvrError))
+    return next(ours, None) or ConfigError(explain(error, overrides))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from or meanwhile, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def sweep_folder() -> Path | None:
+    """Where this job of a sweep of ours belongs, below `paths.home`. A program around us may use Hydra itself, and sweep: its jobs are its
+    own."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN or all(source.path != str(config_dir()) for source in hydra.runtime.config_sources):
+        return None
+    return Path("sweeps", os.environ.get("FGVR_SWEEP", "sweep"), str(hydra.job.num))
+
+
+def to_yaml(config: Config) -> str:
+    """As `config.yaml` of a run has it."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """A `config.yaml`, also of a former version: values as they were written, unchecked."""
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
