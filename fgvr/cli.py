@@ -162,11 +162,12 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def answer(error: BaseException, overrides: Sequence[str]) -> int:
     """Say what went wrong in the user's words, and choose the exit code. A traceback means a bug of ours."""
     chain = list(causes(error))
-    for cause in [*(one for one in chain if isinstance(one, FgvrError)), *chain]:
+    ours = next((cause for cause in chain if isinstance(cause, FgvrError)), None)
+    if ours is None and "hydra" in sys.modules and (hydras := next(filter(_is_hydras, chain), None)):
+        return tell(f"error: {explain(hydras, overrides)}", 2)
+    for cause in chain if ours is None else [ours]:
         if (code := terminal.answer(cause)) is not None:
             return code
-        if "hydra" in sys.modules and _is_hydras(cause):
-            return tell(f"error: {explain(cause, overrides)}", 2)
     traceback.print_exception(error)
     return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
 

@@ -61,9 +61,9 @@ def composed_once() -> Iterator[None]:
 
     original, known = composing.composed, {}
 
-    def composed(words: Sequence[str]) -> DictConfig:
+    def composed(words: Sequence[str], tree: Path | None = None) -> DictConfig:
         if (key := tuple(words)) not in known:
-            known[key] = original(words)
+            known[key] = original(words, tree)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:

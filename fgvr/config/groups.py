@@ -38,7 +38,7 @@ from fgvr.types.memory import Role
 class Group(BaseModel):
     """Keys of one section; they are read as attributes, or as `group["key"]`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
@@ -102,10 +102,10 @@ class Server(Group):
 class Published(Group):
     """What the literature reports of an experiment."""
 
-    model_config = ConfigDict(extra="allow")
-
     source: Text
     top1: Number
+    clip_vit_b_32: Number
+    qwen2_5_vl_7b: Number
     caution: Text
     ours: Number | None
 

@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgvr.errors import RemoteError
-from fgvr.utils.service import Service
 
 BUNDLE = "/api/v1/bundle"
 _PATIENCE, _PAUSE = 60.0, 0.5  # seconds
@@ -32,6 +31,8 @@ def _served(key: str, otherwise: Any, *, _root_: DictConfig) -> Any:
 @lru_cache(maxsize=16)
 def bundle(url: str) -> dict[str, Any]:
     """The traits of a server's models; {} of another engine. Raises RemoteError when nobody answers for a minute."""
+    from fgvr.utils.service import Service  # brings the HTTP client, which a plan does not need
+
     server, deadline = Service.at(url), time.monotonic() + _PATIENCE
     while True:
         try:
