@@ -60,14 +60,14 @@ def perform(config: Config) -> Any:
 def run(config: Config) -> Any:
     """What the command line calls: perform, then show."""
     from fgvr.modes.showing import show
-    from fgvr.utils.logging import own_terminal, setup_logging
 
-    own_terminal()
     if not MODES[config.mode].light:
         from fgvr.runtime.loaders import libraries
+        from fgvr.utils.logging import own_terminal, setup_logging
 
+        own_terminal()
         libraries.own_the_process()
-    setup_logging(level=config.logging.level, quiet=config.logging.quiet)
+        setup_logging(level=config.logging.level, quiet=config.logging.quiet)
     result = perform(config)
     show(result, as_json=config.logging.as_json)
     return result
