@@ -16,7 +16,7 @@ from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.data.pictures import DeferredImage
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
-from fgvr.store.tally import Work, scope
+from fgvr.store.cost_tracking import TrackedCosts, track_costs
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class FastBatch:
     decisions: Sequence[Decision]
     doubtful: Mapping[int, Picture]  # by place in the batch
     deferred: bool  # none of its pictures was opened
-    work: Work
+    work: TrackedCosts
     seconds: float  # of all its images together
     decode_wait: float = 0.0
 
@@ -51,7 +51,7 @@ class Recognizer:
         deferred_images: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples),
         fast: FastThinker,
         trigger: Trigger,
-        slow: SlowThinker,
+        slow: SlowThinker | None,
         answer_fusion: LogLinearFusion,
         names: Mapping[str, str],
         notes: Callable[[], Sequence[str]] = tuple,
@@ -65,6 +65,7 @@ class Recognizer:
         deferred_images: pictures whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
         learn: is told each batch's answers; None = nothing is learned while running.
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
+        slow: System 2; None = there is none, or it is asked later: what the trigger escalates keeps System 1's answer.
         record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
         """
         self._look = look
@@ -166,7 +167,7 @@ class Recognizer:
     ) -> FastBatch:
         """Look at all, and decide which are doubtful."""
         started = time.perf_counter()
-        with scope() as work:
+        with track_costs() as work:
             fast = self._fast(pictures) if samples else []
             decisions = self._trigger(fast) if samples else []
         doubtful = {i: pictures[i] for i, decision in enumerate(decisions) if decision.escalate or self._record_all}
@@ -183,7 +184,7 @@ class Recognizer:
     def _think(self, waiting: Sequence[FastBatch]) -> list[Prediction]:
         """System 2 on the doubtful images of all these batches, then the predictions."""
         started = time.perf_counter()
-        with scope() as work:
+        with track_costs() as work:
             slow = self._think_slowly(waiting)
         count = sum(len(seen.samples) for seen in waiting)
         seconds = (time.perf_counter() - started) / max(1, count)
@@ -195,7 +196,7 @@ class Recognizer:
     def _think_slowly(self, waiting: Sequence[FastBatch]) -> list[dict[int, SlowResult]]:
         """Of each batch the slow answers by place."""
         places = [(b, i) for b, seen in enumerate(waiting) for i in seen.doubtful]
-        if not places:
+        if not places or self._slow is None:
             return [{} for _ in waiting]
         answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
         found: list[dict[int, SlowResult]] = [{} for _ in waiting]
@@ -203,7 +204,7 @@ class Recognizer:
             found[b][i] = answer
         return found
 
-    def _resolve_all(self, seen: FastBatch, slow: Mapping[int, SlowResult], thought: Work, seconds: float) -> list[Prediction]:
+    def _resolve_all(self, seen: FastBatch, slow: Mapping[int, SlowResult], thought: TrackedCosts, seconds: float) -> list[Prediction]:
         """`seconds`: of thinking, per image."""
         own = len(seen.samples) or 1
         passed = Cost(seconds=seen.seconds / own + seconds, decode_wait=seen.decode_wait / own)

@@ -63,7 +63,7 @@ class Verdict:
 
 def judge(record: Timeline, *, tolerance: float = 0.10, of: str = "ledger") -> Verdict:
     samples = record.samples
-    events = [moment.event for session in record.sessions for moment in session.moments]
+    events = [event for session in record.sessions for event in session.events]
     known = [s for s in samples if s.uss is not None and s.base_uss is not None and s.weights and not s.moving]
     rest, use = [s for s in known if s.settled], [s for s in known if not s.settled]
     at_rest = sorted(_beyond(s) / s.ledger for s in rest)

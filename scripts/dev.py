@@ -21,13 +21,17 @@ CONSTRAINTS = ROOT / "constraints.txt"
 MAIN, DEV = "remote,serve", "dev"  # extras: what README's commands need, and what development needs
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-RUN = ("python discovering.py mode=build_knowledge_base", "python discovering.py mode=fast_slow")
+RUN = (
+    "python discovering.py mode=fastonly dataset=produce",  # photographs, by System 1 alone
+    "python discovering.py mode=build_knowledge_base",
+    "python discovering.py mode=fast_slow",
+)
 LINT = ("ruff format --check .", "ruff check .", "pyright", "lint-imports")
 TEST = "python -m pytest -n 2 --dist loadfile"
 AT_START = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "psutil", "packaging", "hydra_plugins", "numpy", "PIL", "pyarrow")
 OF_USERS = ("run", "serve-demo")
 TARGETS = {
-    "run": ("build the birds knowledge base, then recognise with it", RUN),
+    "run": ("recognise photographs of fruit and vegetables, then rendered birds by both systems", RUN),
     "test": ("the tests", (TEST,)),
     "lint": ("format, lint, types, import directions", LINT),
     "check": ("lint and test: what .ci/run runs", (*LINT, TEST)),

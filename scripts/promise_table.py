@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import risk_simulation as simulation
 from birds_measure import TestImages
 from birds_table import _range
 
 import fgvr
-from fgvr.evaluation import risk_simulation as simulation
 from fgvr.session import Session
 
 EPSILONS, FORMS, PER_SPECIES = (0.05, 0.1, 0.2), ("joint", "selective"), (4, 10)

@@ -24,11 +24,11 @@ SIZES = ("models.encoder.source='encoder 30MiB'", "models.mllm.source='mllm 40Mi
 
 
 class Watched:
-    """Who loaded what, what the pool was told, and the greatest use as a share of the limit."""
+    """Who loaded what, what the pool expected then, and the greatest use as a share of the limit."""
 
     def __init__(self) -> None:
         self.loaded: list[tuple[str, str]] = []  # role, thread
-        self.told: list[str] = []
+        self.expected: list[dict[str, int | None]] = []
         self.most = 0.0
 
     def on_load(self, spec: ModelSpec) -> None:
@@ -36,8 +36,8 @@ class Watched:
 
     def hear(self, event: Event) -> None:
         self.most = max(self.most, event.used / event.limit)
-        if event.kind == "asked" and event.text.startswith("expect"):
-            self.told.append(" ".join(word.partition("-")[0] for word in event.text.split()))
+        if event.kind == "loaded":
+            self.expected.append({m.role: m.next_use for m in shared().status()})
 
 
 @pytest.fixture
@@ -83,7 +83,8 @@ def test_the_mllm_is_loaded_while_the_encoder_has_work(mode: str, watched: Watch
     pool.subscribe(watched.hear)
     fgvr.build_knowledge_base(cfg) if mode == "build" else fgvr.evaluate(cfg)
     assert watched.loaded == [("encoder", "MainThread"), ("mllm", NAME)]
-    assert watched.told == ["expect encoder mllm", "expect"]
+    assert watched.expected[0] == {"encoder": 0, "mllm": 1, "joint": None}
+    assert all(m.next_use is None for m in pool.status())
     assert 0 < watched.most <= 1
 
 

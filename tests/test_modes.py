@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -303,7 +304,7 @@ def test_any_folder_of_class_named_folders_becomes_a_recognizer(folder):
     assert recognizer(folder / "Grün" / "0.png").name in {"Rot", "Grün", "Blau"}
 
 
-def test_a_test_image_that_built_the_base_is_refused_by_name(folder):
+def test_a_test_image_that_built_the_base_is_left_out_or_refused_by_name(folder):
     shutil.copytree(folder, folder.parent / "split" / "train")
     (folder.parent / "split" / "test" / "Rot").mkdir(parents=True)
     (folder.parent / "split" / "test" / "Grün").mkdir()
@@ -311,13 +312,16 @@ def test_a_test_image_that_built_the_base_is_refused_by_name(folder):
     for kind in ("Rot", "Grün", "Blau"):
         shutil.copy(folder / kind / "0.png", folder.parent / "split" / "test" / kind / "copy.png")
     words = ("models=fake", "dataset=folder", f"dataset.root={folder.parent / 'split'}", "dataset.shots=6", "trigger=never")
-    with pytest.raises(fgvr.LeakError, match=r"3 test images(.|\n)*allow_overlap=true"):
-        fgvr.evaluate(fgvr.load_config(*words))
-    report = fgvr.evaluate(fgvr.load_config(*words, "evaluation.allow_overlap=true"))
-    assert report.notes[0].startswith("3 of 3 test images helped")
+    for refused in ("evaluation.on_overlap=error", "evaluation.allow_overlap=false", "evaluation.on_overlap=drop"):
+        with pytest.raises(fgvr.LeakError, match=r"3 of 3 test images resemble(.|\n)*on_overlap"):
+            fgvr.evaluate(fgvr.load_config(*words, refused))
+    assert not list(Path(os.environ["FGVR_HOME"]).glob("knowledge/*/*/manifest.json")), "looked at before anything was built"
+    for allowed in ("evaluation.on_overlap=allow", "evaluation.allow_overlap=true"):
+        report = fgvr.evaluate(fgvr.load_config(*words, allowed))
+        assert report.n == 3 and report.notes[0].startswith("3 of 3 test images resemble")
 
 
-def test_a_re_encoded_support_image_is_refused_too_and_the_report_says_what_is_not_looked_for(tmp_path):
+def test_a_re_encoded_support_image_is_left_out_and_the_report_says_so_first(tmp_path):
     from fgvr.data import birds
 
     world = birds.make_world(seed=9000, genera=(2, 2))
@@ -328,10 +332,11 @@ def test_a_re_encoded_support_image_is_refused_too_and_the_report_says_what_is_n
                 birds.render(world, species, part, i).save(tmp_path / "set" / part / str(species) / f"{i}.png")
     birds.render(world, 0, "train", 1).save(tmp_path / "set" / "test" / "0" / "saved again.jpg", quality=30)
     words = ("models=fake", "dataset=folder", f"dataset.root={tmp_path / 'set'}", "dataset.shots=2", "trigger=never")
-    with pytest.raises(fgvr.LeakError, match=r"1 test image helped(.|\n)*saved again.jpg \(looks like knowledge base: train/0/1.png\)"):
-        fgvr.evaluate(fgvr.load_config(*words))
-    report = fgvr.evaluate(fgvr.load_config(*words, "evaluation.allow_overlap=true"))
-    assert report.notes[0].startswith("1 of 9 test images helped")
+    with pytest.raises(fgvr.LeakError, match=r"1 of 9 test images(.|\n)*saved again.jpg \(looks like support: train/0/1.png\)"):
+        fgvr.evaluate(fgvr.load_config(*words, "evaluation.on_overlap=error"))
+    report = fgvr.evaluate(fgvr.load_config(*words))
+    assert report.n == 8 and report.skipped == 0 and "left out" in report.notes[0]
+    assert report.notes[0].startswith("1 of 9 test images resemble")
     assert any("mirror images are not looked for" in note for note in report.notes)
 
 

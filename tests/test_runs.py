@@ -147,12 +147,19 @@ def test_a_first_batch_without_a_readable_image_stops_nothing(folder: Path):
 def test_a_replay_says_first_that_the_recorded_test_had_leaks(folder: Path):
     for kind in KINDS:
         (folder / "test" / kind / "copy.png").write_bytes((folder / "train" / kind / "0.png").read_bytes())
-    recorded = fgvr.evaluate(load(folder, "evaluation.allow_overlap=true"))
+    recorded = fgvr.evaluate(load(folder, "evaluation.on_overlap=allow"))
     words = ("mode=replay", f"predictions={recorded.path / runs.PREDICTIONS}", "trigger=never")
     replayed = modes.perform(fgvr.load_config(*words))
-    assert replayed.notes[0] == recorded.notes[0] == "2 of 10 test images helped to build what is tested"
+    assert (
+        replayed.notes[0]
+        == recorded.notes[0]
+        == (
+            "2 of 10 test images resemble images of the knowledge base or the calibration, and were tested all the same "
+            "(evaluation.on_overlap=allow)"
+        )
+    )
     (recorded.path / "report.json").unlink()  # as if the run had not finished
-    assert modes.perform(fgvr.load_config(*words)).notes[0].startswith("test images may have helped to build what is tested")
+    assert modes.perform(fgvr.load_config(*words)).notes[0].startswith("test images may resemble")
 
 
 def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folder: Path, monkeypatch):

@@ -13,8 +13,8 @@ from fgvr.agents.trigger import Never
 from fgvr.data.pictures import DeferredImage
 from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
-from fgvr.store import tally
-from fgvr.types import Candidate, Decision, FastResult, History, Picture, Sample, SlowResult
+from fgvr.store.cost_tracking import add_cost
+from fgvr.types import Candidate, Cost, Decision, FastResult, History, Picture, Sample, SlowResult
 from tests.runtime.helpers import until
 
 SIZE = 4
@@ -93,7 +93,7 @@ def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, a
     def slow(pictures, fast):
         questions.append(len(pictures))
         for picture in pictures:
-            tally.add(picture.sha256, mllm_calls=1)
+            add_cost(picture.sha256, Cost(mllm_calls=1))
         return [SlowResult(None, {}, p.sha256, (), "unreadable") for p in pictures]
 
     def trigger(fast):
@@ -134,7 +134,7 @@ def test_work_for_equal_pictures_is_counted_once() -> None:
     whole = recognizer(Opened())
 
     def slow(pictures, fast):
-        tally.add(pictures[0].sha256, mllm_calls=1)
+        add_cost(pictures[0].sha256, Cost(mllm_calls=1))
         return [SlowResult(None, {}, "", (), "unreadable") for _ in pictures]
 
     whole._learn, whole._slow = None, slow

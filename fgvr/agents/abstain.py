@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from fgvr.agents import risk_control
-from fgvr.agents.risk_control import Form, Promise
+from fgvr.agents.risk_control import Form, RiskGuarantee
 from fgvr.types import Abstention, Prediction
 
 
@@ -26,32 +26,32 @@ def certainty(prediction: Prediction) -> float:
 class Abstainer:
     """Withholds uncertain answers. Fitted when first asked: that takes the recognizer's answers on the calibration images."""
 
-    def __init__(self, fit: Callable[[], Promise]) -> None:
+    def __init__(self, fit: Callable[[], RiskGuarantee]) -> None:
         self._fit = fit
         self._lock = threading.Lock()
-        self._promise: Promise | None = None
+        self._guarantee: RiskGuarantee | None = None
 
     @property
-    def promise(self) -> Promise:
+    def guarantee(self) -> RiskGuarantee:
         with self._lock:
-            if self._promise is None:
-                self._promise = self._fit()
-            return self._promise
+            if self._guarantee is None:
+                self._guarantee = self._fit()
+            return self._guarantee
 
     def __call__(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        threshold = self.promise.threshold
+        threshold = self.guarantee.threshold
         scores = [certainty(prediction) for prediction in predictions]
         return [replace(p, abstention=Abstention(s < threshold, s, threshold)) for p, s in zip(predictions, scores, strict=True)]
 
 
-def fit_abstention(answers: Sequence[Prediction], *, epsilon: float, delta: float, form: Form, expected: np.ndarray) -> Promise:
+def fit_abstention(answers: Sequence[Prediction], *, epsilon: float, delta: float, form: Form, expected: np.ndarray) -> RiskGuarantee:
     """The threshold for final answers, from labelled answers on calibration images.
 
     Args: expected: certainties of other images, from which the rungs of the selective form are chosen without seeing these.
     """
     scores, right = np.array([certainty(p) for p in answers], float), np.array([bool(p.correct) for p in answers])
     if form == "joint":
-        promise = risk_control.joint(scores, right, epsilon, delta)
+        guarantee = risk_control.joint(scores, right, epsilon, delta)
     else:
-        promise = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(expected, len(scores), epsilon, delta))
-    return replace(promise, final=True)
+        guarantee = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(expected, len(scores), epsilon, delta))
+    return replace(guarantee, final=True)

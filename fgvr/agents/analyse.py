@@ -23,7 +23,7 @@ class AnalyseDecoder:
     ranks them again by text-text similarity, it does not bring in others.
     """
 
-    apart = False  # the candidates stand in one question
+    independent = False  # the candidates stand in one question
 
     def __init__(self, mllm: MLLM, encoder: Encoder, *, superclass: str, temperature: float, max_new_tokens: int) -> None:
         """Args: temperature: of the text-text similarities, the encoder's own."""

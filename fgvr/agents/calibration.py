@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from fgvr.agents import risk_control
-from fgvr.agents.risk_control import NOTHING, Promise
+from fgvr.agents.risk_control import NOTHING, RiskGuarantee
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.types import Decision, FastResult, History
@@ -31,7 +31,7 @@ _RIDGE = 1.0  # on standardised features; keeps separable support sets finite
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What the threshold does to out-of-fold support images: an estimate, not a promise."""
+    """What the threshold does to out-of-fold support images: an estimate, not a guarantee."""
 
     slow_rate: float
     precision: float  # share right among those answered fast
@@ -63,7 +63,7 @@ class Calibrated:
 
     name = "calibrated"
 
-    def __init__(self, model: Logistic, threshold: float, expectation: Expectation | Promise) -> None:
+    def __init__(self, model: Logistic, threshold: float, expectation: Expectation | RiskGuarantee) -> None:
         self.model, self.threshold, self.expectation = model, threshold, expectation
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
@@ -113,25 +113,27 @@ class Calibrator:
         table, right = features(support.results), np.asarray(support.right, bool)
         model = fit_logistic(table, right)
         if self.target.kind == "risk":
-            promise = self._promise(model, partial(out_of_fold, table, right, groups), right, calibration)
-            return Calibrated(model, promise.threshold, promise)
+            guarantee = self._guarantee(model, partial(out_of_fold, table, right, groups), right, calibration)
+            return Calibrated(model, guarantee.threshold, guarantee)
         scores = out_of_fold(table, right, groups)
         threshold = choose_threshold(scores, right, self.target)
         fast = scores >= threshold
         precision = float(right[fast].mean()) if fast.any() else 1.0
         return Calibrated(model, threshold, Expectation(float(1 - fast.mean()), precision, len(table)))
 
-    def _promise(self, model: Logistic, left_out: Callable[[], np.ndarray], right: np.ndarray, calibration: Evidence | None) -> Promise:
+    def _guarantee(
+        self, model: Logistic, left_out: Callable[[], np.ndarray], right: np.ndarray, calibration: Evidence | None
+    ) -> RiskGuarantee:
         epsilon, delta = self.target.value, self.target.delta
         if calibration is None:
             scores = left_out()
         else:
             scores, right = model.probability(features(calibration.results)), np.asarray(calibration.right, bool)
         if self.form == "joint":
-            promise = risk_control.joint(scores, right, epsilon, delta)
+            guarantee = risk_control.joint(scores, right, epsilon, delta)
         else:
-            promise = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(left_out(), len(scores), epsilon, delta))
-        return replace(promise, proven=calibration is not None)
+            guarantee = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(left_out(), len(scores), epsilon, delta))
+        return replace(guarantee, held_out=calibration is not None)
 
 
 def out_of_fold(table: np.ndarray, right: np.ndarray, groups: Sequence[int]) -> np.ndarray:
@@ -167,7 +169,7 @@ class Deferred:
             return self._fitted
 
     @property
-    def expectation(self) -> Expectation | Promise:
+    def expectation(self) -> Expectation | RiskGuarantee:
         return self.fitted.expectation
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:

@@ -16,7 +16,7 @@ from fgvr.utils.progress import track
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class LearningReport:
     """What a study came to. Counts of support images, then of rules."""
 
     rules: tuple[Experience, ...]
@@ -46,7 +46,7 @@ class ExperienceLearner:
     criteria: AcceptanceCriteria
     most: int  # rules shown at once
 
-    def learn(self, examples: Sequence[Example], doubtful: Collection[int]) -> Lessons:
+    def learn(self, examples: Sequence[Example], doubtful: Collection[int]) -> LearningReport:
         """Args: doubtful: indices of the support images that the trigger would send to System 2."""
         asked = [example for example in examples if example.index in set(doubtful)]
         failed = self._answer(asked)
@@ -55,7 +55,7 @@ class ExperienceLearner:
         proposals = merge((p for p in proposed if p is not None), self.encoder, alike=self.alike)
         judge = judge_with(self.decoder, self.pictures, self.batches)
         rules = validate_rules(proposals, examples, judge, self.criteria, most=self.most)
-        return Lessons(tuple(rules), len(asked), len(failed), len(chosen), sum(p is None for p in proposed))
+        return LearningReport(tuple(rules), len(asked), len(failed), len(chosen), sum(p is None for p in proposed))
 
     def _answer(self, examples: Sequence[Example]) -> list[Failure]:
         """System 2 with exactly the prompt of inference, which does not say what is true; the failures."""

@@ -2,7 +2,7 @@
 
 `statistics`: when System 2 has answered with confidence, it judges what System 1 had said: the class System 1 named is counted once more,
 as right or wrong. A fast answer is not counted: System 1 would only confirm itself. `prototypes`: the image prototype of an answer of good
-quality moves a small step towards the picture. Lessons take effect after their batch, in the order of the images.
+quality moves a small step towards the picture. Updates take effect after their batch, in the order of the images.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fgvr.knowledge.statistics import Statistics
 from fgvr.protocols import Encoder
 from fgvr.types import FastResult, History, Picture, Prediction
 
-Kind = Literal["statistics", "prototypes"]
-KINDS: tuple[Kind, ...] = ("statistics", "prototypes")
+UpdateKind = Literal["statistics", "prototypes"]
+KINDS: tuple[UpdateKind, ...] = ("statistics", "prototypes")
 CONFIDENT = 0.8  # least confidence of a System 2 answer that judges System 1
 GOOD, MOST, RATE = 0.7, 0.1, 0.04  # quality gate, largest step, step per quality: the precursor's constants
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class OnlineUpdate:
     """One thing learned from one image, as the journal holds it."""
 
     image: str
     sha256: str
-    kind: Kind
+    kind: UpdateKind
     category: str  # counted, or moved
     right: bool = True  # statistics: whether System 1 was
     step: float = 0.0  # prototypes: share of the picture's vector
@@ -43,12 +43,12 @@ class Lesson:
         return asdict(self)
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Lesson:
+    def from_row(cls, row: Mapping[str, Any]) -> OnlineUpdate:
         return cls(**{**row, "vector": tuple(row["vector"])})
 
 
-class Learned:
-    """A base's prototypes and statistics, and what lessons have made of them; the same lessons give the same bits."""
+class OnlineState:
+    """A base's prototypes and statistics, and what updates have made of them; the same updates give the same bits."""
 
     def __init__(self, prototypes: Prototypes, statistics: Statistics) -> None:
         self._prototypes = prototypes
@@ -56,14 +56,14 @@ class Learned:
         self.image = prototypes.image.copy()  # (C, d)
         self.predicted, self.correct = statistics.predicted.copy(), statistics.correct.copy()  # (C,)
 
-    def apply(self, lessons: Iterable[Lesson]) -> None:
-        for lesson in lessons:
-            place = self._places[lesson.category]
-            if lesson.kind == "statistics":
+    def apply(self, updates: Iterable[OnlineUpdate]) -> None:
+        for update in updates:
+            place = self._places[update.category]
+            if update.kind == "statistics":
                 self.predicted[place] += 1
-                self.correct[place] += lesson.right
+                self.correct[place] += update.right
             else:
-                moved = (1 - lesson.step) * self.image[place] + lesson.step * np.asarray(lesson.vector, np.float32)
+                moved = (1 - update.step) * self.image[place] + update.step * np.asarray(update.vector, np.float32)
                 self.image[place] = unit(moved[None])[0]
 
     def histories(self) -> tuple[History, ...]:
@@ -87,13 +87,13 @@ class OnlineRetrieval:
         statistics: Statistics,
         *,
         fusion: Fusion,
-        kind: Kind,
-        journal: Callable[[Sequence[Lesson]], None] | None = None,
+        kind: UpdateKind,
+        journal: Callable[[Sequence[OnlineUpdate]], None] | None = None,
     ) -> None:
         self._encoder, self._prototypes, self._fusion = encoder, prototypes, fusion
-        self.kind: Kind = kind
+        self.kind: UpdateKind = kind
         self.journal = journal
-        self.learned = Learned(prototypes, statistics)
+        self.state = OnlineState(prototypes, statistics)
         self._vectors: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
@@ -102,29 +102,29 @@ class OnlineRetrieval:
         hashes = [picture.sha256 for picture in pictures]
         with self._lock:
             self._vectors = dict(zip(hashes, queries, strict=True))
-            similarities, histories = self.learned.compare(queries), self.learned.histories()
+            similarities, histories = self.state.compare(queries), self.state.histories()
         return fuse(hashes, similarities, self._prototypes.ids, histories, fusion=self._fusion, temperature=self._prototypes.temperature)
 
     def learn(self, predictions: Sequence[Prediction]) -> None:
         """What the answers to the last batch teach; written to the journal before it takes effect."""
         with self._lock:
-            lessons = [lesson for p in predictions if (lesson := self._lesson(p)) is not None]
-            if lessons:
+            updates = [update for p in predictions if (update := self._update(p)) is not None]
+            if updates:
                 if self.journal is not None:
-                    self.journal(lessons)
-                self.learned.apply(lessons)
+                    self.journal(updates)
+                self.state.apply(updates)
 
-    def _lesson(self, p: Prediction) -> Lesson | None:
+    def _update(self, p: Prediction) -> OnlineUpdate | None:
         if self.kind == "statistics":
             if p.by == "fast" or p.confidence < CONFIDENT:
                 return None
             named = p.fast.top.category
-            return Lesson(p.image, p.sha256, "statistics", named, right=named == p.category)
+            return OnlineUpdate(p.image, p.sha256, "statistics", named, right=named == p.category)
         quality = quality_of(p)
         if quality < GOOD:
             return None
         vector = tuple(map(float, self._vectors[p.sha256]))
-        return Lesson(p.image, p.sha256, "prototypes", p.category, step=min(MOST, RATE * quality), vector=vector)
+        return OnlineUpdate(p.image, p.sha256, "prototypes", p.category, step=min(MOST, RATE * quality), vector=vector)
 
 
 def quality_of(p: Prediction) -> float:

@@ -30,7 +30,7 @@ class ReplyDecoder:
     `top_logprobs` that is the share of the replies.
     """
 
-    apart = False  # the candidates stand in one question
+    independent = False  # the candidates stand in one question
 
     def __init__(self, mllm: Chooser, *, superclass: str, max_new_tokens: int, votes: int = 1) -> None:
         self._mllm, self._superclass = mllm, superclass

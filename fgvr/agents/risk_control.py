@@ -22,7 +22,7 @@ RUNGS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class RiskGuarantee:
     """What was found on n calibration images. `kept` is False when nothing can be promised; the threshold is then NOTHING."""
 
     form: Form
@@ -32,9 +32,9 @@ class Promise:
     threshold: float
     accepted: int  # calibration images at or above the threshold
     wrong: int  # of them wrong
-    kept: bool
+    certified: bool
     final: bool = False  # about the answers given, whoever gave them; else about those of System 1 alone
-    proven: bool = True  # False: judged on leave-one-out support images, which the trigger has learned from
+    held_out: bool = True  # False: judged on leave-one-out support images, which the trigger has learned from
 
     @property
     def bound(self) -> float:
@@ -42,8 +42,8 @@ class Promise:
         return upper_limit(self.wrong, self.n if self.form == "joint" else self.accepted, self.delta)
 
     def __str__(self) -> str:
-        kind = "" if self.proven else " (leave-one-out estimate, not a promise)"
-        if not self.kept:
+        kind = "" if self.held_out else " (leave-one-out estimate, not a promise)"
+        if not self.certified:
             needed = least_accepted(0, self.epsilon, self.delta)
             then = "all answers are withheld" if self.final else "all go slow"
             return f"cannot promise epsilon={self.epsilon:g} with n={self.n} (needs >= {needed} error-free accepted): {then}{kind}"
@@ -53,7 +53,7 @@ class Promise:
         return f"{self.form} risk: with probability {1 - self.delta:g} at most {self.epsilon:g} {of}; {seen}{kind}"
 
 
-def joint(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float) -> Promise:
+def joint(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float) -> RiskGuarantee:
     """The lowest threshold whose limit, and that of every stricter one, is at most epsilon.
 
     Fast-and-wrong images only become more as the threshold falls, so it must stop at the (k+1)-th best-scored wrong image, k being the most
@@ -68,10 +68,10 @@ def joint(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float) -
         threshold = 0.0
     else:
         threshold = float(np.nextafter(tempting[allowed], np.inf))
-    return _promise("joint", scores, wrong, epsilon, delta, threshold, kept=allowed >= 0)
+    return _guarantee("joint", scores, wrong, epsilon, delta, threshold, certified=allowed >= 0)
 
 
-def selective(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float, ladder: np.ndarray) -> Promise:
+def selective(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float, ladder: np.ndarray) -> RiskGuarantee:
     """Down a ladder of thresholds, chosen without these images, for as long as the limit among the accepted is at most epsilon.
 
     Each rung is an exact test at level delta, and the first failure ends them, so no correction for their number is needed. The ladder must
@@ -84,7 +84,7 @@ def selective(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: floa
         if upper_limit(int(wrong[fast].sum()), int(fast.sum()), delta) > epsilon:
             break
         reached = float(threshold)
-    return _promise("selective", scores, wrong, epsilon, delta, reached, kept=reached < NOTHING)
+    return _guarantee("selective", scores, wrong, epsilon, delta, reached, certified=reached < NOTHING)
 
 
 def ladder(scores: np.ndarray, n: int, epsilon: float, delta: float) -> np.ndarray:
@@ -121,6 +121,8 @@ def least_accepted(wrong: int, epsilon: float, delta: float) -> int:
     return n
 
 
-def _promise(form: Form, scores: np.ndarray, wrong: np.ndarray, epsilon: float, delta: float, threshold: float, *, kept: bool) -> Promise:
+def _guarantee(
+    form: Form, scores: np.ndarray, wrong: np.ndarray, epsilon: float, delta: float, threshold: float, *, certified: bool
+) -> RiskGuarantee:
     fast = scores >= threshold
-    return Promise(form, epsilon, delta, len(scores), threshold, int(fast.sum()), int(wrong[fast].sum()), kept)
+    return RiskGuarantee(form, epsilon, delta, len(scores), threshold, int(fast.sum()), int(wrong[fast].sum()), certified)

@@ -35,7 +35,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+class RuleEffect:
     """System 2's answers with rules, compared with those without."""
 
     gains: np.ndarray  # (n,) change in log p(true), nats
@@ -93,42 +93,42 @@ def validate_rules(
     Args: most: rules shown at once at inference; the accepted set is tried in just that way.
     """
     asked = [(p, example) for p in proposals for example in examples if example.fold != p.fold and speaks_of(p.rule, example.categories)]
-    criteriae = _bare({example.index: example for _, example in asked}, judge)
+    without = _bare({example.index: example for _, example in asked}, judge)
     with_rule = judge([(example, (p.rule.rule,)) for p, example in asked])
-    comparisons = [
-        _compare([(criteriae[example.index], answer) for (q, example), answer in zip(asked, with_rule, strict=True) if q is p])
+    effects = [
+        _compare([(without[example.index], answer) for (q, example), answer in zip(asked, with_rule, strict=True) if q is p])
         for p in proposals
     ]
-    rules = _verdicts(proposals, comparisons, criteria)
+    rules = _verdicts(proposals, effects, criteria)
     return rules if _together(proposals, rules, examples, judge, most).harmless else [_demoted(rule) for rule in rules]
 
 
-def _verdicts(proposals: Sequence[Proposal], comparisons: Sequence[Comparison], criteria: AcceptanceCriteria) -> list[Experience]:
-    p_values = [sign_flip_p(comparison.gains) for comparison in comparisons]
+def _verdicts(proposals: Sequence[Proposal], effects: Sequence[RuleEffect], criteria: AcceptanceCriteria) -> list[Experience]:
+    p_values = [sign_flip_p(effect.gains) for effect in effects]
     significant = benjamini_hochberg(p_values, criteria.level) if proposals else []
     return [
         replace(
             proposal.rule,
-            status=_status(comparison, significant=sure, enough=len(comparison.gains) >= criteria.least),
+            status=_status(effect, significant=sure, enough=len(effect.gains) >= criteria.least),
             p=p,
-            n=len(comparison.gains),
-            gain=comparison.gain,
-            fixed=comparison.fixed,
-            broken=comparison.broken,
+            n=len(effect.gains),
+            gain=effect.gain,
+            fixed=effect.fixed,
+            broken=effect.broken,
         )
-        for proposal, comparison, p, sure in zip(proposals, comparisons, p_values, significant, strict=True)
+        for proposal, effect, p, sure in zip(proposals, effects, p_values, significant, strict=True)
     ]
 
 
-def _status(comparison: Comparison, *, significant: bool, enough: bool) -> Literal["accepted", "undecided", "rejected"]:
-    if enough and not comparison.harmless:
+def _status(effect: RuleEffect, *, significant: bool, enough: bool) -> Literal["accepted", "undecided", "rejected"]:
+    if enough and not effect.harmless:
         return "rejected"
-    return "accepted" if enough and significant and comparison.harmless else "undecided"
+    return "accepted" if enough and significant and effect.harmless else "undecided"
 
 
 def _together(
     proposals: Sequence[Proposal], rules: Sequence[Experience], examples: Sequence[Example], judge: Judge, most: int
-) -> Comparison:
+) -> RuleEffect:
     """The accepted set against none, each example with the rules that were not learned on its half."""
     libraries = {
         fold: Library((rule for p, rule in zip(proposals, rules, strict=True) if p.fold != fold), most=most)
@@ -136,16 +136,16 @@ def _together(
     }
     recalled = [(example, tuple(rule.rule for rule in libraries[example.fold].recall(example.categories))) for example in examples]
     asked = [(example, shown) for example, shown in recalled if shown]
-    criteriae = _bare({example.index: example for example, _ in asked}, judge)
-    return _compare([(criteriae[example.index], answer) for (example, _), answer in zip(asked, judge(asked), strict=True)])
+    without = _bare({example.index: example for example, _ in asked}, judge)
+    return _compare([(without[example.index], answer) for (example, _), answer in zip(asked, judge(asked), strict=True)])
 
 
 def _bare(examples: Mapping[int, Example], judge: Judge) -> dict[int, tuple[float, bool]]:
     return dict(zip(examples, judge([(example, ()) for example in examples.values()]), strict=True))
 
 
-def _compare(pairs: Sequence[tuple[tuple[float, bool], tuple[float, bool]]]) -> Comparison:
-    return Comparison(
+def _compare(pairs: Sequence[tuple[tuple[float, bool], tuple[float, bool]]]) -> RuleEffect:
+    return RuleEffect(
         gains=np.array([after - before for (before, _), (after, _) in pairs]),
         fixed=sum(after and not before for (_, before), (_, after) in pairs),
         broken=sum(before and not after for (_, before), (_, after) in pairs),

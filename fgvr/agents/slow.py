@@ -105,7 +105,7 @@ class Decoder(Protocol):
     """Puts a question to the MLLM and reads its answer off as one log-likelihood per option."""
 
     @property
-    def apart(self) -> bool:
+    def independent(self) -> bool:
         """Whether an option is judged the same whatever the others are."""
         ...
 
@@ -120,7 +120,7 @@ class SlowThinking:
         self._decoder = decoder
         self._shortlist = shortlist
         self._library = library or Library((), most=0)
-        self._wide = wide and decoder.apart
+        self._wide = wide and decoder.independent
 
     def __call__(self, pictures: Sequence[Picture], results: Sequence[FastResult]) -> list[SlowResult]:
         questions = [self.question(result) for result in results]
@@ -161,7 +161,7 @@ class ScoreDecoder:
         self._target: ScoreTarget = target
 
     @property
-    def apart(self) -> bool:
+    def independent(self) -> bool:
         return self._target == "description"  # the other questions list their options
 
     def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Judgement]:
@@ -194,7 +194,7 @@ class ReasonDecoder:
         self._max_new_tokens = max_new_tokens
 
     @property
-    def apart(self) -> bool:
+    def independent(self) -> bool:
         return False
 
     def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Judgement]:

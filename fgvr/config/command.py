@@ -16,7 +16,7 @@ from fgvr.types import ROLES
 from fgvr.utils.paths import config_dir
 
 _SLOW = ("decoder", "target", "exemplars", "max_new_tokens", "weight", "arbitrate")  # the last two go with knowledge.rehearse=false
-_BASE = ("pictures_per_description", "cross_fit", "split", "templates", "views", "rehearse", "path")
+_BASE = ("pictures_per_description", "cross_fit", "split", "templates", "views", "rehearse", "path", "learned")
 _SIMPLE = re.compile(r"[A-Za-z_./][\w./-]*")
 
 Values = Mapping[str, Any]

@@ -93,6 +93,17 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
 
 
-def from_yaml(path: Path) -> dict[str, Any]:
-    """A `config.yaml`, also of a former version: values as they were written, unchecked."""
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
+_MOVED = {"fgvr.data.field.open_field": "fgvr.data.benchmarks.open_benchmark"}
+
+
+def recorded_config(path: Path) -> Config:
+    """The `config.yaml` of a run, also of a former version: it lacks keys that came later, and names what has moved since."""
+    run: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
+    values = {key: value for key, value in run.items() if key in Config.model_fields}
+    for key, usual in load_config("mode=evaluate").to_dict().items():
+        former = values.setdefault(key, usual)
+        if isinstance(usual, dict) and "_target_" not in usual and key != "server":
+            values[key] = {name: former.get(name, value) for name, value in usual.items()}
+        elif isinstance(former, dict) and former.get("_target_") in _MOVED:
+            former["_target_"] = _MOVED[former["_target_"]]
+    return Config.of(values)

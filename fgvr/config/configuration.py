@@ -64,6 +64,8 @@ class Config(Group):
     image: Annotated[Text, Must(NEEDED["image"])] = ABSENT
     images: Annotated[Text, Must(NEEDED["images"])] = ABSENT
     predictions: Annotated[Text, Must(NEEDED["predictions"])] = ABSENT
+    answers: Annotated[Text, Must(NEEDED["answers"])] = ABSENT
+    review: groups.Review = ABSENT
     runs: Annotated[Text | list[Text], Must(NEEDED["runs"])] = ABSENT
     action: Text = ABSENT
     limit: Any = ABSENT
@@ -110,9 +112,19 @@ class Config(Group):
         return getattr(locate(self.trigger.factory), "name", self.trigger.factory)
 
     @property
+    def asks_mllm(self) -> bool:
+        """Whether System 2 is an MLLM; a person answers later."""
+        return self.slow.decoder != "person"
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether an MLLM answers every support image while the base is built."""
+        return self.knowledge.rehearse and self.asks_mllm
+
+    @property
     def thinks(self) -> bool:
-        """Whether System 2 may be asked at all."""
-        return self.trigger_name != "never" or self.evaluation.record == "all"
+        """Whether the MLLM may be asked at all."""
+        return self.asks_mllm and (self.trigger_name != "never" or self.evaluation.record == "all")
 
     @property
     def learning(self) -> Literal["statistics", "prototypes"] | None:

@@ -93,6 +93,7 @@ NEEDED = {
     "image": "an image or a folder of images, such as image='my bird.jpg'",
     "images": "a folder of unlabelled images, such as images=photos",
     "predictions": "a run's folder or the predictions.jsonl in it, such as predictions=fgvr_home/runs/evaluate/1a2b3c4d5e6f",
+    "answers": "the answers.csv that a review page lets one download, such as answers=answers.csv",
     "runs": "the folders of two runs, such as runs=[fgvr_home/runs/evaluate/1a2b3c4d5e6f,fgvr_home/runs/evaluate/6f5e4d3c2b1a], "
     "or the folder of one sweep, such as runs=fgvr_home/sweeps/1a2b3c4d5e6f",
     "dataset.root": "the folder that holds the images, such as dataset.root=photos",

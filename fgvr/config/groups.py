@@ -52,6 +52,11 @@ class Group(BaseModel):
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
+def to_dict(value: Any) -> Any:
+    """Of a group; any other value stays as it is."""
+    return value.to_dict() if isinstance(value, Group) else value
+
+
 class Leaf(Group):
     """What one object is made from: `factory` is the dotted name of what makes it, all other keys are its arguments.
 
@@ -126,6 +131,12 @@ class Experience(Group):
     least: Count
 
 
+class Review(Group):
+    run: Text | None
+    learn: bool
+    of: Text = ABSENT  # set by the mode: whether the run was of `image` or of the dataset
+
+
 class Discover(Group):
     superclass: Text | None
     shortlist: Count
@@ -148,6 +159,7 @@ class Dataset(Leaf):
     split_seed: Natural = ABSENT
     partition: Count = ABSENT
     split_file: Text | None = ABSENT
+    strict: bool = ABSENT
     seed: Natural = ABSENT
     genera: Annotated[list[Count], Field(min_length=1)] = ABSENT
     difficulty: Share = ABSENT
@@ -241,7 +253,7 @@ class Trigger(Leaf):
 
 
 class Slow(Group):
-    decoder: Literal["score", "reason", "analyse"]
+    decoder: Literal["score", "reason", "analyse", "person"]
     target: Literal["description", "name", "letter"]
     candidates: Count | Literal["all"]
     arbitrate: Literal["pool", "slow", "mllm"]
@@ -264,6 +276,7 @@ class Slow(Group):
 class Knowledge(Group):
     build: Literal["missing", "never", "always"]
     path: Text | None
+    learned: Text | None
     pictures_per_description: Count
     cross_fit: bool
     split: Literal["length", "sentences", "clauses"]
@@ -281,9 +294,15 @@ def _protocol(name: str) -> None:
 
 class Evaluation(Group):
     record: Literal["needed", "all"]
-    allow_overlap: bool
+    on_overlap: Literal["error", "drop", "allow"]
+    allow_overlap: bool | None
     protocols: Annotated[list[Annotated[Text, judged(_protocol)]], Field(min_length=1)]
     batch_size: Count
+
+    @property
+    def overlap_policy(self) -> Literal["error", "drop", "allow"]:
+        """`on_overlap`, or what its former name `allow_overlap` means."""
+        return self.on_overlap if self.allow_overlap is None else "allow" if self.allow_overlap else "error"
 
 
 # --- the runtime -------------------------------------------------------------------------------------------------------------

@@ -16,13 +16,23 @@ from typing import Any, NamedTuple
 
 from fgvr.data import birds
 from fgvr.data.catalog import Catalog
-from fgvr.data.folder import BadImage, Inspector, read_listing
-from fgvr.data.listing import Listing, missing_files
-from fgvr.data.splits import OnBadImage, Split, SplitRequest, check_on_bad_image, choose_shots, split_few_shot
+from fgvr.data.folder import BadImage, Inspector, describe_bad_images, read_listing
+from fgvr.data.label_table import TABLE
+from fgvr.data.listing import Listing
+from fgvr.data.splits import (
+    OnBadImage,
+    Split,
+    SplitRequest,
+    check_on_bad_image,
+    choose_shots,
+    leave_out_contradictions,
+    split_few_shot,
+)
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
 from fgvr.utils.images import pixels_sha256
+from fgvr.utils.paths import examples_dir
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -67,6 +77,7 @@ def open_folder(
     calibration: int = 0,
     tail_shots: int | None = None,
     superclass: str = "object",
+    strict: bool = False,
     on_bad_image: OnBadImage = "skip",
     cache_dir: Path | None = None,
 ) -> Dataset:
@@ -76,30 +87,30 @@ def open_folder(
     are there twice count once, and what `shots` and `calibration` leave of each class is the test. `test_per_class` (at most so many,
     0: none) and the shots are chosen by `split_seed`. `shots=None` takes all that is not wanted elsewhere; `tail_shots` makes the
     support long-tailed (`SplitRequest`).
-    Content hashes are remembered below `cache_dir`. Too few images, unreadable layouts: DatasetError.
+    A class with fewer images gives what it has; with `strict` that is a DatasetError. A photograph in two classes is left out.
+    Content hashes are remembered below `cache_dir`. Classes without images, unreadable layouts: DatasetError.
     """
-    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
+    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
     check_on_bad_image(on_bad_image)
     root = Path(root).expanduser()
+    root = root.parent if root.name == TABLE and root.is_file() else root
     listing = read_listing(root, superclass=superclass)
     inspector = Inspector(root, cache_dir=cache_dir, strict=on_bad_image == "error")
     notes = list(listing.notes)
+    split = split_few_shot(leave_out_contradictions(listing, inspector, notes), inspector, request, notes)
     for note in notes:
         log.warning("%s: %s", root, note)
-    try:
-        split = split_few_shot(listing, inspector, request, notes)
-    except DatasetError as error:
-        gone = missing_files(listing)
-        if not gone:
-            raise
-        rows = f"{len(gone):,} rows name files that are" if len(gone) > 1 else "1 row names a file that is"
-        raise DatasetError(f"{root / 'labels.csv'}: {rows} not there, the first is {gone[0].key}. {error}") from error
     bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    notes.extend(bad_image_notes(bad))
+    notes.extend(filter(None, [describe_bad_images(bad)]))
     name = re.sub(r"[^\w.-]+", "_", root.resolve().name) or "folder"
     return Dataset(
         name, printable(root.resolve().name), listing.catalog, superclass, split, root, tuple(notes), bad, listing, seen=inspector.seen
     )
+
+
+def open_example(*, name: str, **settings: Any) -> Dataset:
+    """A folder that comes with fgvr, opened with the settings of `open_folder`."""
+    return open_folder(root=examples_dir() / name, **settings)
 
 
 # --- birds -------------------------------------------------------------------------------------------------------------------
@@ -143,7 +154,7 @@ def open_birds(
     if not birds.is_reserved(seed, tuple(genera)):
         shape = f" with genera {[*genera]}" if birds.is_reserved(seed) else ""
         notes.append(f"world {seed}{shape} is not reserved: it may overlap with the training world of models=tiny")
-    return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *bad_image_notes(bad)), bad)
+    return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *filter(None, [describe_bad_images(bad)])), bad)
 
 
 def _rendered(world: birds.World, genera: tuple[int, ...], counts: Mapping[str, int], parent: Path) -> Path:
@@ -212,10 +223,3 @@ def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[s
     if bad and strict:
         raise DatasetError(f"{folder / bad[0].key} {bad[0].reason}")
     return pools, tuple(bad)
-
-
-# --- both --------------------------------------------------------------------------------------------------------------------
-
-
-def bad_image_notes(bad: Sequence[BadImage]) -> list[str]:
-    return [f"{len(bad)} unusable images were left out, the first: {bad[0]}"] if bad else []

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fgvr.data.catalog import Catalog
-from fgvr.data.label_table import read_table
+from fgvr.data.label_table import TABLE, read_table
 from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.types import Category, Sample
@@ -35,7 +35,7 @@ def read_listing(root: Path, *, superclass: str) -> Listing:
         raise DatasetError(f"{root} does not exist; set dataset.root to a folder of class-named folders")
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; dataset.root must be the folder that holds the class folders")
-    if (root / "labels.csv").is_file():
+    if (root / TABLE).is_file():
         return read_table(root, superclass)
     folders = _subfolders(root)
     supports, validation, tests = (_named(folders, names) for names in (SUPPORT_NAMES, VALIDATION_NAMES, TEST_NAMES))
@@ -124,6 +124,11 @@ class BadImage:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
+
+
+def describe_bad_images(bad: Sequence[BadImage]) -> str:
+    """How many, and the first; "" when there are none."""
+    return f"{len(bad):,} unusable images were left out, the first: {bad[0]}" if bad else ""
 
 
 class Inspector:

@@ -13,13 +13,15 @@ from fgvr.errors import DatasetError
 from fgvr.types import Category, Sample
 from fgvr.utils.text import natural, normalise_name, plain_name, printable
 
+TABLE = "labels.csv"
+
 
 def read_table(root: Path, superclass: str) -> Listing:
     """The classes and images of `root/labels.csv`; rows that make no sense are a DatasetError with file and line.
 
     File names count from `root`, from a folder below it, or from one above it; or they are absolute and lie inside.
     """
-    path = root / "labels.csv"
+    path = root / TABLE
     rows = _rows(path)
     categories: dict[str, Category] = {}
     parts: dict[str | None, list[Sample]] = {"support": [], "test": [], "validation": [], None: []}

@@ -163,15 +163,19 @@ def read_dtd(archive: Archive, partition: int) -> Contents:
     return Contents([(name, name) for name in archive.folders("images")], rows)
 
 
-def read_class_folders(*, below: str = ".", ignored: tuple[str, ...] = ()) -> Reader:
+def read_eurosat(archive: Archive, partition: int) -> Contents:
+    return _class_folders(archive, ".")
+
+
+def read_caltech(archive: Archive, partition: int) -> Contents:
+    return _class_folders(archive, "101_ObjectCategories", ignored=("BACKGROUND_Google",))
+
+
+def _class_folders(archive: Archive, below: str, *, ignored: tuple[str, ...] = ()) -> Contents:
     """Folders named by class, without an official split."""
-
-    def read(archive: Archive, partition: int) -> Contents:
-        names = [name for name in archive.folders(below) if name not in ignored]
-        rows = [Row(key, name, False, f"folder {name}") for name in names for key in archive.images(f"{below}/{name}")]
-        return Contents([(name, name) for name in names], rows, official=False)
-
-    return read
+    names = [name for name in archive.folders(below) if name not in ignored]
+    rows = [Row(key, name, False, f"folder {name}") for name in names for key in archive.images(f"{below}/{name}")]
+    return Contents([(name, name) for name in names], rows, official=False)
 
 
 def read_sun(archive: Archive, partition: int) -> Contents:
@@ -257,3 +261,21 @@ def _same_length(archive: Archive, path: str, files: Any, labels: Any) -> Iterat
     if len(files) != len(labels):
         raise DatasetError(f"{archive.root / path}: {len(files)} files but {len(labels)} labels; extract it again")
     return ((file, int(label)) for file, label in zip(files, labels, strict=True))
+
+
+READERS: dict[str, Reader] = {
+    "cub200": read_cub,
+    "dogs120": read_dogs,
+    "cars196": read_cars,
+    "flowers102": read_flowers,
+    "pets37": read_pets,
+    "aircraft100": read_aircraft,
+    "food101": read_food,
+    "dtd47": read_dtd,
+    "eurosat10": read_eurosat,
+    "sun397": read_sun,
+    "ucf101": read_ucf,
+    "caltech101": read_caltech,
+    "imagenet1k": read_imagenet,
+    "birdsnap500": read_birdsnap,
+}

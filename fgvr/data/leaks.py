@@ -1,16 +1,22 @@
-"""The leak guard: no test image may have built what is tested. Finds exact copies and near duplicates."""
+"""The leak guard: no test image may resemble what is tested was built from. Finds exact copies and near duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from fgvr.data.near_duplicates import HashIndex, PerceptualHash
+from fgvr.data.splits import Split
 from fgvr.errors import LeakError
 from fgvr.types import Sample
 
+OnOverlap = Literal["error", "drop", "allow"]
+"""What happens to test images that resemble the support: the run is refused, they are left out, or they are tested and it is said."""
+
 _AT_ONCE = 1000  # test images hashed per round, which bounds the memory of a long test
-SCOPE = "leak guard: exact, re-encoded and resized copies are refused; crops of more than 5 % and mirror images are not looked for"
+SCOPE = "leak guard: exact, re-encoded and resized copies are found; crops of more than 5 % and mirror images are not looked for"
+_TOLD = ("test images resemble", "test images may resemble", "helped to build what is tested")  # the last: files of 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,68 +31,67 @@ class Overlap:
         return f"{self.key} ({'looks like' if self.near else 'is'} {self.where})"
 
 
-def exact_overlaps(test: Iterable[Sample], forbidden: Mapping[str, str]) -> list[Overlap]:
-    """Test samples whose content hash is among `forbidden` (sha256 -> where it was used), in the order of the test."""
-    return [Overlap(sample.key, forbidden[sample.sha256]) for sample in test if sample.sha256 and sample.sha256 in forbidden]
+def exact_overlaps(test: Iterable[Sample], used: Mapping[str, str]) -> list[Overlap]:
+    """Test samples whose content hash is among `used` (sha256 -> where), in the order of the test."""
+    return [Overlap(sample.key, used[sample.sha256]) for sample in test if sample.sha256 and sample.sha256 in used]
 
 
-def near_overlaps(test: Sequence[Sample], forbidden: Mapping[str, str], used: Iterable[Sample], hashes: PerceptualHash) -> list[Overlap]:
-    """Test samples that are near duplicates of a forbidden image. `used`: the samples through which those images are opened."""
-    index = HashIndex(hashes.of([sample for sample in used if sample.sha256 in forbidden]))
+def near_overlaps(test: Sequence[Sample], used: Mapping[str, str], samples: Iterable[Sample], hashes: PerceptualHash) -> list[Overlap]:
+    """Test samples that are near duplicates of a used image. `samples`: those through which the used images are opened."""
+    index = HashIndex(hashes.of([sample for sample in samples if sample.sha256 in used]))
     overlaps = []
     for start in range(0, len(test), _AT_ONCE):
         some = test[start : start + _AT_ONCE]
         found = index.query(hashes.of(some))
         overlaps += [
-            Overlap(sample.key, forbidden[found[sample.sha256]], near=True)
+            Overlap(sample.key, used[found[sample.sha256]], near=True)
             for sample in some
-            if sample.sha256 in found and sample.sha256 not in forbidden
+            if sample.sha256 in found and sample.sha256 not in used
         ]
     return overlaps
 
 
-_TOLD = "test images helped to build what is tested"
+def split_overlaps(split: Split, hashes: PerceptualHash) -> list[Overlap]:
+    """Test images of a split that are, or nearly are, its support or calibration images."""
+    used = {sample.sha256: f"{role}: {sample.key}" for role, sample in split if role != "test"}
+    return [*exact_overlaps(split.test, used), *near_overlaps(split.test, used, (*split.support, *split.calibration), hashes)]
 
 
-def note(overlaps: int, tested: int) -> str:
-    """The first line of a report in spite of overlaps."""
-    return f"{overlaps} of {tested} {_TOLD}"
+def enforce(split: Split, overlaps: Sequence[Overlap], on_overlap: OnOverlap) -> Split:
+    """The split to be tested: without the overlaps (`drop`), or as it is (`allow`). LeakError with all of them on `error`, and where no
+    test image would be left."""
+    if not overlaps or on_overlap == "allow":
+        return split
+    keys = {overlap.key for overlap in overlaps}
+    left = tuple(sample for sample in split.test if sample.key not in keys)
+    if left and on_overlap == "drop":
+        return replace(split, test=left)
+    named = "\n".join(f"  {overlap}" for overlap in overlaps[:10])
+    more = f"\n  and {len(overlaps) - 10} more" if len(overlaps) > 10 else ""
+    cure = "drop leaves them out, allow tests them" if left else "no test image would be left without them; allow tests them"
+    raise LeakError(
+        f"{_count(len(overlaps), len(split.test))} images that the base is built from or calibrated with:\n{named}{more}\n"
+        f"Take them out of the test, or set evaluation.on_overlap ({cure}; the report says so in its first line)",
+        offenders=tuple(overlaps),
+    )
+
+
+def note(overlaps: int, tested: int, on_overlap: OnOverlap) -> str:
+    """The first line of a report. `tested`: test images before any was left out."""
+    outcome = "were left out" if on_overlap == "drop" else "were tested all the same"
+    return f"{_count(overlaps, tested)} images of the knowledge base or the calibration, and {outcome} (evaluation.on_overlap={on_overlap})"
+
+
+def _count(overlaps: int, tested: int) -> str:
+    return f"{overlaps} of {tested} test images resemble"
 
 
 def told(notes: Iterable[str]) -> list[str]:
     """Those of a report's notes that say so."""
-    return [note for note in notes if note.endswith(_TOLD)]
-
-
-def guard(
-    test: Sequence[Sample],
-    forbidden: Mapping[str, str],
-    *,
-    allow: bool = False,
-    used: Iterable[Sample] = (),
-    hashes: PerceptualHash | None = None,
-) -> list[Overlap]:
-    """Overlaps of the test with forbidden images; without `allow` a LeakError with all of them. Near duplicates need `hashes`."""
-    overlaps = exact_overlaps(test, forbidden)
-    if hashes is not None:
-        overlaps += near_overlaps(test, forbidden, used, hashes)
-    if overlaps and not allow:
-        refuse(overlaps)
-    return overlaps
+    return [note for note in notes if any(words in note for words in _TOLD)]
 
 
 def without_near_copies(samples: Sequence[Sample], of: Sequence[Sample], hashes: PerceptualHash) -> list[Sample]:
     """The samples that are near duplicates of none of the others."""
     found = HashIndex(hashes.of(of)).query(hashes.of(samples))
     return [sample for sample in samples if sample.sha256 not in found]
-
-
-def refuse(overlaps: Sequence[Overlap]) -> None:
-    """Raise the LeakError for these overlaps; its message names the first ten."""
-    named = "\n".join(f"  {overlap}" for overlap in overlaps[:10])
-    more = f"\n  and {len(overlaps) - 10} more" if len(overlaps) > 10 else ""
-    raise LeakError(
-        f"{len(overlaps)} test image{'s' * (len(overlaps) != 1)} helped to build what is tested:\n{named}{more}\n"
-        "Take them out of the test, or set evaluation.allow_overlap=true (the report will say so in its first line)",
-        offenders=tuple(overlaps),
-    )

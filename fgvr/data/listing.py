@@ -38,8 +38,8 @@ def describe_missing_files(gone: list[Sample]) -> str:
     """The first missing image, and the file or folder it may have become (another suffix, case or name); "" when none is missing."""
     if not gone:
         return ""
-    more = f" (and {len(gone) - 1:,} more)" if len(gone) > 1 else ""
-    return f"{gone[0].key}{more} is not there{_near_name(Path(str(gone[0].image)))}; extract the archive again"
+    count = f"{len(gone):,} listed images are not there, the first: {gone[0].key}" if len(gone) > 1 else f"{gone[0].key} is not there"
+    return f"{count}{_near_name(Path(str(gone[0].image)))}; correct the list, or extract the archive again"
 
 
 def _near_name(path: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal, Protocol, TypeVar
 
 from fgvr.data.catalog import Catalog
-from fgvr.data.folder import Inspector
-from fgvr.data.listing import Listing
+from fgvr.data.folder import Inspector, describe_bad_images
+from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Sample
 from fgvr.utils.files import short_hash
@@ -87,23 +87,19 @@ def rank(samples: Sequence[S], seed: int) -> list[S]:
     return sorted(samples, key=lambda s: sha256(f"{seed}\0{s.label}\0{s.key}".encode("utf-8", "surrogateescape")).digest())
 
 
-def require(
-    samples_by_class: Mapping[str, Sequence[Named]],
-    needed: int | Mapping[str, int],
-    wish: str,
-    names: Mapping[str, str] | None = None,
-) -> None:
+def require(samples_by_class: Mapping[str, Sequence[Named]], needed: int | Mapping[str, int], wish: str) -> None:
     """A DatasetError that names the classes with fewer than `needed` images, when there are any."""
     least = dict.fromkeys(samples_by_class, needed) if isinstance(needed, int) else needed
     counts = {label: len(samples_by_class[label]) for label in sorted(samples_by_class, key=natural)}
-    few = [f"{(names or {}).get(label, label)} ({count})" for label, count in counts.items() if count < least[label]]
+    few = {label: count for label, count in counts.items() if count < least[label]}
     if few:
-        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
         bounds = sorted({min(least.values()), max(least.values())})
-        raise DatasetError(
-            f"{wish} needs {' to '.join(map(str, bounds))} images of each class; too few: {', '.join(few[:10])}{more}. "
-            "Add images or ask for fewer"
-        )
+        raise DatasetError(f"{wish} needs {' to '.join(map(str, bounds))} images of each class; too few: {_some(few)}")
+
+
+def _some(counts: Mapping[str, int]) -> str:
+    more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
+    return ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10]) + more
 
 
 def _row(sample: Sample) -> dict[str, Any]:
@@ -123,7 +119,8 @@ class SplitRequest:
 
     `shots` support images (None: all that the other roles leave), `calibration` images that nothing learns from, at most
     `test_per_class` test images (None: all). With `tail_shots` the support is long-tailed: `shots` for the most frequent class,
-    `tail_shots` for the rarest. `seed` chooses the images and the order of the tail.
+    `tail_shots` for the rarest. `seed` chooses the images and the order of the tail. A class with fewer images gives what it has, at least
+    one; with `strict` that is an error.
     """
 
     shots: int | None = 4
@@ -131,6 +128,7 @@ class SplitRequest:
     calibration: int = 0
     seed: int = 0
     tail_shots: int | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 1:
@@ -163,27 +161,62 @@ def check_on_bad_image(value: str) -> None:
 
 
 def split_few_shot(listing: Listing, inspector: Inspector, request: SplitRequest, notes: list[str]) -> Split:
-    """The split of a listing: its official test part, else the images that the shots leave. Appends to `notes` what was left out."""
+    """The split of a listing: its official test part, else the images that the shots leave. Appends to `notes` what was left out.
+
+    Raises:
+        DatasetError: a class has no image for a role it needs; says which files are missing or unusable.
+    """
+    _inspect_all(listing, inspector)
+    try:
+        return (_official if listing.official else _seeded)(listing, inspector, request, notes)
+    except DatasetError as error:
+        why = describe_missing_files(missing_files(listing)) or describe_bad_images(list(inspector.bad.values()))
+        raise DatasetError(f"{error}. {why or 'Add images or ask for fewer'}") from error
+
+
+def leave_out_contradictions(listing: Listing, inspector: Inspector, notes: list[str]) -> Listing:
+    """The listing without photographs (by content) that are in two classes: nobody knows which of them is right.
+
+    Looks at the support and the test part by themselves: what is learnt must not depend on what is tested.
+    """
+    _inspect_all(listing, inspector)
+    hashes = {sample.key: sample.sha256 for sample in inspector.seen}
+    parts: list[tuple[Sample, ...]] = []
+    found: list[str] = []
+    for part in (listing.pool, listing.test):
+        labels: dict[str, dict[str, str]] = {}
+        for sample in part:
+            if sample.key in hashes:
+                labels.setdefault(hashes[sample.key], {}).setdefault(str(sample.label), sample.key)
+        twice = {sha256: keys for sha256, keys in labels.items() if len(keys) > 1}
+        found += [" and ".join(keys.values()) for keys in twice.values()]
+        parts.append(tuple(sample for sample in part if hashes.get(sample.key) not in twice))
+    if found:
+        count = f"{len(found)} photographs are" if len(found) > 1 else "1 photograph is"
+        notes.append(f"{count} in two classes and left out of both, the first: {found[0]}")
+    return replace(listing, pool=parts[0], test=parts[1])
+
+
+def _inspect_all(listing: Listing, inspector: Inspector) -> None:
     if not listing.official or len(listing.pool) + len(listing.test) <= INSPECT_ALL:
         inspector.inspect((*listing.pool, *listing.test))
-    return _official(listing, inspector, request) if listing.official else _seeded(listing, inspector, request, notes)
 
 
-def _official(listing: Listing, inspector: Inspector, request: SplitRequest) -> Split:
-    seed, limit, names = request.seed, request.test_per_class, listing.catalog.as_dict()
+def _official(listing: Listing, inspector: Inspector, request: SplitRequest, notes: list[str]) -> Split:
+    seed, limit, held = request.seed, request.test_per_class, request.calibration
     pools, tests = _by_class(listing.catalog, listing.pool), _by_class(listing.catalog, listing.test)
     shots = request.shots_of(listing.catalog.ids)
-    wanted = {label: None if shots is None else shots[label] + request.calibration for label in pools}
+    wanted = {label: None if shots is None else shots[label] + held for label in pools}
     ranked = {label: rank(samples, seed) for label, samples in pools.items()}
     inspector.inspect(sample for label, samples in ranked.items() for sample in samples[: wanted[label]])
     usable = {label: inspector.usable(samples, wanted[label]) for label, samples in ranked.items()}
-    require(usable, {label: (count or 1 + request.calibration) for label, count in wanted.items()}, request.describe(), names)
+    taken = _shots_taken(listing.catalog, usable, request, notes)
     chosen = {label: rank(samples, seed)[:limit] for label, samples in tests.items()}
     inspector.inspect(sample for samples in chosen.values() for sample in samples)
     test = [s for label in chosen for s in _in_order(inspector.usable(rank(tests[label], seed), limit))]
     if not test and limit != 0:
         raise DatasetError(f"{inspector.root}: no usable test image")
-    support, held_out = _cut(usable, shots, request.calibration)
+    support, held_out = _cut(usable, taken, held)
     return Split(support, tuple(test), held_out)
 
 
@@ -193,27 +226,44 @@ def _seeded(listing: Listing, inspector: Inspector, request: SplitRequest, notes
     if len(unique) < len(usable):
         notes.append(f"{len(usable) - len(unique)} exact copies of other images were left out")
     pools = {label: rank(samples, request.seed) for label, samples in _by_class(listing.catalog, unique).items()}
-    shots, limit, held = request.shots_of(listing.catalog.ids), request.test_per_class, request.calibration
-    tested = (limit or 0) if shots is None else min(1, 1 if limit is None else limit)
-    needed = {label: (1 if shots is None else shots[label]) + held + tested for label in pools}
-    require(pools, needed, request.describe(tested), listing.catalog.as_dict())
-    if shots is None:
+    limit, held = request.test_per_class, request.calibration
+    tested = (limit or 0) if request.shots is None else min(1, 1 if limit is None else limit)
+    taken = _shots_taken(listing.catalog, pools, request, notes, tested)
+    if request.shots is None:
         test = [s for samples in pools.values() for s in _in_order(samples[len(samples) - tested :])]
-        kept = {label: samples[: len(samples) - tested] for label, samples in pools.items()}
     else:
-        test = [s for label, samples in pools.items() for s in _in_order(samples[shots[label] + held :][:limit])]
-        kept = {label: samples[: shots[label] + held] for label, samples in pools.items()}
-    support, held_out = _cut(kept, shots, held)
+        test = [s for label, samples in pools.items() for s in _in_order(samples[taken[label] + held :][:limit])]
+    support, held_out = _cut(pools, taken, held)
     return Split(support, tuple(test), held_out)
 
 
+def _shots_taken(
+    catalog: Catalog, usable: Mapping[str, Sequence[Sample]], request: SplitRequest, notes: list[str], tested: int = 0
+) -> dict[str, int]:
+    """Support images per class: as asked for, or what `calibration` and `tested` leave, but at least one; appends to `notes`."""
+    shots, held, names = request.shots_of(catalog.ids), request.calibration, catalog.as_dict()
+    spare = 0 if shots is not None and not request.strict else tested
+    least = {label: (shots[label] if shots and request.strict else 1) + held + spare for label in usable}
+    require({names[label]: samples for label, samples in usable.items()}, {names[k]: n for k, n in least.items()}, request.describe(tested))
+    taken = {label: max(1, len(samples) - held - tested) for label, samples in usable.items()}
+    if shots is None:
+        return taken
+    few = {names[label]: count for label, count in taken.items() if count < shots[label]}
+    if few:
+        notes.append(f"{request.describe(tested)}: {len(few)} classes have fewer images, of which all are used: {_some(few)}")
+    single = [name for name, count in few.items() if count == 1]
+    if single:
+        told = ", ".join(single[:10]) + (f" and {len(single) - 10} more" if len(single) > 10 else "")
+        notes.append(f"{len(single)} classes have a single support image: a prototype, but no leave-one-out estimate: {told}")
+    return {label: min(count, shots[label]) for label, count in taken.items()}
+
+
 def _cut(
-    ranked: Mapping[str, Sequence[Sample]], shots: Mapping[str, int] | None, calibration: int
+    ranked: Mapping[str, Sequence[Sample]], taken: Mapping[str, int], calibration: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """(support, calibration): the first `shots` of each class (None: all but `calibration`), and the next ones."""
-    ends = {label: len(samples) - calibration if shots is None else shots[label] for label, samples in ranked.items()}
-    support = tuple(s for label, samples in ranked.items() for s in samples[: ends[label]])
-    return support, tuple(s for label, samples in ranked.items() for s in samples[ends[label] : ends[label] + calibration])
+    """(support, calibration): the first `taken` of each class, and the next ones."""
+    support = tuple(s for label, samples in ranked.items() for s in samples[: taken[label]])
+    return support, tuple(s for label, samples in ranked.items() for s in samples[taken[label] : taken[label] + calibration])
 
 
 def _without_copies(samples: Sequence[Sample]) -> list[Sample]:

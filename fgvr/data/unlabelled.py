@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgvr.data.folder import BadImage, Inspector
+from fgvr.data.folder import BadImage, Inspector, describe_bad_images
 from fgvr.data.pictures import open_picture
 from fgvr.errors import DatasetError
 from fgvr.types import Picture, Sample
@@ -39,12 +39,8 @@ class Unlabelled:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        notes = [f"{self.copies} files are copies of others and count once"] if self.copies else []
-        return (
-            *notes,
-            *self.passed_over,
-            *([f"{len(self.bad_images)} unusable images were left out, the first: {self.bad_images[0]}"] if self.bad_images else []),
-        )
+        copies = f"{self.copies} files are copies of others and count once" if self.copies else ""
+        return tuple(filter(None, [copies, *self.passed_over, describe_bad_images(self.bad_images)]))
 
 
 class Pictures:

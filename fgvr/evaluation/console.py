@@ -78,7 +78,7 @@ def _reasons(p: Prediction) -> list[RenderableType]:
 def _runner_up(p: Prediction) -> str:
     """The likeliest class besides the answer, in the eyes of the system that gave it."""
     fast = {candidate.category: candidate.probability for candidate in p.fast.candidates}
-    shares = p.slow.probabilities if p.by == "slow" and p.slow else fast
+    shares = p.slow.probabilities if p.by != "fast" and p.slow else fast
     others = [category for category in shares if category != p.category]
     return _name(p, max(others, key=lambda category: shares[category])) if others else ""
 

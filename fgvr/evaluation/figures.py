@@ -12,7 +12,7 @@ import numpy as np
 
 from fgvr.evaluation import audit, metrics, protocols, routers, uncertainty
 from fgvr.evaluation.confusion_report import Pictures
-from fgvr.evaluation.memory_steps import Course
+from fgvr.evaluation.memory_steps import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Cost, Prediction, Report
@@ -25,7 +25,7 @@ WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Figures:
+class RunFigures:
     """What a run's report says beside the fields of `Report`."""
 
     intervals: Mapping[str, Mapping[str, Interval]]  # by protocol: the two of `uncertainty`
@@ -45,11 +45,12 @@ class RunReport(Report):
 
     predictions: Sequence[Prediction] = field(default=(), repr=False)  # perhaps read from the disk one by one: walk them, hold none
     seen: Outcomes = field(kw_only=True, repr=False)
-    figures: Figures = field(kw_only=True, repr=False)
+    figures: RunFigures = field(kw_only=True, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     pictures: Pictures = field(default_factory=lambda: Pictures({}, {}), repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
-    memory: Course | None = field(default=None, repr=False)
+    memory: MemoryHistory | None = field(default=None, repr=False)
+    review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
 
@@ -68,13 +69,14 @@ def make_report(
     pictures: Mapping[str, ImageSource] | None = None,
     known: Mapping[str, Sequence[ImageSource]] | None = None,
     provenance: Mapping[str, str] | None = None,
-    memory: Course | None = None,
+    memory: MemoryHistory | None = None,
     peak_host_bytes: int | None = None,
     slow_right: np.ndarray | None = None,
     decode_wait: float | None = None,
     cache_hits: int | None = None,
     measure: Sequence[str] = protocols.DEFAULT,
     sentences: protocols.Sentences | None = None,
+    review: Mapping[str, Any] | None = None,
 ) -> RunReport:
     """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
     looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
@@ -113,6 +115,7 @@ def make_report(
         provenance=dict(provenance or {}),
         memory=memory,
         peak_host_bytes=peak_host_bytes,
+        review=review,
     )
 
 
@@ -120,11 +123,11 @@ def _figures(
     predictions: Sequence[Prediction],
     seen: Outcomes,
     intervals: Mapping[str, Mapping[str, Interval]],
-    memory: Course | None,
+    memory: MemoryHistory | None,
     slow_right: np.ndarray | None,
-) -> Figures:
+) -> RunFigures:
     auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
-    return Figures(
+    return RunFigures(
         intervals=intervals,
         fast_top1=metrics.accuracy(seen.fast_right),
         fast_top5=metrics.top_k(seen.fast_place, 5),
@@ -169,15 +172,15 @@ def _total_asked(predictions: Sequence[Prediction]) -> dict[str, float]:
     return {} if total is None else {name: getattr(total, name) for name in WORK}
 
 
-def _stage_seconds(memory: Course | None) -> dict[str, dict[str, float]] | None:
+def _stage_seconds(memory: MemoryHistory | None) -> dict[str, dict[str, float]] | None:
     """By role: seconds of loading it, and of its being used; none of a role that was not needed. None where memory was not recorded."""
     if memory is None:
         return None
     found: dict[str, dict[str, float]] = {}
-    for tally in memory.tallies:  # two models of one role, where another was asked for in a session before
-        stage = found.setdefault(tally.role, {"loading": 0.0, "in_use": 0.0})
-        stage["loading"] = round(stage["loading"] + tally.loading_seconds, 3)
-        stage["in_use"] = round(stage["in_use"] + tally.leased_seconds, 3)
+    for model in memory.totals:  # two models of one role, where another was asked for in a session before
+        stage = found.setdefault(model.role, {"loading": 0.0, "in_use": 0.0})
+        stage["loading"] = round(stage["loading"] + model.loading_seconds, 3)
+        stage["in_use"] = round(stage["in_use"] + model.leased_seconds, 3)
     return found
 
 

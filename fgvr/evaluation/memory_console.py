@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
-from fgvr.store.leftovers import Leftover
+from fgvr.store.stale_files import StaleFile
 from fgvr.utils.text import format_bytes
 
 _NO_SERVER = "no server: figures of this machine, and of a pool with this configuration"
-Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[Leftover] | Mapping[str, Any]
+Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[StaleFile] | Mapping[str, Any]
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def as_json(found: Found) -> dict[str, Any]:
             return dict(found)
         case [ModelAnswer(), *_]:
             return {"models": [asdict(row) for row in found]}  # type: ignore[call-overload]
-    removed = sum(left.bytes for left in found if isinstance(left, Leftover) and not left.kept)
-    rows = [asdict(left) | {"path": str(left.path)} for left in found if isinstance(left, Leftover)]
+    removed = sum(left.bytes for left in found if isinstance(left, StaleFile) and not left.kept)
+    rows = [asdict(left) | {"path": str(left.path)} for left in found if isinstance(left, StaleFile)]
     return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": format_bytes(removed)}
 
 
@@ -47,7 +47,7 @@ def tables(found: Found, server: str | None = None) -> list[RenderableType]:
     models = [row for row in found if isinstance(row, ModelAnswer)]
     if models or server:
         return [_models(models), whose]
-    return _leftovers([row for row in found if isinstance(row, Leftover)])
+    return _stale_files([row for row in found if isinstance(row, StaleFile)])
 
 
 def _said(name: str, value: Any) -> str:
@@ -108,7 +108,7 @@ def _models(rows: Sequence[ModelAnswer]) -> RenderableType:
     return table
 
 
-def _leftovers(rows: Sequence[Leftover]) -> list[RenderableType]:
+def _stale_files(rows: Sequence[StaleFile]) -> list[RenderableType]:
     if not rows:
         return [Text("nothing to clean up: no dead run has left anything")]
     table = Table("what", "where", "size", "age", "done")

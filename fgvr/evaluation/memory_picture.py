@@ -6,40 +6,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fgvr.evaluation import html
-from fgvr.evaluation.memory_steps import Course, Mark, Span, Step
+from fgvr.evaluation.memory_steps import Mark, MemoryHistory, Span, Step
 from fgvr.utils.text import format_bytes
 
 _BUSY = ("loading", "leased", "resident")
 _TIMES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 
 
-def draw(course: Course) -> str:
+def draw(history: MemoryHistory) -> str:
     """The picture, as a document of its own that may also stand inside a page."""
-    return html.render("memory.svg", p=Picture(course))
+    return html.render("memory.svg", p=MemoryChart(history))
 
 
-def summary(course: Course) -> str:
+def summary(history: MemoryHistory) -> str:
     """What the picture shows, in one sentence."""
-    loads, evictions = sum(t.loads for t in course.tallies), sum(t.evictions for t in course.tallies)
+    loads, evictions = sum(t.loads for t in history.totals), sum(t.evictions for t in history.totals)
     return (
-        f"Memory over {html.duration(course.seconds)}: at most {format_bytes(course.peak)} of a budget of {format_bytes(course.limit)}; "
+        f"Memory over {html.duration(history.seconds)}: at most {format_bytes(history.peak)} of a budget of {format_bytes(history.limit)}; "
         f"{loads} load{'s' * (loads != 1)}, {evictions} eviction{'s' * (evictions != 1)}"
     )
 
 
-class Picture:
+class MemoryChart:
     """Places things for templates/memory.svg; x is seconds, y bytes."""
 
     width, left, right, top, bottom, lane, lanes, colours = 960, 84, 940, 18, 278, 26, 312, 6  # colours: --m0 to --m5 of memory.css
 
-    def __init__(self, course: Course) -> None:
-        self.course = course
-        self.keys = [tally.key for tally in course.tallies]
-        self.seconds = max(course.seconds, 1e-3)
-        held = max([course.peak, *(nbytes for _, nbytes in course.process)])
+    def __init__(self, history: MemoryHistory) -> None:
+        self.history = history
+        self.keys = [model.key for model in history.totals]
+        self.seconds = max(history.seconds, 1e-3)
+        held = max([history.peak, *(nbytes for _, nbytes in history.process)])
         # A budget far above all that was ever held would flatten everything: it is then said in words at the top.
-        self.limit_shown = course.limit <= 4 * held
-        self.step, self.top_bytes = _byte_ticks(max(held, course.limit if self.limit_shown else 0, 1))
+        self.limit_shown = history.limit <= 4 * held
+        self.step, self.top_bytes = _byte_ticks(max(held, history.limit if self.limit_shown else 0, 1))
         self.height = self.lanes + self.lane * len(self.keys) + 34
 
     def x(self, t: float) -> float:
@@ -50,7 +50,7 @@ class Picture:
 
     @property
     def told(self) -> str:
-        return summary(self.course)
+        return summary(self.history)
 
     @property
     def sizes(self) -> list[int]:
@@ -65,7 +65,7 @@ class Picture:
 
     def stack(self) -> Iterator[tuple[str, str, str]]:
         """Class, style and path of each layer that is not empty, from the bottom up."""
-        steps = _thinned(self.course.steps, self.seconds)
+        steps = _thinned(self.history.steps, self.seconds)
         below = [0] * len(steps)
         layers = [(f"fill:var(--m{i % self.colours})", "", [s.weights.get(key, 0) for s in steps]) for i, key in enumerate(self.keys)]
         layers += [("", "other", [s.other for s in steps]), ("", "work", [s.work for s in steps])]
@@ -84,7 +84,7 @@ class Picture:
     def limit(self) -> str:
         """The budget as a path, a step where it changed."""
         path, last = [], None
-        for step in self.course.steps:
+        for step in self.history.steps:
             if last is None:
                 path.append(f"M{self.x(step.t):.1f} {self.y(step.limit):.1f}")
             elif step.limit != last:
@@ -95,19 +95,19 @@ class Picture:
     def marks(self) -> list[Mark]:
         """Two of a kind at one place look like one."""
         first: dict[tuple[int, str], Mark] = {}
-        for mark in self.course.marks:
+        for mark in self.history.marks:
             first.setdefault((round(self.x(mark.t)), mark.kind), mark)
         return list(first.values())
 
     def spans(self, key: str) -> list[Span]:
-        return _merged([span for span in self.course.spans if span.key == key], self.seconds)
+        return _merged([span for span in self.history.spans if span.key == key], self.seconds)
 
     def legend(self) -> Iterator[tuple[float, str, str]]:
         """Place, sign and name of each entry."""
         entries = [("work", "working memory of leases"), ("leased", "in use"), ("resident", "resident"), ("loading", "loading")]
-        if self.course.process:
+        if self.history.process:
             entries.append(("process", "held by the process above its base (USS)"))
-        if any(mark.kind in ("evicted", "parked") for mark in self.course.marks):
+        if any(mark.kind in ("evicted", "parked") for mark in self.history.marks):
             entries.append(("mark", "eviction"))
         x = 24.0
         for sign, name in entries:

@@ -45,7 +45,7 @@ class Mark:
 
 
 @dataclass(slots=True)
-class Tally:
+class ModelTotals:
     """One model over the whole run."""
 
     key: str
@@ -59,7 +59,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class MemoryHistory:
     """The whole run, sessions one after the other; `borders`: where a resumed session begins."""
 
     steps: tuple[Step, ...]
@@ -68,7 +68,7 @@ class Course:
     process: tuple[tuple[float, int], ...]  # seconds, USS above its base
     borders: tuple[float, ...]
     seconds: float
-    tallies: tuple[Tally, ...]
+    totals: tuple[ModelTotals, ...]
 
     @property
     def limit(self) -> int:
@@ -79,34 +79,34 @@ class Course:
         return max(step.total for step in self.steps)
 
 
-def course(timeline: Timeline) -> Course:
+def memory_history(timeline: Timeline) -> MemoryHistory:
     steps: list[Step] = []
     spans: list[Span] = []
     marks: list[Mark] = []
     process: list[tuple[float, int]] = []
     borders: list[float] = []
-    tallies: dict[str, Tally] = {}
+    totals: dict[str, ModelTotals] = {}
     offset = 0.0
     for session in timeline.sessions:
         if offset:
             borders.append(offset)
-        walk = _Walk(session, offset, tallies)
+        walk = _SessionWalk(session, offset, totals)
         steps += walk.steps()
         spans += walk.spans
         marks += walk.marks
         marks += [Mark(offset + t, "alert", alert.subject, f"{alert.kind}: {alert.text}") for t, alert in session.alerts]
         process += [(offset + s.t, max(0, s.uss - s.base_uss)) for s in session.samples if s.uss is not None and s.base_uss is not None]
         offset += session.seconds
-    return Course(tuple(steps), tuple(spans), tuple(marks), tuple(process), tuple(borders), offset, tuple(tallies.values()))
+    return MemoryHistory(tuple(steps), tuple(spans), tuple(marks), tuple(process), tuple(borders), offset, tuple(totals.values()))
 
 
 @dataclass(slots=True)
-class _Walk:
+class _SessionWalk:
     """One session, event by event."""
 
     session: Session
     offset: float
-    tallies: dict[str, Tally]
+    totals: dict[str, ModelTotals]
     spans: list[Span] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
 
@@ -117,24 +117,24 @@ class _Walk:
         leases: dict[str, int] = {}
         work = 0
         for resident in start.resident:
-            self._tally(resident.key, resident.role).bytes = resident.bytes
+            self._total(resident.key, resident.role).bytes = resident.bytes
         yield Step(self.offset, dict(weights), 0, start.reserve, start.limit)
-        for moment in self.session.moments:
-            event, t = moment.event, self.offset + moment.t
+        for event in self.session.events:
+            t = self.offset + event.monotonic
             match event.kind:
                 case "loading":
                     weights[event.key] = event.bytes
                     self._enter(since, event.key, "loading", t)
                 case "loaded" | "restored":
                     weights[event.key] = event.bytes
-                    tally = self._tally(event.key, event.role)
-                    tally.loads, tally.bytes, tally.loading_seconds = tally.loads + 1, event.bytes, tally.loading_seconds + event.seconds
+                    total = self._total(event.key, event.role)
+                    total.loads, total.bytes, total.loading_seconds = total.loads + 1, event.bytes, total.loading_seconds + event.seconds
                     self._enter(since, event.key, "leased" if leases.get(event.key) else "resident", t)
                 case "evicted" | "parked" | "failed":
                     weights.pop(event.key, None)
                     self._enter(since, event.key, None, t)
                     if event.kind != "failed" and event.text != WAS_PARKED:
-                        self._tally(event.key, event.role).evictions += 1
+                        self._total(event.key, event.role).evictions += 1
                     self.marks.append(Mark(t, event.kind, event.key, event.text))
                 case "lease" | "return":
                     change = 1 if event.kind == "lease" else -1
@@ -142,9 +142,9 @@ class _Walk:
                     for key in event.models:
                         leases[key] = max(0, leases.get(key, 0) + change)
                         self._enter(since, key, "leased" if leases[key] else "resident", t)
-                        tally = self._tally(key, "")
-                        tally.leases += change > 0
-                        tally.leased_seconds += event.seconds if change < 0 else 0.0
+                        total = self._total(key, "")
+                        total.leases += change > 0
+                        total.leased_seconds += event.seconds if change < 0 else 0.0
                 case "oom" | "budget":
                     self.marks.append(Mark(t, event.kind, event.key, event.text))
                 case _:
@@ -166,7 +166,7 @@ class _Walk:
         else:
             since[key] = (state, t)
 
-    def _tally(self, key: str, role: str) -> Tally:
-        tally = self.tallies.setdefault(key, Tally(key, role))
-        tally.role = tally.role or role
-        return tally
+    def _total(self, key: str, role: str) -> ModelTotals:
+        total = self.totals.setdefault(key, ModelTotals(key, role))
+        total.role = total.role or role
+        return total

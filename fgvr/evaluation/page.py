@@ -12,7 +12,7 @@ import numpy as np
 import fgvr
 from fgvr.evaluation import charts, confusion_report, html, memory_picture, metrics, protocols, routers
 from fgvr.evaluation.figures import RunReport
-from fgvr.evaluation.memory_steps import Course
+from fgvr.evaluation.memory_steps import MemoryHistory
 from fgvr.evaluation.records import Outcomes
 from fgvr.utils.text import format_bytes
 
@@ -45,7 +45,7 @@ def render(report: RunReport) -> str:
         per_class=_per_class(report),
         cost=_cost(report),
         memory=None if memory is None else _memory(memory),
-        memory_picture=memory and memory_picture.Picture(memory),
+        memory_picture=memory and memory_picture.MemoryChart(memory),
         provenance=_table("What this was made with", ("What", "Which"), list(report.provenance.items()), numeric=()),
         config=json.dumps(dict(report.config), indent=2, ensure_ascii=False, default=str),
         version=fgvr.__version__,
@@ -216,7 +216,7 @@ def _cost(report: RunReport) -> Table:
     return _table(f"{spent}; what the store remembered{hits} was not computed again", heads, rows)
 
 
-def _memory(course: Course) -> Table:
+def _memory(history: MemoryHistory) -> Table:
     """Empty where no model was needed."""
     rows = [
         (
@@ -228,7 +228,7 @@ def _memory(course: Course) -> Table:
             f"{t.leases:,}",
             f"{t.leased_seconds:.1f} s",
         )
-        for t in course.tallies
+        for t in history.totals
     ]
     heads = ("Model", "Weights", "Loads", "Loading", "Evictions", "Leases", "In use")
-    return _table(memory_picture.summary(course), heads, rows) if rows else {}
+    return _table(memory_picture.summary(history), heads, rows) if rows else {}

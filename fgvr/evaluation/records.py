@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from fgvr.errors import DatasetError, StoreError
-from fgvr.types import Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.types import UNKNOWN, Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 
 DECIMALS = 6
 """Verdicts are rounded to this many decimals. What they were computed from is written in full, so that a replay computes the same."""
@@ -70,7 +70,7 @@ def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -
         sha256=row["sha256"],
         label=_label(row["label"]),
         category=category,
-        name=(classes or {}).get(category, category),
+        name="unknown" if category == UNKNOWN else (classes or {}).get(category, category),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(
@@ -326,7 +326,7 @@ def _columns(p: Prediction, label: str) -> tuple[Any, ...]:
         intern(p.category),
         intern(p.fast.top.category),
         p.decision.escalate,
-        p.by == "slow",
+        p.by != "fast",
         _place(label, ranked),
         _place(label, shortlist),
         p.decision.score,
@@ -340,7 +340,7 @@ def _columns(p: Prediction, label: str) -> tuple[Any, ...]:
 
 def ranking(prediction: Prediction) -> list[str]:
     """Class ids, best first: the final answer, then what System 2 weighed when it was asked, then System 1's shortlist."""
-    slow = prediction.slow.probabilities if prediction.slow is not None and prediction.by == "slow" else {}
+    slow = prediction.slow.probabilities if prediction.slow is not None and prediction.by != "fast" else {}
     weighed = sorted(slow, key=lambda category: -slow[category])
     return list(dict.fromkeys([prediction.category, *weighed, *_shortlist(prediction)]))
 

@@ -37,7 +37,7 @@ class Replay:
     oracle: Oracle | None
     shortlist: Shortlist
     library: Library
-    apart: bool  # whether System 2 judged each option by itself
+    independent: bool  # whether System 2 judged each option by itself
     same_shortlists: bool = False  # whether fusion and candidates are the recorded ones, so that System 2 would be shown the same
     answer_fusion: LogLinearFusion
     names: Mapping[str, str]
@@ -80,7 +80,7 @@ class Replay:
         known = slow.log_likelihoods
         if [option.category for option in options] == list(slow.probabilities):
             return replace(slow, log_likelihoods={c: known[c] for c in slow.probabilities if c in known})
-        if not self.apart or any(option.description and option.category not in known for option in options):
+        if not self.independent or any(option.description and option.category not in known for option in options):
             return None
         judged = Judgement(np.array([known.get(option.category, np.nan) for option in options]))
         return answer(Question(options, rules), judged)

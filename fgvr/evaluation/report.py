@@ -50,6 +50,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "calibration_error": figures.reliability.error,
         "routers": None if figures.routers is None else asdict(figures.routers),
         "abstention": figures.abstention,
+        **({} if report.review is None else {"review": dict(report.review)}),
         "unreadable": figures.unreadable,
         "cost": dict(report.cost),
         "asked": dict(report.asked) or None,

@@ -81,10 +81,10 @@ class Prototypes:
 
 def halves(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
     """Fold of each support image: within a class, images alternate between the two halves; copies of each other go together."""
-    return np.array([turn % 2 for turn in turns(owners, families)], np.int64)
+    return np.array([turn % 2 for turn in index_within_class(owners, families)], np.int64)
 
 
-def turns(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> list[int]:
+def index_within_class(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> list[int]:
     """The how manieth image of its class each support image is; copies of each other count as one."""
     known: dict[int, dict[int, int]] = {}
     places = []

@@ -46,6 +46,7 @@ MODES = {
     "fast_slow": _EVALUATE,
     "memory": Mode("fgvr.modes.checking:memory"),
     "plan": Mode("fgvr.modes.planning:plan", light=True),
+    "review": Mode("fgvr.modes.review:review"),
     "replay": Mode("fgvr.modes.replaying:replay"),
     "serve": Mode("fgvr.modes.serving:serve"),
 }

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from fgvr.agents.experience_learning import ExperienceLearner, Lessons
+from fgvr.agents.experience_learning import ExperienceLearner, LearningReport
 from fgvr.agents.reflect import Reflector
 from fgvr.agents.rule_validation import AcceptanceCriteria, Example
 from fgvr.agents.slow import Question, Shortlist
@@ -44,7 +44,7 @@ def build_experience_base(session: Session) -> KnowledgeBase:
     return learned
 
 
-def learn_experience(session: Session) -> tuple[KnowledgeBase, Lessons]:
+def learn_experience(session: Session) -> tuple[KnowledgeBase, LearningReport]:
     """The base with rules learned from System 2's failures on its own support images; replaces the base in its place when whole."""
     session.check_decoder()
     folder = session.knowledge.path
@@ -58,7 +58,7 @@ def learn_experience(session: Session) -> tuple[KnowledgeBase, Lessons]:
     return knowledge_base.load(folder), lessons
 
 
-def _learn(session: Session) -> Lessons:
+def _learn(session: Session) -> LearningReport:
     config, base = session.config, session.knowledge
     superclass, (results, _) = base.classes[0].superclass, session.left_out()
     doubtful = [i for i, decision in enumerate(session.trigger(results)) if decision.escalate]

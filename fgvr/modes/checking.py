@@ -17,7 +17,7 @@ from fgvr.modes.showing import complaint, to_json, to_text
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
-from fgvr.store import leftovers, upkeep
+from fgvr.store import cache_maintenance, stale_files
 from fgvr.types import Finding
 from fgvr.utils.service import Service
 
@@ -38,7 +38,7 @@ class Checkup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
-    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or leftovers."""
+    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or stale files."""
 
     action: str
     found: Any
@@ -79,7 +79,7 @@ def memory(session: Session) -> MemoryAnswer:
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if config.action == "cleanup":
-        return MemoryAnswer(config.action, leftovers.clean(session.home))
+        return MemoryAnswer(config.action, stale_files.remove_stale_files(session.home))
     pool = session.pool
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
@@ -107,9 +107,9 @@ def _asked_of_a_server(config: Config, server: Service) -> MemoryAnswer:
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
 
 
-def cache(session: Session) -> upkeep.Upkeep:
+def cache(session: Session) -> cache_maintenance.MaintenanceReport:
     """The store of this home: figures, room made down to `store.limit`, or every value compared with its hash."""
-    return upkeep.keep(session.store_path, session.config.action, session.store_limit)
+    return cache_maintenance.maintain(session.store_path, session.config.action, session.store_limit)
 
 
 @to_json.register
@@ -138,5 +138,5 @@ def _(result: MemoryAnswer) -> list[Any]:
     return memory_console.tables(result.found, result.server)
 
 
-to_json.register(upkeep.Upkeep, upkeep.Upkeep.as_json)
-to_text.register(upkeep.Upkeep, lambda result: [str(result)])
+to_json.register(cache_maintenance.MaintenanceReport, cache_maintenance.MaintenanceReport.as_json)
+to_text.register(cache_maintenance.MaintenanceReport, lambda result: [str(result)])

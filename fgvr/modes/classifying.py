@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.console import prediction_tables
 from fgvr.evaluation.records import Recorded, to_row
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
@@ -19,6 +20,9 @@ from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
+
+if TYPE_CHECKING:
+    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ def classify(session: Session) -> list[Prediction]:
             file.append(to_row(prediction) for prediction in predictions)
         answered = list(Recorded(file.done(), recognizer.names))
         notes = [config.models.notice] if config.models.notice else []
+        notes += _ask_person(session, folder, answered, {s.key: s.image for s in samples})
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     for note in [*notes, *surprises(answered, config)]:
         log.warning("%s", note)
@@ -43,6 +48,12 @@ def classify(session: Session) -> list[Prediction]:
     if not answered:
         raise ImageError(f"none of {len(samples)} images could be read: {unreadable[0]}")
     return answered
+
+
+def _ask_person(session: Session, folder: Path, answered: list[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+    if session.config.asks_mllm:
+        return []
+    return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
 
 
 def _asked_for(path: Path) -> list[Sample]:

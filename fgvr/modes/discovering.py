@@ -29,7 +29,7 @@ from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.store.stages import Stages
+from fgvr.store.stage_cache import StageCache
 from fgvr.types import Category
 from fgvr.utils.files import atomic_write, write_json
 from fgvr.utils.text import printable
@@ -95,7 +95,7 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
     folder.mkdir(parents=True, exist_ok=True)
     with SqliteCache(folder / JOURNAL) as journal:
         session = session.derive({}, store=LayeredCache(journal, session.store))
-        stages = Stages(folder, [images.content, session.fingerprints, models.slow_target, discover_prompts.fingerprint(), wishes])
+        stages = StageCache(folder, [images.content, session.fingerprints, models.slow_target, discover_prompts.fingerprint(), wishes])
         discoverer = Discoverer(
             session.mllm,
             session.encoder,

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr import planning
-from fgvr.agents.online import Lesson, OnlineRetrieval
+from fgvr.agents.online import OnlineRetrieval, OnlineUpdate
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
-from fgvr.data.leaks import Overlap, guard
+from fgvr.data.leaks import Overlap
 from fgvr.errors import DatasetError
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer, redecide
@@ -53,16 +55,21 @@ def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = N
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
         session.check_trigger()
+        listed, policy = len(session.dataset.split.test), cfg.evaluation.overlap_policy
+        overlaps = leaks.split_overlaps(session.dataset.split, session.perceptual_hash)
+        session = _apart(session, overlaps)
         tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", cfg.to_dict())
         with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
             with recorded_memory(session, folder):
                 made_with(session.knowledge, inputs, folder, file)
-                overlaps = _overlaps(session)
+                foreign = _foreign_overlaps(session.knowledge, session.dataset)
+                session, overlaps = _apart(session, foreign, knowledge=session.knowledge), [*overlaps, *foreign]
                 recognizer = build(session) if build else session.recognizer
                 with session.looking_ahead(*([] if build else session.stages)):
                     predictions = _recognise(session, file, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
-            notes = _notes(session, recognizer, overlaps)
+            leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
+            notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
             report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             reports.write(report, folder)
@@ -102,8 +109,8 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
     with RunFile(folder / LESSONS) as journal:
         known = list(takewhile(lambda row: row["image"] in answered, journal.done()))
         journal.keep(len(known))
-        recognizer.fast.learned.apply(Lesson.from_row(row) for row in known)
-        recognizer.fast.journal = lambda lessons: journal.append(lesson.to_row() for lesson in lessons)
+        recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
+        recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
         yield
 
 
@@ -115,17 +122,20 @@ def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer:
     return position[rows[-1]["image"]] // recognizer.batch_size + 1
 
 
-def _forbidden(base: KnowledgeBase, dataset: Dataset) -> dict[str, str]:
-    """Content hash -> where it was used, for every image the base or the calibration has met."""
-    used = {support.sha256: f"knowledge base: {support.key}" for support in base.support}
-    return used | {sample.sha256: f"calibration: {sample.key}" for sample in dataset.split.calibration}
+def _apart(session: Session, overlaps: Sequence[Overlap], **made: Any) -> Session:
+    """Without the test images that `evaluation.on_overlap` leaves out, which is said."""
+    policy = session.config.evaluation.overlap_policy
+    split = leaks.enforce(session.dataset.split, overlaps, policy)
+    for overlap in overlaps:
+        log.log(logging.INFO if policy == "drop" else logging.WARNING, "test image %s", overlap)
+    return session.derive({}, dataset=replace(session.dataset, split=split), **made)
 
 
-def _overlaps(session: Session) -> list[Overlap]:
-    """Test images that the base or the calibration has met; refused unless allowed."""
-    split, allow = session.dataset.split, session.config.evaluation.allow_overlap
-    forbidden = _forbidden(session.knowledge, session.dataset)
-    return guard(split.test, forbidden, allow=allow, used=(*split.support, *split.calibration), hashes=session.perceptual_hash)
+def _foreign_overlaps(base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
+    """Test images that are images of a base made from another dataset; of those only the content is known."""
+    own = {sample.sha256 for sample in dataset.split.support}
+    foreign = {support.sha256: f"knowledge base: {support.key}" for support in base.support if support.sha256 not in own}
+    return leaks.exact_overlaps(dataset.split.test, foreign)
 
 
 def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
@@ -135,15 +145,19 @@ def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
     return [f"{absent} images of the base are not in this dataset: only exact copies of them are known"] if absent else []
 
 
-def _notes(session: Session, recognizer: Recognizer, overlaps: Sequence[Overlap]) -> tuple[str, ...]:
-    """What a reader must know before any number: leaks first, then the models' own limits."""
+def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
+    """What a reader must know before any number, after the leaks: the models' own limits, and the dataset's."""
     cfg, dataset = session.config, session.dataset
-    leaked = [leaks.note(len(overlaps), len(dataset.split.test))] if overlaps else []
     known = [cfg.models.notice] if cfg.models.notice else []
     if published := cfg.published:  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*leaked, *known, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
+    return (*known, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
+
+
+def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
+    pictures = {sample.key: sample.image for sample in session.dataset.split.test}
+    return write_page(session, folder, predictions, title=session.dataset.world, pictures=pictures)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
@@ -183,7 +197,7 @@ def _report(
             "models": ", ".join(f"{one.role} {one.source} {one.dtype}" for one in (session.specs[role] for role in planning.used(cfg))),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
-        memory=None if recorded is None else course(recorded),
+        memory=None if recorded is None else memory_history(recorded),
         peak_host_bytes=max((sample.rss for sample in recorded.samples), default=None) if recorded is not None else None,
         slow_right=slow_right,
         decode_wait=tracker.decode_wait,

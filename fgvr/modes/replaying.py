@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fgvr.agents.calibration import Calibrator
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.slow import Shortlist
-from fgvr.config.composing import from_yaml, load_config
+from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
+from fgvr.config.factories import instantiate
+from fgvr.config.groups import to_dict
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
 from fgvr.evaluation import records
@@ -81,41 +82,30 @@ def _imported(path: Path) -> str:
 
 
 _OBSERVED = "dataset models knowledge online slow.decoder slow.target slow.max_new_tokens slow.exemplars slow.votes".split()
-_MOVED = {"fgvr.data.field.open_field": "fgvr.data.benchmarks.open_benchmark"}
 
 
-def _recorded_config(path: Path) -> dict[str, Any]:
-    """A run's config.yaml; a class that has moved since the run is found at its new place."""
+def _recorded_config(path: Path) -> Config:
     if not path.exists():
         raise StoreError(f"no {path.name} beside the predictions: a replay needs the whole folder of a run ({path.parent})")
-    run = from_yaml(path)
-    for section in filter(lambda value: isinstance(value, dict), run.values()):
-        if (target := section.get("_target_")) in _MOVED:
-            section["_target_"] = _MOVED[target]
-    return run
+    return recorded_config(path)
 
 
-def replayed(config: Config, run: Mapping[str, Any], path: Path) -> Config:
+def replayed(config: Config, run: Config, path: Path) -> Config:
     """This configuration with what a recorded run has observed: its dataset, its models, how its System 2 was asked.
 
-    Args: run: the values of the run's config.yaml, at `path`. A setting of these that was given and is another one is a ConfigError.
+    Args: run: the recorded configuration, of `path`. A setting of these that was given and is another one is a ConfigError.
     """
-    ours, usual, observed = config.to_dict(), load_config("mode=replay", "predictions=-").to_dict(), {}
+    usual = load_config("mode=replay", "predictions=-")
     for key in _OBSERVED:
-        theirs = _at(run, key)
-        if theirs is None:  # a run from before there was such a key
-            continue
-        if _placeless(_at(ours, key)) not in (_placeless(theirs), _placeless(_at(usual, key))):
+        ours, theirs, default = (_placeless(c.get(key)) for c in (config, run, usual))
+        if ours not in (theirs, default):
             raise ConfigError(
                 f"{key} is another one in the recorded run ({path}), and a replay cannot change it: leave it out, or run again"
             )
-        if key in ("models", "knowledge"):  # of a former version, which may lack keys and have others
-            theirs = {name: theirs.get(name, value) for name, value in _at(usual, key).items()}
-        observed[key] = theirs
-    return config.derive(observed)
+    return config.derive({key: to_dict(run.get(key)) for key in _OBSERVED})
 
 
-def _replay(session: Session, run: Mapping[str, Any]) -> Replay:
+def _replay(session: Session, run: Config) -> Replay:
     """What a recognizer of this configuration would decide, over a record. Loads nothing, and needs no device."""
     config, base, chosen = session.config, session.knowledge, session.policy
     if isinstance(chosen, Calibrator) and chosen.target.kind == "risk":
@@ -124,11 +114,11 @@ def _replay(session: Session, run: Mapping[str, Any]) -> Replay:
         raise ConfigError("trigger.abstain is promised on calibration images, which a record does not hold: use mode=evaluate")
     if config.learning:
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
-    before = Fusion(**{key: value for key, value in run["fusion"].items() if key != "_target_"})
+    before: Fusion = instantiate(run.fusion)
     if session.fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
-    changed = session.fusion != before or config.slow.candidates != run["slow"]["candidates"]
-    _check_asked_again(config.slow.arbitrate, run["slow"]["arbitrate"], changed=changed)
+    changed = session.fusion != before or config.slow.candidates != run.slow.candidates
+    _check_asked_again(config.slow.arbitrate, run.slow.arbitrate, changed=changed)
     return Replay(
         ids=base.prototypes.ids,
         histories=session.left_out()[1].histories(),
@@ -139,7 +129,7 @@ def _replay(session: Session, run: Mapping[str, Any]) -> Replay:
         oracle=chosen if isinstance(chosen, Oracle) else None,
         shortlist=Shortlist(base.records, candidates=config.slow.candidates),
         library=Library(base.experience, most=config.slow.rules),
-        apart=config.slow.decoder == "score" and config.slow.target == "description",
+        independent=config.slow.decoder == "score" and config.slow.target == "description",
         same_shortlists=not changed,
         answer_fusion=session.answer_fusion,
         names={record.id: record.name for record in base.classes},
@@ -159,14 +149,9 @@ def _check_asked_again(ours: str, theirs: str, *, changed: bool) -> None:
         )
 
 
-def _at(settings: Any, key: str) -> Any:
-    for part in key.split("."):
-        settings = settings.get(part)
-    return settings
-
-
 def _placeless(value: Any) -> Any:
     """Without where things lie: a replay opens no image."""
+    value = to_dict(value)
     if isinstance(value, dict):
         return {key: _placeless(item) for key, item in value.items() if key not in ("root", "cache_dir", "path", "build")}
     return value
@@ -204,8 +189,8 @@ def _leaked(run: Path) -> list[str]:
     """What a report of the recorded run must say before any number: who replays it looks at no image."""
     if (run / reports.FILE).exists():
         return leaks.told(reports.load(run).notes)
-    allowed = from_yaml(run / CONFIG)["evaluation"].get("allow_overlap")
-    return ["test images may have helped to build what is tested: the recorded run allowed it, and did not finish"] if allowed else []
+    allowed = recorded_config(run / CONFIG).evaluation.overlap_policy == "allow"
+    return ["test images may resemble the base's own: the recorded run allowed it, and did not finish"] if allowed else []
 
 
 def _base_of(file: Path) -> KnowledgeBase:

@@ -11,13 +11,12 @@ from typing import Any
 from fgvr import planning
 from fgvr.config import composing
 from fgvr.config.configuration import Config
-from fgvr.evaluation import memory_picture
+from fgvr.evaluation import memory_picture, review_page
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import course
+from fgvr.evaluation.memory_steps import memory_history
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
-from fgvr.runtime.budget import as_bytes
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
 from fgvr.store.journal import RunFile, to_line
@@ -75,14 +74,14 @@ def _empty(folder: Path) -> None:
 @contextmanager
 def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
     """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
-    runtime, file = session.config.runtime, folder / timeline.FILE
-    recording = watch(session.pool).record(file, policy=runtime.policy, max_models=runtime.max_models, reserve=as_bytes(runtime.reserve))
+    file, mine = folder / timeline.FILE, False
     try:
-        with recording:
+        with watch(session.pool).record(file) as recorder:
+            mine = recorder.mine
             yield
     finally:
-        if recording.mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(course(timeline.read(file))))
+        if mine:
+            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
 def inputs_of(session: Session) -> dict[str, str]:
@@ -121,7 +120,7 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    for name in (reports.FILE, reports.PAGE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
+    for name in (reports.FILE, reports.PAGE, review_page.FILE, review_page.PAGE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -146,7 +146,7 @@ class Admission:
     def timeout_text(self, ask: Request, seconds: float) -> str:
         """Who holds what, for a LeaseTimeout."""
         now = time.monotonic()
-        held = [f"{'+'.join(e.key for e in g.entries)} by {g.holder} for {now - g.since:.0f} s" for g in self._ledger.grants]
+        held = [f"{g} for {now - g.since:.0f} s" for g in self._ledger.grants]
         stuck = [f"{e.key}: {e.alert}" for e in self._ledger.entries.values() if e.alert]
         wanted = ", ".join(e.key for e in ask.entries)
         lines = [f"no place for {wanted} within {seconds:g} s (runtime.lease_timeout)", *held, *stuck]

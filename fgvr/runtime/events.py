@@ -11,9 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fgvr.runtime.ledger import Entry, Grant, Ledger
 from fgvr.utils.failures import log_failure
@@ -33,7 +33,6 @@ Kind = Literal[
     "return",  # given back after `seconds`
     "oom",  # memory ran out in a load or in use; `text` says where and what is done
     "budget",  # the limit was changed
-    "asked",  # `text`, of `models`, by `thread`: prefetch, expect a+b c (stages), pin, unpin, evict, cleanup
 ]
 WAS_PARKED = "was parked"  # text of an `evicted` that frees nothing on the device
 
@@ -49,8 +48,8 @@ class Event:
     used: int = 0
     limit: int = 0
     text: str = ""
-    thread: str = ""  # lease, return, asked: who
-    models: tuple[str, ...] = ()  # lease, return, asked: keys
+    thread: str = ""  # lease, return: who
+    models: tuple[str, ...] = ()  # lease, return: keys
     work: int = 0  # lease, return, loading: working memory
     seconds: float = 0.0
     when: float = field(default_factory=time.time)
@@ -76,32 +75,23 @@ class Events:
             self._listeners = (*self._listeners, listener)
         return lambda: self._drop(listener)
 
-    def about(self, kind: Kind, entry: Entry, *, size: int = 0, text: str = "", seconds: float = 0.0) -> None:
-        """Something about one model. Call under the pool's condition; `deliver` after it."""
-        if self._listeners:
-            used, limit = self._ledger.used, self._ledger.limit
-            work = entry.work if kind == "loading" else 0
-            self._queue.append(Event(kind, entry.key, entry.spec.role, size, used, limit, text, work=work, seconds=seconds))
+    def about(self, kind: Kind, entry: Entry, **figures: Any) -> None:
+        """Note something about one model, with further fields of `Event`. Call under the pool's condition; `deliver` after it."""
+        work = entry.work if kind == "loading" else 0
+        self.note(kind, key=entry.key, role=entry.spec.role, work=work, **figures)
 
     def lent(self, kind: Literal["lease", "return"], grant: Grant, seconds: float) -> None:
-        """A lease given or returned. Under the condition, like `about`."""
+        """Note a lease that was given or returned. Call under the pool's condition, like `about`."""
         if self._listeners:
             keys = tuple(e.key for e in grant.entries)
             key, role = (keys[0], grant.entries[0].spec.role) if len(keys) == 1 else ("", "")
             charge = sum(e.charge for e in grant.entries)
-            used, limit = self._ledger.used, self._ledger.limit
-            self._queue.append(Event(kind, key, role, charge, used, limit, "", grant.holder, keys, grant.work, seconds))
+            self.note(kind, key=key, role=role, bytes=charge, thread=grant.holder, models=keys, work=grant.work, seconds=seconds)
 
-    def budget(self, text: str = "") -> None:
-        """The limit is another one now. Under the condition, like `about`."""
+    def note(self, kind: Kind, **figures: Any) -> None:
+        """Note something with the ledger's figures of this moment. Call under the pool's condition, like `about`."""
         if self._listeners:
-            self._queue.append(Event("budget", bytes=self._ledger.limit, used=self._ledger.used, limit=self._ledger.limit, text=text))
-
-    def asked(self, words: str, keys: Iterable[str] = ()) -> None:
-        """What somebody wants of the pool besides leases. Under the condition, like `about`."""
-        if self._listeners:
-            used, limit, thread = self._ledger.used, self._ledger.limit, threading.current_thread().name
-            self._queue.append(Event("asked", used=used, limit=limit, text=words, thread=thread, models=tuple(keys)))
+            self._queue.append(Event(kind, used=self._ledger.used, limit=self._ledger.limit, **figures))
 
     def deliver(self) -> None:
         """Tell what is noted, in order. Never under the condition; at once when nothing is noted or somebody else is telling."""

@@ -96,6 +96,6 @@ class HostTier:
             else:
                 size, entry.host_charge = entry.host_charge, 0
                 entry.state = "absent" if before == "parked" else before
-                self._events.about("evicted", entry, size=size, text=WAS_PARKED)
+                self._events.about("evicted", entry, bytes=size, text=WAS_PARKED)
             self._condition.notify_all()
         return size

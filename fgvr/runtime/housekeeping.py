@@ -1,6 +1,6 @@
 """The pool's one thread of its own: lets idle models go after their time, and has ready what is needed next.
 
-It is started when first there is something to do, re-checks everything under the pool's condition, and ends with its pool.
+It re-checks everything under the pool's condition.
 """
 
 from __future__ import annotations
@@ -8,66 +8,47 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from fgvr.errors import FgvrError
 from fgvr.runtime.admission import Admission, Load, Request
+from fgvr.runtime.background import Background
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Ledger
 from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.sizing import measure
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 30.0  # at least so often it looks whether its pool is still there
 _LOAD_SECONDS = 60.0  # how long a load ahead of time waits for a moment when nothing computes
 NAME = "fgvr-housekeeping"
 
 
 class Housekeeping:
-    """TTL and loading ahead. Nobody waits for it: what fails here is logged, and fails again where it is asked for."""
+    """Expires what was idle for the TTL, and loads ahead. What fails here is logged; it fails again where it is asked for."""
 
-    def __init__(
-        self,
-        condition: threading.Condition,
-        ledger: Ledger,
-        admission: Admission,
-        lifecycle: Lifecycle,
-        events: Events,
-    ) -> None:
+    def __init__(self, condition: threading.Condition, ledger: Ledger, admission: Admission, lifecycle: Lifecycle, events: Events) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
         self._lifecycle, self._events = lifecycle, events
-        self._wishes: deque[Entry] = deque()
-        self._bell = threading.Event()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._prefetches: deque[Sequence[Entry]] = deque()
+        self.thread = Background(self.round, NAME)
         self.ttl: float | None = None
-        self.closed = False
-
-    @property
-    def due(self) -> bool:
-        """Whether there is reason to start it now."""
-        return self.ttl is not None and self._thread is None
 
     def keep(self, ttl: float | None) -> None:
-        """How long models may be idle, from now on."""
+        """Models may be idle for so long, from now on."""
         self.ttl = ttl
-        self._bell.set()
+        self.thread.ring()
 
-    def start(self) -> None:
-        """Runs from now on, if it did not already; looks at once."""
-        with self._starting:
-            if self._thread is None and not self.closed:
-                self._thread = threading.Thread(target=_run, args=(weakref.ref(self), self._bell), name=NAME, daemon=True)
-                self._thread.start()
-        self._bell.set()
+    def lease_ended(self) -> None:
+        """The first model that may ever expire starts the thread."""
+        if self.ttl is not None and not self.thread.started:
+            self.thread.start()
 
-    def wish(self, entries: list[Entry]) -> None:
-        """Have these ready when there is room, in this order."""
-        self._wishes.extend(entries)
-        self.start()
+    def prefetch(self, entries: Sequence[Entry]) -> None:
+        """Have these ready when there is room, smallest first."""
+        self._prefetches.append(tuple(dict.fromkeys(entries)))
+        self.thread.start()
 
     def look_ahead(self, leased: Sequence[Entry]) -> None:
         """The stage these models belong to runs now; bring in the next one's."""
@@ -79,27 +60,25 @@ class Housekeeping:
             ledger.stage = (ledger.stage + min(away)) % len(ledger.stages)
             coming = [e for e in ledger.entries.values() if ledger.stage_of(e) == 1 and e.state in ("absent", "parked")]
         if coming:
-            measure(self._condition, {entry: entry.spec for entry in coming})
-            self.wish(sorted(coming, key=lambda e: e.size))
+            self.prefetch(coming)
 
     def stop(self) -> None:
         """Ends after what it is doing."""
-        with self._starting:
-            self.closed = True
-        self._wishes.clear()
-        self._bell.set()
+        self.thread.stop()
+        self._prefetches.clear()
 
-    def round(self) -> float:
+    def round(self) -> float | None:
         """One look at everything; seconds until the next is due."""
-        while self._wishes:
-            self._fetch(self._wishes.popleft())
-        return min(_LOOK_SECONDS, self._expire())
+        while self._prefetches:
+            for entry in sorted(self._sized(self._prefetches.popleft()), key=lambda e: e.size):
+                self._fetch(entry)
+        return self._expire()
 
-    def _expire(self) -> float:
+    def _expire(self) -> float | None:
         """Models idle for the TTL leave the device, copies in main memory idle for twice as long go."""
         ttl = self.ttl
         if ttl is None:
-            return _LOOK_SECONDS
+            return None
         with self._condition:
             now = time.monotonic()
             idle = self._ledger.idle()
@@ -113,12 +92,20 @@ class Housekeeping:
         self._lifecycle.host.drop(lambda e: ends.get(e, now + 1) <= now)
         return max(0.001, min([ttl, *waits]))
 
+    def _sized(self, entries: Sequence[Entry]) -> Iterator[Entry]:
+        """Those whose size can be known."""
+        for entry in entries:
+            try:
+                measure(self._condition, {entry: entry.spec})
+                yield entry
+            except FgvrError as error:
+                log.info("%s is not loaded ahead: %s", entry.key, error)
+
     def _fetch(self, entry: Entry) -> None:
         """Bring one model in, as long as that is at nobody's cost."""
-        measure(self._condition, {entry: entry.spec})
         ask = Request((entry,), entry.work, NAME, (), time.monotonic(), (entry.spec.batch_size,))
         try:
-            while not self.closed:
+            while not self.thread.stopped:
                 with self._condition:
                     action = self._admission.ahead(ask)
                 if isinstance(action, Load):
@@ -132,19 +119,3 @@ class Housekeeping:
                 self._admission.leave(ask)
                 self._condition.notify_all()
             self._events.deliver()
-
-
-def _run(reference: weakref.ref[Housekeeping], bell: threading.Event) -> None:
-    pause = 0.0
-    while True:
-        bell.wait(pause)
-        bell.clear()
-        keeper = reference()
-        if keeper is None or keeper.closed:
-            return
-        try:
-            pause = keeper.round()
-        except BaseException:  # in this thread an interrupt is a failure like others: nobody else would ever hear of it
-            log_failure(log, "housekeeping failed and goes on")
-            pause = _LOOK_SECONDS
-        del keeper

@@ -121,6 +121,9 @@ class Grant:
     batches: tuple[int, ...]
     since: float = field(default_factory=time.monotonic)
 
+    def __str__(self) -> str:
+        return f"{'+'.join(e.key for e in self.entries)} by {self.holder}"
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:

@@ -236,9 +236,9 @@ class Lifecycle:
             entry.loads += not getattr(entry.loader, "elsewhere", False)  # nothing came into this process's memory
             entry.load_seconds = now - began
         self._ledger.note()
-        self._events.about("restored" if restored else "loaded", entry, size=measured, seconds=now - began)
+        self._events.about("restored" if restored else "loaded", entry, bytes=measured, seconds=now - began)
         if entry.alert:
-            self._events.about("alert", entry, size=measured, text=entry.alert)
+            self._events.about("alert", entry, bytes=measured, text=entry.alert)
 
     # --- out ---------------------------------------------------------------------------------------------------------------
 
@@ -271,9 +271,9 @@ class Lifecycle:
                 released, after = self._settle_release(entry, survivor, holders, allocated), self._ledger.used
                 if entry.state != "resident":
                     kind = "parked" if entry.state == "parked" else "evicted"
-                    self._events.about(kind, entry, size=released, seconds=time.monotonic() - began)
+                    self._events.about(kind, entry, bytes=released, seconds=time.monotonic() - began)
                 if entry.alert:
-                    self._events.about("alert", entry, size=charge - released, text=entry.alert)
+                    self._events.about("alert", entry, bytes=charge - released, text=entry.alert)
                 self._condition.notify_all()
             self._events.deliver()
         if holders:
@@ -352,7 +352,7 @@ class Lifecycle:
     def _tell(self, kind: Any, entry: Entry, size: int, text: str = "") -> int:
         """What is in use just then."""
         with self._condition:
-            self._events.about(kind, entry, size=size, text=text)
+            self._events.about(kind, entry, bytes=size, text=text)
             used = self._ledger.used
         self._events.deliver()
         return used

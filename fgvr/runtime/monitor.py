@@ -7,36 +7,35 @@ happens. The pool only ever puts an event into its queue: it never waits for a m
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fgvr.errors import RuntimeConflict
 from fgvr.runtime import machine
 from fgvr.runtime.alerts import Alert, Alerts, log_alert
-from fgvr.runtime.anomaly_rules import AnomalyRules
+from fgvr.runtime.background import Background
 from fgvr.runtime.events import Event
 from fgvr.runtime.machine import Host, ProcessMemory
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import LEVELS, Level, MonitorSettings, Pressure, idle_models, pressure
-from fgvr.runtime.recording import Recording
 from fgvr.runtime.status import PoolStatus
-from fgvr.runtime.timeline import Recorder, Sample, Start, residents
-from fgvr.utils.failures import log_failure
+from fgvr.runtime.timeline import Recorder, Sample, Start
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
 
 KEPT = 0.05  # of the ledger: what a resting process may hold beyond it before its allocator is asked to give it back,
 KEPT_LEAST = 24 << 20  # but at least these bytes: with tiny models every look would be a page fault per page of their next batch
-_FREQUENT = ("lease", "return", "asked")  # too many to measure after each; what is asked for is told again as it happens
+DRIFT = 0.03  # of the ledger's weights: a device that counts tensors and holds so much more or less is worth an alert,
+DRIFT_LEAST = 16 << 20  # but at least these bytes: libraries' own small blocks on a device are no drift
+_FREQUENT = ("lease", "return")  # too many to measure after each
 _COMING = ("loaded", "restored")
 _GOING = ("evicted", "parked", "failed")
 _MOVING = ("loading", "evicting")
@@ -53,7 +52,6 @@ class Monitor:
         settings: MonitorSettings | None = None,
         *,
         alerts: Alerts | None = None,
-        prepare: Callable[[str], None] | None = None,
         host: Callable[[], Host] = machine.host,
         clock: Callable[[], float] = time.monotonic,
         spent: Callable[[], float] = time.thread_time,
@@ -61,29 +59,31 @@ class Monitor:
     ) -> None:
         self.settings = settings or MonitorSettings()
         self.alerts = alerts or Alerts([log_alert])
-        self.prepare = prepare
+        self.prepare: Callable[[str], None] = lambda role: None
         self._host, self._clock, self._spent = host, clock, spent
-        self._storages: dict[str, int] = {}  # key -> bytes under its tensors, as counted when it came
-        self._anomalies = AnomalyRules()
-        self._recorders: list[Recorder] = []
-        self._queue: deque[Event] = deque()
-        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread = background = Background(self._round, "fgvr-monitor") if thread else None
         self._working = threading.RLock()  # one step, or one sample, at a time
-        self._thread: threading.Thread | None = None
-        self._threaded = thread
+        self._queue: deque[Event] = deque()
+        self._recorders: list[Recorder] = []
+        self._storages: dict[str, int] = {}  # key -> bytes under its tensors, as counted when it came
         self._prepared: set[str] = set()
         self._base_uss: int | None = None
+        self._bare: int | None = None  # allocated on the device while nothing was loaded
         self._level: Level = "ok"
         self._low = ""
         self._sampled = self._cleaned = clock()
         self._process: ProcessMemory | None = None  # as last measured
         self._cost = 0.0  # seconds it took
-        self._pool = weakref.ref(pool, lambda _: self._end())
-        ear = _Ear(self)
-        ear.unsubscribe = pool.subscribe(ear)
-        self._ear = weakref.ref(ear)  # the pool's own: from here nothing may lead to the pool, or neither would ever go
+        # The pool owns its listeners: from here nothing may lead to it, or neither would ever go.
+        self._pool = weakref.ref(pool, lambda _: background.stop() if background else None)
+        pool.subscribe(self.hear)
 
-    def configure(self, runtime: Mapping[str, Any], *, prepare: Callable[[str], None] | None = None) -> None:
+    def close(self) -> None:
+        """End the thread; samples can still be asked for."""
+        if self._thread is not None:
+            self._thread.stop()
+
+    def configure(self, runtime: Mapping[str, Any], *, prepare: Callable[[str], None]) -> None:
         """Watch with these values of `configs/runtime/` from now on; sinks that were added by hand stay. Raises ConfigError."""
         settings = MonitorSettings.of(runtime, cleanup_seconds=self._living().device.cleanup_seconds)
         self.alerts.configure(**{key: value for key, value in runtime["alerts"].items() if key != "lease_seconds"})
@@ -103,24 +103,23 @@ class Monitor:
         with self._working:
             return self._sample(pool, reason)
 
-    def record(self, path: str | Path, *, policy: str, max_models: int | None = None, reserve: int = 0) -> Recording:
-        """Write to `path` until the returned recording is closed."""
-        pool = self._living()
-        status = pool.status()
-        start = Start(
-            when=round(time.time(), 6),
-            pid=os.getpid(),
-            device=pool.device.name,
-            device_total=pool.device.total,
-            limit=status.budget,
-            reserve=reserve,
-            policy=policy,
-            max_models=max_models,
-            resident=residents(status.models),
-        )
-        recorder = Recorder(path, start, monotonic=self._clock())
-        self._add(recorder)
-        return Recording(recorder, flush=lambda: self.sample("flush"), close=lambda: self._remove(recorder))
+    @contextmanager
+    def record(self, path: str | Path) -> Iterator[Recorder]:
+        """Inside, what happens is written to `path`."""
+        recorder = Recorder(path, Start.of(self._living()), monotonic=self._clock())
+        try:
+            with self._working:
+                quiet = not self._drain()  # what happened before is not this recorder's
+                self._recorders.append(recorder)
+                just_seen = quiet and self._clock() - self._sampled < _STILL  # the job of a sweep before this one has ended with a sample
+                self._sample(self._living(), "start", measured=self._process if just_seen else None)
+            yield recorder
+        finally:
+            with self._working:
+                if (pool := self._pool()) is not None:
+                    self._sample(pool, "end")
+                self._recorders = [other for other in self._recorders if other is not recorder]
+            recorder.close(self._clock())
 
     def step(self) -> None:
         """Take note of what has happened; sample, alert and clean up where that is due. The thread's work; others may do it as well."""
@@ -128,33 +127,20 @@ class Monitor:
         if pool is None:
             return
         with self._working:
-            events = self._take()
-            reason = self._reason(events)
-            if reason is None:
-                return
-            sample = self._sample(pool, reason)
-            self._check(pool, sample)
-
-    def close(self) -> None:
-        """Stop listening and sampling."""
-        ear = self._ear()
-        if ear is not None:
-            ear.unsubscribe()
-        self._end()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(10)
+            since = self._clock() - self._sampled
+            frequent = all(event.kind in _FREQUENT for event in tuple(self._queue))
+            events = [] if frequent and since < self._gap else self._drain()
+            if events or since >= self.settings.check_interval:
+                telling = [event.kind for event in events if event.kind not in _FREQUENT] or [event.kind for event in events]
+                self._check(pool, self._sample(pool, telling[-1] if telling else "interval"))
 
     # --- hearing -----------------------------------------------------------------------------------------------------------
 
     def hear(self, event: Event) -> None:
         """In the pool's threads. Quick, but for the first load of a role: libraries and tokenizers come here instead of a moment later."""
         self._queue.append(event)
-        if self._threaded:
-            if event.kind not in _FREQUENT or len(self._queue) == 1:  # later leases wait with the first: no wake-up each
-                self._wake.set()
-            if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="fgvr-monitor", daemon=True)
-                self._thread.start()
+        if self._thread and (event.kind not in _FREQUENT or len(self._queue) == 1):  # later leases wait with the first: no wake-up each
+            self._thread.start()
         if event.kind == "loading":
             if event.role not in self._prepared:
                 self._prepare(event.role)
@@ -165,11 +151,10 @@ class Monitor:
         """Keep the base: USS before the first load, plus what libraries and tokenizers have added since."""
         self._prepared.add(role)
         before = machine.memory_of().uss
-        if self.prepare is not None:
-            try:
-                self.prepare(role)
-            except Exception as error:  # the load will meet it, too, and says it with the cure
-                log.debug("%s could not be prepared: %s", role, error)
+        try:
+            self.prepare(role)
+        except Exception as error:  # the load will meet it, too, and says it with the cure
+            log.debug("%s could not be prepared: %s", role, error)
         after = machine.memory_of().uss
         if before is not None and after is not None:
             self._base_uss = after if self._base_uss is None else self._base_uss + max(0, after - before)
@@ -181,57 +166,34 @@ class Monitor:
             pool.device.empty_cache()
             self._base_uss = machine.memory_of().uss or self._base_uss
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.wait(self._patience())
-            self._wake.clear()
-            try:
-                self.step()
-            except Exception:  # whatever goes wrong in watching must not end the watch; the next round may work
-                log_failure(log, "the memory monitor failed in one round and goes on")
-                self._stop.wait(1.0)
-
-    def _patience(self) -> float:
-        """Seconds until there is something to do without any event."""
-        now = self._clock()
-        waits = [self._sampled + self.settings.check_interval - now]
-        if self._queue:
-            waits.append(self._sampled + self._gap - now)
-        return max(0.05, min(waits))
+    def _round(self) -> float:
+        """A step; seconds until there is something to do without any event."""
+        self.step()
+        due = min(self.settings.check_interval, self._gap) if self._queue else self.settings.check_interval
+        return max(0.05, self._sampled + due - self._clock())
 
     @property
     def _gap(self) -> float:
         """Seconds between samples after frequent events: watching may take one part in `_PARTS` of the time, however large the process."""
         return max(self.settings.sample_gap, _PARTS * self._cost)
 
-    def _take(self) -> list[Event]:
-        """Events to deal with now: none while they are only leases and returns and the last sample is recent."""
-        waiting = list(self._queue)
-        recent = self._clock() - self._sampled < self._gap
-        if recent and all(event.kind in _FREQUENT for event in waiting):
-            return []
-        return self._drain()
-
     def _drain(self) -> list[Event]:
-        events: list[Event] = []
-        with suppress(IndexError):
-            while True:
-                events.append(self._queue.popleft())
+        events = [self._queue.popleft() for _ in range(len(self._queue))]
         for event in events:
             if event.kind in _COMING:
                 self._storages[event.key] = event.bytes
             elif event.kind in _GOING:
                 self._storages.pop(event.key, None)
-            for recorder in tuple(self._recorders):
+            for recorder in self._recorders:
                 recorder.event(event)
-            for alert in self._anomalies.hear(event):
-                self._tell(alert)
+            if event.kind == "failed":
+                self._tell(Alert("load_failed", event.key, event.text, event.when))
+            elif event.kind == "oom":
+                self._tell(Alert("out_of_memory", event.key, event.text, event.when))
+            elif event.kind == "alert":  # an estimate that was wrong; all else is memory that stayed
+                kind = "drift" if event.text.startswith("measured") else "not_returned"
+                self._tell(Alert(kind, event.key, f"{event.key} {event.text}", event.when))
         return events
-
-    def _reason(self, events: list[Event]) -> str | None:
-        if events:
-            return next((event.kind for event in reversed(events) if event.kind not in _FREQUENT), events[-1].kind)
-        return "interval" if self._clock() - self._sampled >= self.settings.check_interval else None
 
     # --- measuring ---------------------------------------------------------------------------------------------------------
 
@@ -250,7 +212,7 @@ class Monitor:
         moving = any(m.state in _MOVING for status in (before, after) for m in status) or _residents(before) != _residents(after)
         weights = {m.key: m.bytes for m in after if m.placed}
         sample = Sample(
-            t=0.0,
+            t=now,
             when=round(time.time(), 6),
             reason=reason,
             limit=after.budget,
@@ -269,8 +231,8 @@ class Monitor:
             moving=moving,
         )
         self._sampled = now
-        for recorder in tuple(self._recorders):
-            recorder.sample(sample, now)
+        for recorder in self._recorders:
+            recorder.sample(sample)
         return sample
 
     def _measured(self, pool: ModelPool, status: PoolStatus) -> ProcessMemory:
@@ -294,11 +256,12 @@ class Monitor:
         found = self._pressure(pool, status, Host(sample.host_total, sample.host_free, sample.host_total, 0, 0))
         self._level_changed(found)
         self._low = found.host_low
-        for alert in self._anomalies.old_leases(now, self.settings.lease_seconds):
-            self._tell(alert)
+        for lease, since in pool.held():
+            if now - since > self.settings.lease_seconds:
+                held = f"{lease} for {now - since:.0f} s (runtime.alerts.lease_seconds={self.settings.lease_seconds:g})"
+                self._tell(Alert("old_lease", lease, held))
         if pool.device.exact and sample.settled:
-            for alert in self._anomalies.drift(sample):
-                self._tell(alert)
+            self._compare(sample)
         if self.settings.auto_cleanup and (found.level == "critical" or found.host_low):
             self._drop(pool, found.drop, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")
         every = self.settings.cleanup_interval
@@ -307,6 +270,16 @@ class Monitor:
             unused = choose(pool.settings.policy, idle_models(status.models), status.used)
             self._drop(pool, unused, every, f"unused for {every:g} s")
             pool.device.empty_cache()
+
+    def _compare(self, sample: Sample) -> None:
+        """Alerts when a device that counts tensors, and rests, holds something else than the ledger says."""
+        if not sample.weights:
+            self._bare = sample.device_allocated
+        elif self._bare is not None:
+            beyond, weights = sample.device_allocated - self._bare - sample.weights_bytes, sample.weights_bytes
+            if abs(beyond) > max(DRIFT * weights, DRIFT_LEAST):
+                figures = f"{format_bytes(abs(beyond))} {'more' if beyond > 0 else 'less'} than the {format_bytes(weights)}"
+                self._tell(Alert("drift", "device", f"the device holds {figures} on the ledger", sample.when))
 
     def _pressure(self, pool: ModelPool, status: PoolStatus, host: Host) -> Pressure:
         low = self.settings.host_low.why_low(host, before=bool(self._low))
@@ -339,46 +312,14 @@ class Monitor:
 
     def _tell(self, alert: Alert) -> None:
         if self.alerts.tell(alert):
-            for recorder in tuple(self._recorders):
+            for recorder in self._recorders:
                 recorder.alert(alert, self._clock())
-
-    # --- life --------------------------------------------------------------------------------------------------------------
 
     def _living(self) -> ModelPool:
         pool = self._pool()
         if pool is None:
             raise RuntimeConflict("the pool that was watched is gone")
         return pool
-
-    def _end(self) -> None:
-        self._stop.set()
-        self._wake.set()
-
-    def _add(self, recorder: Recorder) -> None:
-        with self._working:
-            quiet = all(event.kind == "asked" for event in self._drain())  # what happened before is not this recorder's
-            self._recorders.append(recorder)
-            just_seen = quiet and self._clock() - self._sampled < _STILL  # the job of a sweep before this one has ended with a sample
-            self._sample(self._living(), "start", measured=self._process if just_seen else None)
-
-    def _remove(self, recorder: Recorder) -> None:
-        with self._working:
-            pool = self._pool()
-            if pool is not None:
-                self._sample(pool, "end")
-            self._recorders.remove(recorder)
-        recorder.close(self._clock())
-
-
-class _Ear:
-    """A monitor's listener; belongs to the pool."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-        self.unsubscribe: Callable[[], None] = lambda: None
-
-    def __call__(self, event: Event) -> None:
-        self._monitor.hear(event)
 
 
 _monitors: weakref.WeakKeyDictionary[ModelPool, Monitor] = weakref.WeakKeyDictionary()
@@ -388,10 +329,7 @@ _making = threading.Lock()
 def watch(pool: ModelPool) -> Monitor:
     """The pool's monitor; made when first asked for."""
     with _making:
-        found = _monitors.get(pool)
-        if found is None:
-            found = _monitors[pool] = Monitor(pool)
-        return found
+        return _monitors.get(pool) or _monitors.setdefault(pool, Monitor(pool))
 
 
 def _residents(status: PoolStatus) -> set[str]:

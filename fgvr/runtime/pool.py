@@ -98,10 +98,7 @@ class ModelPool:
         """Have these ready when there is room, smallest first, in the background. Evicts only what is not planned to be used sooner."""
         with self._condition:
             entries = [self._resolve(m) for m in models]
-            self._events.asked("prefetch", (e.key for e in entries))
-        self._events.deliver()
-        measure(self._condition, {entry: entry.spec for entry in entries})
-        self._housekeeping.wish(sorted(dict.fromkeys(entries), key=lambda e: e.size))
+        self._housekeeping.prefetch(entries)
 
     def expect(self, *stages: Sequence[str]) -> None:
         """The order in which models (roles or keys) are used, over and over: `expect(["encoder"], ["mllm"])`; nothing = forget it.
@@ -112,26 +109,19 @@ class ModelPool:
             for name in (name for stage in stages for name in stage):
                 self._ledger.find(name)
             self._ledger.stages, self._ledger.stage = tuple(frozenset(stage) for stage in stages if stage), 0
-            keys = [dict.fromkeys(self._ledger.find(name).key for name in stage) for stage in stages if stage]
-            self._events.asked(" ".join(["expect", *("+".join(stage) for stage in keys)]))
-        self._events.deliver()
 
     def pin(self, model: str) -> None:
         """Never evict it under pressure; a pin on a role follows the role."""
         with self._condition:
-            key = self._ledger.find(model).key
+            self._ledger.find(model)
             self._ledger.pins.add(model)
-            self._events.asked("pin", [key])
-        self._events.deliver()
 
     def unpin(self, model: str) -> None:
         """Take back every pin on this model."""
         with self._condition:
             key = self._ledger.find(model).key
             self._ledger.pins = {name for name in self._ledger.pins if self._ledger.aliases.get(name, name) != key}
-            self._events.asked("unpin", [key])
             self._condition.notify_all()
-        self._events.deliver()
 
     def evict(self, model: str, *, park: bool = False) -> int:
         """Drop one idle model, from main memory too; bytes that came back. `park`: rather keep it in main memory, if it can be.
@@ -146,15 +136,12 @@ class ModelPool:
                 why = "leased" if entry.leases else entry.state if entry.mover else "pinned"
                 raise RuntimeConflict(f"{entry.key} is {why} and cannot be evicted now")
             here = entry.state == "resident"
-            self._events.asked("evict", [entry.key])
             if here:
                 entry.state, entry.mover = "evicting", self
         return self._lifecycle.evict([entry], park=park) if here else self._lifecycle.host.drop(lambda e: e is entry)
 
     def cleanup(self) -> int:
         """Drop everything idle and unpinned, from main memory too, and empty the device's cache; bytes that came back to the device."""
-        with self._condition:
-            self._events.asked("cleanup")
         released = self._lifecycle.evict_idle(park=False)
         self._lifecycle.host.drop()
         self.device.empty_cache()
@@ -230,7 +217,7 @@ class ModelPool:
                 for entry in self._ledger.entries.values():
                     entry.sizes.clear()
             self._ledger.apply(replace(self.settings, budget=limit, asked=value))
-            self._events.budget(f"asked as {value}")
+            self._events.note("budget", bytes=limit, text=f"asked as {value}")
             self._condition.notify_all()
         self._lifecycle.trim()
         self._events.deliver()
@@ -251,6 +238,11 @@ class ModelPool:
             ledger, now = self._ledger, time.monotonic()
             models = tuple(ledger.status(e, now) for e in ledger.entries.values())
             return PoolStatus(models, self.device.name, ledger.limit, ledger.used, ledger.peak, ledger.host_used, ledger.host_limit)
+
+    def held(self) -> list[tuple[str, float]]:
+        """Running leases, as "models by thread", and since when each is held, by the monotonic clock."""
+        with self._condition:
+            return [(str(grant), grant.since) for grant in self._ledger.grants]
 
     @property
     def loads(self) -> Mapping[str, int]:
@@ -310,8 +302,7 @@ class ModelPool:
 
     def _give_back(self, grant: Grant) -> None:
         self._leases.give_back(grant)
-        if self._housekeeping.due:
-            self._housekeeping.start()
+        self._housekeeping.lease_ended()
 
 
 # --- the one pool of the process ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from fgvr.errors import StoreError
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
-from fgvr.types import ModelStatus
+from fgvr.runtime.pool import ModelPool
 from fgvr.utils.files import acquire_lock
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,27 @@ class Start:
     resident: tuple[Resident, ...] = ()
     version: int = VERSION
 
+    @classmethod
+    def of(cls, pool: ModelPool) -> Start:
+        status, settings = pool.status(), pool.settings
+        return cls(
+            when=round(time.time(), 6),
+            pid=os.getpid(),
+            device=status.device,
+            device_total=pool.device.total,
+            limit=status.budget,
+            reserve=settings.reserve,
+            policy=settings.policy.__name__,
+            max_models=settings.max_models,
+            resident=tuple(Resident(m.key, m.role, m.source, m.bytes, m.idle_seconds) for m in status if m.placed),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The books beside what is measured, at one moment. Bytes."""
 
-    t: float
+    t: float  # seconds since the start row; before it is written, by the monotonic clock
     when: float
     reason: str  # interval, or the kind of the event that asked for it, start, end
     limit: int
@@ -85,38 +101,20 @@ class Sample:
     def weights_bytes(self) -> int:
         return sum(self.weights.values())
 
-    @property
-    def excess(self) -> int | None:
-        """What the process holds beyond its base and the weights; None while that is not known."""
-        return None if self.uss is None or self.base_uss is None else self.uss - self.base_uss - self.weights_bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """An event of the pool and when it was, in seconds since the start row."""
-
-    t: float
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Session:
-    """What one process recorded."""
+    """What one process recorded; the `monotonic` of its events is in seconds since the start row."""
 
     start: Start
-    moments: tuple[Moment, ...]
-    samples: tuple[Sample, ...]
-    alerts: tuple[tuple[float, Alert], ...]
-    ended: bool
+    events: list[Event] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    alerts: list[tuple[float, Alert]] = field(default_factory=list)
+    ended: bool = False
 
     @property
     def seconds(self) -> float:
-        return max([0.0, *(m.t for m in self.moments[-1:]), *(s.t for s in self.samples[-1:])])
-
-    @property
-    def names(self) -> dict[str, str]:
-        """Key -> role, of every model that was met."""
-        return {r.key: r.role for r in self.start.resident} | {m.event.key: m.event.role for m in self.moments if m.event.key}
+        return max([0.0, *(e.monotonic for e in self.events[-1:]), *(s.t for s in self.samples[-1:])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class Timeline:
 class Recorder:
     """Appends one process's rows to a file. Every method may be called from any thread; each row is one write.
 
-    While another process writes the file this one keeps silent (`writing` is False). A process that met nothing in the pool leaves no
+    While another process writes the file this one keeps silent (`mine` is False). A process that met nothing in the pool leaves no
     rows behind those of an earlier one.
     """
 
@@ -151,41 +149,39 @@ class Recorder:
         except StoreError as error:  # a record is worth having, and no reason to stop
             log.info("memory is not recorded: %s", error)
             self._file.close()
+            self.mine = False
             return
+        self.mine = True
         self._earlier = self._cut_torn_line()
-        self._write("start", 0.0, asdict(start))
-
-    @property
-    def writing(self) -> bool:
-        return not self._file.closed
+        self._write("start", monotonic, asdict(start))
 
     def event(self, event: Event) -> None:
-        row = _lean(event)
-        del row["monotonic"]
-        self._write("event", event.monotonic - self._began, row)
+        row = asdict(event)  # without the fields that do not apply to it
+        lean = {f.name: row[f.name] for f in fields(event) if f.default is MISSING or row[f.name] != f.default}
+        self._write("event", lean.pop("monotonic"), lean)
 
-    def sample(self, sample: Sample, monotonic: float) -> None:
+    def sample(self, sample: Sample) -> None:
         row = asdict(sample)
-        del row["t"]
-        self._write("sample", monotonic - self._began, row)
+        self._write("sample", row.pop("t"), row)
 
     def alert(self, alert: Alert, monotonic: float) -> None:
-        self._write("alert", monotonic - self._began, asdict(alert))
+        self._write("alert", monotonic, asdict(alert))
 
     def close(self, monotonic: float) -> None:
-        self._write("end", monotonic - self._began, {})
+        self._write("end", monotonic, {})
         with self._lock:
-            if self.writing:
+            if not self._file.closed:
                 if self._earlier and not self._events:
                     self._file.truncate(self._earlier)
                 os.fsync(self._file.fileno())
                 self._file.close()
                 self._alone.release()
 
-    def _write(self, kind: str, t: float, row: Mapping[str, Any]) -> None:
-        line = json.dumps({"row": kind, "t": round(t, 6), **row}, ensure_ascii=False, allow_nan=False) + "\n"
+    def _write(self, kind: str, monotonic: float, row: Mapping[str, Any]) -> None:
+        t = round(monotonic - self._began, 6)
+        line = json.dumps({"row": kind, "t": t, **row}, ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
-            if self.writing:
+            if not self._file.closed:
                 self._file.write(line.encode("utf-8", "backslashreplace"))
                 self._events += kind == "event"
 
@@ -197,16 +193,6 @@ class Recorder:
         return whole
 
 
-def residents(models: tuple[ModelStatus, ...]) -> tuple[Resident, ...]:
-    return tuple(Resident(m.key, m.role, m.source, m.bytes, m.idle_seconds) for m in models if m.placed)
-
-
-def _lean(event: Event) -> dict[str, Any]:
-    """The fields that differ from their defaults: most fields of most events do not apply to them."""
-    row = asdict(event)
-    return {f.name: row[f.name] for f in fields(event) if f.default is MISSING or row[f.name] != f.default}
-
-
 # --- reading -----------------------------------------------------------------------------------------------------------------
 
 
@@ -216,46 +202,37 @@ def read(path: str | Path) -> Timeline:
         lines = Path(path).read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    draft: list[_Draft] = []
+    sessions: list[Session] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             kind, t = row.pop("row"), row.pop("t")
             if kind == "start":
-                draft.append(_Draft(_start(row)))
+                sessions.append(Session(_start(row)))
             else:
-                draft[-1].add(kind, t, row)
+                _add(sessions[-1], kind, t, row)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise StoreError(f"{path}, line {number}: not a row of a memory record of version {VERSION} ({error!r})") from error
-    if not draft:
+    if not sessions:
         raise StoreError(f"{path} holds no memory record")
-    return Timeline(tuple(d.finish() for d in draft))
+    for session in sessions:
+        session.events.sort(key=lambda e: e.monotonic)  # two threads may have written in the other order
+    return Timeline(tuple(sessions))
 
 
-@dataclass(slots=True)
-class _Draft:
-    start: Start
-    moments: list[Moment] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    alerts: list[tuple[float, Alert]] = field(default_factory=list)
-    ended: bool = False
-
-    def add(self, kind: str, t: float, row: dict[str, Any]) -> None:
-        if kind == "event":
+def _add(session: Session, kind: str, t: float, row: dict[str, Any]) -> None:
+    match kind:
+        case "event":
             models = tuple(row.pop("models", ()))
-            self.moments.append(Moment(t, Event(**row, models=models, monotonic=t)))
-        elif kind == "sample":
-            self.samples.append(Sample(t=t, **row))
-        elif kind == "alert":
-            self.alerts.append((t, Alert(**row)))
-        elif kind == "end":
-            self.ended = True
-        else:
+            session.events.append(Event(**row, models=models, monotonic=t))
+        case "sample":
+            session.samples.append(Sample(t=t, **row))
+        case "alert":
+            session.alerts.append((t, Alert(**row)))
+        case "end":
+            session.ended = True
+        case _:
             raise ValueError(f"row {kind!r}")
-
-    def finish(self) -> Session:
-        moments = sorted(self.moments, key=lambda m: m.t)  # two threads may have written in the other order
-        return Session(self.start, tuple(moments), tuple(self.samples), tuple(self.alerts), self.ended)
 
 
 def _start(row: dict[str, Any]) -> Start:

@@ -18,8 +18,8 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import idle_models
 from fgvr.server.auth import Shown, holds_token, may_change, may_read
 from fgvr.server.bodies import JsonRoute
-from fgvr.server.refusals import Refusal, plan_record
-from fgvr.server.wire import CleanupRequest, codes
+from fgvr.server.http_errors import HttpError, plan_record
+from fgvr.server.schemas import CleanupRequest, codes
 from fgvr.utils.text import format_bytes
 
 router = APIRouter(prefix="/api/v1", route_class=JsonRoute, tags=["memory"])
@@ -87,7 +87,7 @@ def cleanup(request: Request, wish: CleanupRequest | None = None) -> Success:
     """Drops idle models and empties caches. With `models` these, and 409 if one is in use; with `target_bytes` until no more is in use."""
     pool, wish = pool_of(request), wish or CleanupRequest(models=None, target_bytes=None)
     if wish.models is not None and wish.target_bytes is not None:
-        raise Refusal(400, "give models or target_bytes, not both", param="target_bytes", code="invalid_parameter")
+        raise HttpError(400, "give models or target_bytes, not both", param="target_bytes", code="invalid_parameter")
     before = pool.status()
     if wish.models is not None:
         keys = [known(request, name) for name in wish.models]
@@ -133,16 +133,16 @@ def limit(
     needed by requests that are being served is more."""
     pool = pool_of(request)
     if not math.isfinite(limit_gb) or (nbytes := round(limit_gb * 2**30)) <= 1:
-        raise Refusal(400, "limit_gb: too small to be meant", param="limit_gb", code="invalid_parameter")
+        raise HttpError(400, "limit_gb: too small to be meant", param="limit_gb", code="invalid_parameter")
     for role in request.app.state.engine.busy_roles():  # also what waits for its batch, and holds no lease at this moment
         plan = replace(pool.plan(role), budget=nbytes)
         if not plan.fits:
             message = f"requests for {role} are being served and need {format_bytes(plan.needed)}\n{plan}"
-            raise Refusal(409, message, param="limit_gb", code="below_what_is_in_use", plan=plan_record(plan))
+            raise HttpError(409, message, param="limit_gb", code="below_what_is_in_use", plan=plan_record(plan))
     try:
         pool.set_budget(nbytes)
     except OutOfBudget as refused:
-        raise Refusal(409, str(refused), param="limit_gb", code="below_what_is_leased", plan=plan_record(refused.plan)) from None
+        raise HttpError(409, str(refused), param="limit_gb", code="below_what_is_leased", plan=plan_record(refused.plan)) from None
     status = pool.status()
     return success({"memory_limit": status.budget, "formatted_limit": format_bytes(status.budget), "used": status.used})
 
@@ -151,11 +151,11 @@ _LEVER = codes(401, 404, 409)
 
 
 def known(request: Request, name: str) -> str:
-    """A key this server lends by, from a key or role. Raises Refusal (404)."""
+    """A key this server lends by, from a key or role. Raises HttpError (404)."""
     for role, spec in request.app.state.specs.items():
         if name in (role, spec.key):
             return spec.key
-    raise Refusal(404, f"no model {name[:80]!r}", param="key", code="model_not_found")
+    raise HttpError(404, f"no model {name[:80]!r}", param="key", code="model_not_found")
 
 
 def _row(request: Request, key: str) -> Success:

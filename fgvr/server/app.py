@@ -1,4 +1,4 @@
-"""The application: what assembly hands over, behind addresses. Making one starts no thread and loads no model."""
+"""The application: what a session hands over, behind addresses. Making one starts no thread and loads no model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from fgvr import __version__
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
-from fgvr.server import admin, classify, events, health, openai, refusals
+from fgvr.server import admin, classify, events, health, http_errors, openai
 from fgvr.server.classify import Classifier, Recognizes
 from fgvr.server.decoding import DECODERS
-from fgvr.server.engine import Engine
+from fgvr.server.engine import InferenceEngine
 from fgvr.server.events import Broadcast
-from fgvr.server.guard import Guard, route_template
-from fgvr.server.health import Pulse
+from fgvr.server.health import ReadinessProbe
 from fgvr.server.metrics import Metrics
+from fgvr.server.middleware import Middleware, route_template
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import ModelSpec, Prediction
 
@@ -38,7 +38,7 @@ def make_app(
 ) -> Server:
     """Args: specs: the model of each role, registered with the pool. build_recognizer: called once, with the first classification."""
     metrics, broadcast = Metrics(pool), Broadcast()
-    engine = Engine(pool, specs, settings, metrics)
+    engine = InferenceEngine(pool, specs, settings, metrics)
     metrics.attach(engine)
     alerts = watch(pool).alerts
 
@@ -62,7 +62,7 @@ def make_app(
     state.pool, state.specs, state.settings, state.tokens = pool, dict(specs), settings, tokens
     state.metrics, state.broadcast, state.engine = metrics, broadcast, engine
     state.classifier = Classifier(engine, build_recognizer, to_row)
-    state.pulse = Pulse(pool, specs[settings.health_model], engine, lambda: state.classifier.making)
+    state.readiness = ReadinessProbe(pool, specs[settings.health_model], engine, lambda: state.classifier.making)
     for part in (openai, classify, admin, events, health):
         app.include_router(part.router)
     if find_spec("fgvr.server.dashboard") is not None:
@@ -75,15 +75,15 @@ def make_app(
         """For Prometheus."""
         return Response(request.app.state.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
-    refusals.install(app)
+    http_errors.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
-    return Server(app, Guard(app, settings, metrics, route_template, engine.full), engine, broadcast)
+    return Server(app, Middleware(app, settings, metrics, route_template, engine.full), engine, broadcast)
 
 
 class Server:
     """The application and what its process ends it by."""
 
-    def __init__(self, app: FastAPI, asgi: Guard, engine: Engine, broadcast: Broadcast) -> None:
+    def __init__(self, app: FastAPI, asgi: Middleware, engine: InferenceEngine, broadcast: Broadcast) -> None:
         self.app, self.asgi, self.engine, self.broadcast = app, asgi, engine, broadcast
 
     def drain(self) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from fgvr.server.refusals import Refusal
+from fgvr.server.http_errors import HttpError
 from fgvr.server.settings import Tokens
 
 _READER = HTTPBearer(auto_error=False, scheme_name="token", description="FGVR_TOKEN, where the server has one")
@@ -42,9 +42,9 @@ def holds_token(request: Request, given: HTTPAuthorizationCredentials | None) ->
 
 def _check(given: HTTPAuthorizationCredentials | None, *accepted: str) -> None:
     if given is None:
-        raise Refusal(401, "this needs a token: Authorization: Bearer TOKEN", code="no_token")
+        raise HttpError(401, "this needs a token: Authorization: Bearer TOKEN", code="no_token")
     if not _opens(given, *accepted):
-        raise Refusal(401, "this token does not open this", code="wrong_token")
+        raise HttpError(401, "this token does not open this", code="wrong_token")
 
 
 def _opens(given: HTTPAuthorizationCredentials, *accepted: str) -> bool:

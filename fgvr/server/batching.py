@@ -1,4 +1,4 @@
-"""Requests that come alone and are computed together: one lane per kind of work, each with a thread that takes what waits, in turns.
+"""Requests that come alone and are computed together: one queue per kind of work, each with a thread that takes what waits, in turns.
 
 Fair: clients take turns, whoever has many requests waits behind his own. Nothing hangs: a job that nobody waits for any more is dropped
 from the queue, ends a wait for a lease when it was the batch's last, and ends its row of a running answer.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgvr.server.refusals import Refusal, refusal_of
+from fgvr.server.http_errors import HttpError, to_http_error
 from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Job:
             batch.notice()
 
     def settle(self, result: Any = None, error: Exception | None = None) -> None:
-        """From the lane's thread."""
+        """From the queue's thread."""
 
         def do() -> None:
             if not self.future.done():
@@ -58,7 +58,7 @@ class Job:
             log.debug("an answer came after the server's end")
 
     def tell(self, news: Any) -> None:
-        """Text so far, for streams; from the lane's thread."""
+        """Text so far, for streams; from the queue's thread."""
         if self.told is not None and not self.gone.is_set():
             try:
                 self.loop.call_soon_threadsafe(self.told, news)
@@ -85,8 +85,8 @@ Compute = Callable[[Batch], Sequence[Any]]
 """One result per job of the batch, in order; an Exception among them is that job's alone."""
 
 
-class Lane:
-    """`compute` is called in the lane's own thread, one batch at a time."""
+class BatchQueue:
+    """`compute` is called in the queue's own thread, one batch at a time."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Lane:
     def submit(self, job: Job) -> None:
         with self._condition:
             if self._closed:
-                raise Refusal(503, "the server is stopping", code="draining", retry=5)
+                raise HttpError(503, "the server is stopping", code="draining", retry=5)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"fgvr-{self.name}", daemon=True)
                 self._thread.start()
@@ -144,7 +144,7 @@ class Lane:
             self._condition.notify_all()
             batch, thread = self._running, self._thread
         for job in left:
-            job.settle(error=Refusal(503, "the server is stopping", code="draining", retry=5))
+            job.settle(error=HttpError(503, "the server is stopping", code="draining", retry=5))
         for job in batch.jobs if batch else ():
             job.cancel()
         if thread is not None:
@@ -162,7 +162,7 @@ class Lane:
                 self.size = 0.8 * self.size + 0.2 * len(batch.jobs)
                 if self._done is not None:
                     self._done(self.name, len(batch.jobs), took)
-            except Exception as error:  # a bug here must not end the lane: whoever comes next would wait for nobody
+            except Exception as error:  # a bug here must not end the queue: whoever comes next would wait for nobody
                 self._fail(batch.jobs, error)
             finally:
                 self._running = None
@@ -226,7 +226,7 @@ class Lane:
         try:
             results = self._compute(batch)
         except Exception as error:
-            alone = len(batch.jobs) == 1 or refusal_of(error).status != 500
+            alone = len(batch.jobs) == 1 or to_http_error(error).status != 500
             if alone:
                 self._fail(batch.jobs, error)
                 return
@@ -238,12 +238,12 @@ class Lane:
             return
         for job, result in list(zip(batch.jobs, results, strict=True)):  # all of them, or none
             if isinstance(result, Exception):
-                job.settle(error=refusal_of(result))
+                job.settle(error=to_http_error(result))
             else:
                 job.settle(result)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
-        found = refusal_of(error)
+        found = to_http_error(error)
         if found.status == 500:
             log_failure(log, "%s failed", self.name)
         for job in jobs:

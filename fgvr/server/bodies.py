@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
-from fgvr.server.refusals import Refusal
+from fgvr.server.http_errors import HttpError
 from fgvr.server.settings import Settings
 
 _ASIDE = 1 << 16  # bytes; a larger body is parsed in a thread
@@ -55,7 +55,7 @@ class _Parsed(Request):
 
 
 async def read_json(request: Request, settings: Settings) -> Any:
-    """The body. Raises Refusal (400) for what is no JSON or has more in it than any request needs."""
+    """The body. Raises HttpError (400) for what is no JSON or has more in it than any request needs."""
     data = await request.body()
     return await asyncio.to_thread(parse, data, settings) if len(data) > _ASIDE else parse(data, settings)
 
@@ -64,23 +64,23 @@ def parse(data: bytes, settings: Settings) -> Any:
     """As `read_json`."""
     most = settings.max_prompt_chars + _MARKS_PER_ITEM * (settings.max_messages + settings.max_items)
     if _more_marks(data, most):
-        raise Refusal(400, f"the body has too many values and commas: at most {most:,} in one request", code="too_many_values")
+        raise HttpError(400, f"the body has too many values and commas: at most {most:,} in one request", code="too_many_values")
     try:
         found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is no JSON: byte {error.start} is no UTF-8", code="invalid_json") from None
+        raise HttpError(400, f"the body is no JSON: byte {error.start} is no UTF-8", code="invalid_json") from None
     except json.JSONDecodeError as error:
         message = f"the body is no JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        raise Refusal(400, message, code="invalid_json") from None
+        raise HttpError(400, message, code="invalid_json") from None
     except RecursionError:
-        raise Refusal(400, "the body is nested too deeply", code="invalid_json") from None
+        raise HttpError(400, "the body is nested too deeply", code="invalid_json") from None
     except ValueError:  # an integer of thousands of digits
-        raise Refusal(400, "the body has a number with too many digits", code="invalid_json") from None
+        raise HttpError(400, "the body has a number with too many digits", code="invalid_json") from None
     for name, limit in _LISTS.items():
         value = found.get(name) if isinstance(found, dict) else None
         if isinstance(value, list) and len(value) > getattr(settings, limit):
             message = f"{name}: {len(value):,} items, at most {getattr(settings, limit):,} (server.{limit})"
-            raise Refusal(400, message, param=name, code="invalid_parameter")
+            raise HttpError(400, message, param=name, code="invalid_parameter")
     return found
 
 
@@ -98,12 +98,12 @@ def _more_marks(data: bytes, most: int) -> bool:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Readers of JSON differ in which of two equal keys they take; so neither is."""
     if len(pairs) > _KEYS:
-        raise Refusal(400, f"an object of the body has {len(pairs):,} keys, at most {_KEYS}", code="too_many_values")
+        raise HttpError(400, f"an object of the body has {len(pairs):,} keys, at most {_KEYS}", code="too_many_values")
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1).encode("utf-8", "replace").decode()[:200]
-        raise Refusal(400, f"{twice!r} stands twice in one object", param=twice, code="invalid_json")
+        raise HttpError(400, f"{twice!r} stands twice in one object", param=twice, code="invalid_json")
     return found
 
 

@@ -20,12 +20,12 @@ from fgvr.server.admin import Success, success
 from fgvr.server.auth import may_read
 from fgvr.server.batching import Batch
 from fgvr.server.bodies import JsonRoute, read_json
-from fgvr.server.engine import Engine
+from fgvr.server.engine import InferenceEngine
+from fgvr.server.http_errors import HttpError, invalid_request, to_http_error
 from fgvr.server.openai import engine_of
 from fgvr.server.prompts import check_length, check_text, tokens_of
-from fgvr.server.refusals import Refusal, invalid_request, refusal_of
+from fgvr.server.schemas import ClassifyRequest, QueryAnswer, QueryRequest, codes
 from fgvr.server.settings import Settings
-from fgvr.server.wire import ClassifyRequest, QueryAnswer, QueryRequest, codes
 from fgvr.types import Picture, Prediction, Sample
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _WAIT = 10.0  # seconds a request waits for the knowledge base before it is told
 
 
 class Recognizes(Protocol):
-    """What is used of a pipeline.Recognizer, built by assembly."""
+    """What is used of a pipeline.Recognizer, built by a session."""
 
     @property
     def batch_size(self) -> int: ...
@@ -44,13 +44,13 @@ class Recognizes(Protocol):
 
 
 class Classifier:
-    """The recognizer, made when first asked for (a knowledge base may have to be built: that goes on, whoever waits), and its lane."""
+    """The recognizer, made when first asked for (a knowledge base may have to be built: that goes on, whoever waits), and its queue."""
 
-    def __init__(self, engine: Engine, build: Callable[[], Recognizes], to_row: Callable[[Prediction], dict[str, Any]]) -> None:
+    def __init__(self, engine: InferenceEngine, build: Callable[[], Recognizes], to_row: Callable[[Prediction], dict[str, Any]]) -> None:
         self._engine, self._build, self._to_row = engine, build, to_row
         self._lock = threading.Lock()
         self._made: Future[Recognizes] | None = None
-        engine.add_lane("classify", self._classify, most=lambda: 32)
+        engine.add_queue("classify", self._classify, most=lambda: 32)
 
     def begin(self, told: Callable[[str], None] | None = None) -> Future[Recognizes]:
         """Makes it in a thread, once. `told`: hears how that goes."""
@@ -68,17 +68,17 @@ class Classifier:
         return made is not None and not made.done()
 
     async def ready(self, timeout: float) -> None:
-        """Raises Refusal (503) while it is being made; a failure is told, and the next request tries again."""
+        """Raises HttpError (503) while it is being made; a failure is told, and the next request tries again."""
         made = self.begin()
         try:
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(made)), timeout)
         except TimeoutError:
-            raise Refusal(503, "the knowledge base is being built or opened; come again", code="starting", retry=5) from None
+            raise HttpError(503, "the knowledge base is being built or opened; come again", code="starting", retry=5) from None
         except Exception as error:
             with self._lock:
                 if self._made is made:
                     self._made = None
-            raise refusal_of(error) from error
+            raise to_http_error(error) from error
 
     def _make(self, made: Future[Recognizes], told: Callable[[str], None] | None) -> None:
         tell = told or log.info
@@ -142,7 +142,7 @@ async def classify(request: Request) -> Success:
             seen += picture.image.width * picture.image.height
             if seen > settings.max_pixels:
                 message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
-                raise Refusal(400, message, param="images", code="image_too_large")
+                raise HttpError(400, message, param="images", code="image_too_large")
             samples.append(Sample(picture, key=name))  # type: ignore[arg-type] (a recognizer looks at a Picture as it is)
         await classifier.ready(min(_WAIT, settings.deadline))
         rows = await engine.compute(request, "classify", samples)
@@ -150,22 +150,22 @@ async def classify(request: Request) -> Success:
 
 
 async def _images(request: Request, settings: Settings) -> list[tuple[str, str, bytes | str]]:
-    """(name, parameter, encoded image or URL) of either kind of body. Raises Refusal."""
+    """(name, parameter, encoded image or URL) of either kind of body. Raises HttpError."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         try:
             form = await request.form(max_files=settings.max_images, max_fields=16)
         except MultiPartException as error:
-            raise Refusal(400, f"images: {error.message}", param="images", code="bad_request") from None
+            raise HttpError(400, f"images: {error.message}", param="images", code="bad_request") from None
         try:
             for name, value in form.multi_items():
                 if name not in _FIELDS or not isinstance(value, UploadFile):
                     message = f"{name[:80]}: only files under the name images (one also as image or file)"
-                    raise Refusal(400, message, param=name[:80], code="unsupported_parameter")
+                    raise HttpError(400, message, param=name[:80], code="unsupported_parameter")
             files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
             if not files:
-                raise Refusal(400, "images: no file", param="images", code="invalid_parameter")
+                raise HttpError(400, "images: no file", param="images", code="invalid_parameter")
             if len({name for name, _ in files}) > 1 or (files[0][0] != "images" and len(files) > 1):
-                raise Refusal(400, "give images (any number), or image, or file (the only one)", param="images", code="invalid_parameter")
+                raise HttpError(400, "give images (any number), or image, or file (the only one)", param="images", code="invalid_parameter")
             params = [f"images.{i}" if name == "images" else name for i, (name, _) in enumerate(files)]
             names = [(file.filename or f"image {i}")[:200] for i, (_, file) in enumerate(files)]
             return [(name, param, await file.read()) for name, param, (_, file) in zip(names, params, files, strict=True)]
@@ -176,11 +176,11 @@ async def _images(request: Request, settings: Settings) -> list[tuple[str, str, 
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
     if (asked.images is None) == (asked.image is None):
-        raise Refusal(400, "give images (a list), or image (the only one)", param="images", code="invalid_parameter")
+        raise HttpError(400, "give images (a list), or image (the only one)", param="images", code="invalid_parameter")
     urls = [("image", asked.image)] if asked.image is not None else [(f"images.{i}", url) for i, url in enumerate(asked.images or ())]
     names = asked.names or [f"image {i}" for i in range(len(urls))]
     if len(names) != len(urls):
-        raise Refusal(400, f"{len(names)} names for {len(urls)} images", param="names", code="invalid_parameter")
+        raise HttpError(400, f"{len(names)} names for {len(urls)} images", param="names", code="invalid_parameter")
     return [(name[:200], param, url) for name, (param, url) in zip(names, urls, strict=True)]
 
 
@@ -191,10 +191,10 @@ async def query(request: Request, asked: QueryRequest) -> Success:
     settings = engine.settings
     if asked.max_tokens > settings.max_new_tokens:
         message = f"max_tokens={asked.max_tokens}, at most {settings.max_new_tokens} (server.max_new_tokens)"
-        raise Refusal(400, message, param="max_tokens", code="invalid_parameter")
+        raise HttpError(400, message, param="max_tokens", code="invalid_parameter")
     if len(asked.question) > settings.max_prompt_chars:
         message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
-        raise Refusal(400, message, param="question", code="prompt_too_long")
+        raise HttpError(400, message, param="question", code="prompt_too_long")
     text = check_text(asked.question, "question")
     with engine.place("mllm") as hold:
         shown = [await pictures.aside(pictures.picture, asked.image, settings, hold, param="image")] if asked.image is not None else []

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from fgvr.server.auth import may_read
-from fgvr.server.refusals import Refusal
+from fgvr.server.http_errors import HttpError
 
 router = APIRouter(include_in_schema=False)
 FILES = {
@@ -28,7 +28,7 @@ def page() -> Response:
 @router.get("/static/{name}")
 def static(name: str) -> Response:
     if name not in FILES:  # a list, so that no name can lead anywhere else
-        raise Refusal(404, "no such file", code="not_found")
+        raise HttpError(404, "no such file", code="not_found")
     return _file(name)
 
 
@@ -43,7 +43,7 @@ def bundle(request: Request) -> dict[str, Any]:
     """What `models=remote` asks first: how prompts are meant for the models lent here. 404: this server was not told."""
     traits = getattr(request.app.state, "bundle", None)
     if traits is None:
-        raise Refusal(404, "this server says nothing of its models", code="not_found")
+        raise HttpError(404, "this server says nothing of its models", code="not_found")
     return {"status": "success", "data": traits}
 
 

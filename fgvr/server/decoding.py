@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from fgvr.errors import ImageError
-from fgvr.server import unpacking
-from fgvr.server.refusals import Refusal
+from fgvr.server import decode_worker
+from fgvr.server.http_errors import HttpError
 from fgvr.types import Picture
 from fgvr.utils.images import REDUCE_ABOVE
 
@@ -39,15 +39,15 @@ class Worker:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         more = {"PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        words = [sys.executable, "-m", unpacking.__name__]
+        words = [sys.executable, "-m", decode_worker.__name__]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | more, start_new_session=True
         )  # a session of its own: Ctrl-C is for the server, which then ends it
         self.late = False
         with self._limit(_START_SECONDS):
-            if unpacking.read(self._out) is None:
+            if decode_worker.read(self._out) is None:
                 self.end()
-                raise Refusal(503, "the process that decodes pictures does not start", code="unavailable", retry=5)
+                raise HttpError(503, "the process that decodes pictures does not start", code="unavailable", retry=5)
 
     @property
     def _out(self) -> Any:
@@ -57,8 +57,8 @@ class Worker:
         """None: it ended, see `late`."""
         with self._limit(seconds):
             try:
-                unpacking.write(self._process.stdin, record, data)  # type: ignore[arg-type]
-                return unpacking.read(self._out)
+                decode_worker.write(self._process.stdin, record, data)  # type: ignore[arg-type]
+                return decode_worker.read(self._out)
             except (BrokenPipeError, ValueError):  # ended by the limit, or by `end`
                 return None
 
@@ -127,7 +127,7 @@ class Decoders:
     def decode(
         self, data: bytes, size: tuple[int, int], mode: str, hold: Hold, *, max_pixels: int, budget: int, seconds: float, patience: float
     ) -> Picture:
-        """Raises ImageError, or Refusal (503) when no place comes within `patience`."""
+        """Raises ImageError, or HttpError (503) when no place comes within `patience`."""
         pixels = size[0] * size[1]
         least = pixels * min(BYTES_PER_PIXEL.values()) + len(data)
         if least > budget:
@@ -181,9 +181,9 @@ class Decoders:
             try:
                 while not self._next(hold, need, budget):
                     if self._closings != closings:
-                        raise Refusal(503, "the server is stopping", code="draining", retry=5)
+                        raise HttpError(503, "the server is stopping", code="draining", retry=5)
                     if (left := until - time.monotonic()) <= 0:
-                        raise Refusal(503, "too many pictures are being decoded", code="busy", retry=5)
+                        raise HttpError(503, "too many pictures are being decoded", code="busy", retry=5)
                     self._condition.wait(left)
                 self._running += 1
                 self.used += need

@@ -1,4 +1,4 @@
-"""The shared models as requests use them: each kind of work has its lane, each batch borrows its model from the pool and gives it back."""
+"""The shared models as requests use them: each kind of work has its queue, each batch borrows its model from the pool and gives it back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.conversation import Answer, Conversation, Sampling, Turn
 from fgvr.runtime.pool import ModelPool
-from fgvr.server.batching import Batch, Job, Lane
+from fgvr.server.batching import Batch, BatchQueue, Job
 from fgvr.server.decoding import DECODERS, Hold
+from fgvr.server.http_errors import HttpError
 from fgvr.server.metrics import Metrics
-from fgvr.server.refusals import Refusal
 from fgvr.server.settings import Settings
 from fgvr.types import ModelSpec, Picture
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 ROLES = ("mllm", "encoder", "joint")
 
 
-class Engine:
-    """`specs`: the model of each role. `lanes` may be extended (classification has its own)."""
+class InferenceEngine:
+    """`specs`: the model of each role. `queues` may be extended (classification has its own)."""
 
     def __init__(self, pool: ModelPool, specs: Mapping[str, ModelSpec], settings: Settings, metrics: Metrics) -> None:
         self.pool, self.specs, self.settings, self.metrics = pool, dict(specs), settings, metrics
-        self.lanes: dict[str, Lane] = {}
+        self.queues: dict[str, BatchQueue] = {}
         self.draining = False
         self._inflight, self._lock = Counter[str](), threading.Lock()
         self._fingerprints: dict[str, str] = {}
@@ -44,22 +44,24 @@ class Engine:
             ("embed_texts", "encoder", self._embed_texts),
             ("match", "joint", self._match),
         ):
-            self.add_lane(name, compute, most=self._batch_size(role))
+            self.add_queue(name, compute, most=self._batch_size(role))
 
-    def add_lane(self, name: str, compute: Callable[[Batch], Sequence[Any]], *, most: Callable[[], int]) -> Lane:
+    def add_queue(self, name: str, compute: Callable[[Batch], Sequence[Any]], *, most: Callable[[], int]) -> BatchQueue:
         settings = self.settings
-        lane = Lane(name, compute, most=most, most_tokens=settings.batch_tokens, wait=settings.batch_wait, done=self.metrics.batch_done)
-        self.lanes[name] = lane
-        return lane
+        queue = BatchQueue(
+            name, compute, most=most, most_tokens=settings.batch_tokens, wait=settings.batch_wait, done=self.metrics.batch_done
+        )
+        self.queues[name] = queue
+        return queue
 
     # --- which model -------------------------------------------------------------------------------------------------------
 
     def named(self, name: str, role: str) -> ModelSpec:
-        """The model of a role by role, key or source. Raises Refusal (404)."""
+        """The model of a role by role, key or source. Raises HttpError (404)."""
         spec = self.specs[role]
         if name in (role, spec.key, spec.source):
             return spec
-        raise Refusal(404, f"no model {name[:80]!r} for this; it is {role!r} ({spec.key})", param="model", code="model_not_found")
+        raise HttpError(404, f"no model {name[:80]!r} for this; it is {role!r} ({spec.key})", param="model", code="model_not_found")
 
     def fingerprint(self, role: str) -> str:
         """Read from the files once: a server lends one model per role, all its life. Raises ModelLoadError while they are not there."""
@@ -81,20 +83,20 @@ class Engine:
         with self._lock:
             return [role for role in ROLES if self._inflight[role]]
 
-    def full(self) -> Refusal | None:
+    def full(self) -> HttpError | None:
         """Why no request gets a place now."""
         if self.draining:
-            return Refusal(503, "the server is stopping", code="draining", retry=5)
+            return HttpError(503, "the server is stopping", code="draining", retry=5)
         if self.inflight >= self.settings.max_inflight:
             self.metrics.refused.labels("busy").inc()
-            return Refusal(429, f"{self.inflight} requests are being served (server.max_inflight)", code="busy", retry=self.patience())
+            return HttpError(429, f"{self.inflight} requests are being served (server.max_inflight)", code="busy", retry=self.patience())
         return None
 
     @contextmanager
     def place(self, role: str) -> Iterator[Hold]:
         """One of `server.max_inflight` places, for work with this model, and what holds its pictures.
 
-        Raises Refusal: 429 when all are taken, 503 while draining."""
+        Raises HttpError: 429 when all are taken, 503 while draining."""
         with self._lock:
             if (refusal := self.full()) is not None:
                 raise refusal
@@ -108,30 +110,30 @@ class Engine:
 
     def patience(self) -> int:
         """Seconds after which what waits now may be done, at least 1."""
-        waits = [lane.seconds * (1 + lane.queued / max(1.0, lane.size)) for lane in self.lanes.values()]
+        waits = [queue.seconds * (1 + queue.queued / max(1.0, queue.size)) for queue in self.queues.values()]
         return min(60, max(1, math.ceil(max(waits, default=0.0) / 2)))
 
     def close(self) -> None:
         """All are told first; then they have three seconds together."""
         until = time.monotonic() + 3.0
-        for lane in self.lanes.values():
-            lane.close(0.0)
-        for lane in self.lanes.values():
-            lane.close(max(0.0, until - time.monotonic()))
+        for queue in self.queues.values():
+            queue.close(0.0)
+        for queue in self.queues.values():
+            queue.close(max(0.0, until - time.monotonic()))
 
     # --- one request -------------------------------------------------------------------------------------------------------
 
     async def compute(
-        self, request: Request, lane: str, payloads: Sequence[Any], *, group: Any = None, tokens: Sequence[int] | None = None
+        self, request: Request, queue: str, payloads: Sequence[Any], *, group: Any = None, tokens: Sequence[int] | None = None
     ) -> list[Any]:
-        """Results in order. Raises Refusal (504 after the deadline); a client that leaves cancels what it asked for."""
-        jobs = self.submit(request, lane, payloads, group=group, tokens=tokens)
+        """Results in order. Raises HttpError (504 after the deadline); a client that leaves cancels what it asked for."""
+        jobs = self.submit(request, queue, payloads, group=group, tokens=tokens)
         return await self.results(request, jobs)
 
     def submit(
         self,
         request: Request,
-        lane: str,
+        queue: str,
         payloads: Sequence[Any],
         *,
         group: Any = None,
@@ -142,7 +144,7 @@ class Engine:
         sizes = tokens or [1] * len(payloads)
         jobs = [Job(p, loop, client, group, n, told(i) if told else None) for i, (p, n) in enumerate(zip(payloads, sizes, strict=True))]
         for job in jobs:
-            self.lanes[lane].submit(job)
+            self.queues[queue].submit(job)
         return jobs
 
     async def results(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
@@ -154,9 +156,9 @@ class Engine:
                 return list(everything.result())
             if gone in done:
                 self.metrics.refused.labels("left").inc()
-                raise Refusal(499, "the client has left", code="left")
+                raise HttpError(499, "the client has left", code="left")
             self.metrics.refused.labels("deadline").inc()
-            raise Refusal(504, f"not done within {self.settings.deadline:g} s (server.deadline)", code="deadline", retry=self.patience())
+            raise HttpError(504, f"not done within {self.settings.deadline:g} s (server.deadline)", code="deadline", retry=self.patience())
         finally:
             gone.cancel()
             everything.cancel()
@@ -164,7 +166,7 @@ class Engine:
                 if not job.future.done() or job.future.cancelled():
                     job.cancel()
 
-    # --- computing, in the lanes' threads ----------------------------------------------------------------------------------
+    # --- computing, in the queues' threads ----------------------------------------------------------------------------------
 
     def _lease(self, role: str, batch: Batch) -> Any:
         return self.pool.lease(self.specs[role], timeout=self.settings.deadline, stop=batch.stop)
@@ -217,7 +219,7 @@ def _plainly(mllm: Any, ask: Conversation) -> Answer:
 
 
 def single(turns: Sequence[Turn]) -> tuple[list[Picture], str, str]:
-    """(images, prompt, system) of one user turn, images before the text. Raises Refusal for any other conversation."""
+    """(images, prompt, system) of one user turn, images before the text. Raises HttpError for any other conversation."""
     *before, last = turns
     system = " ".join(part for turn in before for part in turn.parts if isinstance(part, str))
     images = [part for part in last.parts if isinstance(part, Picture)]
@@ -225,7 +227,7 @@ def single(turns: Sequence[Turn]) -> tuple[list[Picture], str, str]:
     ordered = list(last.parts[: len(images)]) == images
     if len(before) > 1 or any(turn.role != "system" for turn in before) or last.role != "user" or len(texts) != 1 or not ordered:
         message = "this needs one user turn (images, then one text), after at most one system turn"
-        raise Refusal(400, message, param="messages", code="unsupported_messages")
+        raise HttpError(400, message, param="messages", code="unsupported_messages")
     return images, texts[0], system
 
 

@@ -15,8 +15,8 @@ from fastapi.responses import StreamingResponse
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
 from fgvr.server.auth import may_read
-from fgvr.server.refusals import Refusal
-from fgvr.server.wire import codes
+from fgvr.server.http_errors import HttpError
+from fgvr.server.schemas import codes
 
 router = APIRouter(prefix="/api/v1", tags=["memory"])
 ROOM = 256  # events a slow listener may be behind; then it loses the oldest and is told how many
@@ -43,11 +43,11 @@ class Broadcast:
         self._tell(asdict(alert) | {"kind": "alert", "alert": alert.kind}, frequent=False)
 
     def listen(self, *, leases: bool) -> _Ear:
-        """Raises Refusal: too many listen already."""
+        """Raises HttpError: too many listen already."""
         ear = _Ear(leases)
         with self._lock:
             if len(self._ears) >= MOST:
-                raise Refusal(503, f"{MOST} listen already", code="busy", retry=10)
+                raise HttpError(503, f"{MOST} listen already", code="busy", retry=10)
             self._loop = asyncio.get_running_loop()
             self._ears.append(ear)
         return ear

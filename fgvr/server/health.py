@@ -1,4 +1,4 @@
-"""`/health`: ready only when a real lease can be had in time, and no lane has been stuck in one batch."""
+"""`/health`: ready only when a real lease can be had in time, and no queue has been stuck in one batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from fgvr.errors import FgvrError
 from fgvr.runtime.pool import ModelPool
-from fgvr.server.engine import Engine
+from fgvr.server.engine import InferenceEngine
 from fgvr.types import ModelSpec
 
 router = APIRouter(tags=["health"])
@@ -27,10 +27,10 @@ class Health(BaseModel):
     reason: str = ""
 
 
-class Pulse:
+class ReadinessProbe:
     """Borrows the model in a thread of its own; whoever asks meanwhile waits for the same try."""
 
-    def __init__(self, pool: ModelPool, spec: ModelSpec, engine: Engine, making: Callable[[], bool]) -> None:
+    def __init__(self, pool: ModelPool, spec: ModelSpec, engine: InferenceEngine, making: Callable[[], bool]) -> None:
         """Args: making: whether the knowledge base is being built or opened."""
         self._pool, self._spec, self._engine, self._making = pool, spec, engine, making
         self._trying: Future[str] | None = None
@@ -42,7 +42,9 @@ class Pulse:
             return "stopping"
         if self._making():
             return "the knowledge base is being built or opened"
-        stuck = [f"{name} ({seconds:.0f} s)" for name, lane in self._engine.lanes.items() if (seconds := lane.running[1]) > self._patience]
+        stuck = [
+            f"{name} ({seconds:.0f} s)" for name, queue in self._engine.queues.items() if (seconds := queue.running[1]) > self._patience
+        ]
         if stuck:
             return f"stuck in one batch: {', '.join(stuck)}"
         if self._trying is None or (self._trying.done() and time.monotonic() - self._tried > _FRESH):
@@ -75,9 +77,9 @@ class Pulse:
 @router.get("/health", responses={503: {"model": Health, "description": "Starting, stopping or stuck; the reason is given"}})
 async def health(request: Request) -> JSONResponse:
     """Asks the pool for a real lease. Needs no token, tells no secrets."""
-    pulse: Pulse = request.app.state.pulse
+    readiness: ReadinessProbe = request.app.state.readiness
     settings = request.app.state.settings
-    wrong = await pulse.reason(settings.health_seconds)
+    wrong = await readiness.reason(settings.health_seconds)
     found = Health(status="ok" if not wrong else "unavailable", reason=wrong)
     headers = {"Retry-After": "1"} if wrong else {}
     return JSONResponse(found.model_dump(), 503 if wrong else 200, headers)

@@ -16,7 +16,7 @@ from fgvr.runtime.events import WAS_PARKED, Event
 from fgvr.runtime.pool import ModelPool
 
 if TYPE_CHECKING:
-    from fgvr.server.engine import Engine
+    from fgvr.server.engine import InferenceEngine
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _JOBS = (1, 2, 4, 8, 16, 32, 64)
@@ -67,7 +67,7 @@ class Metrics:
         self._evicted, self._missed, self._reloading, self._seen = 0, 0, 0.0, set[str]()
         ProcessCollector(registry=registry)
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: InferenceEngine) -> None:
         self.registry.register(_PoolCollector(self._pool, engine))  # type: ignore[arg-type]
 
     def page(self) -> bytes:
@@ -75,9 +75,9 @@ class Metrics:
 
     # --- told ------------------------------------------------------------------------------------------------------------
 
-    def batch_done(self, lane: str, jobs: int, seconds: float) -> None:
-        self._batch_jobs.labels(lane).observe(jobs)
-        self._batch_seconds.labels(lane).observe(seconds)
+    def batch_done(self, queue: str, jobs: int, seconds: float) -> None:
+        self._batch_jobs.labels(queue).observe(jobs)
+        self._batch_seconds.labels(queue).observe(seconds)
 
     def tokens(self, prompt: int, new: int) -> None:
         self._tokens.labels("prompt").inc(prompt)
@@ -113,9 +113,9 @@ class Metrics:
 
 
 class _PoolCollector:
-    """What the pool, its lanes and the machine say at this moment."""
+    """What the pool, its queues and the machine say at this moment."""
 
-    def __init__(self, pool: ModelPool, engine: Engine) -> None:
+    def __init__(self, pool: ModelPool, engine: InferenceEngine) -> None:
         self._pool, self._engine = pool, engine
 
     def collect(self) -> Iterable[Any]:
@@ -126,8 +126,8 @@ class _PoolCollector:
         yield _gauge("fgvr_host_memory_free_bytes", "Of main memory, or of the control group", host.free)
         yield _gauge("fgvr_host_memory_total_bytes", "Of main memory, or of the control group", host.total)
         yield _gauge("fgvr_requests_in_flight", "Requests that have a place", self._engine.inflight)
-        lanes = {name: float(lane.queued) for name, lane in self._engine.lanes.items()}
-        yield _labelled("fgvr_queue_jobs", "Waiting for a batch", "lane", lanes)
+        queues = {name: float(queue.queued) for name, queue in self._engine.queues.items()}
+        yield _labelled("fgvr_queue_jobs", "Waiting for a batch", "lane", queues)
         names = [(m.key, m.role) for m in status]
         for name, text, values in (
             ("fgvr_model_resident", "1 = on the device", [m.here for m in status]),

@@ -20,11 +20,10 @@ from fgvr.server import pictures
 from fgvr.server.auth import may_read
 from fgvr.server.bodies import JsonRoute
 from fgvr.server.decoding import Hold
-from fgvr.server.engine import Engine, plain_only, single
+from fgvr.server.engine import InferenceEngine, plain_only, single
+from fgvr.server.http_errors import HttpError
 from fgvr.server.prompts import check_length, check_text, tokens_of, turns_of
-from fgvr.server.refusals import Refusal
-from fgvr.server.streaming import stream_chat
-from fgvr.server.wire import (
+from fgvr.server.schemas import (
     ChatAnswer,
     ChatMessage,
     ChatRequest,
@@ -45,6 +44,7 @@ from fgvr.server.wire import (
     Usage,
     codes,
 )
+from fgvr.server.streaming import stream_chat
 from fgvr.types import Picture
 
 router = APIRouter(prefix="/v1", route_class=JsonRoute, dependencies=[Depends(may_read)], tags=["OpenAI"])
@@ -52,7 +52,7 @@ _COMPUTED = codes(400, 401, 404, 413, 429, 503, 504, 507, openai=True)
 DEFAULT_NEW_TOKENS = 128
 
 
-def engine_of(request: Request) -> Engine:
+def engine_of(request: Request) -> InferenceEngine:
     return request.app.state.engine
 
 
@@ -69,10 +69,10 @@ async def get_model(request: Request, model: str) -> ModelRow:
     for row in await asyncio.to_thread(_rows, engine_of(request)):
         if model in (row.id, row.role, row.source):
             return row
-    raise Refusal(404, f"no model {model[:80]!r}", param="model", code="model_not_found")
+    raise HttpError(404, f"no model {model[:80]!r}", param="model", code="model_not_found")
 
 
-def _rows(engine: Engine) -> list[ModelRow]:
+def _rows(engine: InferenceEngine) -> list[ModelRow]:
     states = {m.key: m.state for m in engine.pool.status()}
     rows = []
     for role, spec in engine.specs.items():
@@ -129,25 +129,25 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     return JSONResponse(body.model_dump())
 
 
-def _sampling(asked: ChatRequest, engine: Engine) -> Sampling:
+def _sampling(asked: ChatRequest, engine: InferenceEngine) -> Sampling:
     settings = engine.settings
     if asked.max_tokens is not None and asked.max_completion_tokens is not None and asked.max_tokens != asked.max_completion_tokens:
-        raise Refusal(400, "max_tokens and max_completion_tokens differ; give one", param="max_tokens", code="invalid_parameter")
+        raise HttpError(400, "max_tokens and max_completion_tokens differ; give one", param="max_tokens", code="invalid_parameter")
     name = "max_tokens" if asked.max_tokens is not None else "max_completion_tokens"
     most = asked.max_tokens or asked.max_completion_tokens or min(DEFAULT_NEW_TOKENS, settings.max_new_tokens)
     if most > settings.max_new_tokens:
-        raise Refusal(
+        raise HttpError(
             400, f"{name}={most}, at most {settings.max_new_tokens} (server.max_new_tokens)", param=name, code="invalid_parameter"
         )
     if (asked.n or 1) > settings.max_n:
-        raise Refusal(400, f"n={asked.n}, at most {settings.max_n} (server.max_n)", param="n", code="invalid_parameter")
+        raise HttpError(400, f"n={asked.n}, at most {settings.max_n} (server.max_n)", param="n", code="invalid_parameter")
     if asked.top_logprobs is not None and not asked.logprobs:
-        raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_parameter")
+        raise HttpError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_parameter")
     if asked.stream_options is not None and not asked.stream:
-        raise Refusal(400, "stream_options needs stream: true", param="stream_options", code="invalid_parameter")
+        raise HttpError(400, "stream_options needs stream: true", param="stream_options", code="invalid_parameter")
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     if len(stop) > 4 or any(not 0 < len(word) <= 200 for word in stop):
-        raise Refusal(400, "stop: at most 4 texts of 1 to 200 characters", param="stop", code="invalid_parameter")
+        raise HttpError(400, "stop: at most 4 texts of 1 to 200 characters", param="stop", code="invalid_parameter")
     top = (asked.top_logprobs or 0) if asked.logprobs else None
     return Sampling(most, asked.temperature or 0.0, 1.0 if asked.top_p is None else asked.top_p, asked.seed, stop, top)
 
@@ -159,15 +159,17 @@ def _numbered(sampling: Sampling, i: int) -> Sampling:
     return replace(sampling, seed=sampling.seed + i)
 
 
-def _check_engine(engine: Engine, turns: tuple[Turn, ...], sampling: Sampling) -> None:
-    """An engine that only generates cannot be asked for more. Raises Refusal naming the parameter."""
+def _check_engine(engine: InferenceEngine, turns: tuple[Turn, ...], sampling: Sampling) -> None:
+    """An engine that only generates cannot be asked for more. Raises HttpError naming the parameter."""
     if engine.converses():
         return
     single(turns)
     lacking = plain_only(sampling)
     if lacking is not None:
         loader = engine.specs["mllm"].loader
-        raise Refusal(400, f"{lacking} is not supported by the {loader} engine; leave it out", param=lacking, code="unsupported_parameter")
+        raise HttpError(
+            400, f"{lacking} is not supported by the {loader} engine; leave it out", param=lacking, code="unsupported_parameter"
+        )
 
 
 def usage_of(answers: Sequence[Answer]) -> Usage:
@@ -200,12 +202,12 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
     request.state.user = asked.user
     items = [asked.input] if isinstance(asked.input, str) else asked.input
     if not 0 < len(items) <= settings.max_items:
-        raise Refusal(400, f"input: 1 to {settings.max_items} items (server.max_items)", param="input", code="invalid_parameter")
+        raise HttpError(400, f"input: 1 to {settings.max_items} items (server.max_items)", param="input", code="invalid_parameter")
     shown = [i for i, item in enumerate(items) if item[:5].lower() == "data:"]
     said = [i for i in range(len(items)) if i not in set(shown)]
     pictures.check_count(len(shown), settings, param="input")
     if sum(len(items[i]) for i in said) > settings.max_prompt_chars:
-        raise Refusal(
+        raise HttpError(
             400, f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)", param="input", code="prompt_too_long"
         )
     texts = [check_text(items[i], f"input.{i}") for i in said]
@@ -217,7 +219,7 @@ async def embeddings(request: Request, asked: EmbeddingRequest) -> Response:
     rows: dict[int, np.ndarray] = dict(zip([*shown, *said], [*seen, *read], strict=True))
     if asked.dimensions is not None and asked.dimensions != len(rows[0]):
         message = f"dimensions={asked.dimensions} is not supported: this encoder has {len(rows[0])}"
-        raise Refusal(400, message, param="dimensions", code="unsupported_parameter")
+        raise HttpError(400, message, param="dimensions", code="unsupported_parameter")
     data = [Embedding(index=i, embedding=_written(rows[i], asked.encoding_format)) for i in range(len(items))]
     return JSONResponse(EmbeddingAnswer(model=spec.key, data=data, usage=EmbeddingUsage()).model_dump())
 
@@ -226,7 +228,7 @@ def _written(row: np.ndarray, form: str | None) -> list[float] | str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if form == "base64" else [float(value) for value in row]
 
 
-async def _opened(urls: Sequence[str], engine: Engine, hold: Hold, name: str) -> list[Picture]:
+async def _opened(urls: Sequence[str], engine: InferenceEngine, hold: Hold, name: str) -> list[Picture]:
     """Decoded, few at a time, in threads. Their pixels together count, too."""
     settings, seen, opened = engine.settings, 0, []
     for i, url in enumerate(urls):
@@ -234,7 +236,7 @@ async def _opened(urls: Sequence[str], engine: Engine, hold: Hold, name: str) ->
         seen += picture.image.width * picture.image.height
         if seen > settings.max_pixels:
             message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
-            raise Refusal(400, message, param=name, code="image_too_large")
+            raise HttpError(400, message, param=name, code="image_too_large")
         opened.append(picture)
     return opened
 
@@ -250,11 +252,11 @@ async def score(request: Request, asked: ScoreRequest) -> ScoreAnswer:
     settings = engine.settings
     if len(asked.continuations) > settings.max_items:
         message = f"continuations: at most {settings.max_items} (server.max_items)"
-        raise Refusal(400, message, param="continuations", code="invalid_parameter")
+        raise HttpError(400, message, param="continuations", code="invalid_parameter")
     texts = [check_text(text, f"continuations.{i}") for i, text in enumerate(asked.continuations)]
     if sum(map(len, texts)) > settings.max_prompt_chars:
         message = f"more than {settings.max_prompt_chars} characters (server.max_prompt_chars)"
-        raise Refusal(400, message, param="continuations", code="prompt_too_long")
+        raise HttpError(400, message, param="continuations", code="prompt_too_long")
     with engine.place("mllm") as hold:
         turns = await pictures.aside(turns_of, asked.messages, engine, hold)
         images, prompt, system = single(turns)
@@ -270,17 +272,17 @@ async def match(request: Request, asked: MatchRequest) -> MatchAnswer:
     engine = engine_of(request)
     engine.named(asked.model, "joint")
     if len(asked.images) != len(asked.texts):
-        raise Refusal(
+        raise HttpError(
             400, f"{len(asked.images)} images and {len(asked.texts)} texts: one of each per pair", param="texts", code="invalid_parameter"
         )
     if not 0 < len(asked.texts) <= engine.settings.max_items:
-        raise Refusal(400, f"1 to {engine.settings.max_items} pairs (server.max_items)", param="texts", code="invalid_parameter")
+        raise HttpError(400, f"1 to {engine.settings.max_items} pairs (server.max_items)", param="texts", code="invalid_parameter")
     distinct = list(dict.fromkeys(asked.images))
     pictures.check_count(len(distinct), engine.settings, param="images")
     texts = [check_text(text, f"texts.{i}") for i, text in enumerate(asked.texts)]
     if sum(map(len, texts)) > engine.settings.max_prompt_chars:
         message = f"more than {engine.settings.max_prompt_chars} characters (server.max_prompt_chars)"
-        raise Refusal(400, message, param="texts", code="prompt_too_long")
+        raise HttpError(400, message, param="texts", code="prompt_too_long")
     with engine.place("joint") as hold:
         opened = dict(zip(distinct, await _opened(distinct, engine, hold, "images"), strict=True))
         pairs = [(opened[url], text) for url, text in zip(asked.images, texts, strict=True)]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fgvr.errors import ImageError
 from fgvr.server.decoding import DECODERS, Hold
-from fgvr.server.refusals import Refusal
+from fgvr.server.http_errors import HttpError
 from fgvr.server.settings import Settings
 from fgvr.types import Picture
 
@@ -41,7 +41,7 @@ async def aside(call: Callable[..., T], *args: Any, **options: Any) -> T:
 
 
 def picture(url: str, settings: Settings, hold: Hold, *, param: str) -> Picture:
-    """From a data URL, or from a host that `server.image_hosts` names. Raises Refusal (400)."""
+    """From a data URL, or from a host that `server.image_hosts` names. Raises HttpError (400)."""
     return decoded(content(url, settings, param=param), settings, hold, param=param)
 
 
@@ -51,24 +51,24 @@ def content(url: str, settings: Settings, *, param: str) -> bytes:
         try:
             return base64.b64decode(url[head.end() :], validate=True)
         except binascii.Error:
-            raise Refusal(400, f"{param}: the data URL's base64 is damaged", param=param, code="unreadable_image") from None
+            raise HttpError(400, f"{param}: the data URL's base64 is damaged", param=param, code="unreadable_image") from None
     if url[:5].lower() == "data:":
-        raise Refusal(400, f"{param}: a data URL of an image begins with data:image/png;base64,", param=param, code="unreadable_image")
+        raise HttpError(400, f"{param}: a data URL of an image begins with data:image/png;base64,", param=param, code="unreadable_image")
     return _fetched(url, settings, param)
 
 
 def decoded(data: bytes, settings: Settings, hold: Hold, *, param: str) -> Picture:
-    """Upright RGB; the hash is of the file's bytes, as everywhere. Raises Refusal (400)."""
+    """Upright RGB; the hash is of the file's bytes, as everywhere. Raises HttpError (400)."""
     size, mode = check_header(data, settings, param=param)
     limits = {"budget": settings.decode_bytes, "seconds": settings.decode_seconds, "patience": settings.deadline}
     try:
         return DECODERS.decode(data, size, mode, hold, max_pixels=settings.max_pixels, **limits)
     except ImageError as error:
-        raise Refusal(400, f"{param}: {error}", param=param, code="unreadable_image") from None
+        raise HttpError(400, f"{param}: {error}", param=param, code="unreadable_image") from None
 
 
 def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[tuple[int, int], str]:
-    """Size and mode, from the first bytes. Raises Refusal: no image, or more pixels than allowed."""
+    """Size and mode, from the first bytes. Raises HttpError: no image, or more pixels than allowed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the smaller one
@@ -76,20 +76,20 @@ def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[tuple[
                 width, height = image.size
                 mode = image.mode if image.format != "WEBP" and "transparency" not in image.info else ""
     except Image.DecompressionBombError:
-        raise Refusal(400, f"{param}: more than {settings.max_pixels:,} pixels", param=param, code="image_too_large") from None
+        raise HttpError(400, f"{param}: more than {settings.max_pixels:,} pixels", param=param, code="image_too_large") from None
     except Exception:  # Pillow's plugins raise nearly anything on damaged headers
-        raise Refusal(
+        raise HttpError(
             400, f"{param}: not an image in a known format ({', '.join(FORMATS)})", param=param, code="unreadable_image"
         ) from None
     if width * height > settings.max_pixels:
         message = f"{param}: {width} x {height} pixels, more than server.max_pixels={settings.max_pixels:,}"
-        raise Refusal(400, message, param=param, code="image_too_large")
+        raise HttpError(400, message, param=param, code="image_too_large")
     return (width, height), mode
 
 
 def check_count(count: int, settings: Settings, *, param: str) -> None:
     if count > settings.max_images:
-        raise Refusal(400, f"{count} images, at most {settings.max_images} in one request", param=param, code="too_many_images")
+        raise HttpError(400, f"{count} images, at most {settings.max_images} in one request", param=param, code="too_many_images")
 
 
 def tokens_of(pictures: Sequence[Picture]) -> int:
@@ -108,19 +108,19 @@ def _fetched(url: str, settings: Settings, param: str) -> bytes:
         message = (
             f"{param}: images are taken as data URLs (data:image/png;base64,...) or uploads; this server fetches nothing from elsewhere"
         )
-        raise Refusal(400, message, param=param, code="url_not_allowed")
+        raise HttpError(400, message, param=param, code="url_not_allowed")
     import httpx
 
     chunks, size = [], 0
     try:
         with httpx.stream("GET", url, follow_redirects=False, timeout=_FETCH_SECONDS) as reply:
             if reply.status_code != 200:
-                raise Refusal(400, f"{param}: {host} answered {reply.status_code}", param=param, code="url_not_fetched")
+                raise HttpError(400, f"{param}: {host} answered {reply.status_code}", param=param, code="url_not_fetched")
             for chunk in reply.iter_bytes():
                 size += len(chunk)
                 if size > settings.max_body:
-                    raise Refusal(400, f"{param}: more than {settings.max_body:,} bytes", param=param, code="image_too_large")
+                    raise HttpError(400, f"{param}: more than {settings.max_body:,} bytes", param=param, code="image_too_large")
                 chunks.append(chunk)
     except httpx.HTTPError as error:
-        raise Refusal(400, f"{param}: {host} could not be asked ({type(error).__name__})", param=param, code="url_not_fetched") from None
+        raise HttpError(400, f"{param}: {host} could not be asked ({type(error).__name__})", param=param, code="url_not_fetched") from None
     return b"".join(chunks)

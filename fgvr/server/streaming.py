@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from fgvr.runtime.conversation import Answer, Conversation, Token
 from fgvr.server.batching import Job
-from fgvr.server.engine import Engine
-from fgvr.server.refusals import Refusal, body, refusal_of
+from fgvr.server.engine import InferenceEngine
+from fgvr.server.http_errors import HttpError, body, to_http_error
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -36,7 +36,7 @@ class _Stream(StreamingResponse):
 
 async def stream_chat(
     request: Request,
-    engine: Engine,
+    engine: InferenceEngine,
     asks: Sequence[Conversation],
     tokens: Sequence[int],
     head: dict[str, Any],
@@ -67,7 +67,7 @@ async def stream_chat(
         while True:
             i, what = found
             if isinstance(what, Exception):
-                yield writer.error(request.url.path, refusal_of(what))
+                yield writer.error(request.url.path, to_http_error(what))
                 return
             for line in writer.take(i, what):
                 yield line
@@ -79,7 +79,7 @@ async def stream_chat(
                 found = await asyncio.wait_for(news.get(), deadline - loop.time())
             except TimeoutError:
                 engine.metrics.refused.labels("deadline").inc()
-                yield writer.error(request.url.path, Refusal(504, f"not done within {engine.settings.deadline:g} s", code="deadline"))
+                yield writer.error(request.url.path, HttpError(504, f"not done within {engine.settings.deadline:g} s", code="deadline"))
                 return
         if usage:
             yield writer.usage(list(answers.values()))
@@ -97,11 +97,11 @@ def _leave(jobs: Sequence[Job], place: ExitStack) -> None:
 
 def _outcome(future: asyncio.Future[Any]) -> Any:
     if future.cancelled():
-        return Refusal(499, "cancelled", code="left")
+        return HttpError(499, "cancelled", code="left")
     return future.exception() or future.result()
 
 
-async def _first(request: Request, engine: Engine, news: asyncio.Queue[tuple[int, Any]]) -> tuple[int, Any]:
+async def _first(request: Request, engine: InferenceEngine, news: asyncio.Queue[tuple[int, Any]]) -> tuple[int, Any]:
     """The first news, unless the client leaves or the deadline passes. Raises what the computation raised."""
 
     async def left() -> None:
@@ -117,9 +117,9 @@ async def _first(request: Request, engine: Engine, news: asyncio.Queue[tuple[int
                 raise found
             return i, found
         if gone in done:
-            raise Refusal(499, "the client has left", code="left")
+            raise HttpError(499, "the client has left", code="left")
         engine.metrics.refused.labels("deadline").inc()
-        raise Refusal(504, f"not done within {engine.settings.deadline:g} s (server.deadline)", code="deadline", retry=engine.patience())
+        raise HttpError(504, f"not done within {engine.settings.deadline:g} s (server.deadline)", code="deadline", retry=engine.patience())
     finally:
         waiting.cancel()
         gone.cancel()
@@ -152,7 +152,7 @@ class _Chunks:
 
         return _line(self._head | {"choices": [], "usage": usage_of(answers).model_dump()})
 
-    def error(self, path: str, refusal: Refusal) -> bytes:
+    def error(self, path: str, refusal: HttpError) -> bytes:
         return _line(body(path, refusal))
 
     def _logprobs(self, i: int, tokens: Sequence[Token]) -> dict[str, Any] | None:

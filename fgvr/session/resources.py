@@ -12,6 +12,7 @@ from typing import Any, Self
 from fgvr import planning
 from fgvr.config.configuration import Config
 from fgvr.config.factories import instantiate
+from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import ConfigError
@@ -26,18 +27,18 @@ from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.store.cache import NoCache, SqliteCache
-from fgvr.store.remember import RememberingEncoder, RememberingJointEncoder, RememberingMLLM
+from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
 
 _DEPENDS_ON = {
-    "dataset": ("dataset",),
+    "dataset": ("dataset", "knowledge.learned", "paths"),
     "specs": ("models", "runtime"),
     "pool": ("models", "runtime", "paths"),
     "abilities": ("models", "runtime"),
     "store": ("store", "paths"),
     "perceptual_hash": ("store", "paths"),
 }
-"""Parts that derived sessions share while these groups stay the same."""
+"""Parts that derived sessions share while these keys stay the same."""
 
 
 class Resources:
@@ -53,8 +54,8 @@ class Resources:
         config = self.config.derive(changes) if changes else self.config
         shared = {
             name: self.__dict__[name]
-            for name, groups in _DEPENDS_ON.items()
-            if name in self.__dict__ and all(getattr(config, group) == getattr(self.config, group) for group in groups)
+            for name, keys in _DEPENDS_ON.items()
+            if name in self.__dict__ and all(config.get(key) == self.config.get(key) for key in keys)
         }
         return type(self)(config, **shared | made)
 
@@ -66,7 +67,10 @@ class Resources:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return instantiate(self.config.dataset)
+        """The configured images; photographs that a person has named in a review are among the support (`knowledge.learned`)."""
+        dataset: Dataset = instantiate(self.config.dataset)
+        table = self.config.knowledge.learned
+        return dataset if table is None else learned.join(dataset, Path(table).expanduser(), cache_dir=self.home / "store")
 
     @property
     def store_path(self) -> Path:
@@ -115,16 +119,16 @@ class Resources:
         return pool
 
     @cached_property
-    def encoder(self) -> RememberingEncoder:
-        return RememberingEncoder(self.pool.leased(self.specs["encoder"]), self.store)
+    def encoder(self) -> CachedEncoder:
+        return CachedEncoder(self.pool.leased(self.specs["encoder"]), self.store)
 
     @cached_property
-    def mllm(self) -> RememberingMLLM:
-        return RememberingMLLM(self.pool.leased(self.specs["mllm"]), self.store)
+    def mllm(self) -> CachedMLLM:
+        return CachedMLLM(self.pool.leased(self.specs["mllm"]), self.store)
 
     @cached_property
-    def joint(self) -> RememberingJointEncoder:
-        return RememberingJointEncoder(self.pool.leased(self.specs["joint"]), self.store)
+    def joint(self) -> CachedJointEncoder:
+        return CachedJointEncoder(self.pool.leased(self.specs["joint"]), self.store)
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import JointRetrieval, Matcher
 from fgvr.agents.leave_one_out import Answers, LeaveOneOutAnswers, fusion_cases, leave_one_out_fast, leave_one_out_joint
 from fgvr.agents.online import OnlineRetrieval
-from fgvr.agents.risk_control import Promise
+from fgvr.agents.risk_control import RiskGuarantee
 from fgvr.agents.slow import Exemplars, Shortlist, SlowThinking
 from fgvr.agents.trigger import Always
 from fgvr.config.configuration import ORACLE
@@ -24,7 +24,7 @@ from fgvr.data.pictures import deferred_images, open_picture
 from fgvr.errors import ConfigError
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.experience import Library
-from fgvr.knowledge.prototypes import turns
+from fgvr.knowledge.prototypes import index_within_class
 from fgvr.pipeline import Recognizer, chunks
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.session.with_knowledge import WithKnowledge, look
@@ -89,15 +89,16 @@ class Session(WithKnowledge):
         if not isinstance(chosen, Calibrator):
             return chosen
         known = self.knowledge.prototypes
-        groups = turns(known.owners.tolist(), known.families)  # the k-th image of every class: judged by what has seen none of them
-        promised = chosen.target.kind == "risk"
+        # The k-th image of every class is judged by what has seen none of them.
+        groups = index_within_class(known.owners.tolist(), known.families)
+        guaranteed = chosen.target.kind == "risk"
 
         def fit() -> Calibrated:
             results, _ = self.left_out()
             right = [result.top.category == known.ids[owner] for result, owner in zip(results, known.owners, strict=True)]
-            return chosen.fit(Evidence(results, right), groups, self._calibration_evidence() if promised else None)
+            return chosen.fit(Evidence(results, right), groups, self._calibration_evidence() if guaranteed else None)
 
-        return Deferred(fit) if promised or self.config.fusion.joint else fit()
+        return Deferred(fit) if guaranteed or self.config.fusion.joint else fit()
 
     def _calibration_evidence(self) -> Evidence | None:
         """System 1 on the calibration images; None where the dataset sets none aside."""
@@ -155,11 +156,11 @@ class Session(WithKnowledge):
         whole = partial(
             Recognizer,
             look=open_picture,
-            deferred_images=partial(deferred_images, self.encoder.remembered),
+            deferred_images=partial(deferred_images, self.encoder.known_images),
             fast=self.learner or self.fast,
             learn=self.learner.learn if self.learner else None,
             trigger=self.trigger,
-            slow=self.slow,
+            slow=self.slow if self.config.asks_mllm else None,
             answer_fusion=self.answer_fusion,
             names={record.id: record.name for record in self.knowledge.classes},
             batch_size=self.config.evaluation.batch_size,
@@ -171,7 +172,7 @@ class Session(WithKnowledge):
             notes=lambda: [
                 *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
                 *([joint] if self.matcher is not None else []),
-                *([f"final answers: {abstainer.promise}"] if abstainer is not None else []),
+                *([f"final answers: {abstainer.guarantee}"] if abstainer is not None else []),
             ],
             record_all=self.config.evaluation.record == "all",
         )
@@ -189,9 +190,11 @@ class Session(WithKnowledge):
             return None
         target, form = chosen.abstain, chosen.form
 
-        def fit() -> Promise:
+        def fit() -> RiskGuarantee:
             if not self.calibration:
-                raise ConfigError("trigger.abstain is promised on images set aside, and this dataset has none: write dataset.calibration=4")
+                raise ConfigError(
+                    "trigger.abstain is guaranteed on images set aside, and this dataset has none: write dataset.calibration=4"
+                )
             # Before their labels are seen: how certain this recognizer is of the support images, left out.
             cases = fusion_cases(self.left_out()[0], base.prototypes, base.slow_scores)
             decisions = self.trigger([fast for fast, _, _ in cases])

@@ -6,6 +6,7 @@ Arrays are numpy float32. Class identity is always the class *id*, a string; nam
 from fgvr.types.knowledge import Experience, Manifest
 from fgvr.types.memory import ROLES, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
 from fgvr.types.recognition import (
+    UNKNOWN,
     Abstention,
     Asked,
     Candidate,
@@ -27,6 +28,7 @@ from fgvr.types.results import Report
 
 __all__ = [
     "ROLES",
+    "UNKNOWN",
     "Abstention",
     "Asked",
     "Candidate",

@@ -157,11 +157,11 @@ class Scores:
 class SlowResult:
     """System 2's answer among the candidates it was shown."""
 
-    category: str | None  # None iff unreadable
+    category: str | None  # None iff it is not answered
     probabilities: Mapping[str, float]
     rationale: str = ""
     rules: tuple[str, ...] = ()
-    status: Literal["answered", "unreadable"] = "answered"
+    status: Literal["answered", "unreadable", "unknown"] = "answered"  # unknown: a person says that it is none of the classes
     log_likelihoods: Mapping[str, float] = field(default_factory=dict)  # nats of each class judged; beyond the shortlist for replays
 
 
@@ -229,6 +229,10 @@ class Abstention:
     threshold: float
 
 
+UNKNOWN = ""
+"""Stands for a class id where a person has answered "none of these"."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """The final answer for one image with everything that led to it."""
@@ -239,7 +243,7 @@ class Prediction:
     category: str
     name: str
     confidence: float
-    by: Literal["fast", "slow"]
+    by: Literal["fast", "slow", "person"]
     fast: FastResult
     decision: Decision
     slow: SlowResult | None = None
@@ -291,7 +295,7 @@ def _prediction_html(prediction: Prediction) -> str:
     why = f"{asked}: score {decision.score:.3f} {sign} {decision.threshold:.3f}" + (f" ({terms})" if terms else "")
     parts = [f"<div>{escape(prediction.image)}: {head}</div>", html_table(columns, rows), f"<div>{why}</div>"]
     if slow:
-        answer = "unreadable" if slow.category is None else names.get(slow.category, slow.category)
+        answer = slow.status if slow.category is None else names.get(slow.category, slow.category)
         parts.append(f"<div>slow: {escape(answer)}{': ' + escape(slow.rationale) if slow.rationale else ''}</div>")
         parts.extend(f"<div>rule: {escape(rule)}</div>" for rule in slow.rules)
     return f"<div>{''.join(parts)}</div>"

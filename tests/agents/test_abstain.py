@@ -68,9 +68,9 @@ class _Answer:
 
 
 def test_answers_below_the_threshold_are_withheld_with_their_reason() -> None:
-    promise = fit_abstention(drawn(np.random.default_rng(1), 400), epsilon=0.1, delta=0.1, form="joint", expected=np.empty(0))
-    assert promise.kept and "of all images are answered and wrong" in str(promise)
-    low, high = Abstainer(lambda: promise)([prediction(promise.threshold - 0.01), prediction(promise.threshold)])
+    guarantee = fit_abstention(drawn(np.random.default_rng(1), 400), epsilon=0.1, delta=0.1, form="joint", expected=np.empty(0))
+    assert guarantee.certified and "of all images are answered and wrong" in str(guarantee)
+    low, high = Abstainer(lambda: guarantee)([prediction(guarantee.threshold - 0.01), prediction(guarantee.threshold)])
     assert low.abstention is not None and low.abstention.withheld
     assert low.answer.startswith("no answer: certainty") and low.answer.endswith("(best guess: A)")
     assert high.answer == "A" and from_row(to_row(high)).abstention is not None
@@ -78,9 +78,9 @@ def test_answers_below_the_threshold_are_withheld_with_their_reason() -> None:
 
 
 def test_too_few_images_withhold_every_answer_and_say_how_many_are_needed() -> None:
-    promise = fit_abstention([prediction(0.9)] * 10, epsilon=0.05, delta=0.1, form="joint", expected=np.empty(0))
-    assert "needs >= 45 error-free accepted): all answers are withheld" in str(promise)
-    (answer,) = Abstainer(lambda: promise)([prediction(1.0)])
+    guarantee = fit_abstention([prediction(0.9)] * 10, epsilon=0.05, delta=0.1, form="joint", expected=np.empty(0))
+    assert "needs >= 45 error-free accepted): all answers are withheld" in str(guarantee)
+    (answer,) = Abstainer(lambda: guarantee)([prediction(1.0)])
     assert answer.abstention is not None and answer.abstention.withheld
 
 

@@ -14,7 +14,7 @@ from fgvr.agents.discover import STAGES, Discoverer
 from fgvr.agents.mixture_selection import complexity_penalty, fill, select_mixture
 from fgvr.data.unlabelled import open_unlabelled
 from fgvr.errors import DatasetError, UnreadableReply
-from fgvr.store.stages import Stages
+from fgvr.store.stage_cache import StageCache
 from fgvr.types import Reply, Scores
 
 COLOURS = {"Crimson Finch": (200, 30, 30), "Azure Jay": (30, 60, 200), "Moss Wren": (40, 140, 60)}
@@ -132,15 +132,15 @@ def test_an_album_has_pictures_and_nothing_else(folder):
 def test_an_interrupted_discovery_goes_on_with_the_stage_it_was_at(folder, tmp_path):
     images, where = open_unlabelled(folder), tmp_path / "stages"
     with pytest.raises(KeyboardInterrupt):
-        Discoverer(Speaker("up to three names"), Eye(), target="name", stage=Stages(where, images.content))(images.album)
-    again, stages = Speaker(), Stages(where, images.content)
+        Discoverer(Speaker("up to three names"), Eye(), target="name", stage=StageCache(where, images.content))(images.album)
+    again, stages = Speaker(), StageCache(where, images.content)
     found = Discoverer(again, Eye(), target="name", stage=stages)(images.album)
     assert stages.computed == ["guess", "postprocess"] and set(again.asked) == {"up to three names", "score"}
-    whole = Discoverer(Speaker(), Eye(), target="name", stage=Stages(tmp_path / "other", images.content))(images.album)
+    whole = Discoverer(Speaker(), Eye(), target="name", stage=StageCache(tmp_path / "other", images.content))(images.album)
     assert found == whole
-    third = Stages(where, images.content)
+    third = StageCache(where, images.content)
     assert Discoverer(Speaker("kind of thing"), Eye(), target="name", stage=third)(images.album) == whole and third.computed == []
-    other = Stages(where, "other images")
+    other = StageCache(where, "other images")
     Discoverer(Speaker(), Eye(), target="name", stage=other)(images.album)
     assert other.computed == list(STAGES)
 

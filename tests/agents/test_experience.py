@@ -10,7 +10,7 @@ import pytest
 
 from fgvr.agents.experience_learning import ExperienceLearner
 from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
-from fgvr.agents.rule_validation import AcceptanceCriteria, Comparison, Example
+from fgvr.agents.rule_validation import AcceptanceCriteria, Example, RuleEffect
 from fgvr.agents.slow import Option, Question, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.knowledge.experience import Library
 from fgvr.types import Experience, Picture, Reply, Scores
@@ -114,8 +114,8 @@ def test_a_harmful_rule_is_rejected_and_a_useless_one_left_undecided() -> None:
 
 
 def test_what_a_rule_gained_is_the_mean_over_the_images_it_was_tried_on() -> None:
-    assert Comparison(np.array([1.0, -0.5]), fixed=1, broken=0).gain == 0.25
-    assert Comparison(np.zeros(0), fixed=0, broken=0).gain is None
+    assert RuleEffect(np.array([1.0, -0.5]), fixed=1, broken=0).gain == 0.25
+    assert RuleEffect(np.zeros(0), fixed=0, broken=0).gain is None
 
 
 def test_a_rule_tried_on_too_few_images_is_undecided() -> None:

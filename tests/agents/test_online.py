@@ -10,7 +10,7 @@ import pytest
 
 import fgvr
 from fgvr.agents.fusion import Fusion
-from fgvr.agents.online import Learned, Lesson, OnlineRetrieval, quality_of
+from fgvr.agents.online import OnlineRetrieval, OnlineState, OnlineUpdate, quality_of
 from fgvr.knowledge.prototypes import Prototypes, unit
 from fgvr.knowledge.statistics import Statistics
 from fgvr.modes import runs
@@ -49,9 +49,9 @@ def learner(kind) -> OnlineRetrieval:
 
 def test_system_2_judges_what_system_1_said_and_a_fast_answer_is_not_counted() -> None:
     online = learner("statistics")
-    before = online.learned.histories()
+    before = online.state.histories()
     online.learn([answer("1", "a", "a"), answer("2", "a", "b"), answer("3", "c", "c", by="fast"), answer("4", "b", "c", confidence=0.5)])
-    a, b, c = online.learned.histories()
+    a, b, c = online.state.histories()
     assert (a.seen - before[0].seen, a.correct - before[0].correct) == (2, 1)
     assert (b.seen, b.correct, c.seen) == (before[1].seen, before[1].correct, before[2].seen)
     assert {h.total for h in (a, b, c)} == {before[0].total + 2}
@@ -63,7 +63,7 @@ def test_a_good_answer_moves_its_prototype_a_small_step_towards_the_picture() ->
     online(pictures)
     vector = Pixels().encode(pictures)[0]
     online.learn([answer("7", "a", "a"), answer("8", "b", "c", confidence=0.3, top=0.35)])
-    moved, untouched = online.learned.image, BASE.image
+    moved, untouched = online.state.image, BASE.image
     assert moved[0] @ vector > untouched[0] @ vector
     assert np.linalg.norm(moved[0] - untouched[0]) <= 0.1 * np.linalg.norm(vector - untouched[0]) + 1e-6
     assert np.array_equal(moved[1:], untouched[1:])
@@ -80,22 +80,22 @@ def test_doubt_disagreement_and_a_poor_history_lower_the_quality() -> None:
 @pytest.mark.parametrize("kind", ["statistics", "prototypes"])
 def test_the_journal_replays_to_the_identical_state(kind) -> None:
     online, journal = learner(kind), []
-    online.journal = lambda lessons: journal.extend(json.dumps(lesson.to_row()) for lesson in lessons)
+    online.journal = lambda updates: journal.extend(json.dumps(update.to_row()) for update in updates)
     for batch in range(5):
         shas = [str(10 * batch + i) for i in range(4)]
         online([picture(sha) for sha in shas])
         online.learn([answer(sha, IDS[i % 3], IDS[(i + batch) % 3]) for i, sha in enumerate(shas)])
     assert journal
-    again = Learned(BASE, STATISTICS)
-    again.apply(Lesson.from_row(json.loads(line)) for line in journal)
-    assert np.array_equal(again.image, online.learned.image)
-    assert again.histories() == online.learned.histories()
+    again = OnlineState(BASE, STATISTICS)
+    again.apply(OnlineUpdate.from_row(json.loads(line)) for line in journal)
+    assert np.array_equal(again.image, online.state.image)
+    assert again.histories() == online.state.histories()
 
 
 def test_before_the_first_lesson_nothing_differs_and_the_base_is_never_touched() -> None:
     online, before = learner("prototypes"), (BASE.image.copy(), STATISTICS.confusion.copy())
     queries = Pixels().encode([picture("5")])
-    assert np.allclose(online.learned.compare(queries).image, BASE.compare(queries).image)
+    assert np.allclose(online.state.compare(queries).image, BASE.compare(queries).image)
     online([picture("7")])
     online.learn([answer("7", "a", "a")])
     assert np.array_equal(BASE.image, before[0]) and np.array_equal(STATISTICS.confusion, before[1])
@@ -122,7 +122,7 @@ def own_pool():
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch):
-    """Lessons from any answer: the fake models are never sure."""
+    """Updates from any answer: the fake models are never sure."""
     monkeypatch.setattr("fgvr.agents.online.CONFIDENT", 0.0)
     monkeypatch.setattr("fgvr.agents.online.GOOD", 0.0)
 

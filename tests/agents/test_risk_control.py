@@ -8,9 +8,9 @@ from fgvr.agents.calibration import Calibrator, Deferred, Evidence
 from fgvr.agents.risk_control import joint, ladder, least_accepted, most_errors, selective, upper_limit
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
-from fgvr.evaluation import risk_simulation
-from fgvr.evaluation.risk_simulation import DELTA, MOST_VIOLATIONS, World
 from fgvr.types import FastResult
+from scripts import risk_simulation
+from scripts.risk_simulation import DELTA, MOST_VIOLATIONS, World
 from tests.agents.doubles import fast_result
 
 
@@ -32,7 +32,7 @@ def test_the_selective_promise_is_kept(n: int, epsilon: float) -> None:
 def test_the_selective_promise_is_made_where_it_can_be() -> None:
     world = World(3)
     rungs = ladder(world.draw(160)[0], 400, 0.2, DELTA)
-    assert np.mean([selective(*world.draw(400), 0.2, DELTA, rungs).kept for _ in range(200)]) > 0.5
+    assert np.mean([selective(*world.draw(400), 0.2, DELTA, rungs).certified for _ in range(200)]) > 0.5
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.2])
@@ -64,16 +64,16 @@ def test_the_limit_is_clopper_and_pearsons() -> None:
 def test_ties_at_the_threshold_are_all_sent_to_system_2() -> None:
     scores = np.array([0.9] * 30 + [0.5] * 30 + [0.1] * 30)
     right = np.array([True] * 30 + [False] * 30 + [True] * 30)
-    promise = joint(scores, right, 0.1, 0.1)
-    assert (promise.accepted, promise.wrong) == (30, 0)
-    assert promise.threshold > 0.5
+    guarantee = joint(scores, right, 0.1, 0.1)
+    assert (guarantee.accepted, guarantee.wrong) == (30, 0)
+    assert guarantee.threshold > 0.5
 
 
 def test_too_few_images_are_refused_with_the_number_needed() -> None:
-    promise = joint(np.linspace(0, 1, 20), np.ones(20, bool), 0.05, 0.1)
-    assert not promise.kept
-    assert promise.threshold > 1
-    assert str(promise).startswith("cannot promise epsilon=0.05 with n=20 (needs >= 45 error-free accepted)")
+    guarantee = joint(np.linspace(0, 1, 20), np.ones(20, bool), 0.05, 0.1)
+    assert not guarantee.certified
+    assert guarantee.threshold > 1
+    assert str(guarantee).startswith("cannot promise epsilon=0.05 with n=20 (needs >= 45 error-free accepted)")
 
 
 # --- through the trigger ------------------------------------------------------------------------------------------------------

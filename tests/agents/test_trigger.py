@@ -67,8 +67,8 @@ def test_one_image_per_class_leaves_nothing_to_learn_from(target):
 
 def test_a_promise_needs_only_its_calibration_images():
     results, right = world(400)
-    promise = Calibrator(target="risk:0.5@0.1").fit(Evidence(results[:40], right[:40]), [0] * 40, Evidence(results, right)).expectation
-    assert promise.kept and promise.proven and promise.n == 400
+    guarantee = Calibrator(target="risk:0.5@0.1").fit(Evidence(results[:40], right[:40]), [0] * 40, Evidence(results, right)).expectation
+    assert guarantee.certified and guarantee.held_out and guarantee.n == 400
 
 
 def test_calibrated_escalates_the_doubtful_ones():

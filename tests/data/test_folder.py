@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from PIL import Image
 
 from fgvr.data import folder
 from fgvr.data.datasets import open_folder
-from fgvr.data.leaks import guard
-from fgvr.errors import ConfigError, DatasetError, ImageError, LeakError
+from fgvr.data.leaks import split_overlaps
+from fgvr.data.near_duplicates import PerceptualHash
+from fgvr.errors import ConfigError, DatasetError, ImageError
+from fgvr.store.cache import NoCache
 
 
 def paint(path: Path, number: int) -> Path:
@@ -84,7 +87,48 @@ def test_classes_with_too_few_images_are_named_with_what_was_asked_for(tmp_path)
     root = classes(tmp_path)
     (root / "red_kite" / "0.png").unlink()
     with pytest.raises(DatasetError, match=r"shots=4 with dataset\.calibration=1 and 1 to test needs 6 .*: red kite \(5\)\."):
-        open_folder(root=root, shots=4, calibration=1)
+        open_folder(root=root, shots=4, calibration=1, strict=True)
+
+
+def test_a_class_with_fewer_images_gives_what_it_has_and_it_is_said(tmp_path, caplog):
+    classes(tmp_path, names=("kite",))
+    classes(tmp_path, names=("rook",), each=3, start=500)
+    classes(tmp_path, names=("owl",), each=1, start=900)
+    dataset = open_folder(root=tmp_path, shots=4)
+    assert Counter(s.label for s in dataset.split.support) == {"kite": 4, "rook": 2, "owl": 1}
+    assert Counter(s.label for s in dataset.split.test) == {"kite": 2, "rook": 1}
+    fewer, single = dataset.notes
+    assert "dataset.shots=4 with 1 to test: 2 classes have fewer images, of which all are used: owl (1), rook (2)" in fewer
+    assert "1 classes have a single support image: a prototype, but no leave-one-out estimate: owl" in single and single in caplog.text
+
+
+def test_an_official_support_part_gives_what_it_has(tmp_path):
+    classes(tmp_path / "train", each=3)
+    classes(tmp_path / "test", each=2, start=500)
+    dataset = open_folder(root=tmp_path, shots=9)
+    assert (len(dataset.split.support), len(dataset.split.test)) == (6, 4)
+    assert dataset.notes == ("dataset.shots=9: 2 classes have fewer images, of which all are used: Black Kite (3), red kite (3)",)
+    with pytest.raises(DatasetError, match=r"dataset\.shots=9 needs 9 images .*Black Kite \(3\)"):
+        open_folder(root=tmp_path, shots=9, strict=True)
+
+
+def test_calibration_images_are_never_given_away(tmp_path):
+    with pytest.raises(DatasetError, match=r"needs 7 images of each class; too few: Black Kite \(6\), red kite \(6\)"):
+        open_folder(root=classes(tmp_path), shots=4, calibration=6)
+
+
+def test_a_photograph_in_two_classes_of_an_official_split_is_left_out_of_both(tmp_path):
+    classes(tmp_path / "train", each=3)
+    classes(tmp_path / "test", each=2, start=500)
+    shutil.copy(tmp_path / "train" / "red_kite" / "0.png", tmp_path / "train" / "Black Kite" / "same.png")
+    dataset = open_folder(root=tmp_path, shots=9)
+    assert Counter(s.label for s in dataset.split.support) == {"red_kite": 2, "Black Kite": 3}
+    assert any("in two classes" in n and "train/Black Kite/same.png and train/red_kite/0.png" in n for n in dataset.notes)
+
+
+def test_the_table_itself_may_be_named(tmp_path):
+    root = table(tmp_path, rows())
+    assert open_folder(root=root / "labels.csv", shots=2).split == open_folder(root=root, shots=2).split
 
 
 def test_hidden_files_other_files_and_links_do_not_disturb(tmp_path):
@@ -172,8 +216,8 @@ def test_overlaps_of_an_official_split_stay_for_the_guard_to_find(tmp_path):
     split = open_folder(root=tmp_path, shots=2).split
     shutil.copy(str(split.support[0].image), tmp_path / "test" / "red_kite" / "planted.png")
     split = open_folder(root=tmp_path, shots=2).split
-    with pytest.raises(LeakError, match=r"planted\.png"):
-        guard(split.test, {s.sha256: s.key for s in split.support})
+    assert [overlap.key for overlap in split_overlaps(split, PerceptualHash(NoCache()))] == ["test/red_kite/planted.png"]
+    assert not any("two classes" in note for note in open_folder(root=tmp_path, shots=2).notes), "the support does not depend on the test"
 
 
 def test_of_exact_copies_a_seeded_split_takes_one(tmp_path):
@@ -184,7 +228,10 @@ def test_of_exact_copies_a_seeded_split_takes_one(tmp_path):
     split = dataset.split
     everything = [*split.support, *split.test]
     assert len(everything) == len({s.sha256 for s in everything}) == 11
-    assert dataset.notes == ("3 exact copies of other images were left out",)
+    assert dataset.notes == (
+        "1 photograph is in two classes and left out of both, the first: Black Kite/claimed by two.png and red_kite/1.png",
+        "1 exact copies of other images were left out",
+    )
 
 
 # --- labels.csv --------------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fgvr import cli
 from fgvr.data.benchmarks import open_benchmark
@@ -44,7 +46,18 @@ def test_a_picture_without_suffix_is_read_and_other_files_are_counted_and_named(
     assert note.split(", the first")[0] in " ".join(open_unlabelled(tmp_path).notes)
 
 
-def test_a_heic_photograph_is_named_with_the_cure(tmp_path):
+@pytest.mark.parametrize("name", ["n.HEIC", "photo"])
+def test_a_heic_photograph_is_read_where_its_package_is(tmp_path, name):
+    heif = pytest.importorskip("pillow_heif")
+    picture = paint(tmp_path / "x.png", 77)
+    heif.from_pillow(Image.open(picture).resize((64, 64))).save(tmp_path / "n.heic")
+    shutil.move(tmp_path / "n.heic", classes(tmp_path / "kites") / "red_kite" / name)
+    dataset = open_folder(root=tmp_path / "kites", shots=2)
+    assert f"red_kite/{name}" in all_keys(dataset) and not dataset.bad_images
+
+
+def test_a_heic_photograph_is_named_with_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
     (classes(tmp_path) / "red_kite" / "n.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     dataset = open_folder(root=tmp_path, shots=2)
     assert [bad.key for bad in dataset.bad_images] == ["red_kite/n.HEIC"]
@@ -61,7 +74,7 @@ def test_folders_within_a_class_are_part_of_it_and_said(tmp_path):
 def test_a_class_of_only_unreadable_files_is_named(tmp_path):
     for file in (classes(tmp_path) / "red_kite").iterdir():
         file.write_bytes(b"damaged")
-    with pytest.raises(DatasetError, match=r"too few: red kite \(0\)"):
+    with pytest.raises(DatasetError, match=r"too few: red kite \(0\)\. 6 unusable images .* the first: red_kite/0\.png: not an"):
         open_folder(root=tmp_path, shots=1)
 
 
@@ -101,7 +114,7 @@ def test_paths_of_a_table_are_found(tmp_path, way):
 
 
 def test_files_that_are_nowhere_are_counted_and_the_first_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"12 rows name files that are not there, the first is x/Black Kite/0\.gone"):
+    with pytest.raises(DatasetError, match=r"12 listed images are not there, the first: x/Black Kite/0\.gone"):
         open_folder(root=labelled(tmp_path, lambda file: f"x/{file.parent.name}/{file.stem}.gone"), shots=2)
 
 

@@ -60,7 +60,7 @@ def cub(tree: Callable[[str], Tree]) -> tuple[Tree, Path, list[Path]]:
 def test_a_missing_file(tree):
     made, _, pictures = cub(tree)
     pictures[1].unlink()
-    assert f"{pictures[1].name} is not there; extract the archive again" in ill(made)["files"]
+    assert f"{pictures[1].name} is not there; correct the list, or extract the archive again" in ill(made)["files"]
 
 
 def test_a_renamed_suffix(tree):

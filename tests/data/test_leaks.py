@@ -9,32 +9,51 @@ import pytest
 from PIL import Image
 
 from fgvr.data import birds
-from fgvr.data.leaks import exact_overlaps, guard, without_near_copies
+from fgvr.data.leaks import enforce, exact_overlaps, note, split_overlaps, told, without_near_copies
 from fgvr.data.near_duplicates import HashIndex, PerceptualHash, perceptual_hash
+from fgvr.data.splits import Split
 from fgvr.errors import LeakError
 from fgvr.store.cache import MemoryCache
 from fgvr.types import Sample
 
 TEST = [Sample(Path(f"/t/{i}"), f"test/{i}.jpg", "a", f"sha{i}") for i in range(30)]
-FORBIDDEN = {f"sha{i}": f"support: {i}.png" for i in range(5, 17)} | {"elsewhere": "support: z.png"}
+SUPPORT = [Sample(Path(f"/s/{i}"), f"{i}.png", "a", f"sha{i}") for i in range(5, 17)]
+SPLIT = Split(tuple(SUPPORT), tuple(TEST))
+OVERLAPPING = [f"test/{i}.jpg" for i in range(5, 17)]
 
 
-def test_a_clean_test_passes():
-    assert guard(TEST[:5], FORBIDDEN) == []
+def overlaps(split: Split = SPLIT):
+    return split_overlaps(split, PerceptualHash(MemoryCache()))
+
+
+def test_a_clean_test_passes_under_every_policy():
+    clean = Split(tuple(SUPPORT), tuple(TEST[:5]))
+    assert overlaps(clean) == []
+    assert all(enforce(clean, [], policy) == clean for policy in ("error", "drop", "allow"))
 
 
 def test_offenders_are_counted_and_ten_are_named_with_the_way_out():
     with pytest.raises(LeakError) as error:
-        guard(TEST, FORBIDDEN)
+        enforce(SPLIT, overlaps(), "error")
     message = str(error.value)
-    assert message.startswith("12 test images") and "test/5.jpg (is support: 5.png)" in message
+    assert message.startswith("12 of 30 test images resemble") and "test/5.jpg (is support: 5.png)" in message
     assert "test/14.jpg" in message and "test/15.jpg" not in message and "and 2 more" in message
-    assert "evaluation.allow_overlap=true" in message
-    assert [overlap.key for overlap in error.value.offenders] == [f"test/{i}.jpg" for i in range(5, 17)], "the error carries all"
+    assert "evaluation.on_overlap (drop leaves them out, allow tests them" in message
+    assert [overlap.key for overlap in error.value.offenders] == OVERLAPPING, "the error carries all"
 
 
-def test_when_allowed_they_are_returned():
-    assert [overlap.key for overlap in guard(TEST, FORBIDDEN, allow=True)] == [f"test/{i}.jpg" for i in range(5, 17)]
+def test_they_are_left_out_or_tested_and_the_note_says_which():
+    left = enforce(SPLIT, overlaps(), "drop")
+    assert [sample.key for sample in left.test] == [sample.key for sample in TEST if sample.key not in OVERLAPPING]
+    assert left.support == SPLIT.support and enforce(SPLIT, overlaps(), "allow") == SPLIT
+    notes = [note(12, 30, "drop"), note(12, 30, "allow"), "another note"]
+    assert "12 of 30 test images resemble" in notes[0] and "left out" in notes[0] and "tested all the same" in notes[1]
+    assert told(notes) == notes[:2]
+
+
+def test_a_test_of_nothing_but_copies_is_refused():
+    with pytest.raises(LeakError, match="no test image would be left"):
+        enforce(Split(tuple(SUPPORT), tuple(TEST[5:17])), overlaps(), "drop")
 
 
 def test_images_without_a_hash_match_nothing():
@@ -86,14 +105,12 @@ def test_ten_planted_overlaps_are_all_named_and_nothing_else(tmp_path: Path):
     planted |= {f"{name}.img": copy(drawn[5 + i]) for i, (name, copy) in enumerate(COPIES.items())}
     clean = {f"clean{i}.png": png(image) for i, image in enumerate(drawn[30:])}
     test = pictures(tmp_path / "test", clean | planted)
-    forbidden = {sample.sha256: f"knowledge base: {sample.key}" for sample in support}
-    with pytest.raises(LeakError) as error:
-        guard(test, forbidden, used=support, hashes=PerceptualHash(MemoryCache()))
-    lines = str(error.value).splitlines()
-    assert lines[0].startswith("10 test images")
-    assert [line.split()[0] for line in lines[1:-1]] == [f"test/{name}" for name in planted]
-    assert "test/exact0.png (is knowledge base: support/0.png)" in str(error.value)
-    assert "test/half.img (looks like knowledge base: support/9.png)" in str(error.value)
+    split = Split(tuple(support), tuple(test))
+    found = split_overlaps(split, PerceptualHash(MemoryCache()))
+    assert [overlap.key for overlap in found] == [f"test/{name}" for name in planted]
+    assert str(found[0]) == "test/exact0.png (is support: support/0.png)"
+    assert str(found[-1]) == "test/half.img (looks like support: support/9.png)"
+    assert [sample.key for sample in enforce(split, found, "drop").test] == [f"test/{name}" for name in clean]
     without_near_copies_of_support = without_near_copies(test, support, PerceptualHash(MemoryCache()))
     assert [sample.key for sample in without_near_copies_of_support] == [f"test/{name}" for name in clean] + [
         f"test/exact{i}.png" for i in range(5)

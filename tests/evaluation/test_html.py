@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgvr.agents.discover import Discovered, Kind
 from fgvr.evaluation import classify_report, html, image_gallery, memory_picture, report
-from fgvr.evaluation.memory_steps import Course, Mark, Span, Step, Tally
+from fgvr.evaluation.memory_steps import Mark, MemoryHistory, ModelTotals, Span, Step
 
 HOSTILE = """<script>alert("1")</script>'" onload="x" {{ 1 }}"""
 RED = Image.new("RGB", (20, 10), "red")
@@ -61,10 +61,10 @@ def predictions(run):
     ]
 
 
-COURSE = Course(
+COURSE = MemoryHistory(
     steps=(Step(0.0, {HOSTILE: 5}, 1, 0, 10),), spans=(Span(HOSTILE, "loading", 0.0, 1.0),),
     marks=(Mark(0.5, "oom", HOSTILE, HOSTILE), Mark(0.7, "evicted", HOSTILE, HOSTILE)),
-    process=((0.0, 3), (1.0, 4)), borders=(0.2,), seconds=2.0, tallies=(Tally(HOSTILE, HOSTILE, bytes=5, loads=1),),
+    process=((0.0, 3), (1.0, 4)), borders=(0.2,), seconds=2.0, totals=(ModelTotals(HOSTILE, HOSTILE, bytes=5, loads=1),),
 )  # fmt: skip
 
 

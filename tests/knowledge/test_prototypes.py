@@ -5,7 +5,7 @@ import pytest
 
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.leave_one_out import leave_one_out_fast
-from fgvr.knowledge.prototypes import Prototypes, halves, turns, unit
+from fgvr.knowledge.prototypes import Prototypes, halves, index_within_class, unit
 from fgvr.knowledge.statistics import Statistics
 from fgvr.types import History
 
@@ -101,9 +101,9 @@ def test_a_class_of_copies_alone_has_no_prototype_without_them() -> None:
 
 def test_copies_go_into_one_half_and_one_group() -> None:
     owners, families = [0, 0, 0, 1, 1], np.array([0, 0, 2, 3, 4])
-    assert turns(owners, families) == [0, 0, 1, 0, 1]
+    assert index_within_class(owners, families) == [0, 0, 1, 0, 1]
     assert halves(owners, families).tolist() == [0, 0, 1, 0, 1]
-    assert turns(owners) == [0, 1, 2, 0, 1]
+    assert index_within_class(owners) == [0, 1, 2, 0, 1]
 
 
 def test_a_history_counts_neither_an_image_nor_its_copies() -> None:

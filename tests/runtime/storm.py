@@ -300,11 +300,7 @@ class Storm:
     def come_to_rest(self) -> None:
         """Housekeeping may still be at work; it must come to rest by itself."""
         self.pool._housekeeping.stop()
-        thread = self.pool._housekeeping._thread
-        if thread is not None:
-            thread.join(self.patience)
-            if thread.is_alive():
-                self.verdict.stalls += 1
+        self.verdict.stalls += not self.pool._housekeeping.thread.join(self.patience)
 
 
 def storms(seeds: range, *, patience: float = 20.0, stop_at_first: bool = False, quiet: bool = False) -> Verdict:

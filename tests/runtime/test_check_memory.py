@@ -12,7 +12,7 @@ import pytest
 from fgvr.runtime.alerts import Alerts
 from fgvr.runtime.events import Event
 from fgvr.runtime.monitor import Monitor
-from fgvr.runtime.timeline import Moment, Sample, Session, Start, Timeline
+from fgvr.runtime.timeline import Sample, Session, Start, Timeline
 
 from .conftest import MIB, PoolMaker
 
@@ -34,8 +34,8 @@ def script(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def verdict(script):
     def judged(*samples: Sample, used: int = 100):
-        moments = (Moment(0.0, Event("loaded", "m", "mllm", used=used * MIB, limit=200 * MIB)),)
-        return script.judge(Timeline((Session(START, moments, samples, (), True),)))
+        events = [Event("loaded", "m", "mllm", used=used * MIB, limit=200 * MIB, monotonic=0.0)]
+        return script.judge(Timeline((Session(START, events, list(samples)),)))
 
     return judged
 
@@ -65,7 +65,7 @@ def test_each_lie_is_named(verdict, sample: Sample, used: int, failure: str) -> 
 
 
 def test_the_tolerance_may_be_a_share_of_the_budget(script) -> None:
-    record = Timeline((Session(START, (), (replace(REST, uss=615 * MIB),), (), True),))  # 15 MiB: 15 % of 100, 7.5 % of 200
+    record = Timeline((Session(START, [], [replace(REST, uss=615 * MIB)]),))  # 15 MiB: 15 % of 100, 7.5 % of 200
     assert script.judge(record).failures and not script.judge(record, of="budget").failures
     assert script.judge(record, of="budget", tolerance=0.07).failures
 
@@ -76,7 +76,7 @@ def test_nothing_to_compare_is_no_pass(verdict) -> None:
 
 def test_the_command_judges_a_file(script, make_pool: PoolMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = make_pool()
-    with Monitor(pool, alerts=Alerts(), thread=False).record(tmp_path / "m.jsonl", policy="lru"), pool.lease("mllm"):
+    with Monitor(pool, alerts=Alerts(), thread=False).record(tmp_path / "m.jsonl"), pool.lease("mllm"):
         pass
     assert script.main([str(tmp_path / "m.jsonl"), "--json"]) == 1, "fakes hold nothing of what they say they weigh"
     answer = json.loads(capsys.readouterr().out)

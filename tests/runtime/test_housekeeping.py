@@ -129,8 +129,7 @@ def test_the_thread_starts_when_needed_is_one_and_ends_with_its_pool(make_pool: 
     assert until(lambda: not keepers(before))
 
 
-def test_the_thread_does_not_keep_a_forgotten_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgvr.runtime.housekeeping._LOOK_SECONDS", 0.02)
+def test_the_thread_does_not_keep_a_forgotten_pool() -> None:
     loader, before = FakeLoader(), keepers()
     pool = ModelPool(SimulatedDevice(100 * MIB), budget=100 * MIB, ttl=60.0, loaders=lambda spec: loader)
     with pool.lease(MLLM):

@@ -29,7 +29,7 @@ from fgvr.runtime.sizes import qwen as sizes
 from fgvr.runtime.spec import checked
 from fgvr.session import Session
 from fgvr.store.cache import MemoryCache
-from fgvr.store.remember import RememberingMLLM
+from fgvr.store.cached_models import CachedMLLM
 from fgvr.types import ModelSpec, Picture
 
 from .tensor_trace import peak_of
@@ -226,7 +226,7 @@ def test_the_store_asks_each_form_for_itself(birds) -> None:
     cache = MemoryCache()
     for _ in range(2):
         for kind in (None, "int8", "nf4"):
-            (reply,) = RememberingMLLM(Fake(kind), cache).generate([picture], ["Describe the bird."])
+            (reply,) = CachedMLLM(Fake(kind), cache).generate([picture], ["Describe the bird."])
             assert reply == f"{kind}"
     assert asked == [None, "int8", "nf4"]
 

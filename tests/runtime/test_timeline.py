@@ -26,66 +26,65 @@ def use(pool, *roles: str) -> None:
 
 
 def test_events_samples_and_alerts_are_read_as_they_were_written(make_pool: PoolMaker, tmp_path: Path) -> None:
-    pool = make_pool(budget=60 * MIB, reserve=MIB)
+    pool = make_pool(budget=60 * MIB, reserve=MIB, max_models=2)
     monitor = monitor_of(pool)
     use(pool, "joint")
-    with monitor.record(tmp_path / "m.jsonl", policy="lru", max_models=2, reserve=MIB):
+    with monitor.record(tmp_path / "m.jsonl"):
         use(pool, "encoder", "mllm")
         monitor._tell(Alert("thrash", "x", "é \ud800 text", when=1.0))
     [session] = read(tmp_path / "m.jsonl").sessions
     start = session.start
     assert (start.device, start.limit, start.reserve, start.policy, start.max_models) == ("simulated", 60 * MIB, MIB, "lru", 2)
     assert [(r.role, r.bytes) for r in start.resident] == [("joint", 20 * MIB)]
-    kinds = [m.event.kind for m in session.moments]
+    kinds = [m.kind for m in session.events]
     assert kinds == "loading loaded lease return evicting evicted evicting evicted loading loaded lease return".split()
-    assert all(m.event.used <= m.event.limit == 60 * MIB for m in session.moments)
-    lease = next(m.event for m in session.moments if m.event.kind == "lease")
+    assert all(m.used <= m.limit == 60 * MIB for m in session.events)
+    lease = next(m for m in session.events if m.kind == "lease")
     assert (lease.thread, lease.work, len(lease.models)) == ("MainThread", MIB, 1)
     assert [s.reason for s in session.samples] == ["start", "end"] and session.ended
     assert session.samples[-1].weights == {MLLM.key: 40 * MIB} and session.samples[-1].settled
     assert [alert.text for _, alert in session.alerts] == ["é \ud800 text"]
-    assert session.names == {session.start.resident[0].key: "joint"} | {m.event.key: m.event.role for m in session.moments}
 
 
 def test_a_torn_line_is_ignored_and_cut_off_by_the_next_process(make_pool: PoolMaker, tmp_path: Path) -> None:
     pool, file = make_pool(), tmp_path / "m.jsonl"
     monitor = monitor_of(pool)
-    with monitor.record(file, policy="lru"):
+    with monitor.record(file):
         use(pool, "mllm")
     whole = file.read_bytes()
     torn = [*whole.splitlines(keepends=True)[:-1], b'{"row": "sample", "t": 3.2, "whe']
     file.write_bytes(b"".join(torn))
     [session] = read(file).sessions
-    assert not session.ended and session.moments
-    with monitor.record(file, policy="lru"):
+    assert not session.ended and session.events
+    with monitor.record(file):
         use(pool, "mllm")
     first, second = read(file).sessions
-    assert (len(first.moments), len(second.moments), second.ended) == (4, 2, True)
+    assert (len(first.events), len(second.events), second.ended) == (4, 2, True)
 
 
 def test_a_process_that_met_nothing_leaves_nothing_behind_an_earlier_one(make_pool: PoolMaker, tmp_path: Path) -> None:
     pool, file = make_pool(), tmp_path / "m.jsonl"
     monitor = monitor_of(pool)
-    with monitor.record(file, policy="lru"):
+    with monitor.record(file):
         pass
     assert len(read(file).sessions) == 1, "the first leaves its samples in any case"
-    with monitor.record(file, policy="lru"):
+    with monitor.record(file):
         use(pool, "mllm")
     before = file.read_bytes()
-    with monitor.record(file, policy="lru"):
+    with monitor.record(file):
         pass
     assert file.read_bytes() == before
 
 
 def test_two_processes_do_not_mix_their_rows(make_pool: PoolMaker, tmp_path: Path) -> None:
     pool, other = make_pool(), make_pool()
-    with monitor_of(pool).record(tmp_path / "m.jsonl", policy="lru") as first:
-        with monitor_of(other).record(tmp_path / "m.jsonl", policy="lru") as second:
+    with monitor_of(pool).record(tmp_path / "m.jsonl") as first:
+        with monitor_of(other).record(tmp_path / "m.jsonl") as second:
             assert first.mine and not second.mine
             use(other, "mllm")
         use(pool, "encoder")
     [session] = read(tmp_path / "m.jsonl").sessions
-    assert {m.event.role for m in session.moments} == {"encoder"}
+    assert {m.role for m in session.events} == {"encoder"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_a_file_that_is_no_record_is_refused_by_name(tmp_path: Path, content: by
 
 
 def test_a_record_of_another_version_is_refused(make_pool: PoolMaker, tmp_path: Path) -> None:
-    with monitor_of(make_pool()).record(tmp_path / "m.jsonl", policy="lru"):
+    with monitor_of(make_pool()).record(tmp_path / "m.jsonl"):
         pass
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     rows[0]["version"] = 99

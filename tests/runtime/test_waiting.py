@@ -16,7 +16,7 @@ from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.locks import CONSTRUCT, ConstructLock
 from fgvr.runtime.monitor import Monitor
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.timeline import residents
+from fgvr.runtime.timeline import Start
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
@@ -85,7 +85,7 @@ def test_a_model_whose_place_is_waited_for_is_shown_as_draining(make_pool: PoolM
             assert shown() == ("draining", "simulated", 1), "it is there, and computes"
             assert status(pool, MLLM).here and status(pool, MLLM).placed
             assert "draining" in repr(pool.status())
-            assert [r.key for r in residents(pool.status().models)] == [MLLM.key]
+            assert [r.key for r in Start.of(pool).resident] == [MLLM.key]
         waiting.result(10)
     assert [state(pool, s) for s in (MLLM, ENCODER)] == ["absent", "resident"]
     pool._give_back(next(iter(pool._ledger.grants)))

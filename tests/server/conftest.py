@@ -122,7 +122,7 @@ def idle_failures(served: Served) -> list[str]:
     """What is still held although nobody asks for anything."""
     engine = served.server.engine
     found = [f"{m.key} has {m.leases} leases" for m in served.pool.status() if m.leases]
-    found += [f"{name} has {lane.queued} jobs" for name, lane in engine.lanes.items() if lane.queued or lane.running[0]]
+    found += [f"{name} has {queue.queued} jobs" for name, queue in engine.queues.items() if queue.queued or queue.running[0]]
     return found + ([f"{engine.inflight} places taken"] if engine.inflight else [])
 
 

@@ -152,7 +152,7 @@ def test_a_stop_leaves_no_decoding_process(serve: Serve) -> None:
 
 
 def _decoding() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "fgvr.server.unpacking" in one.cmdline()]
+    return [one for one in psutil.Process().children() if "fgvr.server.decode_worker" in one.cmdline()]
 
 
 def test_idle_uploads_take_no_place_and_end_with_408(serve: Serve) -> None:
@@ -216,11 +216,11 @@ def test_requests_that_hold_pictures_end_although_all_of_them_want_more(serve: S
 def test_bodies_wait_for_room_and_all_are_answered(serve: Serve) -> None:
     served = serve(body_bytes=1 << 20)
     content = encoded(Image.effect_noise((800, 800), 90), "PNG")
-    guard, seen, ended = served.server.asgi, [0], threading.Event()
+    middleware, seen, ended = served.server.asgi, [0], threading.Event()
 
     def look() -> None:
         while not ended.wait(0.001):
-            seen.append(guard.bodies.total)
+            seen.append(middleware.bodies.total)
 
     watching = threading.Thread(target=look)
     watching.start()
@@ -235,7 +235,7 @@ def test_bodies_wait_for_room_and_all_are_answered(serve: Serve) -> None:
         ended.set()
         watching.join()
     assert set(codes) == {200}
-    until(lambda: guard.bodies.total == 0)
+    until(lambda: middleware.bodies.total == 0)
     assert (1 << 19) < max(seen) <= (1 << 20) + len(data_url(content)) + 1000
 
 

@@ -153,9 +153,9 @@ def test_a_knowledge_base_in_the_making_is_waited_for(serve: Serve, visit) -> No
         def batch(self, images):
             if failures:
                 failures.pop()
-                from fgvr.server.refusals import Refusal
+                from fgvr.server.http_errors import HttpError
 
-                raise Refusal(503, "being built", code="starting", retry=1)
+                raise HttpError(503, "being built", code="starting", retry=1)
             return super().batch(images)
 
     page = visit(serve(recognizer=lambda: Slow()), token="")

@@ -21,8 +21,8 @@ import httpx
 import pytest
 
 from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
-from fgvr.server.batching import Batch, Job, Lane
-from fgvr.server.refusals import Refusal
+from fgvr.server.batching import Batch, BatchQueue, Job
+from fgvr.server.http_errors import HttpError
 
 from .conftest import ADMIN, MIB, FakeRecognizer, Serve, chat, data_url, idle_failures, png, until
 
@@ -114,7 +114,7 @@ def test_whoever_waits_for_memory_and_leaves_leaves_the_queue(serve: Serve) -> N
         with pytest.raises(httpx.TimeoutException), served.web() as web:
             web.post("/v1/chat/completions", json=chat(), timeout=0.3)
         until(lambda: not served.server.engine.inflight)
-        until(lambda: not served.server.engine.lanes["converse"].running[0], 5)
+        until(lambda: not served.server.engine.queues["converse"].running[0], 5)
     assert served.post("/v1/chat/completions", chat()).status_code == 200
 
 
@@ -138,16 +138,16 @@ def test_clients_take_turns() -> None:
         taken.append([job.payload for job in batch.jobs])
         return [None] * len(batch.jobs)
 
-    lane = Lane("test", compute, most=lambda: 2)
-    lane.submit(Job("first", loop, "a"))
-    until(lambda: lane.running[0] == 1)
+    queue = BatchQueue("test", compute, most=lambda: 2)
+    queue.submit(Job("first", loop, "a"))
+    until(lambda: queue.running[0] == 1)
     for i in range(6):
-        lane.submit(Job(f"a{i}", loop, "a"))
-    lane.submit(Job("b0", loop, "b"))
-    lane.submit(Job("c0", loop, "c"))
+        queue.submit(Job(f"a{i}", loop, "a"))
+    queue.submit(Job("b0", loop, "b"))
+    queue.submit(Job("c0", loop, "c"))
     gate.set()
     until(lambda: sum(map(len, taken)) == 9)
-    lane.close()
+    queue.close()
     loop.close()
     assert taken == [["first"], ["a0", "b0"], ["c0", "a1"], ["a2", "a3"], ["a4", "a5"]]
 
@@ -161,21 +161,21 @@ def test_a_batch_keeps_to_its_tokens_and_its_group() -> None:
         taken.append([job.payload for job in batch.jobs])
         return [None] * len(batch.jobs)
 
-    lane = Lane("test", compute, most=lambda: 8, most_tokens=10)
-    lane.submit(Job("first", loop))
-    until(lambda: lane.running[0] == 1)
+    queue = BatchQueue("test", compute, most=lambda: 8, most_tokens=10)
+    queue.submit(Job("first", loop))
+    until(lambda: queue.running[0] == 1)
     for name, group, tokens in (("a", 1, 4), ("b", 2, 4), ("c", 1, 4), ("d", 1, 4), ("e", 2, 50), ("f", 1, 1)):
-        lane.submit(Job(name, loop, name, group, tokens))
+        queue.submit(Job(name, loop, name, group, tokens))
     gone = Job("gone", loop, "gone", 1, 1)
-    lane.submit(gone)
+    queue.submit(gone)
     gone.cancel()
     gate.set()
     until(lambda: sum(map(len, taken)) == 7)
-    lane.close()
+    queue.close()
     loop.close()
     assert taken[1:] == [["a", "c", "f"], ["b"], ["d"], ["e"]]
-    with pytest.raises(Refusal):
-        lane.submit(Job("late", loop))
+    with pytest.raises(HttpError):
+        queue.submit(Job("late", loop))
 
 
 def test_a_lane_outlives_a_bug() -> None:
@@ -187,15 +187,17 @@ def test_a_lane_outlives_a_bug() -> None:
         if len(done) == 1:
             raise RuntimeError("a bug")
 
-    lane = Lane("test", lambda batch: [None] * (len(batch.jobs) + ("odd" in [j.payload for j in batch.jobs])), most=lambda: 1, done=report)
+    queue = BatchQueue(
+        "test", lambda batch: [None] * (len(batch.jobs) + ("odd" in [j.payload for j in batch.jobs])), most=lambda: 1, done=report
+    )
     jobs = [Job(name, loop) for name in ("first", "odd", "last")]
     for job in jobs:
-        lane.submit(job)
+        queue.submit(job)
     until(lambda: len(done) == 2)
-    lane.close()
+    queue.close()
     loop.run_until_complete(asyncio.wait_for(asyncio.gather(*(job.future for job in jobs), return_exceptions=True), 5))
     loop.close()
-    assert isinstance(jobs[1].future.exception(), Refusal) and jobs[2].future.result() is None
+    assert isinstance(jobs[1].future.exception(), HttpError) and jobs[2].future.result() is None
 
 
 def test_health_is_a_real_lease(serve: Serve) -> None:

@@ -64,7 +64,7 @@ def test_no_request_is_a_server_error_and_every_code_is_documented(document: tup
         def attempt(case: Any) -> None:
             answer = case.call(headers=ADMIN, timeout=30)
             seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
-            # 503 and 507 are documented refusals (no memory), not errors of the server.
+            # 503 and 507 are documented http_errors (no memory), not errors of the server.
             chosen = [check for check in checks if answer.status_code not in (503, 507) or check.__name__ != "not_a_server_error"]
             case.validate_response(answer, checks=chosen)
 

@@ -1,0 +1,29 @@
+"""A person as System 2: what a review's answers make of recorded predictions. No model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fgvr.types import UNKNOWN, Prediction, SlowResult
+
+
+def settle(predictions: Sequence[Prediction], answers: Mapping[str, str], names: Mapping[str, str]) -> list[Prediction]:
+    """The predictions with a person's answers in place of System 1's guesses; the others stay as they are.
+
+    Args: answers: by image, a class id, or `UNKNOWN` for "none of these". names: of the classes, by id.
+    """
+    return [_settled(p, answers[p.image], names) if p.image in answers else p for p in predictions]
+
+
+def _settled(prediction: Prediction, category: str, names: Mapping[str, str]) -> Prediction:
+    if category == UNKNOWN:
+        slow = SlowResult(None, {}, status="unknown")
+        return replace(prediction, category=UNKNOWN, name="unknown", confidence=0.0, by="person", slow=slow, abstention=None)
+    slow = SlowResult(category, {category: 1.0})
+    return replace(prediction, category=category, name=names[category], confidence=1.0, by="person", slow=slow, abstention=None)
+
+
+def waiting(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions that the trigger has escalated and nobody has settled, most doubtful first."""
+    return sorted((p for p in predictions if p.decision.escalate and p.by == "fast"), key=lambda p: (p.decision.score, p.confidence))
