@@ -60,6 +60,10 @@ Examples
 
 
 COMMANDS = {
+    "add": ("fgvr.modes.commands:add", "one class more in a knowledge base: fgvr add CLASS PHOTO..."),
+    "remove": ("fgvr.modes.commands:remove", "one class less: fgvr remove CLASS"),
+    "classes": ("fgvr.modes.commands:classes", "the classes of a knowledge base"),
+    "sort": ("fgvr.modes.commands:sort", "photographs copied into one folder per class: fgvr sort FOLDER --into OUT"),
     "memory": ("fgvr.console:memory", "a running server's models and memory; see fgvr memory --help"),
     "bird": ("fgvr.console:bird", "writes a rendered bird into a FILE, to try things with"),
 }
@@ -144,6 +148,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         flag = SHORT.get(flag, flag)
         if not word.startswith("-"):
             overrides.append(word)
+        elif flag == "--yes":
+            overrides.append("fetch.ask=false")
         elif flag in SWITCHES:
             flags.append(flag)
         elif flag in VALUED:

@@ -12,32 +12,33 @@ from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
-from fgvr.types import ROLES, MemoryPlan, ModelSpec
+from fgvr.types import MemoryPlan, ModelSpec
 
 
 def plan(config: Config) -> MemoryPlan:
     """What would be resident at once, and whether it fits the budget. Loads nothing. Raises ModelLoadError for a size that nobody knows."""
     device, budget = _device_and_budget(config)
-    needed, optional = (_of_this_process(config, roles) for roles in (used(config), optional_roles(config)))
+    needed, optional = ([spec(config, role) for role in in_this_process(config, roles)] for roles in (used(config), optional_roles(config)))
     return plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
 
 
 def used(config: Config) -> tuple[str, ...]:
     """Which models a run may load; the matcher only where the fusion asks it."""
-    return ROLES if config.fusion.joint else ROLES[:2]
+    return tuple(role for role in config.models.present if role != "joint" or config.fusion.joint)
 
 
 def optional_roles(config: Config) -> tuple[str, ...]:
     """Which only a lease of their own brings in."""
-    return tuple(role for role in ROLES if role not in used(config))
+    return tuple(role for role in config.models.present if role not in used(config))
 
 
 def spec(config: Config, role: str) -> ModelSpec:
     return checked(ModelSpec(**config.models[role].arguments), config.runtime.device)
 
 
-def _of_this_process(config: Config, roles: Sequence[str]) -> list[ModelSpec]:
-    return [spec(config, role) for role in roles if config.models[role].loader in LOADERS]
+def in_this_process(config: Config, among: Sequence[str]) -> list[str]:
+    """Which of these models live in this process."""
+    return [role for role in among if config.models[role].loader in LOADERS]
 
 
 def _device_and_budget(config: Config) -> tuple[str, int]:

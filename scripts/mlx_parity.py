@@ -15,11 +15,11 @@ import tempfile
 import time
 
 import numpy as np
-from omegaconf import DictConfig
 from PIL import Image
 
 import fgvr
 from fgvr.agents import prompts
+from fgvr.config.configuration import Config
 from fgvr.data.pictures import open_picture
 from fgvr.runtime.devices.mlx import MLX
 from fgvr.session import Session
@@ -57,7 +57,7 @@ def at_rest() -> tuple[int, int]:
     return MLX.active(), MLX.cached()
 
 
-def compare(torch: DictConfig, mlx: DictConfig) -> list[str]:
+def compare(torch: Config, mlx: Config) -> list[str]:
     """What differs, in words; prints the figures."""
     failures = []
     bases = [fgvr.build_knowledge_base(cfg) for cfg in (torch, mlx)]

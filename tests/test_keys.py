@@ -76,7 +76,14 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 def test_every_key_of_every_option_has_a_type_and_keeps_it() -> None:
     """A new key must be a field of its group in fgvr/config/groups.py, or a wrong value of it would end in a traceback."""
-    values = {"image": "a.jpg", "predictions": "a.jsonl", "runs": "[a,b]", "images": "pictures", "dataset.root": "x"}
+    values = {
+        "image": "a.jpg",
+        "predictions": "a.jsonl",
+        "runs": "[a,b]",
+        "images": "pictures",
+        "answers": "answers.csv",
+        "dataset.root": "x",
+    }
     unknown = {}
     for group, options in groups().items():
         for option in options if group.partition("/")[0] not in ("hydra", "local") else ():

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fgvr.config import served
 from fgvr.config.configuration import Config
+from fgvr.config.hydra_tree import composed
 from fgvr.config.overrides import explain, tidy
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.utils.paths import config_dir
 
 served.register()  # before any configuration is read
-
-_COMPOSING = threading.RLock()
 
 
 def load_config(*overrides: str) -> Config:
@@ -40,23 +34,6 @@ def load_config(*overrides: str) -> Config:
         return resolved(composed(tidy(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides) from error
-
-
-def composed(words: Sequence[str], tree: Path | None = None) -> DictConfig:
-    """The configuration of `tidy` words, its references not resolved. Any thread may ask, and so may a program that uses Hydra itself.
-
-    Hydra keeps its state in globals: what the program around us has put there is there again afterwards.
-    """
-    with _COMPOSING:
-        hydra, version = GlobalHydra.instance(), VersionBase.instance()
-        around, base, job = hydra.hydra, version.version_base, JobRuntime.instance().conf.name
-        hydra.clear()
-        try:
-            with initialize_config_dir(str(tree or config_dir()), version_base="1.3"):
-                return compose("config", list(words))
-        finally:
-            GlobalHydra.set_instance(hydra)  # `initialize_config_dir` leaves a copy in its place
-            hydra.hydra, version.version_base, JobRuntime.instance().conf.name = around, base, job
 
 
 def resolved(cfg: DictConfig) -> Config:
@@ -100,6 +77,7 @@ def recorded_config(path: Path) -> Config:
     """The `config.yaml` of a run, also of a former version: it lacks keys that came later, and names what has moved since."""
     run: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
     values = {key: value for key, value in run.items() if key in Config.model_fields}
+    values.get("models", {}).setdefault("force", True)  # it has used them already
     for key, usual in load_config("mode=evaluate").to_dict().items():
         former = values.setdefault(key, usual)
         if isinstance(usual, dict) and "_target_" not in usual and key != "server":

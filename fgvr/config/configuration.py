@@ -36,6 +36,8 @@ ORACLE = (
     "every image to System 2"
 )
 _UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no label
+_NO_ANSWERS = ("replay", "compare", "memory", "cache", "plan")  # modes that ask no model
+_RENDERED = "fgvr.data.datasets.open_birds"
 _NO_RESULT = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "published")  # keys that change no result
 
 
@@ -65,6 +67,7 @@ class Config(Group):
     images: Annotated[Text, Must(NEEDED["images"])] = ABSENT
     predictions: Annotated[Text, Must(NEEDED["predictions"])] = ABSENT
     answers: Annotated[Text, Must(NEEDED["answers"])] = ABSENT
+    fetch: groups.Fetch = ABSENT
     review: groups.Review = ABSENT
     runs: Annotated[Text | list[Text], Must(NEEDED["runs"])] = ABSENT
     action: Text = ABSENT
@@ -113,8 +116,8 @@ class Config(Group):
 
     @property
     def asks_mllm(self) -> bool:
-        """Whether System 2 is an MLLM; a person answers later."""
-        return self.slow.decoder != "person"
+        """Whether System 2 is an MLLM; a person answers later, and `none` never."""
+        return self.slow.decoder not in ("none", "person")
 
     @property
     def rehearses(self) -> bool:
@@ -144,6 +147,23 @@ class Config(Group):
         return self
 
     @model_validator(mode="after")
+    def _models_fit_images(self) -> Config:
+        """The shipped tiny models have learned rendered birds and nothing else; a replay asks no model."""
+        tiny = [role for role in ("encoder", "mllm") if self.models[role].source == "tiny"]
+        if tiny and not self.models.force and self.dataset.factory != _RENDERED and self.mode not in _NO_ANSWERS:
+            raise complaint(
+                f"models=tiny ({' and '.join(tiny)}) knows rendered birds only, and dataset={self.dataset.name or 'folder'} holds other "
+                "images: write models=photos, or models.force=true to see meaningless answers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> Config:
+        if self.mode == "slowonly" and self.slow.decoder == "none":
+            raise complaint("mode=slowonly asks System 2 about every image, and slow=none has none: choose an MLLM, or write mode=fastonly")
+        return self
+
+    @model_validator(mode="after")
     def _learning_is_possible(self) -> Config:
         if self.learning and self.trigger.promises:
             raise complaint(
@@ -151,6 +171,8 @@ class Config(Group):
             )
         if self.learning and self.trigger.abstain:
             raise complaint("what a run learns changes its answers, so no risk of theirs can be promised: write online=off")
+        if self.learning and self.fusion.classifier == "linear":
+            raise complaint(f"online={self.online} learns prototypes and their histories: write online=off, or fusion=prototypes")
         if self.learning and self.fusion.joint:
             raise complaint(
                 f"online={self.online} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes"

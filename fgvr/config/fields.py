@@ -76,9 +76,16 @@ Size = Annotated[
     satisfies(lambda value: value >= 0 if isinstance(value, int) else parse_bytes(value) is not None),
     Must("a whole number of bytes, or a size such as 2GiB"),
 ]
+
+
+def _is_address(value: str) -> bool:
+    return urlsplit(value).scheme in ("http", "https") and bool(urlsplit(value).hostname)
+
+
+WebAddress = Annotated[Text, satisfies(_is_address), Must("an address that begins with http:// or https://")]
 Webhook = Annotated[
     Text | None,
-    satisfies(lambda value: "://" not in (value or "") or (urlsplit(value).scheme in ("http", "https") and urlsplit(value).hostname)),
+    satisfies(lambda value: "://" not in (value or "") or _is_address(value)),
     Must("an address that begins with http:// or https://, an environment variable that holds one, or null"),
 ]
 Level = Annotated[

@@ -24,6 +24,7 @@ from fgvr.config.fields import (
     Size,
     Temperature,
     Text,
+    WebAddress,
     Webhook,
     complaint,
     judge,
@@ -32,7 +33,7 @@ from fgvr.config.fields import (
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.pressure import MonitorSettings
-from fgvr.types.memory import Role
+from fgvr.types.memory import ROLES, Role
 
 
 class Group(BaseModel):
@@ -131,6 +132,11 @@ class Experience(Group):
     least: Count
 
 
+class Fetch(Group):
+    ask: bool
+    mirror: WebAddress | None
+
+
 class Review(Group):
     run: Text | None
     learn: bool
@@ -200,6 +206,12 @@ class Models(Group):
     description_tokens: Count
     notice: Text | None
     slow_target: Literal["description", "name", "letter"]
+    force: bool
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The roles that have a model; `models/mllm=none` has none."""
+        return tuple(role for role in ROLES if self[role].loader != "none")
 
 
 # --- System 1, the trigger, System 2 -----------------------------------------------------------------------------------------
@@ -214,6 +226,8 @@ class Fusion(Leaf):
     joint: Literal["score", "rerank"] | None = ABSENT
     joint_weight: Share = ABSENT
     joint_top: Count = ABSENT
+    classifier: Literal["prototypes", "linear"] = ABSENT
+    shrinkage: Share = ABSENT
 
 
 class Trigger(Leaf):
@@ -253,7 +267,7 @@ class Trigger(Leaf):
 
 
 class Slow(Group):
-    decoder: Literal["score", "reason", "analyse", "person"]
+    decoder: Literal["score", "reason", "analyse", "person", "none"]
     target: Literal["description", "name", "letter"]
     candidates: Count | Literal["all"]
     arbitrate: Literal["pool", "slow", "mllm"]

@@ -44,6 +44,7 @@ MODES = {
     "fastonly": _EVALUATE,
     "slowonly": _EVALUATE,
     "fast_slow": _EVALUATE,
+    "fetch": Mode("fgvr.modes.fetching:fetch"),
     "memory": Mode("fgvr.modes.checking:memory"),
     "plan": Mode("fgvr.modes.planning:plan", light=True),
     "review": Mode("fgvr.modes.review:review"),
@@ -58,17 +59,22 @@ def perform(config: Config) -> Any:
     return MODES[config.mode](config)
 
 
+def begin(config: Config) -> None:
+    """The terminal, the log and the libraries of this process are the command's."""
+    from fgvr.runtime.loaders import libraries
+    from fgvr.utils.logging import own_terminal, setup_logging
+
+    own_terminal()
+    libraries.own_the_process()
+    setup_logging(level=config.logging.level, quiet=config.logging.quiet)
+
+
 def run(config: Config) -> Any:
     """What the command line calls: perform, then show."""
     from fgvr.modes.showing import show
 
     if not MODES[config.mode].light:
-        from fgvr.runtime.loaders import libraries
-        from fgvr.utils.logging import own_terminal, setup_logging
-
-        own_terminal()
-        libraries.own_the_process()
-        setup_logging(level=config.logging.level, quiet=config.logging.quiet)
+        begin(config)
     result = perform(config)
     show(result, as_json=config.logging.as_json)
     return result

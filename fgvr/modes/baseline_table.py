@@ -12,6 +12,7 @@ from fgvr.data.pictures import open_picture
 from fgvr.errors import ConfigError
 from fgvr.knowledge.prototypes import unit
 from fgvr.pipeline import Recognizer
+from fgvr.protocols import reads_text
 from fgvr.session import Session
 from fgvr.types import FastResult, Picture, SlowResult
 
@@ -20,9 +21,10 @@ _NEVER, _ALWAYS = ({"_target_": f"fgvr.agents.trigger.{name}"} for name in ("Nev
 _ALONE = {"trigger": _ALWAYS, "slow.arbitrate": "slow"}
 SETTINGS: dict[str, dict[str, object]] = {
     "zero_shot": {"trigger": _NEVER},
-    "image_prototypes": {"trigger": _NEVER, "fusion.image_weight": 1.0},
+    "image_prototypes": {"trigger": _NEVER, "fusion.image_weight": 1.0, "fusion.classifier": "prototypes"},
+    "linear_discriminant": {"trigger": _NEVER, "fusion.image_weight": 1.0, "fusion.classifier": "linear"},
     "text_prototypes": {"trigger": _NEVER, "fusion.image_weight": 0.0, "fusion.name_weight": 0.0},
-    "fused_prototypes": {"trigger": _NEVER},
+    "fused_prototypes": {"trigger": _NEVER, "fusion.classifier": "prototypes"},
     "knn": {"trigger": _NEVER},
     "cache": {"trigger": _NEVER},
     "linear_probe": {"trigger": _NEVER},
@@ -34,6 +36,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 TITLES = {
     "zero_shot": "zero-shot: image against class-name prompts",
     "image_prototypes": "image prototypes: mean of the shots",
+    "linear_discriminant": "shrunken linear discriminant on the shots",
     "text_prototypes": "text prototypes: the MLLM's descriptions",
     "fused_prototypes": "fused prototypes: System 1",
     "knn": "k nearest shots",
@@ -45,13 +48,27 @@ TITLES = {
 }
 
 
-def chosen_baselines(which: str | Sequence[str]) -> list[str]:
+def chosen_baselines(session: Session) -> list[str]:
     """Those asked for, and the configuration itself last."""
-    known = [name for name in SETTINGS if name != OURS]
-    names = known if which == "all" else [which] if isinstance(which, str) else list(which)
+    which, known, without = session.config.baselines.which, [name for name in SETTINGS if name != OURS], unavailable_baselines(session)
+    names = [name for name in known if name not in without] if which == "all" else [which] if isinstance(which, str) else which
+    if absent := [f"{name} ({without[name]})" for name in names if name in without]:
+        raise ConfigError(f"baselines.which={which}: this configuration cannot run {', '.join(absent)}")
     if not names or not set(names) <= set(known):
         raise ConfigError(f"baselines.which={which}: must be all, or some of {', '.join(known)}")
     return [*dict.fromkeys(names), OURS]
+
+
+def unavailable_baselines(session: Session) -> dict[str, str]:
+    """Baselines that need a model which is not there, each with what is missing."""
+    config, found = session.config, {}
+    if not reads_text(session.encoder):
+        found |= dict.fromkeys(("zero_shot", "text_prototypes", "fused_prototypes"), f"{config.models.encoder.source} reads no text")
+    if not config.asks_mllm or "mllm" not in config.models.present:
+        found |= dict.fromkeys(("mllm", "mllm_topk"), f"slow={config.slow.decoder} asks no MLLM")
+    if "mllm" not in config.models.present:
+        found["text_prototypes"] = "no MLLM writes descriptions"
+    return found
 
 
 def baseline_session(session: Session, name: str) -> Session:
@@ -92,8 +109,8 @@ def _rule(name: str, session: Session) -> baselines.Rule:
         return baselines.nearest(known, config.baselines.neighbours)
     if name == "linear_probe":
         return baselines.linear_probe(known, config.seed)
-    if name == "cache" and not config.models.name_prompts:
-        return baselines.cache(known, known.text)  # what this encoder can read
+    if name == "cache" and not (config.models.name_prompts and reads_text(encoder)):
+        return baselines.cache(known, known.text)  # what this encoder can read; zero vectors where it reads nothing
     prompted = [prompts.name_prompts(record.name, record.superclass) for record in session.knowledge.classes]
     names = np.stack([encoder.encode_text(list(texts)).mean(axis=0) for texts in prompted])
     return baselines.cache(known, unit(names)) if name == "cache" else baselines.by_text(unit(names), known.temperature)

@@ -58,6 +58,8 @@ def doctor(session: Session) -> Checkup:
 
 def _decoder(session: Session) -> Iterator[Finding]:
     """Whether an MLLM behind an engine can be asked as `slow` says; one that does not answer is found with its files."""
+    if not session.config.asks_mllm:
+        return
     try:
         session.check_decoder()
     except ConfigError as error:
@@ -85,7 +87,7 @@ def memory(session: Session) -> MemoryAnswer:
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: status_records.stats(pool, monitor),
         "pressure": lambda: status_records.pressure(monitor),
-        "models": lambda: status_records.models(pool, list(session.specs.values())),
+        "models": lambda: status_records.models(pool, [session.specs[role] for role in config.models.present]),
         "system": lambda: status_records.system(pool.device),
     }
     return MemoryAnswer(config.action, actions[config.action]())

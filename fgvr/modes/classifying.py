@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import classify_report
+from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.console import prediction_tables
 from fgvr.evaluation.records import Recorded, to_row
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def classify(session: Session) -> list[Prediction]:
+def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
     samples = _asked_for(Path(config.image).expanduser())
@@ -36,7 +37,8 @@ def classify(session: Session) -> list[Prediction]:
     with run_folder(session) as folder, rows_anew(folder) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
-        answered = list(Recorded(file.done(), recognizer.names))
+        answered = Recorded(file.done(), recognizer.names, folder=folder)
+        prediction_table.write(folder, answered)
         notes = [config.models.notice] if config.models.notice else []
         notes += _ask_person(session, folder, answered, {s.key: s.image for s in samples})
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
@@ -50,7 +52,7 @@ def classify(session: Session) -> list[Prediction]:
     return answered
 
 
-def _ask_person(session: Session, folder: Path, answered: list[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
     if session.config.asks_mllm:
         return []
     return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
@@ -69,9 +71,9 @@ def _asked_for(path: Path) -> list[Sample]:
     return [Sample(path, key=str(path))]
 
 
-@to_json.register(list)
-def _(result: list[Prediction]) -> list[Any]:
+@to_json.register
+def _(result: Recorded) -> list[Any]:
     return [to_row(prediction) for prediction in result]
 
 
-to_text.register(list, prediction_tables)
+to_text.register(Recorded, prediction_tables)

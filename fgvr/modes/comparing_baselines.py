@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvr.evaluation import records, uncertainty
-from fgvr.modes.baseline_table import OURS, TITLES, baseline_recognizer, baseline_session, chosen_baselines
+from fgvr.modes.baseline_table import OURS, TITLES, baseline_recognizer, baseline_session, chosen_baselines, unavailable_baselines
 from fgvr.modes.evaluating import evaluate
 from fgvr.modes.runs import PREDICTIONS, run_folder
 from fgvr.modes.showing import to_json, to_text
@@ -60,7 +60,9 @@ class Baselines:
 
 def baselines(session: Session) -> Baselines:
     """Every baseline is evaluated like any run, so that each can be resumed, shown, compared and replayed."""
-    names = chosen_baselines(session.config.baselines.which)
+    names = chosen_baselines(session)
+    for name, reason in unavailable_baselines(session).items():
+        log.info("left out: %s, since %s", TITLES[name], reason)
     with run_folder(session, mode="baselines") as folder:
         reports = {}
         for name in names:

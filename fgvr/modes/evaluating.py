@@ -20,6 +20,7 @@ from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap
 from fgvr.errors import DatasetError
+from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -72,6 +73,7 @@ def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = N
             notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
             report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
+            prediction_table.write(folder, predictions)
             reports.write(report, folder)
         return report
 

@@ -15,7 +15,7 @@ from fgvr.config.factories import instantiate
 from fgvr.config.groups import to_dict
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
-from fgvr.evaluation import records
+from fgvr.evaluation import prediction_table, records
 from fgvr.evaluation import replay as replays
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -45,6 +45,7 @@ def replay(session: Session) -> Report:
         decide = _replay(session, run)
         predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
         write_rows(folder, map(records.to_row, predictions))
+        prediction_table.write(folder, predictions)
         report = reports.make_report(
             predictions,
             classes=decide.names,
@@ -170,6 +171,7 @@ def _rescore(session: Session, file: Path) -> Report:
         write_rows(folder, map(records.to_row, predictions))
         right = sum(prediction.correct is True for prediction in predictions) / len(predictions)
         claim = [] if claimed is None else [f"the file claims an accuracy of {claimed:.3f}; by class identity it is {right:.3f}"]
+        prediction_table.write(folder, predictions)
         report = reports.make_report(
             predictions,
             classes=classes,

@@ -12,15 +12,17 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fgvr.agents import person
-from fgvr.config.composing import recorded_config
+from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
 from fgvr.data import learned
-from fgvr.errors import DatasetError, FgvrError, StoreError
+from fgvr.data.datasets import Dataset
+from fgvr.errors import ConfigError, DatasetError, FgvrError, KnowledgeError, StoreError
 from fgvr.evaluation import answers as answer_files
 from fgvr.evaluation import classify_report, records, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
+from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_rows
 from fgvr.modes.showing import to_json, to_text
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
+
+_OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's own place and machine may have been others
 
 
 # --- the page that a run leaves ----------------------------------------------------------------------------------------------
@@ -110,8 +114,8 @@ def review(session: Session) -> Reviewed:
         write_rows(folder, map(records.to_row, settled))
         figures = ReviewFigures.of(settled, before)
         scored = _report(session, run, folder, settled, figures, asked)
-        learned, taught = _learn(session, folder, settled) if session.config.review.learn else (None, None)
-    return Reviewed(figures, settled, run, folder, scored, learned, taught)
+        table, base = (_learn(session, folder, settled, asked) if session.config.review.learn else None) or (None, None)
+    return Reviewed(figures, settled, run, folder, scored, table, base)
 
 
 def _run(session: Session, file: Path) -> Path:
@@ -137,7 +141,12 @@ def _with_run(config: Config, run: Path, file: Path) -> Config:
     if not (run / CONFIG).exists():
         raise StoreError(f"no {CONFIG} in {run}: a review needs the whole folder of a run")
     recorded = recorded_config(run / CONFIG)
-    here = {key: config[key].to_dict() for key in ("paths", "logging", "run", "store", "runtime")}
+    given, theirs = config.to_dict(), recorded.to_dict()
+    usual = load_config("mode=review", "answers=-", f"paths.home={config.paths.home}").to_dict()
+    own = (*_OURS, "mode", "answers", "review")
+    if others := [key for key in usual if key in theirs and key not in own and given[key] not in (usual[key], theirs[key])]:
+        raise ConfigError(f"{', '.join(others)}: mode=review takes all of this from the run {run}; leave it out, or make another run")
+    here = {key: given[key] for key in _OURS}
     asked = {"run": str(run), "learn": config.review.learn, "of": "image" if recorded.mode == "classify" else "dataset"}
     return recorded.derive({**here, "mode": "review", "answers": str(file), "review": asked})
 
@@ -178,13 +187,14 @@ def _pictures(session: Session, predictions: Sequence[Prediction]) -> dict[str, 
     return {sample.key: sample.image for sample in session.dataset.split.test}
 
 
-def _learn(session: Session, folder: Path, settled: Sequence[Prediction]) -> tuple[Path, KnowledgeBase] | tuple[None, None]:
+def _learn(session: Session, folder: Path, settled: Sequence[Prediction], asked: Review) -> tuple[Path, KnowledgeBase] | None:
     """A base with the named photographs among its support images; the former one stays. None where none was named."""
     pictures = _pictures(session, settled)
+    _check_base(asked, session.dataset)
     named = [p for p in settled if p.by == "person" and p.category != UNKNOWN]
     if not named:
         log.warning("nothing to learn: no image was given a class")
-        return None, None
+        return None
     absent = [p.image for p in named if not isinstance(pictures.get(p.image), Path)]
     if absent:
         raise DatasetError(f"{absent[0]}, which a person has named, is not in the images of the run any more; put it back, then learn")
@@ -199,6 +209,16 @@ def _learn(session: Session, folder: Path, settled: Sequence[Prediction]) -> tup
             return written, session.open_knowledge(building=True)
     except FgvrError as error:
         raise type(error)(f"{error} (the answers are settled in {folder}; nothing was learned)") from error
+
+
+def _check_base(asked: Review, dataset: Dataset) -> None:
+    """Learning builds from the dataset; what the run's base has from elsewhere would be lost. Raises KnowledgeError."""
+    there = {sample.sha256 for sample in dataset.split.support}
+    images = [] if asked.base is None else [s.key for s in knowledge_base.load(asked.base).support if s.sha256 not in there]
+    classes = {*asked.classes} ^ {*dataset.catalog.ids}
+    if images or classes:
+        what = f"holds {len(images)} images that {dataset.name} does not have" if images else f"has other classes than {dataset.name}"
+        raise KnowledgeError(f"{asked.base} {what}, and learning would lose them: put the named photographs into it with fgvr add")
 
 
 to_json.register(Reviewed, Reviewed.as_json)

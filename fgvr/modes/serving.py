@@ -7,14 +7,21 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from fgvr.config.composing import load_config
+from fgvr.config.configuration import Config
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
+
+if TYPE_CHECKING:
+    from fgvr.server.knowledge import Knowledge
 
 log = logging.getLogger(__name__)
 _PATIENCE = 1.0  # seconds for threads that still compute when everything is closed
@@ -35,16 +42,27 @@ def serve(session: Session) -> None:
     config, specs = session.config, session.specs
     settings, tokens = Settings.of(config.server.to_dict()), Tokens.of(environment)
     pool = session.pool
-    server = make_app(pool, specs, settings, tokens, build_recognizer=session.recognizer_of_pictures, to_row=to_row)
-    server.app.state.bundle = {key: value for key, value in config.models.to_dict().items() if key not in specs}
+    bundle = {key: value for key, value in config.models.to_dict().items() if key not in specs}
+    server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, config), to_row=to_row, bundle=bundle)
     try:
-        server.app.state.classifier.begin(told=tell)
+        server.classifier.begin(tell)
         run(server, settings, tokens, session.home)
     finally:
         watch(pool).close()
         pool.close()
         if busy := _busy_threads(_PATIENCE):
             _leave(busy)
+
+
+def open_served(config: Config) -> Knowledge:
+    """The base on disk as it is now, and a recognizer over it."""
+    from fgvr.server.knowledge import Knowledge, KnownClass
+
+    session = Session(config)
+    base = session.knowledge
+    shown = Counter(support.category for support in base.support)
+    classes = tuple(KnownClass(record.id, record.name, shown[record.id]) for record in base.classes)
+    return Knowledge(session.recognizer_of_pictures(), classes, base.manifest.content_hash if base.manifest else "")
 
 
 def _busy_threads(seconds: float) -> list[str]:

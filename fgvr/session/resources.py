@@ -114,8 +114,8 @@ class Resources:
         pool.device.scratch = self.home / "scratch" if scratch == "auto" else Path(scratch).expanduser() if scratch else None
         pool.device.optimize = runtime["optimize"]
         watch(pool).configure(runtime, prepare=lambda role: prepare(self.specs[role]))
-        for spec in self.specs.values():
-            pool.register(spec)
+        for role in self.config.models.present:
+            pool.register(self.specs[role])
         return pool
 
     @cached_property
@@ -133,7 +133,7 @@ class Resources:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Of the models that a base is made with, by role."""
-        return {"encoder": self.encoder.fingerprint, "mllm": self.mllm.fingerprint}
+        return {role: getattr(self, role).fingerprint for role in ("encoder", "mllm") if role in self.config.models.present}
 
     @cached_property
     def abilities(self) -> Any:

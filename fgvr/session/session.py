@@ -26,7 +26,7 @@ from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.experience import Library
 from fgvr.knowledge.prototypes import index_within_class
 from fgvr.pipeline import Recognizer, chunks
-from fgvr.protocols import FastThinker, SlowThinker, Trigger
+from fgvr.protocols import FastThinker, SlowThinker, Trigger, reads_text
 from fgvr.session.with_knowledge import WithKnowledge, look
 from fgvr.types import Prediction, SlowResult
 
@@ -43,6 +43,10 @@ class Session(WithKnowledge):
     @cached_property
     def matcher(self) -> Matcher | None:
         """The joint encoder over this base's descriptions; None where the fusion does not ask for it. Loads nothing."""
+        if self.fusion.joint and "joint" not in self.config.models.present:
+            raise ConfigError(
+                f"fusion.joint={self.fusion.joint} asks a joint encoder, and this configuration has none: write models/joint=NAME"
+            )
         return Matcher(self.joint, self.knowledge.records, fusion=self.fusion) if self.fusion.joint else None
 
     @cached_property
@@ -129,7 +133,10 @@ class Session(WithKnowledge):
         return Shortlist(self.knowledge.records, candidates=self.config.slow.candidates, exemplar=exemplar)
 
     @cached_property
-    def slow(self) -> SlowThinker:
+    def slow(self) -> SlowThinker | None:
+        """System 2; None where it is nobody (`slow=none`): doubtful images then keep System 1's answer and are unsure."""
+        if not self.config.asks_mllm:
+            return None
         decoder = self.decoder(self.knowledge.classes[0].superclass)
         library = Library(self.knowledge.experience, most=self.config.slow.rules)
         slow = SlowThinking(decoder, self.shortlist, library, wide=self.config.evaluation.record == "all")
@@ -160,18 +167,20 @@ class Session(WithKnowledge):
             fast=self.learner or self.fast,
             learn=self.learner.learn if self.learner else None,
             trigger=self.trigger,
-            slow=self.slow if self.config.asks_mllm else None,
+            slow=self.slow,
             answer_fusion=self.answer_fusion,
             names={record.id: record.name for record in self.knowledge.classes},
             batch_size=self.config.evaluation.batch_size,
         )
         abstainer = self._abstainer(whole)
+        blind = f"System 1 looks at images alone: {self.config.models.encoder.source} reads no text"
         trigger, joint = self.trigger, f"System 1 asks the joint encoder {self.config.models.joint.source} ({self.fusion.joint})"
         return whole(
             abstain=abstainer,
             notes=lambda: [
                 *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
                 *([joint] if self.matcher is not None else []),
+                *([] if reads_text(self.encoder) else [blind]),
                 *([f"final answers: {abstainer.guarantee}"] if abstainer is not None else []),
             ],
             record_all=self.config.evaluation.record == "all",

@@ -22,9 +22,10 @@ from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase, Origin
 from fgvr.knowledge.build import JOURNAL, BuildComponents, build
 from fgvr.knowledge.opening import find_or_build, support_of
+from fgvr.protocols import reads_text
 from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.types import Experience, Picture, Sample
+from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.pieces import pieces
 
@@ -100,11 +101,13 @@ class WithKnowledge(Resources):
         components = BuildComponents(
             encoder=self.encoder,
             look=look,
-            describe=Describer(self.mllm, max_new_tokens=models.description_tokens),
+            describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=BaseAnswers(
                 self.decoder if self.config.rehearses else None, target=slow.target, exemplars=slow.exemplars, batch=models.mllm.batch_size
             ),
-            name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates)) if models.name_prompts else None,
+            name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates))
+            if models.name_prompts and reads_text(self.encoder)
+            else None,
             pictures_per_description=knowledge.pictures_per_description,
             cross_fit=knowledge.cross_fit,
             views=knowledge.views,
@@ -113,8 +116,11 @@ class WithKnowledge(Resources):
             encode_batch=models.encoder.batch_size,
             describe_batch=models.mllm.batch_size,
         )
-        with self.looking_ahead(("encoder",), ("mllm",)):
+        with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
             build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, partial, learned=learned)
+
+    def _name_prompts(self, category: Category) -> Sequence[str]:
+        return prompts.name_prompts(category.name, category.superclass, self.config.knowledge.templates)
 
     @cached_property
     def support(self) -> list[Sample]:
@@ -135,7 +141,17 @@ class WithKnowledge(Resources):
 
     def check_decoder(self) -> None:
         """Whether the MLLM can be asked as `slow` says; before anything is built. Raises ConfigError, RemoteError."""
-        slow, can = self.config.slow, self.abilities
+        slow, mllm = self.config.slow, self.config.models.mllm
+        if not self.config.asks_mllm:
+            raise ConfigError(
+                f"slow={slow.decoder} asks no MLLM, and this needs one: choose models/mllm=NAME and a decoder, such as slow=score"
+            )
+        if mllm.loader == "none":
+            raise ConfigError(
+                f"slow={slow.decoder} asks an MLLM, and this configuration has none (models/mllm=none): write slow=none, which lists "
+                "doubtful images as unsure, or choose an MLLM, such as models/mllm=tiny"
+            )
+        can = self.abilities
         if can is None and slow.votes > 1:
             raise ConfigError(
                 f"slow.votes={slow.votes} is for engines that generate (models/mllm=remote): here likelihoods are read, write 1"
@@ -144,7 +160,7 @@ class WithKnowledge(Resources):
             raise ConfigError(f"slow.votes={slow.votes} asks for several replies: write slow=reason")
         if can is not None and not can.scores and slow.decoder != "reason":
             raise ConfigError(
-                f"slow={slow.decoder} needs log-likelihoods of given text, and {self.config.models.mllm.source} gives none: write "
+                f"slow={slow.decoder} needs log-likelihoods of given text, and {mllm.source} gives none: write "
                 "slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
             )
 
