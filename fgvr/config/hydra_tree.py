@@ -12,7 +12,10 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig
 
+from fgvr.config import experiments
 from fgvr.utils.paths import config_dir
+
+experiments.register()
 
 _COMPOSING = threading.RLock()
 

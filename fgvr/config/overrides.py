@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fgvr.config import experiments
 from fgvr.errors import ConfigError
 from fgvr.utils.paths import config_dir
 
@@ -41,11 +42,13 @@ _NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra 
 
 
 def groups(tree: Path | None = None) -> dict[str, list[str]]:
-    """Every config group with its options, `models/mllm` style; read from file names, so it costs nothing."""
+    """Every config group with its options, `models/mllm` style; read from file names and the table of experiments, so it costs nothing."""
     tree = tree or config_dir()
     found: dict[str, list[str]] = {}
     for file in sorted(tree.glob("*/**/*.yaml")):
         found.setdefault(file.parent.relative_to(tree).as_posix(), []).append(file.stem)
+    if listed := experiments.names(tree):
+        found["experiment"] = listed
     return dict(sorted(found.items()))
 
 
@@ -253,7 +256,7 @@ def _brought(known: Mapping[str, list[str]], tree: Path) -> dict[str, list[str]]
     found: dict[str, list[str]] = {}
     for group, options in known.items():
         start = "" if group == "mode" else group.replace("/", ".") + "."
-        for option in options:
+        for option in options if group != "experiment" else ():
             text = (tree / group / f"{option}.yaml").read_text(encoding="utf-8")
             for leaf in re.findall(r"(?m)^([a-z]\w*):", text):
                 if leaf != "defaults":

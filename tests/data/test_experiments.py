@@ -3,11 +3,11 @@
 import pytest
 
 import fgvr
-from fgvr.utils.paths import config_dir
+from fgvr.config.overrides import groups
 
 from .archives import TREES
 
-PAPER = sorted(path.stem for path in (config_dir() / "experiment").glob("sare_*.yaml"))
+PAPER = [name for name in groups()["experiment"] if name.startswith("sare_")]
 TABLE = {  # SARE's own row of its Table 1, as in shared/research/method.md 5.1; its average is printed there as 87.68
     "dogs120": 84.29, "flowers102": 88.31, "cub200": 90.76, "cars196": 99.34, "pets37": 95.38, "aircraft100": 83.02,
     "birdsnap500": 87.30, "food101": 88.02, "dtd47": 83.10, "imagenet1k": 85.06, "sun397": 80.05, "ucf101": 87.58,
