@@ -86,9 +86,9 @@ def test_too_few_images_withhold_every_answer_and_say_how_many_are_needed() -> N
 
 def test_both_promises_from_the_same_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="neither promise"):
-        Calibrator(target="risk:0.1@0.1", abstain="risk:0.1@0.1")
+        fgvr.load_config("trigger.target=risk:0.1@0.1", "trigger.abstain=risk:0.1@0.1")
     with pytest.raises(ConfigError, match=r"trigger\.abstain='precision:0\.9'"):
-        Calibrator(target="slow_rate:0.6", abstain="precision:0.9")
+        fgvr.load_config("trigger.abstain=precision:0.9")
     with pytest.raises(ConfigError, match=r"trigger\.abstain='risk:2'"):
         Calibrator(target="slow_rate:0.6", abstain="risk:2")
 
