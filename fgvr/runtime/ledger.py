@@ -11,8 +11,9 @@ Invariant: charges of all models + working memory of all leases + reserve + what
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -127,17 +128,24 @@ class Entry:
 
 
 @dataclass(eq=False, slots=True)
-class Grant:
-    """An active lease: what is borrowed, by whom, with how much working memory, for batches of which sizes (one for each entry)."""
+class Request:
+    """Models that a caller borrows: its ticket while it waits, its lease from the moment it is granted."""
 
-    entries: tuple[Entry, ...]
-    work: int
+    batches: Mapping[Entry, int]  # each model, and for batches of how many items
+    work: int  # bytes of working memory for these batches
     holder: str
-    batches: tuple[int, ...]
-    since: float = field(default_factory=time.monotonic)
+    own: tuple[Request, ...] = ()  # leases the caller already holds
+    asked: float = field(default_factory=time.monotonic)
+    stop: threading.Event | None = None  # set = whoever asks does not want it any more
+    loaded: set[Entry] = field(default_factory=set)
+    granted: float = 0.0  # by the monotonic clock, like `asked`; 0 = not yet
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(self.batches)
 
     def __str__(self) -> str:
-        return f"{'+'.join(e.key for e in self.entries)} by {self.holder}"
+        return f"{'+'.join(e.key for e in self.batches)} by {self.holder}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +168,7 @@ class Ledger:
         self.aliases: dict[str, str] = {}  # role -> key
         self.pins = set(settings.pin)  # as given: a pin on a role follows the role
         self.priorities = dict(settings.priority)  # as given, likewise
-        self.grants: set[Grant] = set()
+        self.grants: set[Request] = set()  # running leases
         self.stages: tuple[frozenset[str], ...] = ()  # names, in the order in which they are used, over and over
         self.stage = 0  # the one that runs
         self.unreturned = 0  # bytes of evicted models that the device does not show as free
@@ -184,6 +192,10 @@ class Ledger:
             known = ", ".join([*self.aliases, *self.entries]) or "none; register a ModelSpec or build a recognizer first"
             raise ConfigError(f"no model {name!r} in the pool; known are: {known}")
         return entry
+
+    def held(self) -> list[tuple[str, float]]:
+        """Running leases, as "models by thread", and since when each is held, by the monotonic clock."""
+        return [(str(grant), grant.granted) for grant in self.grants]
 
     def pinned(self, entry: Entry) -> bool:
         return any(self.aliases.get(name, name) == entry.key for name in self.pins)
@@ -246,7 +258,7 @@ class Ledger:
     def _places_taken(self) -> int:
         return sum(e.state in ("loading", "resident", "evicting") for e in self.entries.values())
 
-    def together(self, entries: Iterable[Entry], own: Iterable[Grant]) -> list[Entry]:
+    def together(self, entries: Iterable[Entry], own: Iterable[Request]) -> list[Entry]:
         """What has to be resident at once for this request: it, the holder's own leases, and what is pinned and there."""
         needed = dict.fromkeys(entries)
         needed.update(dict.fromkeys(e for g in own for e in g.entries))
