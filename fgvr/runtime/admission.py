@@ -183,9 +183,8 @@ class Admission:
     def _grant(self, ask: Request, now: float) -> None:
         ask.granted = now
         for entry, batch in ask.batches.items():
-            entry.lend(batch)
+            entry.lend(batch, now, ask.holder)
             entry.hits += entry not in ask.loaded
-            entry.used(now, ask.holder)
         self._ledger.grants.add(ask)
         self._ledger.note()
 

@@ -57,8 +57,7 @@ class Leases:
             self._ledger.grants.discard(grant)
             now = time.monotonic()
             for entry, batch in grant.batches.items():
-                entry.take_back(batch)
-                entry.last_used = now
+                entry.take_back(batch, now)
             self._events.lent("return", grant, now - grant.granted)
             self._condition.notify_all()
         _HELD.set(tuple(g for g in _HELD.get() if g is not grant))

@@ -51,7 +51,6 @@ class Entry:
     charge: int = 0  # bytes on the device's ledger now
     host_charge: int = 0  # bytes in main memory now
     model: Any = None
-    leases: int = 0
     lent: tuple[int, ...] = ()  # batch size of each running lease: no batch may be larger than what all of them have memory for
     hits: int = 0
     loads: int = 0
@@ -96,12 +95,9 @@ class Entry:
         """What the model holds in main memory beside, or instead of, its place on the device."""
         return movable.host_nbytes if (movable := self.movable) is not None else 0
 
-    def used(self, now: float, holder: str) -> None:
-        """A lease begins."""
-        if self.last_holder:
-            gap = now - self.last_used
-            self.gap = gap if not self.gap else _NEWEST * gap + (1 - _NEWEST) * self.gap
-        self.last_used, self.last_holder, self.used_at = now, holder, time.time()
+    @property
+    def leases(self) -> int:
+        return len(self.lent)
 
     @property
     def work(self) -> int:
@@ -118,13 +114,19 @@ class Entry:
         size = self.batch_size
         return min(size, self.sizes.get(call, size))
 
-    def lend(self, batch_size: int) -> None:
-        self.leases, self.lent = self.leases + 1, (*self.lent, batch_size)
+    def lend(self, batch_size: int, now: float, holder: str) -> None:
+        """A lease begins."""
+        if self.last_holder:
+            gap = now - self.last_used
+            self.gap = gap if not self.gap else _NEWEST * gap + (1 - _NEWEST) * self.gap
+        self.lent = (*self.lent, batch_size)
+        self.last_used, self.last_holder, self.used_at = now, holder, time.time()
 
-    def take_back(self, batch_size: int) -> None:
+    def take_back(self, batch_size: int, now: float) -> None:
+        """A lease ends."""
         left = list(self.lent)
         left.remove(batch_size)
-        self.leases, self.lent, self.used_at = self.leases - 1, tuple(left), time.time()
+        self.lent, self.last_used, self.used_at = tuple(left), now, time.time()
 
 
 @dataclass(eq=False, slots=True)
