@@ -11,7 +11,7 @@ from fgvr.types import ModelSpec
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
 
-LOADERS = ("clip", "qwen", "blip", "mlx", "remote", "fake")
+LOADERS = ("clip", "timm", "qwen", "blip", "mlx", "remote", "fake", "none")
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 

@@ -18,9 +18,9 @@ from fgvr.types import ModelSpec, PlanPart
 
 __all__ = ["ON_DISK", "Footprint", "footprint", "presence", "would_be_half"]
 
-ON_DISK = ("clip", "qwen", "blip", "mlx")  # loaders that read a folder
-_FAMILIES = ("clip", "qwen", "blip")
-_SMALL = ("clip", "blip")  # families worth float32 where float16 would be emulated
+ON_DISK = ("clip", "timm", "qwen", "blip", "mlx")  # loaders that read a folder
+_FAMILIES = ("clip", "timm", "qwen", "blip")
+_SMALL = ("clip", "timm", "blip")  # families worth float32 where float16 would be emulated
 
 
 def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
