@@ -42,8 +42,8 @@ def serve(cfg: DictConfig) -> None:
     cfg = with_environment(cfg, environment.overrides)
     settings, tokens = Settings.of(assembly.to_dict(cfg)["server"]), Tokens.of(environment)
     pool = assembly.shared_pool(cfg)
-    specs = {role: assembly.spec(cfg, role) for role in ROLES}
-    bundle = {key: value for key, value in assembly.to_dict(cfg)["models"].items() if key not in specs}
+    specs = {role: assembly.spec(cfg, role) for role in assembly.present(cfg)}
+    bundle = {key: value for key, value in assembly.to_dict(cfg)["models"].items() if key not in ROLES}
     server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, cfg), to_row=to_row, bundle=bundle)
     try:
         server.classifier.begin(tell)
