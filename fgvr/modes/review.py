@@ -18,7 +18,7 @@ from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.errors import ConfigError, DatasetError, FgvrError, KnowledgeError, StoreError
 from fgvr.evaluation import answers as answer_files
-from fgvr.evaluation import classify_report, records, review_page
+from fgvr.evaluation import classify_report, prediction_table, records, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
@@ -116,6 +116,7 @@ def review(cfg: DictConfig) -> Reviewed:
     with run_folder(merged, mode="review") as folder:
         settled = [records.as_recorded(p) for p in person.settle(before, answers, asked.classes)]
         write_rows(folder, map(records.to_row, settled))
+        prediction_table.write(folder, settled)
         figures = ReviewFigures.of(settled, before)
         scored = _report(merged, run, folder, settled, figures, asked)
         table, base = (_learn(merged, folder, settled, asked) if cfg.review.learn else None) or (None, None)
