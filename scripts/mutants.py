@@ -83,7 +83,9 @@ MUTANTS = (
         "for e in ledger.idle()}",
         'for e in ledger.entries.values() if e.state == "resident"}',
     ),
-    Mutant("a parked model is loaded a second time", "lifecycle.py", "restoring, began = entry.model is not None,", "restoring, began = False,"),
+    Mutant(
+        "a parked model is loaded a second time", "lifecycle.py", "restoring, began = entry.model is not None,", "restoring, began = False,"
+    ),
     Mutant(
         "what can never fit is not refused",
         "admission.py",

@@ -19,6 +19,7 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
+from fgvr.types import ROLES
 
 if TYPE_CHECKING:
     from fgvr.server.knowledge import Knowledge
