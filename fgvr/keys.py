@@ -290,7 +290,6 @@ RULES: dict[str, Rule] = {
     "runtime.lease_timeout": SECONDS,
     "runtime.host_budget": size("auto"),
     "runtime.preallocate": SWITCH,
-    "runtime.scratch": text(null=True),
     "runtime.optimize": SWITCH,
     "runtime.ttl": number(0, also=NULL),
     "runtime.min_residency": SECONDS,

@@ -58,17 +58,12 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
     settings = PoolSettings.of(runtime, device)
     pool = pools.shared(lambda: ModelPool(device, settings))
     pool.configure(settings, device=device)
-    pool.device.scratch, pool.device.optimize = scratch_folder(runtime["scratch"], home(cfg)), runtime["optimize"]
+    pool.device.optimize = runtime["optimize"]
     watch(pool).configure(runtime, prepare=lambda role: prepare(spec(cfg, role)))
     for role in ROLES:
         pool.register(spec(cfg, role))
     _settings[pool] = wanted
     return pool
-
-
-def scratch_folder(written: str | None, home: Path) -> Path | None:
-    """Where a device that `parks_on_disk` leaves the weights of models that alternate."""
-    return home / "scratch" if written == "auto" else Path(written).expanduser() if written else None
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -46,7 +45,7 @@ class Movable(Protocol):
 
     @property
     def host_needed(self) -> int:
-        """In main memory while parked; 0 when the weights lie on disk then."""
+        """In main memory while parked."""
         ...
 
     @property
@@ -56,16 +55,6 @@ class Movable(Protocol):
 
     @property
     def parked(self) -> bool: ...
-
-    @property
-    def kept(self) -> int:
-        """Bytes that parking did not free since somebody holds tensors of it; 0 where the device itself shows that."""
-        ...
-
-    @property
-    def cached(self) -> bool:
-        """Whether what parking freed lies in an allocator's cache, to be emptied; an unmapped file does not."""
-        ...
 
     def prepare(self) -> int:
         """Make the copy in main memory ahead of the first parking; its bytes."""
@@ -155,11 +144,6 @@ class Loader:
 def pil(image: ImageLike) -> Image:
     """The image itself, of a Picture or as it is."""
     return image.image if isinstance(image, Picture) else image
-
-
-def image_groups(images: Sequence[ImageLike | Sequence[ImageLike]]) -> list[list[Image]]:
-    """The images of each prompt."""
-    return [[pil(image) for image in (group if isinstance(group, Sequence) else [group])] for group in images]
 
 
 def find_loader(spec: ModelSpec) -> Loader:
