@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from benchmarks.floors import read_rate
+from benchmarks.nearest_rows import nearest
 from benchmarks.race import Races, Way, race
 from fgvr.agents.fusion import Fusion, fuse
-from fgvr.knowledge.index import nearest
 from fgvr.knowledge.prototypes import Prototypes, unit
 from fgvr.types import History
 

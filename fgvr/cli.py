@@ -123,6 +123,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         flag = SHORT.get(flag, flag)
         if not word.startswith("-"):
             overrides.append(word)
+        elif flag == "--yes":
+            overrides.append("fetch.ask=false")
         elif flag in SWITCHES:
             flags.append(flag)
         elif flag in VALUED:

@@ -24,6 +24,9 @@ usage: fgvr COMMAND [...]
   fgvr memory ACTION      a running server's models and memory; see fgvr memory --help
   fgvr serve [KEY=VALUE]  one machine's shared models behind HTTP (mode=serve)
   fgvr doctor [KEY=VALUE] what is well on this machine, and the cure for what is not (mode=doctor)
+  fgvr fetch KEY=VALUE    downloads the data set and the models that the words name (mode=fetch)
+  fgvr sort FOLDER --into OUT      photographs copied into one folder per class, doubtful ones into unsure/
+  fgvr classes            the classes of a knowledge base; fgvr add CLASS PHOTO... and fgvr remove CLASS change it in seconds
   fgvr bird FILE          writes a rendered bird, to try things with
   fgvr run [KEY=VALUE]    the same as python discovering.py; fgvr run --help lists modes and groups
   fgvr --version
@@ -33,7 +36,8 @@ The server is --url, or FGVR_SERVER_URL, or the one that runs in this home (FGVR
 models, system and cleanup are of this machine. The token is --token, or FGVR_ADMIN_TOKEN, or that of the server in this home.
 A model is named by its key or its role (mllm, encoder, joint).
 """
-SHORT = {"serve": "mode=serve", "doctor": "mode=doctor"}
+SHORT = {"serve": "mode=serve", "doctor": "mode=doctor", "fetch": "mode=fetch"}
+CHANGES = ("add", "remove", "classes", "sort")
 LOCAL = ("stats", "pressure", "models", "system", "cleanup")  # what this machine can be asked without a server
 
 
@@ -53,11 +57,24 @@ def _main(words: Sequence[str]) -> int:
         return _guarded(lambda: bird(rest))
     from fgvr import cli
 
+    if command in CHANGES:
+        return _guarded(lambda: changes(command, rest))
     if command in ("run", "--version"):
         return cli.main((rest or ["--help"]) if command == "run" else words)
     if command in SHORT:
         return cli.main([SHORT[command], *rest])
     return tell(f"write: fgvr run {' '.join(words)}", 2)
+
+
+def changes(command: str, words: Sequence[str]) -> int:
+    """`fgvr add`, `remove`, `classes`, `sort`."""
+    from fgvr import cli
+    from fgvr.modes import commands
+    from fgvr.runtime.loaders import libraries
+
+    settings, job = commands.parse(command, words)
+    libraries.own_the_process()
+    return cli.main(settings, lambda cfg: commands.run(job, cfg))
 
 
 def bird(words: Sequence[str]) -> int:

@@ -111,6 +111,13 @@ def webhook(value: Any) -> str:
     return "" if fits else "must be an address that begins with http:// or https://, an environment variable that holds one, or null"
 
 
+def web_address(value: Any) -> str:
+    """Of a server that files are fetched from."""
+    parts = urlsplit(value) if isinstance(value, str) else None
+    fits = value is None or (parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname))
+    return "" if fits else "must be an address that begins with http:// or https://, or null"
+
+
 def level(value: Any) -> str:
     """Of the log, in any case of letters."""
     return choice("debug", "info", "warning", "error", "critical")(value.lower() if isinstance(value, str) else value)
@@ -182,6 +189,8 @@ RULES: dict[str, Rule] = {
     "review.run": text(null=True),
     "review.learn": SWITCH,
     "review.of": text(),
+    "fetch.ask": SWITCH,
+    "fetch.mirror": web_address,
     "action": text(),
     "limit": anything,
     "baselines.which": anything,
@@ -218,6 +227,7 @@ RULES: dict[str, Rule] = {
     "models.name_prompts": SWITCH,
     "models.description_tokens": COUNT,
     "models.notice": text(null=True),
+    "models.force": SWITCH,
     "models.slow_target": choice("description", "name", "letter"),
     **{
         f"models.{role}.{key}": rule
@@ -243,6 +253,8 @@ RULES: dict[str, Rule] = {
     "fusion.joint": choice(None, "score", "rerank"),
     "fusion.joint_weight": SHARE,
     "fusion.joint_top": COUNT,
+    "fusion.classifier": choice("prototypes", "linear"),
+    "fusion.shrinkage": SHARE,
     "trigger.target": target(),
     "trigger.abstain": target(null=True),
     "trigger.form": choice("joint", "selective"),
@@ -258,7 +270,7 @@ RULES: dict[str, Rule] = {
     "trigger.bound": number(),
     "trigger.close": each(number(), least=2, most=2),
     "trigger.temperature": number(1e-6),
-    "slow.decoder": choice("score", "reason", "analyse", "person"),
+    "slow.decoder": choice("score", "reason", "analyse", "person", "none"),
     "slow.target": choice("description", "name", "letter"),
     "slow.candidates": whole(1, also=("all",)),
     "slow.arbitrate": choice("pool", "slow", "mllm"),

@@ -88,7 +88,31 @@ def tidy(words: Sequence[str], tree: Path | None = None, *, sweep: bool = False)
     Args: sweep: a comma separates values, except in the name of a file or folder that exists, and between quotes.
     """
     known = groups(tree)
-    return [_tidy(word, before, known, sweep) for before, word in zip(["", *words], words, strict=False)]
+    words = [_tidy(word, before, known, sweep) for before, word in zip(["", *words], words, strict=False)]
+    return [*words, *(implied(words) if tree is None else ())]
+
+
+def implied(words: Sequence[str]) -> list[str]:
+    """Options that others imply, where nobody has chosen: photographs get `models=photos`, whose features suit a linear classifier
+    and mirrored views, and which has no MLLM, hence `slow=none`.
+
+    Hydra's own defaults cannot say that: an option overrides others of its own group only. Of a sweep's choices nothing follows.
+    """
+    chosen = {name: value for name, _, value in (word.partition("=") for word in words)}
+    images, found = chosen.get("dataset", _BIRDS), []
+    if chosen.get("mode") == "replay":  # the recorded run has chosen
+        return found
+    if not {"models", "experiment"} & chosen.keys() and images != _BIRDS and "," not in images:
+        found.append("models=photos")
+    if "models=photos" in (*words, *found):
+        wanted = {"fusion": "linear", "knowledge.views": "2", "slow": "none"}
+        if chosen.get("models/mllm", "none") != "none":
+            del wanted["slow"]
+        found += [f"{key}={value}" for key, value in wanted.items() if key not in chosen]
+    return found
+
+
+_BIRDS = "birds"
 
 
 def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -> str:

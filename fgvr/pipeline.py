@@ -1,4 +1,7 @@
-"""The recognizer: look; if unsure, think. Batch in, batch out."""
+"""The recognizer: look; if unsure, think. Batch in, batch out.
+
+Without a System 2 (`slow=None`) what the trigger doubts keeps System 1's answer: `by` is "fast" and `Prediction.unsure` is true.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ class Recognizer:
         self._notes = notes
         self._learn = learn
         self._abstain = abstain
-        self._record_all = record_all
+        self._record_all = record_all and slow is not None
         self.batch_size = batch_size
 
     def __repr__(self) -> str:
@@ -170,7 +173,8 @@ class Recognizer:
         with track_costs() as work:
             fast = self._fast(pictures) if samples else []
             decisions = self._trigger(fast) if samples else []
-        doubtful = {i: pictures[i] for i, decision in enumerate(decisions) if decision.escalate or self._record_all}
+        shown = [] if self._slow is None else [i for i, decision in enumerate(decisions) if decision.escalate or self._record_all]
+        doubtful = {i: pictures[i] for i in shown}
         return FastBatch(samples, fast, decisions, doubtful, deferred, work, time.perf_counter() - started, decode_wait)
 
     def _enough(self, waiting: Sequence[FastBatch], asked: float) -> bool:
@@ -196,7 +200,7 @@ class Recognizer:
     def _think_slowly(self, waiting: Sequence[FastBatch]) -> list[dict[int, SlowResult]]:
         """Of each batch the slow answers by place."""
         places = [(b, i) for b, seen in enumerate(waiting) for i in seen.doubtful]
-        if not places or self._slow is None:
+        if self._slow is None or not places:
             return [{} for _ in waiting]
         answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
         found: list[dict[int, SlowResult]] = [{} for _ in waiting]

@@ -42,12 +42,12 @@ def plan(cfg: DictConfig) -> MemoryPlan:
 
 def used(cfg: DictConfig) -> tuple[str, ...]:
     """Which models a run may load; the matcher only where the fusion asks it."""
-    return ROLES if cfg.fusion.joint else ROLES[:2]
+    return tuple(role for role in (ROLES if cfg.fusion.joint else ROLES[:2]) if cfg.models[role].loader != "none")
 
 
 def optional_roles(cfg: DictConfig) -> tuple[str, ...]:
     """Which only a lease of their own brings in."""
-    return tuple(role for role in ROLES if role not in used(cfg))
+    return tuple(role for role in ROLES if role not in used(cfg) and cfg.models[role].loader != "none")
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:

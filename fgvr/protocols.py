@@ -38,6 +38,11 @@ class Encoder(Protocol):
         ...
 
 
+def reads_text(encoder: Encoder) -> bool:
+    """Whether it has a text side. One without says so by a false `has_text`; whoever needs words of it does without, and says so."""
+    return bool(getattr(encoder, "has_text", True))
+
+
 @runtime_checkable
 class MLLM(Protocol):
     """A multimodal large language model; one user turn: the image(s), then the text."""

@@ -74,8 +74,8 @@ MUTANTS = (
     Mutant(
         "a failed load keeps its charge",
         "lifecycle.py",
-        '("failed" if failure else entry.at_rest), 0',
-        '("failed" if failure else entry.at_rest), entry.charge',
+        "entry.state, entry.charge = entry.at_rest, 0\n                if failure",
+        "entry.state = entry.at_rest\n                if failure",
     ),
     Mutant(
         "the TTL looks at the time only",

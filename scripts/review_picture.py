@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 WAYS = {
@@ -25,6 +26,9 @@ def main(run: Path, out: Path) -> None:
             for key in "1121n1131":
                 page.keyboard.press(key)
             page.screenshot(path=out / f"{name}.png")
+            with Image.open(out / f"{name}.png") as shot:
+                smaller = shot.convert("RGB").quantize(256)
+            smaller.save(out / f"{name}.png", optimize=True)
             print(out / f"{name}.png")
         browser.close()
 

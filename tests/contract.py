@@ -25,11 +25,11 @@ ERRORS = (
 POOL = "lease status plan set_budget pin evict cleanup".split()
 REPORT = "top1 top1_interval slow_rate cost".split()
 BASE = "manifest.json prototypes.safetensors classes.parquet experience.jsonl splits.json".split()
-RUN = "config.yaml predictions.jsonl report.json report.html memory.jsonl log.txt".split()
+RUN = "config.yaml predictions.jsonl predictions.csv report.json report.html memory.jsonl log.txt".split()
 
 OPTIONS = {
-    "mode": "build_knowledge_base build_experience_base classify evaluate fastonly slowonly fast_slow baselines replay compare discover "
-    "plan doctor serve memory cache",
+    "mode": "build_knowledge_base build_experience_base classify evaluate fastonly slowonly fast_slow baselines replay review compare "
+    "discover plan doctor serve memory cache",
     "models": "tiny qwen2_5_vl_7b qwen2_5_vl_3b qwen2_5_vl_7b_int4 qwen2_5_vl_7b_mlx remote random-150m random-7b",
     "models/mllm": "tiny qwen2_5_vl_7b fake mlx",
     "models/encoder": "tiny fake",
@@ -37,7 +37,7 @@ OPTIONS = {
     "dataset": "birds folder cub200 dogs120 cars196 flowers102 pets37 aircraft100 food101 dtd47 eurosat10 sun397 ucf101 caltech101 "
     "imagenet1k birdsnap500",
     "trigger": "never always calibrated sare gates random oracle",
-    "slow": "score reason analyse",
+    "slow": "score reason analyse person",
     "fusion": "prototypes joint rerank",
     "knowledge": "default",
     "runtime": "default",
@@ -57,6 +57,7 @@ KEYS = {
     "runtime.preallocate runtime.pin runtime.max_concurrency",
     "mode=classify": "image",
     "mode=replay": "predictions",
+    "mode=review": "answers",
     "mode=compare": "runs",
     "mode=discover": "images",
     "mode=memory": "action limit",
@@ -92,7 +93,7 @@ def test_keys_are_where_they_were_promised(choice: str) -> None:
     if choice in LATER:
         assert not is_there(choice)
         return
-    values = {"image": "a.jpg", "predictions": "a.jsonl", "runs": "[a,b]", "images": "pictures"}
+    values = {"image": "a.jpg", "predictions": "a.jsonl", "runs": "[a,b]", "images": "pictures", "answers": "answers.csv"}
     words = [choice, *(f"{key}={values[key]}" for key in KEYS[choice].split() if key in values)] if choice else []
     cfg = fgvr.load_config(*words)
     missing = [key for key in KEYS[choice].split() if OmegaConf.select(cfg, key, default="absent") == "absent"]
@@ -112,7 +113,7 @@ def test_the_pool_offers_what_notebooks_use() -> None:
 
 WORLD = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0"]
 PREDICTION = {
-    "": "image sha256 label prediction confidence by fast history decision slow abstention cost",
+    "": "image sha256 label prediction name confidence by fast history decision slow abstention cost",
     "fast": "candidates confidence margin entropy agreement",
     "history": "seen correct total",
     "decision": "escalate score threshold terms",

@@ -12,7 +12,7 @@ import fgvr
 from fgvr.utils.paths import PACKAGE, config_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "torchvision", "transformers", "open_clip", "mlx"}
+HEAVY = {"torch", "torchvision", "transformers", "open_clip", "timm", "mlx"}
 Python = Callable[..., CompletedProcess[str]]
 
 

@@ -261,7 +261,7 @@ def test_the_store_can_be_switched_off_and_results_stay_the_same(tmp_path):
 def test_a_run_leaves_what_its_models_held():
     report = fgvr.evaluate(load("trigger=always", "runtime.max_models=1", "evaluation.batch_size=12"))
     [session] = timeline.read(report.path / timeline.FILE).sessions
-    kinds = [moment.event.kind for moment in session.moments]
+    kinds = [event.kind for event in session.events]
     assert kinds.count("loaded") == sum(report.model_loads.values()) > 2, "what the run built first is in it, too"
     assert kinds.count("lease") == kinds.count("return") and session.ended
     assert all(sample.ledger <= sample.limit and sample.uss for sample in session.samples)
@@ -490,6 +490,7 @@ def test_every_option_composes_and_binds_to_its_target(option):
         "mode/discover": ["images=x"],
         "mode/replay": ["predictions=x"],
         "mode/compare": ["runs=[a,b]"],
+        "mode/review": ["answers=x"],
         "dataset/folder": ["dataset.root=x"],
     }.get(option, [])
     words = [f"{group}={name}", *needed] if group != "trigger" else ["mode=evaluate", f"{group}={name}"]

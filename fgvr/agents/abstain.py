@@ -1,21 +1,20 @@
-"""Final answers with abstention: an answer is given only where it is certain enough to keep a promise about risk (algorithm.md 3).
+"""Abstention: a final answer is given only where it is certain enough for a guarantee about risk (docs/method.md, section 3).
 
-The certainty of a fast answer is the trigger's own P(System 1 is right), that of a slow one its pooled probability. The threshold comes
-from the whole recognizer's answers on calibration images: `joint`, at most epsilon of all images are answered and wrong; `selective`, of
-the answered ones at most epsilon are wrong. The trigger must not have learned from those images, or the promise would not hold.
+The certainty of a fast answer is the trigger's P(System 1 is right). The certainty of a slow answer is its fused probability. The
+threshold comes from the whole recognizer's answers on calibration images. The trigger must not have learned from those images, or the
+guarantee would not hold.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from fgvr.agents import risk_control
-from fgvr.agents.risk_control import Form, RiskGuarantee
+from fgvr.agents.risk_control import Form, RiskGuarantee, certify
 from fgvr.types import Abstention, Prediction
+from fgvr.utils.lazy import Lazy
 
 
 def certainty(prediction: Prediction) -> float:
@@ -24,19 +23,14 @@ def certainty(prediction: Prediction) -> float:
 
 
 class Abstainer:
-    """Withholds uncertain answers. Fitted when first asked: that takes the recognizer's answers on the calibration images."""
+    """Withholds uncertain answers. It is fitted at the first answer, because that needs the recognizer's own answers."""
 
     def __init__(self, fit: Callable[[], RiskGuarantee]) -> None:
-        self._fit = fit
-        self._lock = threading.Lock()
-        self._guarantee: RiskGuarantee | None = None
+        self._guarantee = Lazy(fit)
 
     @property
     def guarantee(self) -> RiskGuarantee:
-        with self._lock:
-            if self._guarantee is None:
-                self._guarantee = self._fit()
-            return self._guarantee
+        return self._guarantee()
 
     def __call__(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         threshold = self.guarantee.threshold
@@ -47,11 +41,7 @@ class Abstainer:
 def fit_abstention(answers: Sequence[Prediction], *, epsilon: float, delta: float, form: Form, expected: np.ndarray) -> RiskGuarantee:
     """The threshold for final answers, from labelled answers on calibration images.
 
-    Args: expected: certainties of other images, from which the rungs of the selective form are chosen without seeing these.
+    Args: expected: certainties of other images, from which the rungs of the selective form are chosen.
     """
     scores, right = np.array([certainty(p) for p in answers], float), np.array([bool(p.correct) for p in answers])
-    if form == "joint":
-        guarantee = risk_control.joint(scores, right, epsilon, delta)
-    else:
-        guarantee = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(expected, len(scores), epsilon, delta))
-    return replace(guarantee, final=True)
+    return replace(certify(form, scores, right, expected, epsilon, delta), final=True)

@@ -1,4 +1,4 @@
-"""The precursor's deeper variant of System 2: where to look, what is there, one description, retrieval with it, an answer."""
+"""A deeper System 2: find the telling parts, look at each, sum up in one description, retrieve with it, answer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MARK = re.compile(r"^[\s\-*\d.)]+")
 
 
 class AnalyseDecoder:
-    """Three steps of looking, then two judges of the candidates: words against words, and the MLLM's own letter; their nats add up.
+    """Looks in three steps, then judges the candidates twice: by text-text similarity, and by the MLLM's own letter. The nats add up.
 
-    Costs one MLLM call to find the parts, one per part, one to sum up and one to answer. The candidates are never left: the new description
-    ranks them again by text-text similarity, it does not bring in others.
+    An image costs one MLLM call to find the parts, one per part, one to sum up and one to answer. The new description ranks the candidates
+    again, and it brings in no others.
     """
 
     independent = False  # the candidates stand in one question
@@ -48,7 +48,7 @@ class AnalyseDecoder:
         return [[part for part in parts if part][:PARTS] for parts in named]
 
     def _what(self, pictures: Sequence[Picture], parts: Sequence[Sequence[str]]) -> list[list[str]]:
-        """`part: what is visible there`, per picture."""
+        """`part: what is visible there`, per image."""
         looks = [(i, part) for i, named in enumerate(parts) for part in named]
         said = self._write([pictures[i] for i, _ in looks], [prompts.look_at(self._superclass, part) for _, part in looks])
         notes: list[list[str]] = [[] for _ in pictures]
@@ -57,7 +57,7 @@ class AnalyseDecoder:
         return notes
 
     def _retrieve(self, description: str, question: Question) -> np.ndarray:
-        """Log softmax of the text-text similarities; a candidate without words gets their mean, nothing at all is even."""
+        """Log softmax of the text-text similarities. A candidate without words gets their mean; without any words all are equal."""
         texts = [option.description for option in question.options]
         known = np.array([bool(text) for text in texts])
         if not description or not known.any():

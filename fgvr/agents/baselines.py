@@ -1,15 +1,16 @@
-"""What anybody would try first: rankings from an encoder's vectors alone, each one line of arithmetic. The encoder is not trained, no MLLM.
+"""Baselines that rank by an encoder's vectors alone, each in one line of arithmetic. Nothing is trained, and no MLLM is asked.
 
-Shapes: B queries, N support images, C classes, d the encoder's width; rows are unit vectors. A rule: queries (B, d) -> logits (B, C).
+Shapes: B queries, N support images, C classes, d the encoder's width; rows are unit vectors. A rule maps queries (B, d) to logits (B, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from fgvr.agents.fusion import entropy
+from fgvr.agents.fusion import entropy, ranked_result, softmax
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.protocols import Encoder
 from fgvr.types import Candidate, FastResult, History, Picture
@@ -19,7 +20,7 @@ SHOWN = 10
 ALPHA, BETA = 1.0, 5.5
 """Tip-Adapter's untrained cache (Zhang et al. 2022): weight of the cache, sharpness of its affinities."""
 STRENGTHS = tuple(float(10**power) for power in range(6))
-"""Inverse regularisation of the linear probe, tried by cross-validation on the support images; unit vectors want large ones."""
+"""Inverse regularisation of the linear probe, chosen by cross-validation on the support images. Unit vectors want large values."""
 
 
 class Ranking:
@@ -29,23 +30,14 @@ class Ranking:
         self._encoder, self._ids, self._rule = encoder, tuple(ids), rule
 
     def __call__(self, pictures: Sequence[Picture]) -> list[FastResult]:
-        logits = self._rule(self._encoder.encode(pictures)).astype(np.float64)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares = odds / odds.sum(axis=1, keepdims=True)
+        shares = softmax(self._rule(self._encoder.encode(pictures)).astype(np.float64))
         return [self._result(picture.sha256, row) for picture, row in zip(pictures, shares, strict=True)]
 
     def _result(self, sha256: str, shares: np.ndarray) -> FastResult:
         order = np.argsort(-shares, kind="stable")[:SHOWN]
-        top = shares[order]
-        return FastResult(
-            sha256=sha256,
-            candidates=tuple(Candidate(self._ids[i], float(shares[i]), None, None) for i in order),
-            confidence=float(top[0]),
-            margin=float(top[0] - top[1]) if len(top) > 1 else float(top[0]),
-            entropy=entropy(top / top.sum()),
-            agreement=True,  # there is one opinion only
-            history=History(0, 0, 0),
-        )
+        candidates = tuple(Candidate(self._ids[i], float(shares[i]), None, None) for i in order)
+        result = ranked_result(sha256, candidates, History(0, 0, 0), rrf_weight=0.0)
+        return replace(result, entropy=entropy(shares[order] / shares[order].sum()), agreement=True)  # there is one opinion only
 
 
 def by_text(text: np.ndarray, temperature: float) -> Rule:
@@ -73,15 +65,11 @@ def cache(known: Prototypes, text: np.ndarray) -> Rule:
     """Tip-Adapter without training: alpha exp(-beta (1 - cosine)) of each support image to its class, beside zero-shot logits."""
     one_hot = np.eye(len(known.ids), dtype=np.float32)[known.owners]
     zero_shot = by_text(text, known.temperature)
-
-    def rule(queries: np.ndarray) -> np.ndarray:
-        return zero_shot(queries) + ALPHA * np.exp(-BETA * (1 - queries @ known.shots.T)) @ one_hot
-
-    return rule
+    return lambda queries: zero_shot(queries) + ALPHA * np.exp(-BETA * (1 - queries @ known.shots.T)) @ one_hot
 
 
 def linear_probe(known: Prototypes, seed: int = 0) -> Rule:
-    """Multinomial logistic regression on the support vectors; its strength by cross-validation among them, where every class has two."""
+    """Multinomial logistic regression on the support vectors. Cross-validation chooses its strength where every class has two."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 

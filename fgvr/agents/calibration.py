@@ -1,16 +1,14 @@
-"""The calibrated trigger: how likely is System 1 right, learned from leave-one-out retrieval on the support images.
+"""The calibrated trigger: the probability that System 1 is right, learned from leave-one-out retrieval on the support images.
 
-The published rule's three ingredients (confidence, class history, ambiguity) enter a logistic model; its threshold is chosen for a
-target. A slow rate or a precision is an estimate from out-of-fold support images, and is reported as one. A risk is controlled
-(risk_control.py) on calibration images that nothing has learned from.
+Confidence, class history and ambiguity enter a logistic regression, and its threshold is chosen for a target. A slow rate or a precision
+is an estimate from out-of-fold support images. A risk is guaranteed (risk_control.py) on calibration images from which nothing else has
+learned. docs/method.md, section 3, has the equations.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from fgvr.agents.risk_control import NOTHING, RiskGuarantee
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
 from fgvr.types import Decision, FastResult, History
+from fgvr.utils.lazy import Lazy
 
 FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
 ONE_SHOT = (
@@ -26,7 +25,6 @@ ONE_SHOT = (
     "write dataset.shots=2 or more, or another trigger (never, always, random, sare, gates)"
 )
 _PRIOR_STRENGTH = 2.0  # a class's history counts as if two more predictions of average precision had been seen
-_RIDGE = 1.0  # on standardised features; keeps separable support sets finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Logistic:
 
 
 class Calibrated:
-    """A fitted trigger: escalate iff P(System 1 is right) is below the threshold."""
+    """A fitted trigger, which escalates an image iff P(System 1 is right) is below the threshold."""
 
     name = "calibrated"
 
@@ -68,23 +66,25 @@ class Calibrated:
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
         table = features(results)
-        scores, terms = self.model.probability(table), self.model.terms(table)
-        return [
-            Decision(bool(score < self.threshold), float(score), self.threshold, _named(row, self.model.intercept))
-            for score, row in zip(scores, terms, strict=True)
-        ]
+        rows = zip(self.model.probability(table).tolist(), self.model.terms(table).tolist(), strict=True)
+        return [Decision(score < self.threshold, score, self.threshold, self._named(terms)) for score, terms in rows]
+
+    def _named(self, terms: Sequence[float]) -> dict[str, float]:
+        """Without a feature that was the same for every support image, such as agreement where there is one modality: its weight is 0."""
+        named = zip(FEATURES, terms, self.model.weights, strict=True)
+        return {"base_rate": self.model.intercept, **{name: term for name, term, weight in named if weight}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """System 1's results on labelled images and whether each was right."""
+    """System 1's results on labelled images, and whether each result was right."""
 
     results: Sequence[FastResult]
     right: Sequence[bool] | np.ndarray
 
 
 class Calibrator:
-    """The policy `trigger=calibrated` before it has met a knowledge base."""
+    """The policy `trigger=calibrated` before it is fitted to a knowledge base."""
 
     name = "calibrated"
 
@@ -106,41 +106,33 @@ class Calibrator:
         """Learn from leave-one-out results.
 
         Args:
-            support: one result per support image; their histories must not count the image itself.
+            support: one result per support image; its history must not count the image itself.
             groups: images of one group are left out together when scores for the threshold are made.
             calibration: for a risk target: images that no prototype, description, rule or weight has met.
         """
         table, right = features(support.results), np.asarray(support.right, bool)
-        model = fit_logistic(table, right)
-        if self.target.kind == "risk":
-            guarantee = self._guarantee(model, partial(out_of_fold, table, right, groups), right, calibration)
-            return Calibrated(model, guarantee.threshold, guarantee)
-        scores = out_of_fold(table, right, groups)
-        threshold = choose_threshold(scores, right, self.target)
+        model, target = fit_logistic(table, right), self.target
+        if target.kind == "risk" and calibration is not None and self.form == "joint":
+            scores = np.empty(0)  # only the rungs of `selective` need out-of-fold scores
+        else:
+            scores = out_of_fold(table, right, groups)
+        if target.kind == "risk":
+            judged, truth = scores, right
+            if calibration is not None:
+                judged, truth = model.probability(features(calibration.results)), np.asarray(calibration.right, bool)
+            found = risk_control.certify(self.form, judged, truth, scores, target.value, target.delta)
+            return Calibrated(model, found.threshold, replace(found, held_out=calibration is not None))
+        threshold = choose_threshold(scores, right, target)
         fast = scores >= threshold
-        precision = float(right[fast].mean()) if fast.any() else 1.0
-        return Calibrated(model, threshold, Expectation(float(1 - fast.mean()), precision, len(table)))
-
-    def _guarantee(
-        self, model: Logistic, left_out: Callable[[], np.ndarray], right: np.ndarray, calibration: Evidence | None
-    ) -> RiskGuarantee:
-        epsilon, delta = self.target.value, self.target.delta
-        if calibration is None:
-            scores = left_out()
-        else:
-            scores, right = model.probability(features(calibration.results)), np.asarray(calibration.right, bool)
-        if self.form == "joint":
-            guarantee = risk_control.joint(scores, right, epsilon, delta)
-        else:
-            guarantee = risk_control.selective(scores, right, epsilon, delta, risk_control.ladder(left_out(), len(scores), epsilon, delta))
-        return replace(guarantee, held_out=calibration is not None)
+        fast_precision = float(right[fast].mean()) if fast.any() else 1.0
+        return Calibrated(model, threshold, Expectation(float(1 - fast.mean()), fast_precision, len(table)))
 
 
 def out_of_fold(table: np.ndarray, right: np.ndarray, groups: Sequence[int]) -> np.ndarray:
     """P(right) of each image, (n,), by a model that has seen none of its group.
 
     Raises:
-        ConfigError: all are one group, so nothing is left to learn from (and retrieval without a class's only image cannot be right).
+        ConfigError: all images are one group, so nothing is left to learn from.
     """
     group, scores = np.asarray(groups), np.empty(len(table))
     if len(set(groups)) < 2:
@@ -152,81 +144,57 @@ def out_of_fold(table: np.ndarray, right: np.ndarray, groups: Sequence[int]) -> 
 
 
 class Deferred:
-    """A trigger that is fitted when it is first asked: fitting may need an encoder, and making a recognizer loads nothing."""
+    """A trigger that is fitted when it is first asked. Fitting may need an encoder, and making a recognizer must load nothing."""
 
     name = "calibrated"
 
     def __init__(self, fit: Callable[[], Calibrated]) -> None:
-        self._fit = fit
-        self._lock = threading.Lock()
-        self._fitted: Calibrated | None = None
-
-    @property
-    def fitted(self) -> Calibrated:
-        with self._lock:
-            if self._fitted is None:
-                self._fitted = self._fit()
-            return self._fitted
+        self._fitted = Lazy(fit)
 
     @property
     def expectation(self) -> Expectation | RiskGuarantee:
-        return self.fitted.expectation
+        return self._fitted().expectation
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
-        return self.fitted(results)
+        return self._fitted()(results)
 
 
 def features(results: Sequence[FastResult]) -> np.ndarray:
     """(n, F) float64, columns as in FEATURES."""
-    return np.array(
-        [[_log_odds(r.top.probability), r.margin, float(r.agreement), precision(r.history), r.ambiguity] for r in results], float
-    ).reshape(-1, len(FEATURES))
+    rows = [[_log_odds(r.top.probability), r.margin, float(r.agreement), precision(r.history), r.ambiguity] for r in results]
+    return np.array(rows, float).reshape(-1, len(FEATURES))
 
 
 def precision(history: History) -> float:
-    """Smoothed share of right predictions of this class; a class never predicted gets one half."""
+    """Smoothed share of right predictions of this class; one half for a class that was never predicted."""
     return (history.correct + _PRIOR_STRENGTH / 2) / (history.seen + _PRIOR_STRENGTH)
 
 
 def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> Logistic:
-    """Ridge logistic regression by Newton's method (iteratively reweighted least squares); the intercept is not shrunk."""
+    """Logistic regression with a ridge of 1 on the standardised features. The intercept is not shrunk.
+
+    One imagined success and one failure keep the intercept finite when every outcome is the same.
+    """
+    from sklearn.linear_model import LogisticRegression  # here, as its import takes a second
+
     mean, scale = table.mean(axis=0), table.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)
-    design = np.column_stack([np.ones(len(table)), (table - mean) / scale])
-    # One imagined success and failure keep the intercept finite when every outcome is the same.
-    design = np.vstack([design, np.eye(1, design.shape[1]), np.eye(1, design.shape[1])])
-    outcome = np.concatenate([np.asarray(outcome, float), [0.0, 1.0]])
-    penalty = np.diag([0.0] + [_RIDGE] * table.shape[1])
-    weights = np.zeros(design.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        gradient = design.T @ (outcome - p) - penalty @ weights
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty
-        step = np.linalg.solve(hessian, gradient)
-        weights += step
-        if np.abs(step).max() < 1e-10:
-            break
-    return Logistic(mean, scale, weights[1:], float(weights[0]))
+    rows = np.vstack([(table - mean) / scale, np.zeros((2, table.shape[1]))])
+    fitted = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12).fit(rows, [*np.asarray(outcome, bool), False, True])
+    return Logistic(mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
 
 
 def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> float:
-    """The lowest threshold that reaches a fast precision, or the one that sends the wanted share to System 2."""
+    """The lowest threshold that reaches a fast precision, or the one that escalates the wanted share of images."""
     ordered = np.sort(scores)
-    if target.kind == "slow_rate":
-        slow = round(target.value * len(ordered))
-        if slow >= len(ordered):
-            return NOTHING
-        return float((ordered[slow - 1] + ordered[slow]) / 2) if slow else 0.0
-    for threshold in ordered:
-        if right[scores >= threshold].mean() >= target.value:
-            return float(threshold)
-    return NOTHING
+    if target.kind == "precision":
+        return next((float(t) for t in ordered if right[scores >= t].mean() >= target.value), NOTHING)
+    slow = round(target.value * len(ordered))
+    if slow >= len(ordered):
+        return NOTHING
+    return float((ordered[slow - 1] + ordered[slow]) / 2) if slow else 0.0
 
 
 def _log_odds(p: float) -> float:
     p = min(max(p, 1e-6), 1 - 1e-6)
     return float(np.log(p / (1 - p)))
-
-
-def _named(row: np.ndarray, intercept: float) -> dict[str, float]:
-    return {"base_rate": intercept, **{name: float(value) for name, value in zip(FEATURES, row, strict=True)}}

@@ -1,4 +1,4 @@
-"""The describer: words for a class from a few of its images (algorithm.md 1)."""
+"""Writes the description of a class from a few of its images (docs/method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Describer:
-    """Asks the MLLM for one description per class. An empty answer is `failed`: no placeholder ever enters the library."""
+    """Asks the MLLM for one description per class. An empty answer is recorded as failed; no placeholder enters the library."""
 
     def __init__(self, mllm: MLLM, *, max_new_tokens: int) -> None:
         self._mllm = mllm

@@ -1,7 +1,7 @@
-"""Names for pictures of unknown kinds: identify, howto, describe, guess, postprocess (algorithm.md 6).
+"""Names for images of unknown kinds, in five stages: identify, howto, describe, guess, postprocess (docs/method.md, section 6).
 
-The class list cannot be reached from here. What comes in is an `Album`: decoded pictures by number, with neither paths, file names nor
-labels; what goes to a model is such pictures and words that models have said before. How many kinds there are is found, not given.
+The class list cannot be reached from here. The input is an `Album`: decoded images by number, without paths, file names or labels. A model
+sees only these images and words that models have said before. The number of kinds is found, not given.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 STAGES = ("identify", "howto", "describe", "guess", "postprocess")
 Target = Literal["description", "name"]
 Stage = Callable[[str, Callable[[], Any]], Any]
-"""(name of the stage, how to compute it) -> its result, plain JSON values; a stage that is done already is read instead."""
+"""(name of the stage, how to compute it) -> its result, plain JSON values. A stage that is done is read instead."""
 
 
 class Album(Protocol):
-    """Unlabelled pictures by number. Whoever implements it keeps to himself where they come from."""
+    """Unlabelled images by number. The implementation does not tell where they come from."""
 
     def __len__(self) -> int: ...
 
@@ -42,7 +42,7 @@ class Album(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One discovered kind and the pictures that show it, the most certain first."""
+    """One discovered kind and the images that show it, the most certain first."""
 
     name: str
     aliases: tuple[str, ...]
@@ -54,7 +54,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """What the pictures show, and what was found out on the way."""
+    """The kinds that the images show, and what was found on the way to them."""
 
     superclass: str
     attributes: tuple[str, ...]
@@ -71,9 +71,9 @@ class Discovered:
 
 @dataclass(frozen=True, slots=True)
 class _Guesses:
-    """Different guesses: how they are called, what else they were called, what is said of them, who guessed them."""
+    """The different guesses: their words, other spellings, and the images that guessed them."""
 
-    words: list[str]  # what is judged: a name or a description
+    words: list[str]  # the name or description that is judged
     aliases: list[tuple[str, ...]]
     voters: list[list[int]]
 
@@ -98,12 +98,12 @@ class Discoverer:
         encode_batch: int = 32,
     ) -> None:
         """Args:
-        target: what is guessed and judged: names, or (for a model that knows no names) descriptions.
-        superclass: given by a person, so that nobody is asked.
-        shortlist: guesses judged per picture besides its own, the nearest by the encoder.
+        target: names are guessed and judged, or descriptions for a model that knows no names.
+        superclass: given by a person, so that `identify` need not ask.
+        shortlist: guesses judged per image besides its own, the nearest by the encoder.
         alike: cosine of the text encoder from which two names mean the same.
-        price: nats a guess must save to stay; None: its code length.
-        looked_at: pictures shown to `identify`, one by one.
+        price: nats that a guess must save to stay; None: its code length.
+        looked_at: images shown to `identify`, one by one.
         """
         self._mllm, self._encoder, self._stage = mllm, encoder, stage
         self._target: Target = target
@@ -112,7 +112,7 @@ class Discoverer:
         self._max_new_tokens, self._mllm_batch, self._encode_batch = max_new_tokens, mllm_batch, encode_batch
 
     def __call__(self, album: Album) -> Discovered:
-        """The method: what kind of thing, how such things differ, what each picture shows, what it may be called, which names it takes."""
+        """The five stages in their order."""
         if not len(album):
             raise FgvrError("there is no picture to discover anything in")
         identified = self._stage("identify", lambda: self.identify(album))
@@ -120,23 +120,23 @@ class Discoverer:
         attributes = self._stage("howto", lambda: self.howto(album, superclass))["attributes"]
         descriptions = self._stage("describe", lambda: self.describe(album, superclass, attributes))
         guesses = self._stage("guess", lambda: self.guess(album, superclass, descriptions))
-        settled = self._stage("postprocess", lambda: self.postprocess(album, superclass, attributes, descriptions, guesses))
+        found = self._stage("postprocess", lambda: self.postprocess(album, superclass, attributes, descriptions, guesses))
+        kinds: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in kind.items()} for kind in found["kinds"]
+        ]
         return Discovered(
             superclass=superclass,
             attributes=tuple(attributes),
-            kinds=tuple(
-                Kind(k["name"], tuple(k["aliases"]), k["description"], tuple(k["pictures"]), tuple(k["certainty"]), k["votes"])
-                for k in settled["kinds"]
-            ),
-            guesses=settled["guesses"],
-            price=settled["price"],
+            kinds=tuple(Kind(**kind) for kind in kinds),
+            guesses=found["guesses"],
+            price=found["price"],
             notes=self._notes(identified, attributes, descriptions, guesses),
         )
 
-    # --- the stages, each with plain values in and out --------------------------------------------------------------------------
+    # --- the stages, each with plain JSON values in and out ---------------------------------------------------------------------
 
     def identify(self, album: Album) -> dict[str, Any]:
-        """The superclass most pictures are said to show."""
+        """The superclass that most replies name."""
         if self._superclass:
             return {"superclass": self._superclass, "asked": 0, "agreed": 0}
         numbers = [int(i) for i in np.linspace(0, len(album) - 1, min(self._looked_at, len(album))).round()]
@@ -148,19 +148,19 @@ class Discoverer:
         return {"superclass": superclass, "asked": len(numbers), "agreed": agreed}
 
     def howto(self, album: Album, superclass: str) -> dict[str, Any]:
-        """What to look at; an unreadable answer is kept as such, and descriptions are then asked for without it."""
+        """The attributes to look at. An unreadable answer gives none, and descriptions are then asked for without them."""
         [reply] = self._ask(album, [0], [ask.howto(superclass)], "howto", max_new_tokens=self._max_new_tokens)
         return {"attributes": list(ask.read_attributes(reply)), "reply": reply}
 
     def describe(self, album: Album, superclass: str, attributes: Sequence[str]) -> list[str]:
-        """One description per picture; "" where the model said nothing."""
+        """One description per image; "" where the model said nothing."""
         numbers = range(len(album))
         question = ask.describe(superclass, attributes)
         replies = self._ask(album, numbers, [question] * len(numbers), "describe", max_new_tokens=self._max_new_tokens)
         return [" ".join(reply.split()) for reply in replies]
 
     def guess(self, album: Album, superclass: str, descriptions: Sequence[str]) -> list[list[str]]:
-        """What each picture may be called, best first. A model that knows no names has described it, and that is its guess."""
+        """Names for each image, best first. The guess of a model that knows no names is its description."""
         if self._target == "description":
             return [[text] if text else [] for text in descriptions]
         questions = [ask.guess(superclass, text) for text in descriptions]
@@ -170,7 +170,7 @@ class Discoverer:
     def postprocess(
         self, album: Album, superclass: str, attributes: Sequence[str], descriptions: Sequence[str], guesses: Sequence[Sequence[str]]
     ) -> dict[str, Any]:
-        """Guesses that mean the same become one; each is judged on the pictures it may fit; those that nobody needs are voted out."""
+        """Merge the guesses that mean the same, judge each on the images it may fit, and remove those that no image needs."""
         merged = self._merge(guesses)
         if not merged.words:
             raise UnreadableReply(f"not one of {len(album)} pictures was given a name that can be read; the store has the replies")
@@ -182,7 +182,7 @@ class Discoverer:
     # --- the parts of postprocess -----------------------------------------------------------------------------------------------
 
     def _merge(self, guesses: Sequence[Sequence[str]]) -> _Guesses:
-        """By spelling; names also by meaning, the less voted joining the more voted. One attribute apart is another description."""
+        """Merge guesses by spelling, and names also by meaning: the one with fewer votes joins the other."""
         voters: dict[str, list[int]] = {}
         spelled: dict[str, Counter[str]] = {}
         for number, some in enumerate(guesses):
@@ -203,7 +203,7 @@ class Discoverer:
         )
 
     def _leaders(self, words: Sequence[str]) -> list[int]:
-        """For each word the first one that means the same; words come most voted first."""
+        """For each word the first one that means the same. The words come with the most votes first."""
         vectors = self._encode_text(words)
         leaders: list[int] = []
         for i, vector in enumerate(vectors):
@@ -213,7 +213,7 @@ class Discoverer:
         return leaders
 
     def _judge(self, album: Album, superclass: str, attributes: Sequence[str], guesses: _Guesses) -> np.ndarray:
-        """(N, M) nats of each guess given each picture; NaN where it was not worth asking."""
+        """(N, M) nats of each guess given each image; NaN where it was not worth asking."""
         vectors = np.concatenate([self._encoder.encode(album(batch)) for batch in batches(len(album), self._encode_batch)])
         near = np.argsort(-(vectors @ self._encode_text(guesses.words).T), axis=1, kind="stable")[:, : self._shortlist]
         asked = [set(row.tolist()) for row in near]
@@ -232,7 +232,7 @@ class Discoverer:
         return nats
 
     def _kinds(self, superclass: str, descriptions: Sequence[str], guesses: _Guesses, kept: Selection) -> list[dict[str, Any]]:
-        """As plain values, the largest kind first."""
+        """The kinds as plain values, the largest first."""
         words = [guesses.words[i] for i in kept.indices]
         named = ask.short_names(superclass, words) if self._target == "description" else words
         kinds = []

@@ -1,4 +1,4 @@
-"""What the MLLM is asked when no class is known, and how its replies are read. No function here takes a class list, or could."""
+"""Prompts for the discovery of class names, and readers of the replies. No function here takes a class list."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_KIND, _LONGEST_ATTRIBUTE, _LONGEST_NAME = 3, 4, 8  # words
 
 
 def fingerprint() -> str:
-    """12 hex digits over every prompt of discovery, those of prompts.py that it uses included, and how long an answer may be."""
+    """12 hex digits over every prompt of discovery, including those of prompts.py, and over the limits on answers."""
     return prompts.fingerprint_of({**globals(), "PROMPTS": prompts.fingerprint()})
 
 
@@ -30,7 +30,7 @@ def howto(superclass: str) -> str:
 
 
 def describe(superclass: str, attributes: Sequence[str]) -> str:
-    """The question of the knowledge base, with the attributes that `howto` found named at its end."""
+    """The prompt of the knowledge base, with the attributes that `howto` found at its end."""
     return prompts.describe_image(superclass) + (_MENTION.format(attributes=", ".join(attributes)) if attributes else "")
 
 
@@ -39,7 +39,7 @@ def guess(superclass: str, description: str) -> str:
 
 
 def name(superclass: str) -> str:
-    """The question under which every guessed name is scored."""
+    """The prompt under which every guessed name is scored."""
     return _NAME.format(superclass=superclass)
 
 
@@ -51,14 +51,14 @@ def read_kind(reply: str) -> str:
 
 
 def read_attributes(reply: str) -> tuple[str, ...]:
-    """One attribute per line; () where the reply is no list: at least two lines, of few words each."""
+    """One attribute per line; () where the reply is no list of at least two short lines."""
     lines = [re.sub(r"^[\s\d.)*•-]+", "", line).strip(" .:;").lower() for line in reply.splitlines()]
     lines = [line for line in dict.fromkeys(lines) if line]
     return tuple(lines[:10]) if len(lines) > 1 and all(len(line.split()) <= _LONGEST_ATTRIBUTE for line in lines) else ()
 
 
 def read_names(reply: str, superclass: str) -> tuple[str, ...]:
-    """The names of a reply, best first, without the superclass itself and without sentences."""
+    """The names of a reply, best first, without the superclass itself and without whole sentences."""
     parts = [
         re.sub(r"^[\s\d.)*•-]+((an?|the)\s)?|^(an?|the)\s", "", part, flags=re.I).strip(" .\"'`") for part in re.split(r"[;\n]", reply)
     ]
@@ -77,9 +77,9 @@ def phrases(description: str) -> tuple[str, ...]:
 
 
 def short_names(superclass: str, descriptions: Sequence[str]) -> list[str]:
-    """A short name for each of several different descriptions: the superclass, with the fewest phrases that tell it from all others.
+    """A short name for each of several different descriptions: the superclass with few phrases that tell it from all others.
 
-    Greedy: the phrase that excludes most of the others comes first. Descriptions that are no lists give their first words.
+    The choice is greedy: the phrase that excludes most of the others comes first. A description that is no list gives its first words.
     """
     listed = [phrases(text) for text in descriptions]
     names = []

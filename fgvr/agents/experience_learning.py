@@ -1,15 +1,13 @@
-"""How a base gains experience: answer as at inference, see what went wrong, reflect, merge, try, keep what has evidence."""
+"""Learns rules from System 2's failures: answer as at inference, reflect on the failures, merge the rules, keep those with evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
 from fgvr.agents.rule_validation import AcceptanceCriteria, Example, judge_with, validate_rules
-from fgvr.agents.slow import Decoder, posterior
+from fgvr.agents.slow import Decoder, Judgement
 from fgvr.protocols import Encoder
 from fgvr.types import Experience, Picture
 from fgvr.utils.progress import track
@@ -17,10 +15,10 @@ from fgvr.utils.progress import track
 
 @dataclass(frozen=True, slots=True)
 class LearningReport:
-    """What a study came to. Counts of support images, then of rules."""
+    """The learned rules, and counts of support images on the way to them."""
 
     rules: tuple[Experience, ...]
-    answered: int  # escalated images System 2 was tried on
+    answered: int  # escalated images that System 2 was tried on
     failures: int
     reflected: int  # failures shown to the MLLM again
     unreadable: int  # its answers that stated no rule
@@ -34,20 +32,20 @@ class LearningReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperienceLearner:
-    """The parts of a study: models as functions, and its settings."""
+    """The models as functions, and the settings."""
 
     decoder: Decoder
     reflector: Reflector
     encoder: Encoder
     pictures: Callable[[Sequence[int]], Sequence[Picture]]  # support images by index
-    batches: Callable[[int], Iterable[range]]  # borders depend on positions alone, so that a resumed study repeats the same calls
+    batches: Callable[[int], Iterable[range]]  # borders depend on positions alone, so that a resumed run repeats the same calls
     failures: int  # reflected on at most
     alike: float  # cosine from which two rules mean the same
     criteria: AcceptanceCriteria
     most: int  # rules shown at once
 
     def learn(self, examples: Sequence[Example], doubtful: Collection[int]) -> LearningReport:
-        """Args: doubtful: indices of the support images that the trigger would send to System 2."""
+        """Args: doubtful: indices of the support images that the trigger would escalate to System 2."""
         asked = [example for example in examples if example.index in set(doubtful)]
         failed = self._answer(asked)
         chosen = sample(failed, self.failures)
@@ -58,14 +56,12 @@ class ExperienceLearner:
         return LearningReport(tuple(rules), len(asked), len(failed), len(chosen), sum(p is None for p in proposed))
 
     def _answer(self, examples: Sequence[Example]) -> list[Failure]:
-        """System 2 with exactly the prompt of inference, which does not say what is true; the failures."""
+        """The failures of System 2 with exactly the prompt of inference, which does not say what is true."""
         failures = []
         for batch in track(list(self.batches(len(examples))), "answers"):
             part = [examples[i] for i in batch]
             judged = self.decoder(self.pictures([example.index for example in part]), [example.question for example in part])
-            for example, judgement in zip(part, judged, strict=True):
-                failure = _failure(example, judgement.log_likelihoods) if judgement.readable else None
-                failures += [failure] if failure else []
+            failures += [f for example, judgement in zip(part, judged, strict=True) if (f := _failure(example, judgement))]
         return failures
 
     def _reflect(self, failures: Sequence[Failure]) -> list[Proposal | None]:
@@ -76,11 +72,11 @@ class ExperienceLearner:
         return proposed
 
 
-def _failure(example: Example, log_likelihoods: np.ndarray) -> Failure | None:
+def _failure(example: Example, judgement: Judgement) -> Failure | None:
+    """None for a right answer, and for one that cannot be read."""
     options = example.question.options
-    shares = posterior(log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
-    answer = options[int(shares.argmax())]
-    if answer.category == example.truth:
+    answer = options[int(judgement.posterior(options).argmax())]
+    if answer.category == example.truth or not judgement.readable:
         return None
     truth = next(option for option in options if option.category == example.truth)
     return Failure(example.index, example.sha256, example.fold, truth, answer)

@@ -1,10 +1,10 @@
-"""System 1: recognition by retrieval. One encoder batch, two matrix products, no MLLM."""
+"""System 1: recognition by retrieval, or by a linear classifier. One encoder batch, matrix products, no MLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fgvr.agents.fusion import Fusion, fuse
+from fgvr.agents.fusion import Fusion, classifier_of, fuse
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
 from fgvr.protocols import Encoder
@@ -16,7 +16,8 @@ class Retrieval:
 
     def __init__(self, encoder: Encoder, prototypes: Prototypes, statistics: Statistics, *, fusion: Fusion) -> None:
         self._encoder = encoder
-        self._prototypes = prototypes
+        self._ids, self._temperature = prototypes.ids, prototypes.temperature
+        self._classifier = classifier_of(prototypes, fusion)
         self._histories = statistics.histories()
         self._fusion = fusion
 
@@ -24,9 +25,9 @@ class Retrieval:
         queries = self._encoder.encode(pictures)
         return fuse(
             [picture.sha256 for picture in pictures],
-            self._prototypes.compare(queries),
-            self._prototypes.ids,
+            self._classifier.compare(queries),
+            self._ids,
             self._histories,
             fusion=self._fusion,
-            temperature=self._prototypes.temperature,
+            temperature=self._temperature,
         )

@@ -1,8 +1,8 @@
-"""System 1's second look: an image-text matcher (BLIP) reads the image together with each listed class's description; algorithm.md 7.
+"""System 1's second look: an image-text matcher (BLIP) reads the image together with each candidate's description.
 
-The matcher says how likely image and words belong together; its log-odds, softmaxed over the shortlist, are one more distribution.
+The matcher says how likely image and words belong together. Its log-odds, softmaxed over the shortlist, are one more distribution.
 `score` mixes it in: P = (1 - w) * P + w * softmax(log-odds). `rerank` divides System 1's own mass on its first k anew: P = mass * softmax.
-A class without words keeps System 1's own share, and the matcher divides the others'. Nothing here is loaded before the first image.
+A class without words keeps System 1's own share, and the matcher divides the others'. See docs/method.md, section 7.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from fgvr.agents.fusion import RRF_OFFSET, Fusion, entropy
+from fgvr.agents.fusion import Fusion, ranked_result, softmax
 from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.statistics import Statistics
 from fgvr.protocols import FastThinker, JointEncoder
-from fgvr.types import Candidate, FastResult, Picture
+from fgvr.types import FastResult, Picture
 
 _LEAST = 1e-6  # a match is never surer than this; float32 has no odds beyond
 
 
 class Matcher:
-    """Scores shortlists by the joint encoder: one call for a whole batch of images."""
+    """Scores shortlists by the joint encoder, in one call for a whole batch of images."""
 
     def __init__(self, joint: JointEncoder, classes: Mapping[str, ClassRecord], *, fusion: Fusion) -> None:
         self._joint, self._classes, self._fusion = joint, classes, fusion
@@ -30,14 +30,15 @@ class Matcher:
     def __call__(
         self, pictures: Sequence[Picture], results: Sequence[FastResult], own: Sequence[tuple[str, int]] | None = None
     ) -> list[FastResult]:
-        """The same results with joint scores, ranked anew; histories stay those of the classes named before.
+        """The same results with joint scores, ranked anew. Histories stay those of the classes that led before.
 
-        Args: own: class and fold of each support image, whose own class is then described by words that never met that half.
+        Args: own: class and fold of each support image. Its own class is described by words that never met that fold.
         """
+        top = self._fusion.joint_top if self._fusion.joint == "rerank" else None
         pairs = [
             (b, candidate.category, words)
             for b, result in enumerate(results)
-            for candidate in self._asked(result)
+            for candidate in result.candidates[:top]
             if (words := self._words(candidate.category, own[b] if own else None))
         ]
         scores: list[dict[str, float]] = [{} for _ in results]
@@ -46,9 +47,6 @@ class Matcher:
             for (b, category, _), p in zip(pairs, matched, strict=True):
                 scores[b][category] = float(p)
         return [rescore(result, found, fusion=self._fusion) for result, found in zip(results, scores, strict=True)]
-
-    def _asked(self, result: FastResult) -> tuple[Candidate, ...]:
-        return result.candidates[: self._fusion.joint_top] if self._fusion.joint == "rerank" else result.candidates
 
     def _words(self, category: str, own: tuple[str, int] | None) -> str:
         record = self._classes[category]
@@ -59,29 +57,15 @@ def rescore(result: FastResult, matches: Mapping[str, float], *, fusion: Fusion)
     """One result with the matcher's probabilities (class id -> match) worked in, as `fusion.joint` says."""
     matched = [i for i, c in enumerate(result.candidates) if c.category in matches]
     p = np.array([c.probability for c in result.candidates], np.float64)
-    scores = np.full(len(p), np.nan)
     if matched:
-        scores[matched] = [matches[result.candidates[i].category] for i in matched]
-        odds = _log_odds(scores[matched])
-        shares = np.exp(odds - odds.max())
+        match = np.clip([matches[result.candidates[i].category] for i in matched], _LEAST, 1 - _LEAST)
         weight = 1.0 if fusion.joint == "rerank" else fusion.joint_weight
-        p[matched] = (1 - weight) * p[matched] + weight * p[matched].sum() * shares / shares.sum()
-    # The first k stay the first k in a re-ranking: nothing below was compared with them.
+        p[matched] = (1 - weight) * p[matched] + weight * p[matched].sum() * softmax(np.log(match / (1 - match)))
+    # A re-ranking keeps the first k first, because nothing below was compared with them.
     first = np.arange(len(p)) < (fusion.joint_top if fusion.joint == "rerank" else len(p))
     order = np.lexsort((np.arange(len(p)), -p, ~first))
-    ranked = [
-        replace(result.candidates[i], probability=float(p[i]), joint_score=None if np.isnan(scores[i]) else float(scores[i])) for i in order
-    ]
-    top, shown = ranked[0], p[order]
-    rrf = sum(1 / (RRF_OFFSET + rank) for rank in (top.image_rank, top.text_rank) if rank is not None)
-    return replace(
-        result,
-        candidates=tuple(ranked),
-        confidence=float(top.probability + fusion.rrf_weight * rrf),
-        margin=float(shown[0] - shown[1]) if len(shown) > 1 else float(shown[0]),
-        entropy=entropy(shown),
-        agreement=top.image_rank == 1 and top.text_rank == 1,
-    )
+    ranked = [replace(c, probability=float(p[i]), joint_score=matches.get(c.category)) for i in order for c in [result.candidates[i]]]
+    return ranked_result(result.sha256, tuple(ranked), result.history, fusion.rrf_weight)
 
 
 class JointRetrieval:
@@ -95,8 +79,3 @@ class JointRetrieval:
         histories = dict(zip(statistics.ids, statistics.histories(), strict=True))
         results = self._matcher(pictures, self._retrieval(pictures))
         return [replace(result, history=histories[result.top.category]) for result in results]
-
-
-def _log_odds(p: np.ndarray) -> np.ndarray:
-    p = np.clip(p, _LEAST, 1 - _LEAST)
-    return np.log(p / (1 - p))

@@ -1,47 +1,33 @@
-"""Leave-one-out on the support images: System 1 against prototypes without the image, System 2 on the shortlist that follows.
+"""Leave-one-out answers on the support images: System 1 without the image itself, System 2 on the shortlist that follows.
 
 The statistics, the calibrated trigger and the fusion weight are fitted on these answers only.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from fgvr.agents.fusion import Fusion, fuse
+from fgvr.agents.fusion import Fusion, classifier_of, fuse
 from fgvr.agents.joint import Matcher
-from fgvr.agents.slow import Decoder, Question, Shortlist, posterior
+from fgvr.agents.slow import Decoder, Question, Shortlist, nats, posterior
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
 from fgvr.types import FastResult, History, Picture
+from fgvr.utils.lazy import Lazy
 
 Answers = tuple[list[FastResult], Statistics]
-"""A result per support image, whose history counts neither the image nor its duplicates, and the counts of all."""
-
-
-class LeaveOneOutAnswers:
-    """System 1's leave-one-out answers, computed on the first call and kept."""
-
-    def __init__(self, compute: Callable[[], Answers]) -> None:
-        self._compute = compute
-        self._lock = threading.Lock()
-        self._answers: Answers | None = None
-
-    def __call__(self) -> Answers:
-        with self._lock:
-            if self._answers is None:
-                self._answers = self._compute()
-            return self._answers
+"""A result per support image, whose history counts neither the image nor its copies, and the counts of all images."""
+LeaveOneOutAnswers = Lazy[Answers]
 
 
 def leave_one_out_fast(prototypes: Prototypes, hashes: Sequence[str], *, fusion: Fusion) -> Answers:
     """Retrieval on every support image."""
     none = (History(0, 0, 0),) * len(prototypes.ids)
-    similarities = prototypes.leave_one_out()
+    similarities = classifier_of(prototypes, fusion).leave_one_out()
     return _counted(fuse(hashes, similarities, prototypes.ids, none, fusion=fusion, temperature=prototypes.temperature), prototypes)
 
 
@@ -53,7 +39,7 @@ def leave_one_out_joint(
     *,
     batch_size: int,
 ) -> Answers:
-    """Retrieval's leave-one-out results, re-scored by the matcher."""
+    """Retrieval's leave-one-out results, scored again by the matcher."""
     matched: list[FastResult] = []
     for start in range(0, len(results), batch_size):
         batch = range(start, min(start + batch_size, len(results)))
@@ -80,7 +66,7 @@ def leave_one_out_slow(
     target: str,
     batches: Iterable[Sequence[int]],
 ) -> LeaveOneOutScores:
-    """System 2 on the leave-one-out shortlists, one MLLM call per support image.
+    """System 2 on the leave-one-out shortlists, with one MLLM call per support image.
 
     Args:
         pictures: opens support images by index.
@@ -92,19 +78,17 @@ def leave_one_out_slow(
         shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
         judgements = decoder(pictures(batch), [Question(tuple(options)) for options in shown])
         for i, options, judged in zip(batch, shown, judgements, strict=True):
-            nats = zip(options, judged.log_likelihoods, strict=True)
-            scores[results[i].sha256] = {option.category: float(value) for option, value in nats if not np.isnan(value)}
+            scores[results[i].sha256] = nats(options, judged.log_likelihoods)
     return LeaveOneOutScores(target, scores)
 
 
 def fusion_cases(
     results: Sequence[FastResult], prototypes: Prototypes, slow: LeaveOneOutScores
 ) -> list[tuple[FastResult, dict[str, float], str]]:
-    """What `fit_weight` is fitted on: both systems' distributions and the true class, per support image that System 2 answered."""
+    """The cases for `fit_weight`: both systems' distributions and the true class, per support image that System 2 answered."""
     cases = []
     for result, owner in zip(results, prototypes.owners, strict=True):
-        nats = slow.scores.get(result.sha256, {})
-        if nats:
-            shares = posterior(np.array(list(nats.values())), np.ones(len(nats)))
-            cases.append((result, dict(zip(nats, map(float, shares), strict=True)), prototypes.ids[owner]))
+        if scores := slow.scores.get(result.sha256, {}):
+            shares = posterior(np.array(list(scores.values())), np.ones(len(scores)))
+            cases.append((result, dict(zip(scores, shares.tolist(), strict=True)), prototypes.ids[owner]))
     return cases

@@ -1,8 +1,8 @@
-"""Learning while running (algorithm.md 5): opt-in, journalled, reversible. The base itself is never touched.
+"""Learning while running (docs/method.md, section 5): opt-in, journalled, reversible. The base itself is never touched.
 
-`statistics`: when System 2 has answered with confidence, it judges what System 1 had said: the class System 1 named is counted once more,
-as right or wrong. A fast answer is not counted: System 1 would only confirm itself. `prototypes`: the image prototype of an answer of good
-quality moves a small step towards the picture. Updates take effect after their batch, in the order of the images.
+`statistics`: a confident answer of System 2 judges System 1, and the class that System 1 named is counted once more as right or wrong. A
+fast answer is not counted, because System 1 would only confirm itself. `prototypes`: an answer of good quality moves the class's image
+prototype a small step towards the image. Updates take effect after their batch, in the order of the images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GOOD, MOST, RATE = 0.7, 0.1, 0.04  # quality gate, largest step, step per qualit
 
 @dataclass(frozen=True, slots=True)
 class OnlineUpdate:
-    """One thing learned from one image, as the journal holds it."""
+    """One thing learned from one image, as the journal stores it."""
 
     image: str
     sha256: str
@@ -48,7 +48,7 @@ class OnlineUpdate:
 
 
 class OnlineState:
-    """A base's prototypes and statistics, and what updates have made of them; the same updates give the same bits."""
+    """A base's prototypes and statistics with the updates applied. The same updates give the same bits."""
 
     def __init__(self, prototypes: Prototypes, statistics: Statistics) -> None:
         self._prototypes = prototypes
@@ -71,14 +71,14 @@ class OnlineState:
         return tuple(History(int(s), int(c), total) for s, c in zip(self.predicted, self.correct, strict=True))
 
     def compare(self, queries: np.ndarray) -> Similarities:
-        """Cosines of unit queries (B, d), the image ones with the prototypes as they are now."""
+        """Cosines of unit queries (B, d) with the present prototypes."""
         base = self._prototypes.compare(queries)
         image = queries @ self.image.T
         return Similarities(np.where(np.isnan(base.image), np.nan, image), base.text, base.name)
 
 
 class OnlineRetrieval:
-    """A `FastThinker` that learns from the answers to its batches. One batch at a time: `learn` follows the call whose answers it gets."""
+    """A `FastThinker` that learns from the answers to its batches. `learn` must follow the call that it gets the answers of."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class OnlineRetrieval:
         return fuse(hashes, similarities, self._prototypes.ids, histories, fusion=self._fusion, temperature=self._prototypes.temperature)
 
     def learn(self, predictions: Sequence[Prediction]) -> None:
-        """What the answers to the last batch teach; written to the journal before it takes effect."""
+        """Apply the updates that the answers to the last batch teach. The journal has them before they take effect."""
         with self._lock:
             updates = [update for p in predictions if (update := self._update(p)) is not None]
             if updates:
@@ -128,7 +128,7 @@ class OnlineRetrieval:
 
 
 def quality_of(p: Prediction) -> float:
-    """In [0, 1]: how far an answer may teach a prototype; from confidence, the class's history, agreement, and the answer's place."""
+    """How far an answer may teach a prototype, in [0, 1]: from confidence, class history, agreement, and the rank of the answer."""
     place = next((i for i, c in enumerate(p.fast.candidates) if c.category == p.category), len(p.fast.candidates))
     return (
         0.30 * min(1.0, p.confidence / 0.8)

@@ -1,8 +1,8 @@
-"""Every word a model is asked, in one file. Pure text: no images, no models.
+"""Every prompt, in one file. Pure text: no images, no models.
 
 The tiny models are trained on exactly these sentences (scripts/train_tiny.py imports them), so a change here needs a new training
-or an ADR; the knowledge base records `fingerprint()` so that an old base is never silently used with new words.
-Fixed instructions stand before the image (system turn), the image next, what varies last: prefixes can then be shared.
+or an ADR. The knowledge base records `fingerprint()`, so that an old base is never used with new prompts. Fixed instructions stand before
+the image (system turn), and the variable part stands last, so that prefixes can be shared.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ NAME_TEMPLATES = ("a photo of a {name}, a type of {superclass}.", "a photo of th
 
 
 def describe_class(name: str, superclass: str) -> str:
-    """What the MLLM is asked when it writes a class's description from its support images."""
+    """Asks for a class's description, from its support images."""
     return _DESCRIBE_CLASS.format(name=name, superclass=superclass)
 
 
 def describe_image(superclass: str, rules: Sequence[str] = ()) -> str:
-    """The shared question under which every candidate's description is scored (`slow.target=description`)."""
+    """The shared prompt under which every candidate's description is scored (`slow.target=description`)."""
     return rule_lines(rules) + _DESCRIBE_IMAGE.format(superclass=superclass)
 
 
@@ -57,7 +57,7 @@ def rule_lines(rules: Sequence[str]) -> str:
 
 
 def reflect(superclass: str, truth: tuple[str, str], taken_for: tuple[str, str]) -> str:
-    """What the MLLM is asked about its own mistake; the only prompt that says what is true. Pairs are (name, description)."""
+    """Asks the MLLM about its own mistake; the only prompt that tells the truth. Pairs are (name, description)."""
     said = "\n".join(f"{name}: {description}" for name, description in (truth, taken_for) if description)
     return _REFLECT.format(superclass=superclass, truth=truth[0], wrong=taken_for[0], descriptions=said)
 
@@ -73,7 +73,7 @@ def choose(
 ) -> str:
     """The multiple-choice question; `ending` is `name`, `letter` or `reason`. The true label is never an argument here.
 
-    Args: exemplars: a picture of each candidate follows the one in question.
+    Args: exemplars: an image of each candidate follows the one in question.
     """
     asked = {"name": _NAME, "letter": _LETTER, "reason": _REASON}[ending]
     return (
@@ -84,22 +84,22 @@ def choose(
 
 
 def tell_apart(superclass: str, names: Sequence[str], descriptions: Sequence[str]) -> str:
-    """First step of an analysis: where to look."""
+    """First step of an analysis: asks which parts tell the candidates apart."""
     return _TELL_APART.format(superclass=superclass, candidates=candidate_lines(names, descriptions))
 
 
 def look_at(superclass: str, part: str) -> str:
-    """Second step of an analysis: one part at a time."""
+    """Second step of an analysis: asks for what is visible at one part."""
     return _LOOK_AT.format(superclass=superclass, part=part)
 
 
 def sum_up(superclass: str, notes: Sequence[str]) -> str:
-    """Third step of an analysis: one description from all notes."""
+    """Third step of an analysis: asks for one description from all notes."""
     return _SUM_UP.format(superclass=superclass, notes="\n".join(notes))
 
 
 def name_prompts(name: str, superclass: str, templates: int | None = None) -> tuple[str, ...]:
-    """Class-name prompts for the text encoder. Args: templates: only the first so many; None = all."""
+    """Class-name prompts for the text encoder. Args: templates: the number of templates used; None = all."""
     return tuple(t.format(name=name, superclass=superclass) for t in NAME_TEMPLATES[:templates])
 
 
@@ -109,5 +109,5 @@ def fingerprint() -> str:
 
 
 def fingerprint_of(module: Mapping[str, object]) -> str:
-    """12 hex digits over all constants (upper-case names) of a module of prompts, so that none has to be remembered here."""
+    """12 hex digits over all constants (upper-case names) of a module of prompts."""
     return short_hash({name: value for name, value in module.items() if name.isupper()})

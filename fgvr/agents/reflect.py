@@ -1,4 +1,4 @@
-"""Learning from failures: what went wrong becomes a rule (algorithm.md 1). Rules are proposed here and tried in trials.py."""
+"""Reflection on failures: a failure becomes a rule (docs/method.md, section 1). rule_validation.py then tries the proposed rules."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _LINE = re.compile(r"^\W*(rule|when|cause|priority)\W*:\s*(.+?)\s*$", re.IGNOREC
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A support image that System 2 got wrong with the prompt of inference."""
+    """A support image that System 2 answered wrong with the prompt of inference."""
 
     index: int  # of the support image
     sha256: str
-    fold: int  # which half of its class's shots it belongs to
+    fold: int  # the half of its class's shots that it belongs to
     truth: Option
     taken_for: Option
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The confused classes, in no order."""
+        """The confused classes, in the order of their ids."""
         first, second = sorted((self.truth.category, self.taken_for.category))
         return first, second
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A rule not yet tried, and the half of the shots it was learned on."""
+    """An untried rule, and the fold of the shots that it was learned on."""
 
     rule: Experience
     fold: int
 
 
 def sample(failures: Sequence[Failure], most: int) -> list[Failure]:
-    """At most so many, taken in turn from every confusion pair, the most frequent pair first."""
+    """At most so many failures, taken in turn from every confusion pair, the most frequent pair first."""
     pairs: dict[tuple[str, str], list[Failure]] = defaultdict(list)
     for failure in failures:
         pairs[failure.pair].append(failure)
@@ -74,7 +74,7 @@ class Reflector:
 
 
 def merge(proposals: Iterable[Proposal], encoder: Encoder, *, alike: float) -> list[Proposal]:
-    """Rules about one pair, learned on one half, that mean the same become one: the first's words, everybody's sources.
+    """Merge the rules about one pair and fold that mean the same: the words of the first, the sources of all.
 
     Args: alike: cosine of the text encoder from which two sentences mean the same.
     """

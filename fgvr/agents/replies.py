@@ -1,6 +1,6 @@
-"""System 2 behind an engine that only generates: the answer is read from what the MLLM wrote.
+"""System 2 behind an engine that only generates: the answer is read from the MLLM's reply.
 
-A reply that names no option is unreadable: System 1's answer then stands, and the report counts it.
+A reply that names no option is unreadable. System 1's answer then stands, and the report counts the reply.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fgvr.agents import prompts
+from fgvr.agents.fusion import softmax
 from fgvr.agents.slow import Judgement, Question, choice, letters, with_exemplars
 from fgvr.protocols import Chooser
 from fgvr.types import Choice, Picture
@@ -23,11 +24,10 @@ _FIRST = re.compile(r"[\W_]*([A-Z])(?:[.):\]*]|\s*$)")  # "A. kite" or "(A)", no
 
 
 class ReplyDecoder:
-    """Step by step, as `ReasonDecoder`, for engines without log-likelihoods of given text.
+    """Asks as `ReasonDecoder` does, for engines that give no log-likelihoods of given text.
 
-    Each readable reply is a distribution over the options: that of the letter's token where the engine tells it (`top_logprobs`), else
-    1 - DOUBT on the letter that is named and DOUBT spread evenly over all. Several replies (`votes`) are averaged: without
-    `top_logprobs` that is the share of the replies.
+    Each readable reply is a distribution over the options. It is that of the letter's token where the engine tells it (`top_logprobs`).
+    Else the named letter gets 1 - DOUBT, and DOUBT is spread evenly over all. Several replies (`votes`) are averaged.
     """
 
     independent = False  # the candidates stand in one question
@@ -50,7 +50,7 @@ class ReplyDecoder:
 
 
 def judge(choices: Sequence[Choice], question: Question) -> Judgement:
-    """The mean of the readable replies, with the words of the first; unreadable when there is none."""
+    """The mean of the readable replies, with the words of the first. Without one the judgement is unreadable."""
     names = [option.name for option in question.options]
     read = [(c.reply, shares) for c in choices if (shares := distribution(c, names)) is not None]
     if not read:
@@ -59,11 +59,9 @@ def judge(choices: Sequence[Choice], question: Question) -> Judgement:
 
 
 def distribution(chosen: Choice, names: Sequence[str]) -> np.ndarray | None:
-    """(K,) shares of the options in one reply; None where it names none."""
+    """(K,) shares of the options in one reply; None where it names no option."""
     if chosen.log_likelihoods:
-        nats = np.array(list(chosen.log_likelihoods.values()))
-        shares = np.exp(nats - nats.max())
-        return shares / shares.sum()
+        return softmax(np.array(list(chosen.log_likelihoods.values())))
     named = read_answer(chosen.reply, names)
     if named is None:
         return None
@@ -73,8 +71,10 @@ def distribution(chosen: Choice, names: Sequence[str]) -> np.ndarray | None:
 
 
 def read_answer(reply: str, names: Sequence[str]) -> int | None:
-    """Which option a reply names: by letter or name after its last "Answer:", by a letter that it begins or ends with, or by the only
-    name that occurs in it. None: no option, or more than one."""
+    """The option that a reply names; None where it names none, or more than one.
+
+    A reply names an option by letter or name after its last "Answer:", by a letter that it begins or ends with, or by the only name in it.
+    """
     text = _THOUGHT.sub("", reply).strip()
     after = list(_ANSWER.finditer(text))
     if after:
@@ -87,7 +87,7 @@ def read_answer(reply: str, names: Sequence[str]) -> int | None:
 
 
 def rationale_of(reply: str) -> str:
-    """What stands before the answer."""
+    """The text before the answer."""
     text = _THOUGHT.sub("", reply).strip()
     marks = list(_ANSWER.finditer(text))
     return text[: marks[-1].start()].strip(" *_#\n") if marks else text
@@ -99,7 +99,7 @@ def _by_letter(match: re.Match[str] | None, names: Sequence[str]) -> int | None:
 
 
 def _by_name(text: str, names: Sequence[str]) -> int | None:
-    """The option whose name occurs; one that is part of a longer name that occurs, too, does not count."""
+    """The only option whose name occurs. A name inside a longer name that occurs does not count."""
     lowered = text.lower()
     found = [i for i, name in enumerate(names) if re.search(rf"(?<!\w){re.escape(name.lower())}(?!\w)", lowered)]
     whole = [i for i in found if not any(i != j and names[i].lower() in names[j].lower() for j in found)]

@@ -1,9 +1,10 @@
-"""Thresholds that keep a promise about risk: finite-sample, exact, and refused when the calibration images cannot carry it.
+"""Thresholds with a guarantee about risk: finite-sample, exact, and refused when there are too few calibration images.
 
-Two forms (algorithm.md 3), each holding with probability at least 1 - delta over the draw of the calibration images, for images drawn
-like them: `joint`, at most epsilon of all images are answered fast and wrong; `selective`, of the images answered fast at most epsilon
-are wrong. Both rest on the exact binomial limit of Clopper and Pearson (1934); `selective` on fixed-sequence testing as in Angelopoulos
-et al., "Learn then Test" (arXiv 2110.01052). An image is answered fast iff its score reaches the threshold.
+Each guarantee holds with probability at least 1 - delta over the draw of the calibration images, for images drawn like them. The form
+`joint` bounds the share of all images that are answered fast and wrong. The form `selective` bounds the share of wrong answers among the
+images answered fast. Both use the exact binomial limit of Clopper and Pearson (1934). `selective` also uses fixed-sequence testing
+(Angelopoulos et al., "Learn then Test", arXiv 2110.01052). An image is answered fast iff its score reaches the threshold.
+docs/method.md, section 3, has the equations.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import numpy as np
 Form = Literal["joint", "selective"]
 FORMS: tuple[Form, ...] = ("joint", "selective")
 NOTHING = float(np.nextafter(1.0, 2.0))
-"""A threshold that no probability reaches: every image goes slow."""
+"""A threshold that no probability reaches, so every image is escalated."""
 RUNGS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class RiskGuarantee:
-    """What was found on n calibration images. `kept` is False when nothing can be promised; the threshold is then NOTHING."""
+    """What n calibration images allow to guarantee. The threshold is NOTHING where `certified` is False."""
 
     form: Form
     epsilon: float
@@ -34,7 +35,7 @@ class RiskGuarantee:
     wrong: int  # of them wrong
     certified: bool
     final: bool = False  # about the answers given, whoever gave them; else about those of System 1 alone
-    held_out: bool = True  # False: judged on leave-one-out support images, which the trigger has learned from
+    held_out: bool = True  # False: judged on leave-one-out support images, from which the trigger has learned
 
     @property
     def bound(self) -> float:
@@ -54,43 +55,38 @@ class RiskGuarantee:
 
 
 def joint(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float) -> RiskGuarantee:
-    """The lowest threshold whose limit, and that of every stricter one, is at most epsilon.
+    """The lowest threshold whose limit, and that of every stricter threshold, is at most epsilon.
 
-    Fast-and-wrong images only become more as the threshold falls, so it must stop at the (k+1)-th best-scored wrong image, k being the most
-    errors that n images may show.
+    A lower threshold can only add images that are fast and wrong. So it stops above the (k+1)-th best-scored wrong image, where k is the
+    number of errors that n images may show.
     """
-    scores, wrong = np.asarray(scores, float), ~np.asarray(right, bool)
+    wrong = np.sort(scores[~np.asarray(right, bool)])[::-1]
     allowed = most_errors(len(scores), epsilon, delta)
-    tempting = np.sort(scores[wrong])[::-1]
-    if allowed < 0:
-        threshold = NOTHING
-    elif len(tempting) <= allowed:
-        threshold = 0.0
-    else:
-        threshold = float(np.nextafter(tempting[allowed], np.inf))
-    return _guarantee("joint", scores, wrong, epsilon, delta, threshold, certified=allowed >= 0)
+    threshold = NOTHING if allowed < 0 else 0.0
+    if 0 <= allowed < len(wrong):
+        threshold = float(np.nextafter(wrong[allowed], np.inf))
+    return _guarantee("joint", scores, right, epsilon, delta, threshold, certified=allowed >= 0)
 
 
 def selective(scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float, ladder: np.ndarray) -> RiskGuarantee:
-    """Down a ladder of thresholds, chosen without these images, for as long as the limit among the accepted is at most epsilon.
+    """The last threshold of the ladder before the limit among the accepted images first exceeds epsilon.
 
-    Each rung is an exact test at level delta, and the first failure ends them, so no correction for their number is needed. The ladder must
-    not depend on the calibration images: with rungs at their own ranks the tests are no longer exact.
+    Each rung is an exact test at level delta. The first failure ends the tests, so their number needs no correction. The ladder must not
+    depend on these images: with rungs at their own ranks the tests would no longer be exact.
     """
-    scores, wrong = np.asarray(scores, float), ~np.asarray(right, bool)
-    reached = NOTHING
+    reached, wrong = NOTHING, ~np.asarray(right, bool)
     for threshold in ladder:
         fast = scores >= threshold
         if upper_limit(int(wrong[fast].sum()), int(fast.sum()), delta) > epsilon:
             break
         reached = float(threshold)
-    return _guarantee("selective", scores, wrong, epsilon, delta, reached, certified=reached < NOTHING)
+    return _guarantee("selective", scores, right, epsilon, delta, reached, certified=reached < NOTHING)
 
 
 def ladder(scores: np.ndarray, n: int, epsilon: float, delta: float) -> np.ndarray:
-    """Thresholds from strict to lax at shares of other images' scores: from where n images could show one error, to all.
+    """Thresholds from strict to lax: quantiles of other images' scores, from where n images could show one error down to all.
 
-    Empty when even all n images with one error would not do.
+    The ladder is empty when even all n images with one error would not do.
     """
     first = least_accepted(1, epsilon, delta) / n if n else np.inf
     return np.quantile(scores, 1 - np.linspace(first, 1, RUNGS)) if first <= 1 else np.empty(0)
@@ -105,11 +101,8 @@ def upper_limit(wrong: int, n: int, delta: float) -> float:
 
 @lru_cache
 def most_errors(n: int, epsilon: float, delta: float) -> int:
-    """The most errors n images may show with a limit of at most epsilon; -1 when not even none will do."""
-    errors = -1
-    while errors + 1 < n and upper_limit(errors + 1, n, delta) <= epsilon:
-        errors += 1
-    return errors
+    """The most errors that n images may show with a limit of at most epsilon; -1 when no errors at all are still too many."""
+    return next((k - 1 for k in range(n) if upper_limit(k, n, delta) > epsilon), n - 1)
 
 
 @lru_cache
@@ -121,8 +114,16 @@ def least_accepted(wrong: int, epsilon: float, delta: float) -> int:
     return n
 
 
+def certify(form: Form, scores: np.ndarray, right: np.ndarray, others: np.ndarray, epsilon: float, delta: float) -> RiskGuarantee:
+    """The threshold of either form. Args: others: scores of other images, from which the rungs of `selective` are chosen."""
+    if form == "joint":
+        return joint(scores, right, epsilon, delta)
+    return selective(scores, right, epsilon, delta, ladder(others, len(scores), epsilon, delta))
+
+
 def _guarantee(
-    form: Form, scores: np.ndarray, wrong: np.ndarray, epsilon: float, delta: float, threshold: float, *, certified: bool
+    form: Form, scores: np.ndarray, right: np.ndarray, epsilon: float, delta: float, threshold: float, *, certified: bool
 ) -> RiskGuarantee:
     fast = scores >= threshold
-    return RiskGuarantee(form, epsilon, delta, len(scores), threshold, int(fast.sum()), int(wrong[fast].sum()), certified)
+    wrong = int((~np.asarray(right, bool)[fast]).sum())
+    return RiskGuarantee(form, epsilon, delta, len(scores), threshold, int(fast.sum()), wrong, certified)

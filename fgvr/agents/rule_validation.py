@@ -1,19 +1,19 @@
-"""Validation of rules: System 2 answers support images with and without each rule; a rule is accepted on evidence only.
+"""Validation of rules: System 2 answers support images with and without each rule, and a rule is accepted on evidence only.
 
-Accepted: the exact sign-flip p of the change in log p(true), corrected over all proposed rules, is within the level; the rule fixes at
-least as many answers as it breaks; it was validated on enough images. The accepted set must then also do no harm as a whole.
+A rule is accepted when the exact sign-flip p of the change in log p(true), corrected over all proposed rules, is within the level. The
+rule must also fix at least as many answers as it breaks, on enough images. The accepted set as a whole must then do no harm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from fgvr.agents.reflect import Proposal
-from fgvr.agents.slow import Decoder, Question, posterior
+from fgvr.agents.slow import Decoder, Question
 from fgvr.knowledge.experience import Library, speaks_of
 from fgvr.types import Experience, Picture
 from fgvr.utils.significance import benjamini_hochberg, sign_flip_p
@@ -21,7 +21,7 @@ from fgvr.utils.significance import benjamini_hochberg, sign_flip_p
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A support image that rules are validated on: the question to System 2, and the true class (never shown)."""
+    """A support image that rules are validated on: the question to System 2, and the true class, which is never shown."""
 
     index: int
     fold: int
@@ -32,6 +32,13 @@ class Example:
     @property
     def categories(self) -> tuple[str, ...]:
         return tuple(option.category for option in self.question.options)
+
+
+Trial = tuple[Example, tuple[str, ...]]
+"""An example, and the rules that are shown with it."""
+Verdict = tuple[float, bool]
+"""(log p(true), whether the answer is right) of a trial."""
+Judge = Callable[[Sequence[Trial]], list[Verdict]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,27 +67,22 @@ class AcceptanceCriteria:
     least: int = 8  # examples
 
 
-Judge = Callable[[Sequence[tuple[Example, tuple[str, ...]]]], list[tuple[float, bool]]]
-"""(example, rules shown) -> (log p(true), right) each."""
-
-
 def judge_with(
     decoder: Decoder, pictures: Callable[[Sequence[int]], Sequence[Picture]], batches: Callable[[int], Iterable[range]]
 ) -> Judge:
     """System 2 as at inference, over fixed batches."""
 
-    def judge(asked: Sequence[tuple[Example, tuple[str, ...]]]) -> list[tuple[float, bool]]:
-        answers = []
-        for batch in batches(len(asked)):
-            part = [asked[i] for i in batch]
+    def judge(trials: Sequence[Trial]) -> list[Verdict]:
+        verdicts = []
+        for batch in batches(len(trials)):
+            part = [trials[i] for i in batch]
             questions = [replace(example.question, rules=rules) for example, rules in part]
             judged = decoder(pictures([example.index for example, _ in part]), questions)
             for (example, _), judgement in zip(part, judged, strict=True):
-                priors = np.array([max(option.prior, 1e-12) for option in example.question.options])
-                shares = posterior(judgement.log_likelihoods, priors)
+                shares = judgement.posterior(example.question.options)
                 place = example.categories.index(example.truth)
-                answers.append((float(np.log(max(shares[place], 1e-300))), int(shares.argmax()) == place))
-        return answers
+                verdicts.append((float(np.log(max(shares[place], 1e-300))), int(shares.argmax()) == place))
+        return verdicts
 
     return judge
 
@@ -90,23 +92,19 @@ def validate_rules(
 ) -> list[Experience]:
     """Every proposed rule with its evidence and its status.
 
-    Args: most: rules shown at once at inference; the accepted set is tried in just that way.
+    Args: most: rules shown at once at inference. The accepted set is tried in just that way.
     """
-    asked = [(p, example) for p in proposals for example in examples if example.fold != p.fold and speaks_of(p.rule, example.categories)]
-    without = _bare({example.index: example for _, example in asked}, judge)
-    with_rule = judge([(example, (p.rule.rule,)) for p, example in asked])
-    effects = [
-        _compare([(without[example.index], answer) for (q, example), answer in zip(asked, with_rule, strict=True) if q is p])
+    trials = [
+        (p, (example, (p.rule.rule,)))
         for p in proposals
+        for example in examples
+        if example.fold != p.fold and speaks_of(p.rule, example.categories)
     ]
-    rules = _verdicts(proposals, effects, criteria)
-    return rules if _together(proposals, rules, examples, judge, most).harmless else [_demoted(rule) for rule in rules]
-
-
-def _verdicts(proposals: Sequence[Proposal], effects: Sequence[RuleEffect], criteria: AcceptanceCriteria) -> list[Experience]:
+    changes = _changes([trial for _, trial in trials], judge)
+    effects = [_effect([change for (q, _), change in zip(trials, changes, strict=True) if q is p]) for p in proposals]
     p_values = [sign_flip_p(effect.gains) for effect in effects]
-    significant = benjamini_hochberg(p_values, criteria.level) if proposals else []
-    return [
+    significant = benjamini_hochberg(p_values, criteria.level)
+    rules = [
         replace(
             proposal.rule,
             status=_status(effect, significant=sure, enough=len(effect.gains) >= criteria.least),
@@ -118,6 +116,9 @@ def _verdicts(proposals: Sequence[Proposal], effects: Sequence[RuleEffect], crit
         )
         for proposal, effect, p, sure in zip(proposals, effects, p_values, significant, strict=True)
     ]
+    if _together(proposals, rules, examples, judge, most).harmless:
+        return rules
+    return [replace(rule, status="undecided") if rule.status == "accepted" else rule for rule in rules]
 
 
 def _status(effect: RuleEffect, *, significant: bool, enough: bool) -> Literal["accepted", "undecided", "rejected"]:
@@ -129,28 +130,25 @@ def _status(effect: RuleEffect, *, significant: bool, enough: bool) -> Literal["
 def _together(
     proposals: Sequence[Proposal], rules: Sequence[Experience], examples: Sequence[Example], judge: Judge, most: int
 ) -> RuleEffect:
-    """The accepted set against none, each example with the rules that were not learned on its half."""
+    """The accepted set against no rules. Each example sees only the rules that were not learned on its fold."""
     libraries = {
         fold: Library((rule for p, rule in zip(proposals, rules, strict=True) if p.fold != fold), most=most)
         for fold in {example.fold for example in examples}
     }
     recalled = [(example, tuple(rule.rule for rule in libraries[example.fold].recall(example.categories))) for example in examples]
-    asked = [(example, shown) for example, shown in recalled if shown]
-    without = _bare({example.index: example for example, _ in asked}, judge)
-    return _compare([(without[example.index], answer) for (example, _), answer in zip(asked, judge(asked), strict=True)])
+    return _effect(_changes([trial for trial in recalled if trial[1]], judge))
 
 
-def _bare(examples: Mapping[int, Example], judge: Judge) -> dict[int, tuple[float, bool]]:
-    return dict(zip(examples, judge([(example, ()) for example in examples.values()]), strict=True))
+def _changes(trials: Sequence[Trial], judge: Judge) -> list[tuple[Verdict, Verdict]]:
+    """Each trial's verdict without rules and with them. An example without rules is judged once."""
+    examples = {example.index: example for example, _ in trials}
+    without = dict(zip(examples, judge([(example, ()) for example in examples.values()]), strict=True))
+    return [(without[example.index], verdict) for (example, _), verdict in zip(trials, judge(trials), strict=True)]
 
 
-def _compare(pairs: Sequence[tuple[tuple[float, bool], tuple[float, bool]]]) -> RuleEffect:
+def _effect(changes: Sequence[tuple[Verdict, Verdict]]) -> RuleEffect:
     return RuleEffect(
-        gains=np.array([after - before for (before, _), (after, _) in pairs]),
-        fixed=sum(after and not before for (_, before), (_, after) in pairs),
-        broken=sum(before and not after for (_, before), (_, after) in pairs),
+        gains=np.array([after - before for (before, _), (after, _) in changes]),
+        fixed=sum(after and not before for (_, before), (_, after) in changes),
+        broken=sum(before and not after for (_, before), (_, after) in changes),
     )
-
-
-def _demoted(rule: Experience) -> Experience:
-    return replace(rule, status="undecided") if rule.status == "accepted" else rule

@@ -1,4 +1,4 @@
-"""System 2: the MLLM judges the shortlist. Decoders are restricted to the candidates, so an answer outside the list cannot happen."""
+"""System 2: the MLLM judges the shortlist. Decoders are restricted to the candidates, so no other answer can occur."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fgvr.agents import prompts
+from fgvr.agents.fusion import softmax
 from fgvr.errors import ConfigError
 from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.experience import Library
@@ -32,19 +33,19 @@ class Option:
     exemplar: Picture | None = None  # one of its support images, where exemplars are shown
 
 
-_EXEMPLARS = 16  # pictures: of twelve million pixels each, half a GiB
+_OPEN_EXEMPLARS = 16  # images; of twelve million pixels each, half a GiB
 
 Exemplar = Callable[[str, int | None], Picture | None]
-"""(class id, half of its shots that must not be shown) -> a support image of the class, None when there is no other."""
+"""(class id, fold whose images must not be shown) -> a support image of the class, None when there is no other."""
 
 
 class Exemplars:
-    """The first support image of each class; where one half of its shots must not be shown, the other's first. The last few stay open."""
+    """The first support image of each class, outside the fold that must not be shown. The last few images stay open."""
 
     def __init__(self, ids: Sequence[str], owners: Sequence[int], folds: Sequence[int], picture: Callable[[int], Picture]) -> None:
-        """Args: ids: of the classes; owners, folds: class index and half of each support image; picture: opens one by its index."""
+        """Args: ids: of the classes; owners, folds: class index and fold of each support image; picture: opens one by its index."""
         self._own = {category: [(i, folds[i]) for i, owner in enumerate(owners) if ids[owner] == category] for category in ids}
-        self._picture = lru_cache(maxsize=_EXEMPLARS)(picture)
+        self._picture = lru_cache(maxsize=_OPEN_EXEMPLARS)(picture)
 
     def __call__(self, category: str, without: int | None) -> Picture | None:
         return next((self._picture(i) for i, fold in self._own.get(category, ()) if fold != without), None)
@@ -52,20 +53,20 @@ class Exemplars:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What System 2 is asked about one picture; nothing in it says which option is true."""
+    """What System 2 is asked about one image. Nothing in it says which option is true."""
 
     options: tuple[Option, ...]
     rules: tuple[str, ...] = ()
 
     @property
     def exemplars(self) -> tuple[Picture, ...]:
-        """One picture per option, or none at all: an option without one would shift the others' places."""
+        """One image per option, or none: a missing one would shift the places of the others."""
         shown = tuple(option.exemplar for option in self.options if option.exemplar is not None)
         return shown if len(shown) == len(self.options) else ()
 
 
 class Shortlist:
-    """Which candidates System 2 sees: the first m of System 1's, or every class (`slow.candidates=all`)."""
+    """Chooses the candidates that System 2 sees: the first m of System 1's, or every class (`slow.candidates=all`)."""
 
     def __init__(self, classes: Mapping[str, ClassRecord], *, candidates: int | str, exemplar: Exemplar | None = None) -> None:
         if candidates != "all" and (isinstance(candidates, str | bool) or candidates < 1):
@@ -75,13 +76,13 @@ class Shortlist:
         self._exemplar = exemplar
 
     def __call__(self, result: FastResult, *, own: tuple[str, int] | None = None) -> list[Option]:
-        """Args: own: class and fold of a support image, whose own class is then described and shown by what never met that half."""
+        """Args: own: class and fold of a support image. Its own class is shown without anything that has met that fold."""
         priors = {candidate.category: candidate.probability for candidate in result.candidates}
         chosen = list(self._classes) if self._candidates == "all" else list(priors)[: int(self._candidates)]
         return [self._option(category, priors.get(category, 0.0), own) for category in chosen]
 
     def beyond(self, result: FastResult, shown: Sequence[Option]) -> list[Option]:
-        """What System 1 lists besides."""
+        """The candidates of System 1 that were not shown."""
         known = {option.category for option in shown}
         return [self._option(c.category, c.probability, None) for c in result.candidates if c.category not in known]
 
@@ -94,29 +95,33 @@ class Shortlist:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """What a decoder makes of one picture and its options."""
+    """A decoder's answer to one question."""
 
     log_likelihoods: np.ndarray  # nats per option; NaN for an option without words to judge
     rationale: str = ""
     readable: bool = True  # False: a reply that names no option
 
+    def posterior(self, options: Sequence[Option]) -> np.ndarray:
+        """The judgement as a distribution over the options, (K,)."""
+        return posterior(self.log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
+
 
 class Decoder(Protocol):
-    """Puts a question to the MLLM and reads its answer off as one log-likelihood per option."""
+    """Asks the MLLM a question and reads its answer as one log-likelihood per option."""
 
     @property
     def independent(self) -> bool:
-        """Whether an option is judged the same whatever the others are."""
+        """Whether an option's judgement does not depend on the other options."""
         ...
 
     def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Judgement]: ...
 
 
 class SlowThinking:
-    """A `SlowThinker`: show the shortlist with what past failures taught, let the decoder judge, turn its judgement into a distribution."""
+    """A `SlowThinker`: it shows the shortlist with the recalled rules, and turns the decoder's judgement into a distribution."""
 
     def __init__(self, decoder: Decoder, shortlist: Shortlist, library: Library | None = None, *, wide: bool = False) -> None:
-        """Args: wide: also judge what System 1 lists beyond the shortlist, for replays with another fusion; it changes no answer."""
+        """Args: wide: also judge System 1's other candidates, for replays with another fusion. This changes no answer."""
         self._decoder = decoder
         self._shortlist = shortlist
         self._library = library or Library((), most=0)
@@ -131,7 +136,7 @@ class SlowThinking:
     def _widened(
         self, pictures: Sequence[Picture], results: Sequence[FastResult], questions: Sequence[Question], answers: Sequence[SlowResult]
     ) -> list[SlowResult]:
-        """The same answers, with the log-likelihoods of the listed classes that were not shown."""
+        """The same answers, with the log-likelihoods of the candidates that were not shown."""
         widened = list(answers)
         beyond = [self._shortlist.beyond(result, question.options) for result, question in zip(results, questions, strict=True)]
         some = [i for i, options in enumerate(beyond) if options]
@@ -149,9 +154,9 @@ class SlowThinking:
 
 
 class ScoreDecoder:
-    """Log-likelihood of each candidate given the image and one shared prompt: deterministic, cheap, a distribution.
+    """Scores each candidate by its log-likelihood given the image and one shared prompt. This is deterministic and cheap.
 
-    `target` says what is scored: the candidate's description under "describe this picture" (generative matching: p(words | image)),
+    `target` says what is scored: the candidate's description under "describe this picture" (generative matching, p(words | image)),
     or its name or letter as the answer to a multiple-choice question.
     """
 
@@ -177,25 +182,22 @@ class ScoreDecoder:
         options = question.options
         if self._target == "description":
             return prompts.describe_image(self._superclass, question.rules), [option.description for option in options]
-        if self._target == "name":
-            return choice(self._superclass, question, ending="name"), [option.name for option in options]
-        return choice(self._superclass, question, ending="letter"), letters(options)
+        answers = letters(options) if self._target == "letter" else [option.name for option in options]
+        return choice(self._superclass, question, ending=self._target), answers
 
 
 class ReasonDecoder:
-    """Step by step: the MLLM writes what it sees, then its answer is read as the likelihood of each letter after its own words.
+    """Lets the MLLM write a rationale, then scores each letter as the answer that follows it.
 
-    The rationale is free; the answer is not: it is one of the letters, whatever the rationale says.
+    The rationale is free. The answer is one of the letters, whatever the rationale says.
     """
+
+    independent = False  # the candidates stand in one question
 
     def __init__(self, mllm: MLLM, *, superclass: str, max_new_tokens: int) -> None:
         self._mllm = mllm
         self._superclass = superclass
         self._max_new_tokens = max_new_tokens
-
-    @property
-    def independent(self) -> bool:
-        return False
 
     def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Judgement]:
         asked = [choice(self._superclass, question, ending="reason") for question in questions]
@@ -206,10 +208,13 @@ class ReasonDecoder:
         return [Judgement(nats, rationale) for nats, rationale in zip(judged, rationales, strict=True)]
 
 
+Shown = Picture | tuple[Picture, ...]
+
+
 def letters_after(
     mllm: MLLM, shown: Sequence[Shown], asked: Sequence[str], rationales: Sequence[str], questions: Sequence[Question]
 ) -> list[np.ndarray]:
-    """Log-likelihood of each letter as the answer after one's own words; these are the same for every letter, so their own cancels."""
+    """Log-likelihood of each letter as the answer after the MLLM's own rationale, whose likelihood is the same for every letter."""
     answers = [
         [f"{rationale} {prompts.ANSWER} {letter}".strip() for letter in letters(question.options)]
         for rationale, question in zip(rationales, questions, strict=True)
@@ -217,15 +222,13 @@ def letters_after(
     return [np.array(s.log_likelihoods) for s in mllm.score(shown, asked, answers, system=prompts.SYSTEM)]
 
 
-Shown = Picture | tuple[Picture, ...]
-
-
 def with_exemplars(pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Shown]:
-    """Each picture, followed by those of its candidates where there are any."""
+    """Each image, followed by the exemplars of its candidates where there are any."""
     return [(p, *q.exemplars) if q.exemplars else p for p, q in zip(pictures, questions, strict=True)]
 
 
 def choice(superclass: str, question: Question, *, ending: str) -> str:
+    """The multiple-choice prompt of a question."""
     names, descriptions = [o.name for o in question.options], [o.description for o in question.options]
     return prompts.choose(superclass, names, descriptions, question.rules, ending=ending, exemplars=bool(question.exemplars))
 
@@ -237,26 +240,25 @@ def letters(options: Sequence[Option]) -> list[str]:
 
 
 def posterior(log_likelihoods: np.ndarray, priors: np.ndarray) -> np.ndarray:
-    """Softmax over the options that were scored; one without words keeps its System 1 share: neither lifted nor sunk."""
+    """Softmax over the options that were scored, (K,). An option without words keeps its System 1 share."""
     unscored = np.isnan(log_likelihoods)
     if unscored.all():
         return priors / priors.sum()
     kept = np.where(unscored, priors / max(priors.sum(), 1e-12), 0.0)
-    exp = np.where(unscored, 0.0, np.exp(log_likelihoods - np.nanmax(log_likelihoods)))
-    return kept + exp / exp.sum() * (1 - kept.sum())
+    return kept + softmax(np.where(unscored, -np.inf, log_likelihoods)) * (1 - kept.sum())
 
 
 def nats(options: Sequence[Option], log_likelihoods: np.ndarray) -> dict[str, float]:
-    """By class id, without those that had no words to judge."""
+    """Log-likelihoods by class id, without the options that had no words to judge."""
     return {option.category: v for option, v in zip(options, log_likelihoods.tolist(), strict=True) if not math.isnan(v)}
 
 
 def answer(question: Question, judged: Judgement) -> SlowResult:
-    """The judgement as a distribution over the options, and its best one."""
+    """The judgement as a distribution over the options, and its best option."""
     if not judged.readable:
         return SlowResult(None, {}, judged.rationale, question.rules, "unreadable")
     options = question.options
-    probabilities = posterior(judged.log_likelihoods, np.array([max(option.prior, 1e-12) for option in options]))
+    probabilities = judged.posterior(options)
     best = options[int(probabilities.argmax())]
     return SlowResult(
         category=best.category,

@@ -1,4 +1,4 @@
-"""What a calibrated trigger's threshold is chosen for, as people write it. Imports nothing heavy: a plan checks it, too."""
+"""The target of a calibrated trigger, as people write it. This module imports nothing heavy, because a plan checks targets too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fgvr.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the threshold is chosen for: `slow_rate:0.45`, `precision:0.9` or `risk:0.1@0.1` (epsilon@delta)."""
+    """The goal that the threshold is chosen for: `slow_rate:0.45`, `precision:0.9` or `risk:0.1@0.1` (epsilon@delta)."""
 
     kind: Literal["slow_rate", "precision", "risk"]
     value: float
@@ -24,12 +24,10 @@ class Target:
             raise ConfigError(f"{given}: write slow_rate:0.45, precision:0.9 or risk:0.1@0.1")
         if kind == "risk":
             share, _, delta = value.partition("@")
-            promised = cls(
-                kind, _share(f"{key}={text!r}", share, "risk:0.1@0.1"), _share(f"{key}={text!r}", delta or "0.1", "risk:0.1@0.1")
-            )
-            if not (0 < promised.value < 1 and 0 < promised.delta < 1):
+            target = cls(kind, _share(given, share, "risk:0.1@0.1"), _share(given, delta or "0.1", "risk:0.1@0.1"))
+            if not (0 < target.value < 1 and 0 < target.delta < 1):
                 raise ConfigError(f"{given}: a risk lies strictly between 0 and 1, and so does its delta, e.g. risk:0.1@0.1")
-            return promised
+            return target
         return cls(kind, _share(given, value, f"{kind}:0.45"))
 
 

@@ -1,6 +1,7 @@
-"""Does this image need slow thinking? Policies over batches of System 1 results; every decision says why.
+"""Trigger policies: which images System 1 may answer, and which are escalated to System 2. Every decision says why.
 
-Each policy escalates iff its score is below its threshold. `calibrated` lives in calibration.py: it has to learn first.
+A policy maps a batch of System 1's results to decisions. It escalates an image iff its score is below its threshold. The policy
+`calibrated` is in calibration.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Always:
 
 
 class Random:
-    """The floor at equal cost: a fixed share of images, chosen by a hash of their content, so that order and batches do not matter."""
+    """Escalates a fixed share of images, chosen by a hash of their content. It is the floor at equal cost."""
 
     name = "random"
 
@@ -47,7 +48,7 @@ class Random:
 class Sare:
     """The published rule (arXiv 2603.17729): accept iff p - eta sqrt(ln N / 2 n_c) - alpha H > T, n_c = the class's shots.
 
-    With ten shots or fewer the Hoeffding term alone is .54 or more, so it accepts nothing; kept for comparison.
+    With ten shots or fewer the Hoeffding term alone is .54 or more, so the rule accepts nothing. It is here for comparison.
     """
 
     name = "sare"
@@ -69,10 +70,10 @@ class Sare:
 
 
 class Gates:
-    """The precursor's ordered gates (algorithm.md 3): an image that passes any one of them is answered fast.
+    """The precursor's gates (docs/method.md, section 3): an image that passes any one of them is answered fast.
 
-    The score is the slack of the best gate, so images can be ranked: >= 0 passes. Gates read our System 1's probabilities; where the
-    precursor compares the names of the two modalities' first choices by spelling, we ask whether they are the same class.
+    The score is the slack of the best gate, so images can be ranked; a slack of 0 or more passes. The precursor compares the first
+    choices of the two modalities by spelling. Here they agree when they are the same class.
     """
 
     name = "gates"
@@ -91,10 +92,10 @@ class Gates:
     ) -> None:
         """Args:
         certain: least probability and margin of the first candidate.
-        agreed: least probability that either modality gives its own first choice, where both choose the same class.
-        overlap: least probability of the first candidate, where the modalities' first three have a class in common.
+        agreed: least share that either modality gives its own first choice, if both choose the same class.
+        overlap: least probability of the first candidate, if the modalities' first three have a class in common.
         bound: least lower confidence bound of the class's history.
-        close: least probability and margin where both modalities choose the same class.
+        close: least probability and margin, if both modalities choose the same class.
         temperature: of each modality's own softmax.
         """
         self._certain, self._agreed, self._overlap, self._bound, self._close = certain, agreed, overlap, bound, close
@@ -120,7 +121,7 @@ class Gates:
 
 
 def lower_bound(result: FastResult, *, eta: float, alpha: float) -> float:
-    """Smoothed lower confidence bound of the class's precision, less ambiguity, in [0, 1]; a class never predicted has 0."""
+    """Smoothed lower confidence bound of the class's precision, less ambiguity, in [0, 1]; 0 for a class that was never predicted."""
     history = result.history
     if not history.seen:
         return 0.0
@@ -143,7 +144,7 @@ def _share(result: FastResult, score: str, temperature: float) -> float:
 
 
 def hoeffding(seen: int, total: int, scale: float) -> float:
-    """How far the true accuracy may lie below the observed one: scale * sqrt(ln total / (2 seen)); 1 for a class never seen."""
+    """How far the true accuracy may lie below the observed one: scale * sqrt(ln total / (2 seen)); `scale` for a class never seen."""
     return scale * math.sqrt(math.log(total) / (2 * seen)) if seen > 0 else scale
 
 

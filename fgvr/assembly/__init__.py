@@ -3,7 +3,7 @@
 Hydra's `_target_` stands at leaves only (a dataset, a spec, a policy); the one pool is handed over here. One module per thing assembled.
 """
 
-from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines
+from fgvr.assembly.baselines import OURS, TITLES, baseline_config, baseline_recognizer, chosen_baselines, unavailable_baselines
 from fgvr.assembly.configuration import (
     configuration_key,
     instantiate,
@@ -26,6 +26,7 @@ from fgvr.assembly.models import (
     looking_ahead,
     open_models,
     open_store,
+    present,
     sentences,
     shared_pool,
     spec,
@@ -52,6 +53,7 @@ __all__ = [
     "build_replay",
     "check_decoder",
     "check_trigger",
+    "unavailable_baselines",
     "validate",
     "config_dir",
     "configuration_key",
@@ -70,6 +72,7 @@ __all__ = [
     "origin_of",
     "to_dict",
     "policy",
+    "present",
     "replayed_config",
     "sentences",
     "resolve",

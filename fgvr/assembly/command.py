@@ -70,7 +70,7 @@ def _option(group: str, option: str) -> dict[str, Any]:
     """As it is written: references stand for themselves, a part of a bundle for its name."""
     written: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{option}.yaml"))
     for part in written.pop("defaults", ()):
-        written.update(part)
+        written = {**_option(group, part), **written} if isinstance(part, str) else {**written, **part}
     return written
 
 

@@ -58,11 +58,25 @@ def validate(cfg: DictConfig) -> DictConfig:
     if cfg.slow.exemplars and cfg.slow.decoder == "score" and cfg.slow.target == "description":
         raise ConfigError("slow.exemplars=true needs the candidates in the question: write slow.target=name or letter, or slow=reason")
     policy(cfg)
+    _refuse_tiny(cfg)
+    if cfg.mode == "slowonly" and cfg.slow.decoder == "none":
+        raise ConfigError("mode=slowonly asks System 2 about every image, and slow=none has none: choose an MLLM, or write mode=fastonly")
     if cfg.mode in _UNLABELLED:
         refuse_oracle(cfg)
     return cfg
 
 
+def _refuse_tiny(cfg: DictConfig) -> None:
+    """The shipped tiny models have learned rendered birds and nothing else; a replay asks no model."""
+    tiny = [role for role in ("encoder", "mllm") if cfg.models[role].source == "tiny"]
+    if tiny and not cfg.models.force and cfg.dataset._target_ != _RENDERED and cfg.mode not in ("replay", "compare", "memory", "cache"):
+        raise ConfigError(
+            f"models=tiny ({' and '.join(tiny)}) knows rendered birds only, and dataset={cfg.dataset.get('name', 'folder')} holds other "
+            "images: write models=photos, or models.force=true to see meaningless answers"
+        )
+
+
+_RENDERED = "fgvr.data.datasets.open_birds"
 _UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no label
 
 
@@ -129,6 +143,8 @@ def learning(cfg: DictConfig) -> UpdateKind | None:
     kind = "off" if cfg.online is False else cfg.online  # YAML's own reading of a bare off
     if kind != "off" and isinstance(chosen := policy(cfg), Calibrator) and chosen.target.kind == "risk":
         raise ConfigError(f"online={kind} changes System 1 while it runs, so no risk can be promised: write online=off, or another target")
+    if kind != "off" and cfg.fusion.classifier == "linear":
+        raise ConfigError(f"online={kind} learns prototypes and their histories: write online=off, or fusion=prototypes")
     if kind != "off" and cfg.fusion.joint:
         raise ConfigError(f"online={kind} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes")
     return None if kind == "off" else kind

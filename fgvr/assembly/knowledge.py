@@ -28,6 +28,7 @@ from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
+from fgvr.protocols import reads_text
 from fgvr.store.cache import LayeredCache, NoCache, SqliteCache
 from fgvr.types import Category, Experience, ModelSpec, Picture
 from fgvr.utils.files import short_hash
@@ -139,9 +140,9 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, 
         components = BuildComponents(
             encoder=models.encoder,
             look=look,
-            describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens),
+            describe=Describer(models.mllm, max_new_tokens=cfg.models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=_leave_one_out(cfg, models),
-            name_prompts=_name_prompts(cfg) if cfg.models.name_prompts else None,
+            name_prompts=_name_prompts(cfg) if cfg.models.name_prompts and reads_text(models.encoder) else None,
             pictures_per_description=cfg.knowledge.pictures_per_description,
             cross_fit=cfg.knowledge.cross_fit,
             views=cfg.knowledge.views,
@@ -150,7 +151,7 @@ def _build(cfg: DictConfig, dataset: Dataset, origin: Origin, partial: Path, *, 
             encode_batch=cfg.models.encoder.batch_size,
             describe_batch=cfg.models.mllm.batch_size,
         )
-        with looking_ahead(cfg, ("encoder",), ("mllm",)):
+        with looking_ahead(cfg, ("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
             build(origin, dataset.catalog.categories, dataset.split.support, components, partial, learned=learned)
 
 

@@ -12,6 +12,7 @@ from fgvr.agents.leave_one_out import LeaveOneOutAnswers, leave_one_out_fast, le
 from fgvr.assembly.configuration import instantiate_cached
 from fgvr.assembly.images import look, open_dataset, support_of
 from fgvr.assembly.models import Models
+from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.statistics import Statistics
 from fgvr.types import FastResult, Picture
@@ -20,6 +21,8 @@ from fgvr.types import FastResult, Picture
 def build_matcher(cfg: DictConfig, base: KnowledgeBase, models: Models) -> Matcher | None:
     """The joint encoder over this base's descriptions; None where the fusion does not ask for it. Loads nothing."""
     fusion: Fusion = instantiate_cached(cfg.fusion)
+    if fusion.joint and "joint" not in models.present:
+        raise ConfigError(f"fusion.joint={fusion.joint} asks a joint encoder, and this configuration has none: write models/joint=NAME")
     return Matcher(models.joint, base.records, fusion=fusion) if fusion.joint else None
 
 

@@ -60,7 +60,7 @@ def _with_settings(cfg: DictConfig) -> ModelPool:
     pool.configure(settings, device=device)
     pool.device.optimize = runtime["optimize"]
     watch(pool).configure(runtime, prepare=lambda role: prepare(spec(cfg, role)))
-    for role in ROLES:
+    for role in present(cfg):
         pool.register(spec(cfg, role))
     _settings[pool] = wanted
     return pool
@@ -84,16 +84,19 @@ def stages_of_recognition(cfg: DictConfig) -> list[tuple[str, ...]]:
     return [*looks, *([("mllm",)] if thinks(cfg) else [])]
 
 
+def present(cfg: DictConfig) -> list[str]:
+    """The roles that have a model; `models/mllm=none` has none."""
+    return [role for role in ROLES if cfg.models[role].loader != "none"]
+
+
 def asks_mllm(cfg: DictConfig) -> bool:
-    """Whether System 2 is an MLLM; a person answers later."""
-    return cfg.slow.decoder != "person"
+    """Whether System 2 is an MLLM; a person answers later, and `none` never."""
+    return cfg.slow.decoder not in ("none", "person")
 
 
 def thinks(cfg: DictConfig) -> bool:
     """Whether the MLLM may be asked at all."""
-    if not asks_mllm(cfg):
-        return False
-    return trigger_name(cfg) != "never" or cfg.evaluation.record == "all"
+    return asks_mllm(cfg) and (trigger_name(cfg) != "never" or cfg.evaluation.record == "all")
 
 
 def spec(cfg: DictConfig, role: str) -> ModelSpec:
@@ -136,10 +139,12 @@ class Models:
     encoder: CachedEncoder
     mllm: CachedMLLM
     joint: CachedJointEncoder
+    present: tuple[str, ...] = ROLES  # asking another one is an error that names the cure
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {"encoder": self.encoder.fingerprint, "mllm": self.mllm.fingerprint}
+        """Of the models that a knowledge base is made with."""
+        return {role: getattr(self, role).fingerprint for role in ("encoder", "mllm") if role in self.present}
 
 
 def open_models(cfg: DictConfig, cache: Cache) -> Models:
@@ -148,6 +153,7 @@ def open_models(cfg: DictConfig, cache: Cache) -> Models:
         encoder=CachedEncoder(pool.leased(spec(cfg, "encoder")), cache),
         mllm=CachedMLLM(pool.leased(spec(cfg, "mllm")), cache),
         joint=CachedJointEncoder(pool.leased(spec(cfg, "joint")), cache),
+        present=tuple(present(cfg)),
     )
 
 

@@ -6,26 +6,22 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from fgvr.agents.answer_fusion import Reprompt
 from fgvr.agents.calibration import Calibrated, Deferred
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import JointRetrieval
 from fgvr.agents.online import OnlineRetrieval
-from fgvr.agents.slow import Shortlist, SlowThinking
 from fgvr.assembly.abstaining import build_abstainer
 from fgvr.assembly.configuration import instantiate_cached, learning, refuse_oracle
-from fgvr.assembly.images import open_dataset
 from fgvr.assembly.knowledge import open_knowledge
 from fgvr.assembly.leave_one_out import build_matcher, leave_one_out_answers
-from fgvr.assembly.models import Models, asks_mllm, open_models, open_store, thinks
-from fgvr.assembly.thinking import build_answer_fusion, build_decoder, build_exemplars, check_decoder
+from fgvr.assembly.models import open_models, open_store, thinks
+from fgvr.assembly.thinking import build_answer_fusion, build_slow, check_decoder
 from fgvr.assembly.triggers import build_trigger, check_trigger
 from fgvr.data.pictures import deferred_images, open_picture
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.knowledge.experience import Library
 from fgvr.pipeline import Recognizer
-from fgvr.protocols import FastThinker, SlowThinker
+from fgvr.protocols import FastThinker, reads_text
 
 
 def build_recognizer(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recognizer:
@@ -47,6 +43,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
     fusion: Fusion = instantiate_cached(cfg.fusion)
     matcher = build_matcher(cfg, base, models)
     left_out = leave_one_out_answers(cfg, base, matcher)
+    slow = build_slow(cfg, base, models)
     statistics = left_out()[1] if matcher is None else base.statistics
     retrieval: FastThinker = Retrieval(models.encoder, base.prototypes, statistics, fusion=fusion)
     if matcher is not None:
@@ -62,7 +59,7 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         fast=learner or retrieval,
         learn=learner.learn if learner else None,
         trigger=trigger,
-        slow=_slow_thinker(cfg, base, models) if asks_mllm(cfg) else None,
+        slow=slow,
         answer_fusion=answer_fusion,
         names={record.id: record.name for record in base.classes},
         batch_size=cfg.evaluation.batch_size,
@@ -73,16 +70,8 @@ def build_evaluated(cfg: DictConfig, base: KnowledgeBase | None = None) -> Recog
         notes=lambda: [
             *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
             *([f"System 1 asks the joint encoder {cfg.models.joint.source} ({fusion.joint})"] if matcher is not None else []),
+            *([] if reads_text(models.encoder) else [f"System 1 looks at images alone: {cfg.models.encoder.source} reads no text"]),
             *([f"final answers: {abstainer.guarantee}"] if abstainer is not None else []),
         ],
         record_all=cfg.evaluation.record == "all",
     )
-
-
-def _slow_thinker(cfg: DictConfig, base: KnowledgeBase, models: Models) -> SlowThinker:
-    """System 2 as an MLLM."""
-    exemplar = build_exemplars(cfg, base, open_dataset(cfg).split.support) if cfg.slow.exemplars else None
-    shortlist = Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=exemplar)
-    decoder = build_decoder(cfg, models, base.classes[0].superclass)
-    slow = SlowThinking(decoder, shortlist, Library(base.experience, most=cfg.slow.rules), wide=cfg.evaluation.record == "all")
-    return Reprompt(slow, decoder, shortlist) if cfg.slow.arbitrate == "mllm" else slow

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from fgvr.agents.analyse import AnalyseDecoder
-from fgvr.agents.answer_fusion import LogLinearFusion, fit_weight
+from fgvr.agents.answer_fusion import LogLinearFusion, Reprompt, fit_weight
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers, fusion_cases
 from fgvr.agents.replies import ReplyDecoder
-from fgvr.agents.slow import Decoder, Exemplar, Exemplars, ReasonDecoder, ScoreDecoder
+from fgvr.agents.slow import Decoder, Exemplar, Exemplars, ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.assembly.configuration import given_weight
-from fgvr.assembly.images import look, support_of
-from fgvr.assembly.models import Models, abilities
+from fgvr.assembly.images import look, open_dataset, support_of
+from fgvr.assembly.models import Models, abilities, asks_mllm
 from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.knowledge.experience import Library
+from fgvr.protocols import SlowThinker
 from fgvr.types import Sample
 
 WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
@@ -46,6 +48,15 @@ def reads_replies(cfg: DictConfig) -> bool:
 
 def check_decoder(cfg: DictConfig) -> None:
     """Whether the MLLM can be asked as `slow` says; before anything is built. Raises ConfigError, RemoteError."""
+    if not asks_mllm(cfg):
+        raise ConfigError(
+            f"slow={cfg.slow.decoder} asks no MLLM, and this needs one: choose models/mllm=NAME and a decoder, such as slow=score"
+        )
+    if cfg.models.mllm.loader == "none":
+        raise ConfigError(
+            f"slow={cfg.slow.decoder} asks an MLLM, and this configuration has none (models/mllm=none): write slow=none, which lists "
+            "doubtful images as unsure, or choose an MLLM, such as models/mllm=tiny"
+        )
     can = abilities(cfg)
     if can is None and cfg.slow.votes > 1:
         raise ConfigError(
@@ -58,6 +69,17 @@ def check_decoder(cfg: DictConfig) -> None:
             f"slow={cfg.slow.decoder} needs log-likelihoods of given text, and {cfg.models.mllm.source} gives none: write slow=reason, "
             "or have a server of fgvr (fgvr serve) or vLLM hold the model"
         )
+
+
+def build_slow(cfg: DictConfig, base: KnowledgeBase, models: Models) -> SlowThinker | None:
+    """System 2; None where it is nobody (`slow=none`): doubtful images then keep System 1's answer and are unsure."""
+    if not asks_mllm(cfg):
+        return None
+    exemplar = build_exemplars(cfg, base, open_dataset(cfg).split.support) if cfg.slow.exemplars else None
+    shortlist = Shortlist(base.records, candidates=cfg.slow.candidates, exemplar=exemplar)
+    decoder = build_decoder(cfg, models, base.classes[0].superclass)
+    slow = SlowThinking(decoder, shortlist, Library(base.experience, most=cfg.slow.rules), wide=cfg.evaluation.record == "all")
+    return Reprompt(slow, decoder, shortlist) if cfg.slow.arbitrate == "mllm" else slow
 
 
 def build_exemplars(cfg: DictConfig, base: KnowledgeBase, samples: Sequence[Sample]) -> Exemplar | None:

@@ -96,7 +96,7 @@ def open_benchmark(
     known = _known(name)
     if not 1 <= partition <= known.partitions:
         raise ConfigError(f"dataset.partition={partition}: {known.title} has {known.partitions}")
-    base = _base(name, known, Path(root).expanduser())
+    base = locate_archive(name, Path(root).expanduser())
     contents = known.read(Archive(base), partition)
     listing, notes = make_listing(name, known, contents, base), [*known.notes, *contents.notes]
     world = "official split" if contents.official else "seeded split"
@@ -198,8 +198,9 @@ def _known(name: str) -> BenchmarkDataset:
     return BENCHMARKS[name]
 
 
-def _base(name: str, known: BenchmarkDataset, root: Path) -> Path:
+def locate_archive(name: str, root: Path) -> Path:
     """The folder in which the archive's files lie; anything missing is a DatasetError with the way to mend it."""
+    known = _known(name)
     folders = (root, *(root / name for name in known.inner))
     bases = [folder for marker in known.parts[0].split("|") for folder in folders if (folder / marker).exists()]
     lacks = {base: [part for part in known.parts[1:] if not (base / part).exists()] for base in bases}
@@ -213,5 +214,6 @@ def _base(name: str, known: BenchmarkDataset, root: Path) -> Path:
     raise DatasetError(
         f"dataset={name}: {root if base is None else base} {what}; missing: {', '.join(p.replace('|', ' or ') for p in missing)}.\n"
         f"  {known.title} is published at: {known.page}\n"
-        f"  Extract {known.archives}, and set dataset.root to the folder. Nothing is downloaded by itself."
+        f"  Extract {known.archives}, and set dataset.root to the folder.\n"
+        f"  Or: fgvr fetch dataset={name}, which downloads it, or says who must be asked."
     )

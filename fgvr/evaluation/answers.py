@@ -102,7 +102,9 @@ def _like(word: str, known: object) -> str:
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells of each row, without those that are empty."""
-    text = _text(file)
+    written = _text(file)
+    text = _SEPARATOR.sub("", written).lstrip("\r\n")
+    above = written[: len(written) - len(text)].count("\n")
     if not text.strip():
         raise DatasetError(f"{file} is empty; {_AGAIN}")
     head = text.partition("\n")[0]
@@ -116,7 +118,7 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
         if absent:
             found = ", ".join(filter(None, columns)) or "nothing"
             raise DatasetError(f"{file} has no column {' and no column '.join(absent)}; answers have {', '.join(COLUMNS)}, found {found}")
-        rows = [(reader.line_num, {name: _cell(row.get(name), name) for name in COLUMNS}) for row in reader]
+        rows = [(above + reader.line_num, {name: _cell(row.get(name), name) for name in COLUMNS}) for row in reader]
     except csv.Error as error:
         raise DatasetError(f"{file} is no table that can be read ({error}); download answers.csv once more") from error
     rows = [(line, row) for line, row in rows if any(row.values())]
@@ -149,5 +151,5 @@ def _text(file: Path) -> str:
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
-            return _SEPARATOR.sub("", text)
+            return text
     raise DatasetError(f"{file} is no text; download answers.csv once more")

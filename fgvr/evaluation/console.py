@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from fgvr.evaluation import prediction_table
+from fgvr.evaluation.records import Recorded
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime.counters import Work
 from fgvr.types import Finding, Prediction
 
 _DETAILED = 3  # images shown with all their reasons; beyond that one line each
+_LISTED = 50  # beyond that a summary: which classes, how often, and where the rest is
 
 
 def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
@@ -50,13 +54,34 @@ def findings_table(findings: Sequence[Finding]) -> RenderableType:
 
 
 def prediction_tables(predictions: Sequence[Prediction]) -> list[RenderableType]:
-    """Few images with every reason, many as one line each."""
+    """Few images with every reason, some as one line each, of many a summary by class."""
+    if len(predictions) > _LISTED:
+        return _summary(predictions)
     if len(predictions) > _DETAILED:
         table = Table("image", "prediction", "confidence", "by", "runner-up")
         for p in predictions:
             table.add_row(p.image, p.answer, f"{p.confidence:.2f}", p.by, _runner_up(p))
         return [table]
     return [part for prediction in predictions for part in _reasons(prediction)]
+
+
+def _summary(predictions: Sequence[Prediction]) -> list[RenderableType]:
+    """Images and mean confidence per class, most frequent first; of all images as many as are unsure, and where each answer is."""
+    confidences: dict[str, list[float]] = {}
+    unsure: Counter[str] = Counter()
+    for answer in (prediction.to_dict() for prediction in predictions):
+        confidences.setdefault(answer["class"], []).append(answer["confidence"])
+        unsure[answer["class"]] += answer["unsure"]
+    ordered = sorted(confidences, key=lambda name: (-len(confidences[name]), name))
+    table = Table("class", *(Column(name, justify="right") for name in ("images", "unsure", "mean confidence")))
+    for name in ordered[:_LISTED]:
+        found = confidences[name]
+        table.add_row(name, f"{len(found):,}", f"{unsure[name]:,}", f"{sum(found) / len(found):.2f}")
+    more = f", {len(ordered) - _LISTED} classes more" if len(ordered) > _LISTED else ""
+    lines = [f"{len(predictions):,} images, {unsure.total():,} of them unsure, {len(ordered)} classes{more}"]
+    if isinstance(predictions, Recorded) and predictions.folder is not None:
+        lines.append(f"every image: {predictions.folder / prediction_table.FILE}; with all reasons: {predictions.folder}")
+    return [table, *(Text(line, overflow="fold") for line in lines)]
 
 
 def _reasons(p: Prediction) -> list[RenderableType]:
@@ -66,7 +91,8 @@ def _reasons(p: Prediction) -> list[RenderableType]:
         slow = p.slow.probabilities.get(candidate.category) if p.slow else None
         shown = (candidate.probability, candidate.image_score, candidate.text_score, slow)
         table.add_row(_name(p, candidate.category), *("" if value is None else f"{value:.3f}" for value in shown))
-    verdict, place = ("escalated to System 2", "below") if p.decision.escalate else ("answered by System 1", "not below")
+    doubted = "unsure, and nobody has looked again" if p.unsure else "escalated to System 2"
+    verdict, place = (doubted, "below") if p.decision.escalate else ("answered by System 1", "not below")
     terms = ", ".join(f"{name.replace('_', ' ')} {value:+.2f}" for name, value in p.decision.terms.items())
     why = f"score {p.decision.score:.3f} is {place} the threshold {p.decision.threshold:.3f}" + (f" ({terms})" if terms else "")
     lines: list[RenderableType] = [table, Text(f"{verdict}: {why}")]
@@ -77,10 +103,7 @@ def _reasons(p: Prediction) -> list[RenderableType]:
 
 def _runner_up(p: Prediction) -> str:
     """The likeliest class besides the answer, in the eyes of the system that gave it."""
-    fast = {candidate.category: candidate.probability for candidate in p.fast.candidates}
-    shares = p.slow.probabilities if p.by != "fast" and p.slow else fast
-    others = [category for category in shares if category != p.category]
-    return _name(p, max(others, key=lambda category: shares[category])) if others else ""
+    return next((name for name, _ in p.ranked() if name != p.name), "")
 
 
 def _name(prediction: Prediction, category: str) -> str:

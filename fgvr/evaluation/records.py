@@ -1,25 +1,28 @@
-"""Predictions as lines of `predictions.jsonl`, and the arrays the metrics work on.
+"""Predictions as lines of `predictions.jsonl`, and the arrays that the metrics work on.
 
-A row holds everything needed to decide and score again without a model. Class *names* are not in it: they stand once, in `report.json`.
+A row holds everything that is needed to decide and score again without a model, and the names of the classes it mentions.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from fgvr.errors import DatasetError, StoreError
 from fgvr.types import UNKNOWN, Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.utils.lazy import LazySequence
 
 DECIMALS = 6
-"""Verdicts are rounded to this many decimals. What they were computed from is written in full, so that a replay computes the same."""
+"""Verdicts are rounded to this many decimals. The evidence for them is written in full, so that a replay computes the same."""
+KEPT = 4096
+"""Recorded predictions that stay in memory (some 25 MB), because a report walks them five times. Most test sets are no larger."""
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -27,122 +30,127 @@ DECIMALS = 6
 
 def to_row(prediction: Prediction) -> dict[str, Any]:
     """One prediction as a JSON object, keys in the order of the file format."""
-    fast, decision, slow, cost = prediction.fast, prediction.decision, prediction.slow, prediction.cost
+    fast, cost = _plain(prediction.fast, _exact), _plain(prediction.cost, _rounded)
+    del fast["sha256"], cost["decode_wait"], cost["cache_hits"]
+    history = fast.pop("history")
     return {
         "image": prediction.image,
         "sha256": prediction.sha256,
         "label": prediction.label,
         "prediction": prediction.category,
-        "confidence": _number(prediction.confidence),
+        "name": prediction.name,
+        "confidence": _plain(prediction.confidence, _rounded),
         "by": prediction.by,
-        "fast": {
-            "candidates": [_candidate_row(c) for c in fast.candidates],
-            "confidence": _exact(fast.confidence),
-            "margin": _exact(fast.margin),
-            "entropy": _exact(fast.entropy),
-            "agreement": bool(fast.agreement),
-        },
-        "history": {"seen": int(fast.history.seen), "correct": int(fast.history.correct), "total": int(fast.history.total)},
-        "decision": {
-            "escalate": bool(decision.escalate),
-            "score": _number(decision.score),
-            "threshold": _number(decision.threshold),
-            "terms": {name: _number(value) for name, value in decision.terms.items()},
-        },
-        "slow": None if slow is None else _slow_row(slow),
-        "abstention": None if prediction.abstention is None else _abstention_row(prediction.abstention),
-        "cost": {
-            "mllm_calls": int(cost.mllm_calls),
-            "prompt_tokens": int(cost.prompt_tokens),
-            "new_tokens": int(cost.new_tokens),
-            "encoder_forwards": int(cost.encoder_forwards),
-            "seconds": _number(cost.seconds),
-            "asked": None if cost.asked is None else {name: int(count) for name, count in asdict(cost.asked).items()},
-        },
+        "fast": fast,
+        "history": history,
+        "decision": _plain(prediction.decision, _rounded),
+        "slow": _plain(prediction.slow, _exact),
+        "abstention": _plain(prediction.abstention, _rounded),
+        "cost": cost,
+        "names": {id: prediction.names[id] for id in _mentioned(prediction) if id in prediction.names},
     }
 
 
+def _mentioned(prediction: Prediction) -> list[str]:
+    """Class ids, each once: the truth where it is known, the answer, the shortlist."""
+    label = [] if prediction.label is None else [prediction.label]
+    return list(dict.fromkeys([*label, prediction.category, *_shortlist(prediction)]))
+
+
+def _plain(value: Any, number: Callable[[float], float]) -> Any:
+    """A record as JSON values. JSON has no infinities, so they are written as the strings that `float` reads."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        found = number(value)
+        return found if math.isfinite(found) else str(found)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(inner, number) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner, number) for inner in value]
+    return {name: _plain(getattr(value, name), number) for name in value.__slots__}
+
+
+def _rounded(value: float) -> float:
+    """Minus zero becomes zero."""
+    return round(value, DECIMALS) + 0.0
+
+
+def _exact(value: float) -> float:
+    return value + 0.0
+
+
 def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -> Prediction:
-    """The prediction of a row; without `classes` (id -> name) a class is called by its id."""
-    category, fast, decision = str(row["prediction"]), row["fast"], row["decision"]
+    """The prediction of a row. `classes`: id -> name; by default the names in the row, and in files of 0.1 the ids."""
+    names = classes or row.get("names", {})
+    category, fast, decision, slow, held = str(row["prediction"]), row["fast"], row["decision"], row["slow"], row.get("abstention")
+    if not isinstance(row["label"], str | None):
+        raise TypeError(f"label is {row['label']!r}, not a class id")
     return Prediction(
         image=row["image"],
         sha256=row["sha256"],
-        label=_label(row["label"]),
+        label=row["label"],
         category=category,
-        name="unknown" if category == UNKNOWN else (classes or {}).get(category, category),
+        name=names.get(category, row.get("name", "unknown" if category == UNKNOWN else category)),
         confidence=float(row["confidence"]),
         by=row["by"],
         fast=FastResult(
             sha256=row["sha256"],
-            candidates=tuple(_candidate(c) for c in fast["candidates"]),
+            candidates=tuple(map(_candidate, fast["candidates"])),
             confidence=float(fast["confidence"]),
             margin=float(fast["margin"]),
             entropy=float(fast["entropy"]),
             agreement=fast["agreement"],
             history=History(**row["history"]),
         ),
-        decision=Decision(
-            escalate=decision["escalate"],
-            score=float(decision["score"]),
-            threshold=float(decision["threshold"]),
-            terms={name: float(value) for name, value in decision["terms"].items()},
-        ),
-        slow=None if row["slow"] is None else _slow(row["slow"]),
+        decision=Decision(decision["escalate"], float(decision["score"]), float(decision["threshold"]), _floats(decision["terms"])),
+        slow=None if slow is None else _slow(slow),
         cost=_cost(row["cost"]),
-        abstention=None if (held := row.get("abstention")) is None else _abstention(held),  # absent in files of 0.1
-        names=classes or {},
+        abstention=None if held is None else Abstention(held["withheld"], float(held["score"]), float(held["threshold"])),
+        names=names,
     )
 
 
 def as_recorded(prediction: Prediction) -> Prediction:
-    """What `from_row` makes of the prediction's row, without writing and reading it: verdicts are rounded, evidence is exact."""
-    p, decision, cost, held = prediction, prediction.decision, prediction.cost, prediction.abstention
-    return replace(
-        p,
-        confidence=_rounded(p.confidence),
-        decision=Decision(
-            decision.escalate,
-            _rounded(decision.score),
-            _rounded(decision.threshold),
-            {name: _rounded(value) for name, value in decision.terms.items()},
-        ),
-        abstention=None if held is None else replace(held, score=_rounded(held.score), threshold=_rounded(held.threshold)),
-        cost=Cost(cost.mllm_calls, cost.prompt_tokens, cost.new_tokens, cost.encoder_forwards, _rounded(cost.seconds), asked=cost.asked),
-    )
+    """The prediction as a reader of its row sees it: verdicts are rounded, evidence is exact."""
+    return replace(from_row(to_row(prediction)), name=prediction.name, names=prediction.names)
 
 
-KEPT = 4096
-"""Of how many recorded predictions there is a copy in memory (some 25 MB): most test sets are no larger."""
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    scores = ("probability", "image_score", "text_score", "name_score", "joint_score")
+    return Candidate(**{**row, "category": intern(row["category"]), **{k: None if row[k] is None else float(row[k]) for k in scores}})
 
 
-class Recorded(Sequence[Prediction]):
-    """The predictions of rows that lie elsewhere, each made when it is asked for: what has been recorded once need not be held.
+def _slow(row: Mapping[str, Any]) -> SlowResult:
+    nats = _floats(row.get("log_likelihoods", {}))  # absent in files of 0.1
+    return SlowResult(row["category"], _floats(row["probabilities"]), row["rationale"], tuple(row["rules"]), row["status"], nats)
 
-    The first `KEPT` stay once they are made: a report walks them five times.
-    """
+
+def _cost(row: Mapping[str, Any]) -> Cost:
+    asked = row.get("asked")  # absent in files of 0.1
+    return Cost(**{**row, "seconds": float(row["seconds"]), "asked": None if asked is None else Asked(**asked)})
+
+
+def _floats(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items()}
+
+
+class Recorded(LazySequence[Prediction]):
+    """The predictions of rows that lie elsewhere. The first `KEPT` stay in memory once they are made; the others are made anew."""
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str] | None = None, made: Mapping[int, Prediction] | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        classes: Mapping[str, str] | None = None,
+        made: Mapping[int, Prediction] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Args: made: some of them by their place, `as_recorded`; they need not be read again."""
-        self._rows, self._classes = rows, classes
+        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder: of the run."""
+        super().__init__(len(rows), self._at)
+        self._rows, self._classes, self.folder = rows, classes, folder
         self._made = dict(made or {})
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Prediction: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prediction]: ...
-    def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
-        if isinstance(index, slice):
-            return [self._at(i) for i in range(len(self))[index]]
-        return self._at(range(len(self))[index])
-
-    def __iter__(self) -> Iterator[Prediction]:
-        return (self._at(i) for i in range(len(self)))
 
     def _at(self, i: int) -> Prediction:
         made = self._made.get(i)
@@ -162,7 +170,7 @@ def to_line(prediction: Prediction) -> str:
 
 
 def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Prediction]:
-    """All predictions of a `predictions.jsonl`."""
+    """All predictions of a `predictions.jsonl`. Raises StoreError with the number of a line that is none."""
     predictions = []
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -173,96 +181,20 @@ def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Predictio
     return predictions
 
 
-def _label(value: object) -> str | None:
-    if not isinstance(value, str | None):
-        raise TypeError(f"label is {value!r}, not a class id")
-    return value
-
-
-def _candidate_row(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "category": candidate.category,
-        "probability": _exact(candidate.probability),
-        "image_score": _optional(candidate.image_score),
-        "text_score": _optional(candidate.text_score),
-        "name_score": _optional(candidate.name_score),
-        "joint_score": _optional(candidate.joint_score),
-        "image_rank": None if candidate.image_rank is None else int(candidate.image_rank),
-        "text_rank": None if candidate.text_rank is None else int(candidate.text_rank),
-    }
-
-
-def _candidate(row: Mapping[str, Any]) -> Candidate:
-    scores = ("probability", "image_score", "text_score", "name_score", "joint_score")
-    return Candidate(
-        **{**row, "category": intern(row["category"]), **{key: None if row[key] is None else float(row[key]) for key in scores}}
-    )
-
-
-def _slow_row(slow: SlowResult) -> dict[str, Any]:
-    return {
-        "category": slow.category,
-        "probabilities": {category: _exact(p) for category, p in slow.probabilities.items()},
-        "rationale": slow.rationale,
-        "rules": list(slow.rules),
-        "status": slow.status,
-        "log_likelihoods": {category: _exact(nats) for category, nats in slow.log_likelihoods.items()},
-    }
-
-
-def _slow(row: Mapping[str, Any]) -> SlowResult:
-    probabilities = {category: float(p) for category, p in row["probabilities"].items()}
-    nats = {category: float(value) for category, value in row.get("log_likelihoods", {}).items()}  # absent in files of 0.1
-    return SlowResult(row["category"], probabilities, row["rationale"], tuple(row["rules"]), row["status"], nats)
-
-
-def _cost(row: Mapping[str, Any]) -> Cost:
-    asked = row.get("asked")  # absent in files of 0.1
-    return Cost(**{**row, "seconds": float(row["seconds"]), "asked": None if asked is None else Asked(**asked)})
-
-
-def _abstention_row(held: Abstention) -> dict[str, Any]:
-    return {"withheld": bool(held.withheld), "score": _number(held.score), "threshold": _number(held.threshold)}
-
-
-def _abstention(row: Mapping[str, Any]) -> Abstention:
-    return Abstention(row["withheld"], float(row["score"]), float(row["threshold"]))
-
-
-def _number(value: float) -> float | str:
-    """Rounded; JSON has no infinities, so they are written as the strings that `float` reads. Minus zero becomes zero."""
-    rounded = _rounded(value)
-    return rounded if math.isfinite(rounded) else str(rounded)
-
-
-def _rounded(value: float) -> float:
-    """As a number of a row comes back."""
-    return round(float(value), DECIMALS) + 0.0
-
-
-def _exact(value: float) -> float | str:
-    value = float(value) + 0.0
-    return value if math.isfinite(value) else str(value)
-
-
-def _optional(value: float | None) -> float | str | None:
-    return None if value is None else _exact(value)
-
-
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """What happened to each labelled image, one array entry per image."""
+    """The outcome of each labelled image, one array entry per image."""
 
-    index: np.ndarray  # int: which of the predictions it is
+    index: np.ndarray  # int, into the predictions
     labels: np.ndarray  # class ids, str
     answers: np.ndarray  # final class ids, str
     fast_answers: np.ndarray  # System 1's first candidate, str
     escalated: np.ndarray  # bool
     by_slow: np.ndarray  # bool: System 2 gave the final answer
-    place: np.ndarray  # int: where the truth stands in the final ranking, from 1; 0 = not in it
+    place: np.ndarray  # int: rank of the truth in the final ranking, from 1; 0 = not in it
     fast_place: np.ndarray  # the same in System 1's ranking
     score: np.ndarray  # the trigger's score; low = escalate
     fast_confidence: np.ndarray
@@ -294,45 +226,31 @@ class Outcomes:
 
 
 def outcomes(predictions: Iterable[Prediction]) -> Outcomes:
-    """Arrays over the images whose label is known. The predictions are walked once and none is kept."""
-    columns = [(i, p.label, *_columns(p, p.label)) for i, p in enumerate(predictions) if p.label is not None]
+    """Arrays over the images whose label is known. The predictions are walked once, and none is kept."""
+    columns = list(zip(*(_columns(i, p, p.label) for i, p in enumerate(predictions) if p.label is not None), strict=True))
     if not columns:
         raise DatasetError("nothing to score: none of the images has a label")
-    index, labels, answers, fast, escalated, by_slow, place, fast_place, score, fast_confidence, confidence, ranked, texts, names = zip(
-        *columns, strict=True
-    )
-    return Outcomes(
-        index=np.array(index),
-        labels=np.array(labels),
-        answers=np.array(answers),
-        fast_answers=np.array(fast),
-        escalated=np.array(escalated, bool),
-        by_slow=np.array(by_slow, bool),
-        place=np.array(place),
-        fast_place=np.array(fast_place),
-        score=np.array(score, float),
-        fast_confidence=np.array(fast_confidence, float),
-        confidence=np.array(confidence, float),
-        rankings=ranked,
-        texts=texts,
-        classes={label: label for label in labels} | dict(names[0]),
-    )
+    *arrays, rankings, texts, names = columns
+    classes = {label: label for label in columns[1]} | dict(names[0])
+    return Outcomes(*map(np.array, arrays), rankings=rankings, texts=texts, classes=classes)
 
 
-def _columns(p: Prediction, label: str) -> tuple[Any, ...]:
-    """One image's entries. Class ids are shared: there are few, and they stand in every ranking."""
-    ranked, shortlist = [intern(c) for c in ranking(p)], _shortlist(p)
+def _columns(index: int, p: Prediction, label: str) -> tuple[Any, ...]:
+    """One image's entries in the order of `Outcomes`. Class ids are shared: there are few, and they stand in every ranking."""
+    ranked, shortlist = tuple(map(intern, ranking(p))), _shortlist(p)
     return (
+        index,
+        label,
         intern(p.category),
         intern(p.fast.top.category),
-        p.decision.escalate,
+        bool(p.decision.escalate),
         p.by != "fast",
         _place(label, ranked),
         _place(label, shortlist),
-        p.decision.score,
-        p.fast.confidence,
-        p.confidence,
-        tuple(ranked),
+        float(p.decision.score),
+        float(p.fast.confidence),
+        float(p.confidence),
+        ranked,
         (p.name, p.names.get(label, label)),
         p.names,
     )

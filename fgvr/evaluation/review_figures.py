@@ -29,10 +29,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ReviewFigures:
-    """Parts of a run's images after a review.
-
-    `all` counts "none of these" as not right, and System 1's guess where an answer is missing.
-    """
+    """Parts of a run's images after a review. In `all`, "none of these" is not right, and System 1's guess stands where no answer is."""
 
     all: Part
     fast: Part  # the same images as System 1 alone answers them

@@ -27,7 +27,7 @@ from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
 from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
-from fgvr.protocols import Encoder
+from fgvr.protocols import Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import HeldError, file_lock
 from fgvr.utils.progress import track
@@ -55,9 +55,9 @@ class BuildComponents:
 
     encoder: Encoder
     look: Callable[[Sample], Picture]
-    describe: Callable[[Sequence[DescribeRequest]], list[Description]]
+    describe: Callable[[Sequence[DescribeRequest]], list[Description]] | None  # None: there is no MLLM to write descriptions
     leave_one_out: LeaveOneOut
-    name_prompts: Callable[[Category], Sequence[str]] | None  # None: the encoder does not know these names
+    name_prompts: Callable[[Category], Sequence[str]] | None  # None: the encoder does not know these names, or reads no text
     pictures_per_description: int
     cross_fit: bool
     views: int = 1  # of each support image; their vectors are averaged
@@ -191,22 +191,9 @@ def _describe(
     pictures: Callable[[Sequence[int]], list[Picture]],
     components: BuildComponents,
 ) -> list[ClassRecord]:
-    """One description per class from its first images, and, cross-fitted, one without each half of its shots."""
-
-    def chosen(c: int, without: int | None) -> list[int]:
-        own = [int(i) for i in np.flatnonzero(owners == c) if without is None or folds[i] != without]
-        # A class with a single shot has no other half: its own description is then absent from leave-one-out.
-        return own[: components.pictures_per_description]
-
-    wanted: list[int | None] = [None, 0, 1] if components.cross_fit else [None]
-    jobs = [(c, without, chosen(c, without)) for without in wanted for c in range(len(categories))]
-    written: dict[tuple[int, int | None], Description] = {(c, w): Description("", "absent") for c, w, own in jobs if not own}
-    jobs = [job for job in jobs if job[2]]
-    for batch in track(batches(len(jobs), components.describe_batch), "descriptions"):
-        asked = [jobs[i] for i in batch]
-        requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
-        for (c, without, _), description in zip(asked, components.describe(requests), strict=True):
-            written[c, without] = description
+    """One description per class from its first images, and, cross-fitted, one without each half of its shots; none without an MLLM."""
+    describe = components.describe
+    written = {} if describe is None else _write_descriptions(categories, owners, folds, pictures, components, describe)
     counts = np.bincount(owners, minlength=len(categories))
     nothing = Description("", "absent")
     return [
@@ -215,7 +202,7 @@ def _describe(
             name=category.name,
             superclass=category.superclass,
             aliases=category.aliases,
-            description=written[c, None],
+            description=written.get((c, None), nothing),
             fold_descriptions=(written.get((c, 0), nothing), written.get((c, 1), nothing)),
             shots=int(counts[c]),
         )
@@ -223,9 +210,37 @@ def _describe(
     ]
 
 
+def _write_descriptions(
+    categories: Sequence[Category],
+    owners: np.ndarray,
+    folds: np.ndarray,
+    pictures: Callable[[Sequence[int]], list[Picture]],
+    components: BuildComponents,
+    describe: Callable[[Sequence[DescribeRequest]], list[Description]],
+) -> dict[tuple[int, int | None], Description]:
+    """By class and the half of its shots that was left out (None: neither)."""
+
+    def chosen(c: int, without: int | None) -> list[int]:
+        own = [int(i) for i in np.flatnonzero(owners == c) if without is None or folds[i] != without]
+        # A class with a single shot has no other half: its own description is then absent from leave-one-out.
+        return own[: components.pictures_per_description]
+
+    wanted: list[int | None] = [None, 0, 1] if components.cross_fit else [None]
+    jobs = [(c, without, own) for without in wanted for c in range(len(categories)) if (own := chosen(c, without))]
+    written: dict[tuple[int, int | None], Description] = {}
+    for batch in track(batches(len(jobs), components.describe_batch), "descriptions"):
+        asked = [jobs[i] for i in batch]
+        requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
+        for (c, without, _), description in zip(asked, describe(requests), strict=True):
+            written[c, without] = description
+    return written
+
+
 def _encode_words(descriptions: Sequence[Description], components: BuildComponents, width: int) -> np.ndarray:
     """(C, d); a zero row where there is no description. One of several pieces is the re-normalised mean of their vectors."""
     vectors = np.zeros((len(descriptions), width), np.float32)
+    if not reads_text(components.encoder):
+        return vectors
     present = [i for i, description in enumerate(descriptions) if description.text]
     if present:
         pieces = [list(components.pieces(descriptions[i].text)) for i in present]

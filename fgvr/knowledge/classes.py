@@ -1,4 +1,4 @@
-"""Descriptions of classes. They come from the MLLM and images only, never from a dataset's attribute tables."""
+"""Descriptions of classes. The MLLM writes them from images, never from a dataset's attribute tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Status = Literal["described", "failed", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A description, or the fact that there is none: `failed` is asked for again by the next build, `absent` had no picture to show."""
+    """A description, or the reason why there is none. The next build asks again for a `failed` one; an `absent` one had no image."""
 
     text: str
     status: Status = "described"
@@ -20,7 +20,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DescribeRequest:
-    """A class to describe, and the pictures that the MLLM is shown."""
+    """A class to describe, and the images that the MLLM sees."""
 
     name: str
     superclass: str
@@ -36,11 +36,11 @@ class ClassRecord:
     superclass: str
     aliases: tuple[str, ...]
     description: Description
-    # Written without the images of fold 0, of fold 1: what leave-one-out uses for a class's own images.
+    # Written without the images of fold 0, and of fold 1. Leave-one-out uses them for a class's own images.
     fold_descriptions: tuple[Description, Description]
     shots: int
 
     @property
     def failed(self) -> bool:
-        """Whether a description failed, its own or that of a half."""
+        """Whether a description failed, the class's own or that of a fold."""
         return any(description.status == "failed" for description in (self.description, *self.fold_descriptions))

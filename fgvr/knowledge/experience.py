@@ -1,4 +1,4 @@
-"""The self-reflective experience library at work: which rules are recalled for the candidates at hand (algorithm.md 1)."""
+"""The experience library at inference: it recalls the rules about the candidates at hand (docs/method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PRIORITY = {"high": 0, "medium": 1, "low": 2}
 
 
 class Library:
-    """Accepted rules only: a rule without evidence is kept in the file and never shown to System 2."""
+    """Holds accepted rules only. A rule without evidence stays in the file, and System 2 never sees it."""
 
     def __init__(self, rules: Iterable[Experience], *, most: int) -> None:
         """Args: most: rules recalled per image."""
@@ -19,10 +19,10 @@ class Library:
         self._most = most
 
     def recall(self, candidates: Collection[str]) -> tuple[Experience, ...]:
-        """The first rules, by priority and then evidence, that speak of these candidates."""
+        """The first rules about these candidates, by priority and then by evidence."""
         return tuple(rule for rule in self.rules if speaks_of(rule, candidates))[: self._most]
 
 
 def speaks_of(rule: Experience, candidates: Collection[str]) -> bool:
-    """Whether both classes of the rule's confusion are among the candidates; a rule about the superclass always speaks."""
+    """Whether both classes of the rule's pair are among the candidates. A rule about the superclass always applies."""
     return set(rule.pair) <= set(candidates)

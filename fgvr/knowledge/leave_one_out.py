@@ -1,4 +1,4 @@
-"""System 2's leave-one-out answers on the support images, made during the build; the fusion weight is fitted on them."""
+"""System 2's leave-one-out answers on the support images. The build makes them, and the fusion weight is fitted on them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The multimodal prototype library: what each class looks like, as vectors. Only matrix products; no models, no files.
+"""The prototype library: what each class looks like, as vectors. Only matrix products; no models, no files.
 
-Shapes: C classes, N support images, B queries, d the encoder's width. Rows are unit vectors; a class without a usable text has a
-zero row and `False` in its mask, so that a failed description never scores.
+Shapes: C classes, N support images, B queries, d the encoder's width. Rows are unit vectors. A class without a usable text has a zero
+row, so that a failed description never scores.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Similarities:
 
 @dataclass(frozen=True, eq=False)
 class Prototypes:
-    """Three prototypes per class and the support vectors they come from."""
+    """Three prototypes per class, and the support vectors that they come from."""
 
     ids: tuple[str, ...]  # (C,) class ids, the order of every class axis
     shots: np.ndarray  # (N, d) support image vectors
     owners: np.ndarray  # (N,) int64 class index of each support image
-    folds: np.ndarray  # (N,) int64, 0 or 1: which half of its class's shots an image belongs to
+    folds: np.ndarray  # (N,) int64, 0 or 1: the half of its class's shots that an image belongs to
     text: np.ndarray  # (C, d) descriptions
     fold_text: np.ndarray  # (2, C, d) descriptions written without the images of fold 0, of fold 1
     name: np.ndarray | None = None  # (C, d) class-name prompts
@@ -44,7 +44,7 @@ class Prototypes:
 
     @cached_property
     def image(self) -> np.ndarray:
-        """(C, d) re-normalised means of the support vectors (algorithm.md 1); every batch asks."""
+        """(C, d) re-normalised means of the support vectors (docs/method.md, section 1)."""
         return unit(self._sums())
 
     def _sums(self) -> np.ndarray:
@@ -67,9 +67,10 @@ class Prototypes:
         return Similarities(_cosines(queries, self.image), _cosines(queries, self.text), name)
 
     def leave_one_out(self) -> Similarities:
-        """Each support image against prototypes that have never met it nor a copy of it, (N, C), in closed form from the sum of shots.
+        """Each support image against prototypes that contain neither the image nor a copy of it, (N, C).
 
-        Its own class's mean is taken without them, and its own class's description is the one written without its half of the shots.
+        The mean of its own class comes in closed form from the sum of shots. The description of its own class is the one that was
+        written without the image's fold.
         """
         met = self.compare(self.shots)
         rows = np.arange(len(self.shots))
@@ -80,12 +81,12 @@ class Prototypes:
 
 
 def halves(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """Fold of each support image: within a class, images alternate between the two halves; copies of each other go together."""
-    return np.array([turn % 2 for turn in index_within_class(owners, families)], np.int64)
+    """Fold of each support image: within a class, images alternate between two halves. Copies of each other share a fold."""
+    return np.array(index_within_class(owners, families), np.int64) % 2
 
 
 def index_within_class(owners: Sequence[int], families: Sequence[int] | np.ndarray | None = None) -> list[int]:
-    """The how manieth image of its class each support image is; copies of each other count as one."""
+    """Index of each support image within its class. Copies of each other count as one image."""
     known: dict[int, dict[int, int]] = {}
     places = []
     for owner, family in zip(owners, range(len(owners)) if families is None else families, strict=True):

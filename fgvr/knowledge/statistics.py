@@ -1,4 +1,4 @@
-"""The statistical retrieval library: how System 1 does on each class, counted on leave-one-out retrieval. Counts only, no bounds."""
+"""The statistics library: how often System 1 is right on each class, counted on leave-one-out retrieval. It holds counts, no bounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fgvr.types import History
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
-    """Per class: how often it was predicted and rightly so (precision), how often it occurred (recall), and what it was taken for."""
+    """Counts per class: predicted and correct (precision), occurred (recall), and the confusions."""
 
     ids: tuple[str, ...]
     confusion: np.ndarray  # (C, C) int64, rows = truth, columns = predicted
@@ -41,7 +41,7 @@ class Statistics:
         return tuple(History(int(s), int(c), total) for s, c in zip(self.predicted, self.correct, strict=True))
 
     def left_out(self, truth: np.ndarray, predicted: np.ndarray, families: np.ndarray | None = None) -> list[History]:
-        """For each image (N,): the history of the class it was taken for, before it and its copies (the same family) were counted."""
+        """For each image (N,): the history of its predicted class, without the image and its copies (the same family)."""
         _, family = np.unique(np.arange(len(truth)) if families is None else families, return_inverse=True)
         _, alike = np.unique(family * len(self.ids) + predicted, return_inverse=True)  # copies that were taken for the same class
         seen = self.predicted[predicted] - np.bincount(alike)[alike]

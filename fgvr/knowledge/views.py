@@ -1,6 +1,6 @@
-"""Several views of one support image: its prototype vector is then the re-normalised mean of theirs (opt-in, `knowledge.views`).
+"""Several views of one support image, whose vectors are averaged (`knowledge.views`).
 
-Views are made from the decoded picture, the same ones for every image: as it is, mirrored, the middle 85 %, that mirrored.
+The views are the same for every image: the image, its mirror image, its middle 85 %, and the mirror image of that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MIDDLE = 0.85  # of each side
 
 
 def views(picture: Picture, count: int) -> list[Picture]:
-    """The first `count` views, each known by a hash of its own so that its vector is remembered apart. The first is the picture itself."""
+    """The first `count` views, the image itself first. Each has a hash of its own, so that its vector is cached under its own key."""
     image = picture.image
     if count == 1:
         return [picture]

@@ -17,6 +17,7 @@ from fgvr.modes.discovering import Discovery
 from fgvr.modes.discovering import discover as _discover  # of a configuration; the public one takes a folder
 from fgvr.modes.discovering import discover_folder as discover
 from fgvr.modes.evaluating import evaluate
+from fgvr.modes.fetching import fetch
 from fgvr.modes.review import Reviewed, review
 from fgvr.modes.reviewing import compare, replay
 from fgvr.modes.runs import BASE, CONFIG, LESSONS, LOG, PREDICTIONS, recorded_memory, run_folder
@@ -46,6 +47,7 @@ __all__ = [
     "discover",
     "doctor",
     "evaluate",
+    "fetch",
     "fit",
     "memory",
     "plan",
@@ -68,6 +70,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "discover": _discover,
     "doctor": doctor,
     "evaluate": evaluate,
+    "fetch": fetch,
     # Presets: the same function; the configuration pins the trigger.
     "fastonly": evaluate,
     "slowonly": evaluate,

@@ -15,7 +15,7 @@ from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
 from fgvr.store import cache_maintenance, stale_files
-from fgvr.types import ROLES, Finding, MemoryPlan
+from fgvr.types import Finding, MemoryPlan
 from fgvr.utils.service import Service
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def doctor(cfg: DictConfig) -> Checkup:
 
 def _decoder(cfg: DictConfig) -> Iterator[Finding]:
     """Whether an MLLM behind an engine can be asked as `slow` says; one that does not answer is found with its files."""
+    if not assembly.asks_mllm(cfg):
+        return
     try:
         assembly.check_decoder(cfg)
     except ConfigError as error:
@@ -86,7 +88,7 @@ def memory(cfg: DictConfig) -> MemoryAnswer:
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: status_records.stats(pool, monitor),
         "pressure": lambda: status_records.pressure(monitor),
-        "models": lambda: status_records.models(pool, [assembly.spec(cfg, role) for role in ROLES]),
+        "models": lambda: status_records.models(pool, [assembly.spec(cfg, role) for role in assembly.present(cfg)]),
         "system": lambda: status_records.system(pool.device),
     }
     return MemoryAnswer(cfg.action, actions[cfg.action]())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 
 from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import classify_report
+from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.review import write_page
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def classify(cfg: DictConfig) -> list[Prediction]:
+def classify(cfg: DictConfig) -> Sequence[Prediction]:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     samples = _asked_for(Path(cfg.image).expanduser())
     recognizer = assembly.build_recognizer(cfg)
@@ -35,9 +36,10 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     with run_folder(cfg) as folder, rows_anew(folder) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
-        answered = list(Recorded(file.done(), recognizer.names))
+        answered = Recorded(file.done(), recognizer.names, folder=folder)
         notes = [cfg.models.notice] if cfg.models.notice else []
         notes += _ask_person(cfg, folder, answered, {s.key: s.image for s in samples})
+        prediction_table.write(folder, answered)
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
     for note in [*notes, *surprises(answered, cfg)]:
         log.warning("%s", note)
@@ -49,7 +51,7 @@ def classify(cfg: DictConfig) -> list[Prediction]:
     return answered
 
 
-def _ask_person(cfg: DictConfig, folder: Path, answered: list[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+def _ask_person(cfg: DictConfig, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
     if assembly.asks_mllm(cfg):
         return []
     title, support = Path(cfg.image).expanduser().name, assembly.open_dataset(cfg).split.support

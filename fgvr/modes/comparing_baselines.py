@@ -60,6 +60,8 @@ class Baselines:
 def baselines(cfg: DictConfig) -> Baselines:
     """Every baseline is evaluated like any run, so that each can be resumed, shown, compared and replayed."""
     names = assembly.chosen_baselines(cfg)
+    for name, reason in assembly.unavailable_baselines(cfg).items():
+        log.info("left out: %s, since %s", assembly.TITLES[name], reason)
     with run_folder(cfg, mode="baselines") as folder:
         reports = {}
         for name in names:

@@ -20,6 +20,7 @@ from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import OnOverlap, Overlap
 from fgvr.errors import DatasetError
+from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -72,6 +73,7 @@ def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recog
             notes = (*leaked, *asked, *_notes(cfg, base, dataset, recognizer))
             report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
+            prediction_table.write(folder, predictions)
             reports.write(report, folder)
         return report
 

@@ -15,12 +15,14 @@ from rich.text import Text
 from fgvr import assembly
 from fgvr.agents import person
 from fgvr.data import learned
-from fgvr.errors import DatasetError, FgvrError, StoreError
+from fgvr.data.datasets import Dataset
+from fgvr.errors import ConfigError, DatasetError, FgvrError, KnowledgeError, StoreError
 from fgvr.evaluation import answers as answer_files
 from fgvr.evaluation import classify_report, records, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
+from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_rows
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
+
+_OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's own place and machine may have been others
 
 
 # --- the page that a run leaves ----------------------------------------------------------------------------------------------
@@ -114,8 +118,8 @@ def review(cfg: DictConfig) -> Reviewed:
         write_rows(folder, map(records.to_row, settled))
         figures = ReviewFigures.of(settled, before)
         scored = _report(merged, run, folder, settled, figures, asked)
-        learned, taught = _learn(merged, folder, settled) if cfg.review.learn else (None, None)
-    return Reviewed(figures, settled, run, folder, scored, learned, taught)
+        table, base = (_learn(merged, folder, settled, asked) if cfg.review.learn else None) or (None, None)
+    return Reviewed(figures, settled, run, folder, scored, table, base)
 
 
 def _run(cfg: DictConfig, file: Path) -> Path:
@@ -141,8 +145,13 @@ def _with_run(cfg: DictConfig, run: Path, file: Path) -> DictConfig:
     if not (run / CONFIG).exists():
         raise StoreError(f"no {CONFIG} in {run}: a review needs the whole folder of a run")
     merged: DictConfig = OmegaConf.load(run / CONFIG)  # type: ignore[assignment]
-    for key in ("paths", "logging", "run", "store", "runtime"):
+    for key in _OURS:
         OmegaConf.update(merged, key, cfg[key], merge=False)
+    given, theirs = assembly.to_dict(cfg), assembly.to_dict(merged)
+    usual = assembly.to_dict(assembly.load_config("mode=review", "answers=-", f"paths.home={cfg.paths.home}"))
+    others = [key for key in usual if key in theirs and given[key] not in (usual[key], theirs[key]) and key not in ("mode", "answers")]
+    if others:
+        raise ConfigError(f"{', '.join(others)}: mode=review takes all of this from the run {run}; leave it out, or make another run")
     source = "image" if merged.mode == "classify" else "dataset"
     asked = {"mode": "review", "answers": str(file), "review": {**cfg.review, "run": str(run), "of": source}}
     return OmegaConf.merge(merged, asked)  # type: ignore[return-value]
@@ -184,24 +193,34 @@ def _pictures(cfg: DictConfig, predictions: Sequence[Prediction]) -> dict[str, I
     return {sample.key: sample.image for sample in assembly.open_dataset(cfg).split.test}
 
 
-def _learn(cfg: DictConfig, folder: Path, settled: Sequence[Prediction]) -> tuple[Path, KnowledgeBase] | tuple[None, None]:
+def _learn(cfg: DictConfig, folder: Path, settled: Sequence[Prediction], asked: Review) -> tuple[Path, KnowledgeBase] | None:
     """A base with the named photographs among its support images; the former one stays. None where none was named."""
-    pictures = _pictures(cfg, settled)
+    dataset, pictures = assembly.open_dataset(cfg), _pictures(cfg, settled)
+    _check_base(asked, dataset)
     named = [p for p in settled if p.by == "person" and p.category != UNKNOWN]
     if not named:
         log.warning("nothing to learn: no image was given a class")
-        return None, None
+        return None
     absent = [p.image for p in named if not isinstance(pictures.get(p.image), Path)]
     if absent:
         raise DatasetError(f"{absent[0]}, which a person has named, is not in the images of the run any more; put it back, then learn")
     before = [] if cfg.knowledge.learned is None else learned.read(Path(cfg.knowledge.learned).expanduser())
     samples = {sample.sha256: sample for sample in before}
     samples |= {p.sha256: Sample(pictures[p.image], p.image, p.category, p.sha256) for p in named}  # the latest word stands
-    name = assembly.open_dataset(cfg).name
-    table = learned.write(assembly.home(cfg) / "learned", name, list(samples.values()))
+    table = learned.write(assembly.home(cfg) / "learned", dataset.name, list(samples.values()))
     cfg = OmegaConf.merge(cfg, {"knowledge": {"learned": str(table), "path": None, "build": "missing"}})  # type: ignore[assignment]
     try:
         with recorded_memory(cfg, folder):
             return table, assembly.open_knowledge(cfg, assembly.open_dataset(cfg), building=True)
     except FgvrError as error:
         raise type(error)(f"{error} (the answers are settled in {folder}; nothing was learned)") from error
+
+
+def _check_base(asked: Review, dataset: Dataset) -> None:
+    """Learning builds from the dataset; what the run's base has from elsewhere would be lost. Raises KnowledgeError."""
+    there = {sample.sha256 for sample in dataset.split.support}
+    images = [] if asked.base is None else [s.key for s in knowledge_base.load(asked.base).support if s.sha256 not in there]
+    classes = {*asked.classes} ^ {*dataset.catalog.ids}
+    if images or classes:
+        what = f"holds {len(images)} images that {dataset.name} does not have" if images else f"has other classes than {dataset.name}"
+        raise KnowledgeError(f"{asked.base} {what}, and learning would lose them: put the named photographs into it with fgvr add")

@@ -11,7 +11,7 @@ from fgvr import assembly
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
 from fgvr.evaluation import compare as comparing
-from fgvr.evaluation import records
+from fgvr.evaluation import prediction_table, records
 from fgvr.evaluation import replay as replays
 from fgvr.evaluation import report as reports
 from fgvr.knowledge import base as knowledge_base
@@ -35,6 +35,7 @@ def replay(cfg: DictConfig) -> Report:
         decide = assembly.build_replay(merged, file.parent / CONFIG, base)
         predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
         write_rows(folder, map(records.to_row, predictions))
+        prediction_table.write(folder, predictions)
         report = reports.make_report(
             predictions,
             classes=decide.names,
@@ -82,6 +83,7 @@ def _rescore(cfg: DictConfig, file: Path) -> Report:
     predictions = records.read(file, names)
     with run_folder(cfg, mode="replay") as folder:
         write_rows(folder, map(records.to_row, predictions))
+        prediction_table.write(folder, predictions)
         right = sum(prediction.correct is True for prediction in predictions) / len(predictions)
         claim = [] if claimed is None else [f"the file claims an accuracy of {claimed:.3f}; by class identity it is {right:.3f}"]
         report = reports.make_report(

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fgvr import assembly, planning
 from fgvr.data.datasets import Dataset
-from fgvr.evaluation import memory_picture, review_page
+from fgvr.evaluation import memory_picture, prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
 from fgvr.knowledge import base as knowledge_base
@@ -128,7 +128,8 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    for name in (reports.FILE, reports.PAGE, review_page.FILE, review_page.PAGE, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
+    written = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
+    for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
 
 

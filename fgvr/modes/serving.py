@@ -7,8 +7,11 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +20,9 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
 from fgvr.types import ROLES
+
+if TYPE_CHECKING:
+    from fgvr.server.knowledge import Knowledge
 
 log = logging.getLogger(__name__)
 _PATIENCE = 1.0  # seconds for threads that still compute when everything is closed
@@ -37,16 +43,26 @@ def serve(cfg: DictConfig) -> None:
     settings, tokens = Settings.of(assembly.to_dict(cfg)["server"]), Tokens.of(environment)
     pool = assembly.shared_pool(cfg)
     specs = {role: assembly.spec(cfg, role) for role in ROLES}
-    server = make_app(pool, specs, settings, tokens, build_recognizer=lambda: assembly.build_recognizer(cfg), to_row=to_row)
-    server.app.state.bundle = {key: value for key, value in assembly.to_dict(cfg)["models"].items() if key not in specs}
+    bundle = {key: value for key, value in assembly.to_dict(cfg)["models"].items() if key not in specs}
+    server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, cfg), to_row=to_row, bundle=bundle)
     try:
-        server.app.state.classifier.begin(told=tell)
+        server.classifier.begin(tell)
         run(server, settings, tokens, assembly.home(cfg))
     finally:
         watch(pool).close()
         pool.close()
         if busy := _busy_threads(_PATIENCE):
             _leave(busy)
+
+
+def open_served(cfg: DictConfig) -> Knowledge:
+    """The base on disk as it is now, and a recognizer over it."""
+    from fgvr.server.knowledge import Knowledge, KnownClass
+
+    base = assembly.open_knowledge(cfg)
+    shown = Counter(support.category for support in base.support)
+    classes = tuple(KnownClass(record.id, record.name, shown[record.id]) for record in base.classes)
+    return Knowledge(assembly.build_recognizer(cfg, base), classes, base.manifest.content_hash if base.manifest else "")
 
 
 def _busy_threads(seconds: float) -> list[str]:

@@ -14,12 +14,13 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation import compare as comparing
 from fgvr.evaluation import image_gallery, memory_console
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.records import to_row
+from fgvr.evaluation.records import Recorded, to_row
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes import comparing_baselines
 from fgvr.modes.checking import Checkup, MemoryAnswer
 from fgvr.modes.comparing_baselines import Baselines
 from fgvr.modes.discovering import NAMES, Discovery
+from fgvr.modes.fetching import Fetched
 from fgvr.modes.review import Reviewed
 from fgvr.store.cache_maintenance import MaintenanceReport
 from fgvr.types import MemoryPlan, Report
@@ -57,7 +58,7 @@ def _as_json(result: Any) -> Any:
         return comparing.to_json(result)
     if isinstance(result, Baselines):
         return comparing_baselines.as_json(result)
-    if isinstance(result, Reviewed):
+    if isinstance(result, Reviewed | Fetched):
         return result.as_json()
     if isinstance(result, Discovery):
         return json.loads((result.path / NAMES).read_text())
@@ -81,7 +82,7 @@ def _as_text(result: Any) -> list[Any]:
         return comparing.tables(result)
     if isinstance(result, Baselines):
         return comparing_baselines.tables(result)
-    if isinstance(result, Reviewed):
+    if isinstance(result, Reviewed | Fetched):
         return result.as_text()
     if isinstance(result, Discovery):
         lines = (
@@ -89,6 +90,6 @@ def _as_text(result: Any) -> list[Any]:
             f"{result.path}/{reports.PAGE}",
         )
         return image_gallery.terminal(result.found, result.notes, lines)
-    if isinstance(result, list):
+    if isinstance(result, Recorded):
         return prediction_tables(result)
     raise ConfigError(f"nothing to show for {type(result).__name__}")

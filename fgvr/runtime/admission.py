@@ -179,6 +179,7 @@ class Admission:
             if now < entry.retry_at:
                 failure = entry.failure
                 raise OutOfBudget(failure.text, self.plan(ask)) if failure.kind is OutOfBudget else failure.kind(failure.text)
+            entry.failure = None
             entry.state = entry.at_rest
 
     def _refuse_what_never_fits(self, ask: Request) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fgvr.errors import FgvrError
 from fgvr.runtime.devices import device_class
+from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.loaders.base import SANE_PIXELS, find_loader
-from fgvr.runtime.plan import plan
-from fgvr.types import Finding, MemoryPlan, ModelSpec
+from fgvr.runtime.plan import need
+from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
-
-_PIXELS = (1024, 512, 256)  # image tokens worth proposing, of 28 x 28 pixels
-_TINY = {"loader": "qwen", "source": "tiny", "revision": None, "dtype": "auto", "quantization": None, "max_pixels": None, "batch_size": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +27,15 @@ class Room:
     device: str = "cpu"
     most: int = 0  # bytes the device has: no budget can be larger
 
-    def plan(self, specs: Sequence[ModelSpec] | None = None) -> MemoryPlan:
-        return plan(self.specs if specs is None else specs, self.budget, reserve=self.reserve, device=self.device)
-
     @property
     def needed(self) -> int:
         """Bytes while one batch computes at a time, with as many models at once as may be."""
-        if self.max_models is None or self.max_models >= len(self.specs):
-            return self.plan().in_turns
-        each = sorted((self.plan([spec]) for spec in self.specs), key=lambda one: -one.needed)[: self.max_models]
-        work = [part.bytes for one in each for part in one.parts if part.kind == "work"]
-        weights = sum(part.bytes for one in each for part in one.parts if part.kind == "weights")
-        return weights + max(work, default=0) + self.reserve
+        needs = sorted((need(spec, self.device) for spec in self.specs), key=lambda n: -n.weights - n.work)[: self.max_models]
+        return sum(n.weights for n in needs) + max((n.work for n in needs), default=0) + self.reserve
 
     @property
     def fits(self) -> bool:
         return self.needed <= self.budget
-
-
-Change = tuple[str, Callable[[Room], Room]]
-"""An override as it is written, and what it changes."""
 
 
 def budget_finding(room: Room) -> Finding:
@@ -60,48 +47,36 @@ def budget_finding(room: Room) -> Finding:
 
 def cure(room: Room) -> str:
     """One change, or several together, with which the models fit. Says so when nothing known is enough."""
-    changes = list(_changes(room))
-    together = [changes[: count + 1] for count in range(1, len(changes))]
-    for chosen in [*([change] for change in changes), *together, [_larger_budget(room)]]:
-        changed = room
+    for word, changed in _changes(room):
         try:
-            for _, apply in chosen:
-                changed = apply(changed)
             if changed.fits and changed.budget <= max(room.most, room.budget):
-                return f"write {' '.join(word for word, _ in chosen)} (needs {format_bytes(changed.needed)})"
+                return f"write {word} (needs {format_bytes(changed.needed)})"
         except FgvrError:  # the size of the changed model is not known here
             continue
     return f"nothing known is enough here, not even the smallest models: a device with {format_bytes(room.needed)} is needed"
 
 
-def _changes(room: Room) -> Iterator[Change]:
-    """From what changes no answer to what changes the models."""
+def _changes(room: Room) -> Iterator[tuple[str, Room]]:
+    """Overrides as they are written, and what they mean: alone, from what changes no answer to what changes the models; then together."""
+    words, together = [], room
     if len(room.specs) > 1 and room.max_models != 1:
-        yield "runtime.max_models=1", lambda r: replace(r, max_models=1)
-    for spec in room.specs:
-        for size in (spec.batch_size // 2, 1):
-            if 0 < size < spec.batch_size:
-                yield _of(spec.role, "batch_size", size)
-    for spec in room.specs:
-        if spec.role == "mllm":
-            pixels = spec.max_pixels or SANE_PIXELS
-            yield from (_of("mllm", "max_pixels", tokens * 784) for tokens in _PIXELS if tokens * 784 < pixels)
-            quantizes = find_loader(spec).quantizes and not quantized.lacks("nf4", device_class(room.device))
-            if quantizes and spec.source != "tiny" and not spec.quantization:
-                yield _of("mllm", "quantization", "nf4")
-            if spec.source != "tiny":
-                yield "models/mllm=tiny", lambda r: _replaced(r, "mllm", **_TINY)
-
-
-def _larger_budget(room: Room) -> Change:
+        words, together = ["runtime.max_models=1"], replace(room, max_models=1)
+        yield words[0], together
+    found = [lever for spec in room.specs for lever in levers(spec) if _is_possible(lever, room.device)]
+    found.sort(key=lambda lever: lever.key != "batch_size")
+    for lever in found:
+        yield from ((lever.word(value), _with(room, lever, value)) for value in lever.few)
+    for lever in found:
+        if lever.key:  # a shipped model is small enough alone, or nothing is
+            words, together = [*words, lever.word(lever.values[-1])], _with(together, lever, lever.values[-1])
+            yield " ".join(words), together
     hundredths = math.ceil(room.needed / 2**30 * 100)
-    return f"runtime.budget={hundredths / 100:.2f}GiB", lambda r: replace(r, budget=math.ceil(hundredths * 2**30 / 100))
+    yield f"runtime.budget={hundredths / 100:.2f}GiB", replace(room, budget=math.ceil(hundredths * 2**30 / 100))
 
 
-def _of(role: str, key: str, value: object) -> Change:
-    return f"models.{role}.{key}={value}", lambda room: _replaced(room, role, **{key: value})
+def _is_possible(lever: Lever, device: str) -> bool:
+    return lever.key != "quantization" or not quantized.lacks(lever.values[-1], device_class(device))
 
 
-def _replaced(room: Room, role: str, **values: object) -> Room:
-    specs = tuple(replace(spec, **values) if spec.role == role else spec for spec in room.specs)  # type: ignore[arg-type]
-    return replace(room, specs=specs)
+def _with(room: Room, lever: Lever, value: Any) -> Room:
+    return replace(room, specs=tuple(replace(lever, spec=s).applied(value) if s.role == lever.spec.role else s for s in room.specs))

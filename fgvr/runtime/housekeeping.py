@@ -79,18 +79,16 @@ class Housekeeping:
         ttl = self.ttl
         if ttl is None:
             return None
+        ledger = self._ledger
         with self._condition:
             now = time.monotonic()
-            idle = self._ledger.idle()
-            due = [e for e in idle if now - e.last_used >= ttl]
+            ends = {e: e.last_used + ttl for e in ledger.idle()}
+            ends |= {e: e.last_used + 2 * ttl for e in ledger.parked() if not ledger.pinned(e)}
+            due = [e for e, end in ends.items() if end <= now]
             for entry in due:
                 entry.state, entry.mover = "evicting", self
-            parked = [e for e in self._ledger.parked() if not self._ledger.pinned(e)]
-            ends = {e: max(e.last_used + 2 * ttl, e.stuck_until) for e in parked}
-            waits = [e.last_used + ttl - now for e in idle if e not in due] + [end - now for end in ends.values() if end > now]
         self._lifecycle.evict(due)
-        self._lifecycle.host.drop(lambda e: ends.get(e, now + 1) <= now)
-        return max(0.001, min([ttl, *waits]))
+        return max(0.001, min([ttl, *(end - now for end in ends.values() if end > now)]))
 
     def _sized(self, entries: Sequence[Entry]) -> Iterator[Entry]:
         """Those whose size can be known."""

@@ -24,7 +24,7 @@ from fgvr.runtime.gc_tools import clear_frames
 from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
-from fgvr.runtime.recovery import Rescue
+from fgvr.runtime.recovery import Recovery
 from fgvr.types import Choice, ModelSpec, Reply
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Execution:
     until memory runs out; then a batch is tried again with all idle models gone, then halved.
     """
 
-    def __init__(self, entry: Entry, counters: Counters, rescue: Rescue, slots: ExecutionSlots) -> None:
-        self._entry, self.counters, self._rescue, self._slots = entry, counters, rescue, slots
+    def __init__(self, entry: Entry, counters: Counters, recovery: Recovery, slots: ExecutionSlots) -> None:
+        self._entry, self.counters, self._recovery, self._slots = entry, counters, recovery, slots
 
     @property
     def model(self) -> Any:
@@ -88,7 +88,7 @@ class Execution:
                     answers.update(zip(batch, found, strict=True))
                 except BaseException as error:
                     # Whoever keeps this exception (a notebook does) keeps the model's frames, hence its memory.
-                    if not (isinstance(error, Exception) and self._rescue.is_oom(error)):
+                    if not (isinstance(error, Exception) and self._recovery.is_oom(error)):
                         self._entry.frames.keep(error, outer=outer)  # for a debugger, until the model has to go
                         raise
                     lack = f"{type(error).__name__}: {error}"
@@ -97,9 +97,9 @@ class Execution:
                 start = stop
             elif not evicted:
                 evicted = True
-                self._rescue.make_room(self._entry, sized, len(batch), lack)
+                self._recovery.make_room(self._entry, sized, len(batch), lack)
             else:
-                self._rescue.halve(self._entry, sized, len(batch), lack)
+                self._recovery.halve(self._entry, sized, len(batch), lack)
         return [answers[i] for i in range(count)]
 
     @contextmanager
@@ -212,6 +212,11 @@ class LeasedEncoder(Leased):
 
     encode = lent(Encoder.encode, lambda rows: Work(encoder_forwards=len(rows)), fold=_rows)
     encode_text = lent(Encoder.encode_text, lambda rows: Work(text_forwards=len(rows)), fold=_rows)
+
+    @property
+    def has_text(self) -> bool:
+        """As the loader says of all its models; asking loads nothing."""
+        return getattr(self._loader, "has_text", True)
 
     @property
     def logit_scale(self) -> float:

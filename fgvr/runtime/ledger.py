@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.runtime.gc_tools import KeptFrames
-from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.loaders.base import Loader, Movable
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.types import ModelSpec, ModelStatus
@@ -65,7 +65,7 @@ class Entry:
     sizes: dict[str, int] = field(default_factory=dict)  # call -> largest batch that fits, learned when memory ran out
     fails: int = 0
     retry_at: float = 0.0
-    failure: Failure | None = None
+    failure: Failure | None = None  # of the last load; the model stays failed until `retry_at`
     alert: str = ""
     stuck_until: float = 0.0  # it could not go because somebody still refers to the model; not tried again before
     drain_for: object | None = None
@@ -78,7 +78,22 @@ class Entry:
     @property
     def at_rest(self) -> State:
         """What it is when it is neither on the device nor on its way."""
-        return "parked" if self.model is not None else "absent"
+        return "failed" if self.failure else "parked" if self.model is not None else "absent"
+
+    @property
+    def movable(self) -> Movable | None:
+        """How the model moves to main memory and back; None for one that cannot, or that is not there."""
+        return getattr(self.model, "movable", None)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the model lies in main memory or in a flat file, and not on the device."""
+        return (movable := self.movable) is not None and movable.parked
+
+    @property
+    def host_bytes(self) -> int:
+        """What the model holds in main memory beside, or instead of, its place on the device."""
+        return movable.host_nbytes if (movable := self.movable) is not None else 0
 
     def used(self, now: float, holder: str) -> None:
         """A lease begins."""
@@ -219,11 +234,17 @@ class Ledger:
     def shortage(self, absent: Iterable[Entry], work: int) -> Shortage:
         """What must go before `absent` can be loaded and `work` bytes used beside what there is."""
         absent = list(absent)
-        slots = 0
-        if self.max_models is not None:
-            present = sum(e.state in ("loading", "resident", "evicting") for e in self.entries.values())
-            slots = present + len(absent) - self.max_models if absent else 0
+        slots = self._places_taken + len(absent) - self.max_models if self.max_models is not None and absent else 0
         return Shortage(self.used + sum(e.size for e in absent) + work - self.limit, slots)
+
+    def excess(self) -> tuple[Entry, ...]:
+        """Whom of the idle to evict so that all is within the limits again, as after a lowered one or a size that was underestimated."""
+        slots = self._places_taken - self.max_models if self.max_models is not None else 0
+        return self.victims(self.idle(), Shortage(self.used - self.limit, slots))
+
+    @property
+    def _places_taken(self) -> int:
+        return sum(e.state in ("loading", "resident", "evicting") for e in self.entries.values())
 
     def together(self, entries: Iterable[Entry], own: Iterable[Grant]) -> list[Entry]:
         """What has to be resident at once for this request: it, the holder's own leases, and what is pinned and there."""
@@ -235,11 +256,8 @@ class Ledger:
 
     def victims(self, idle: Sequence[Entry], short: Shortage) -> tuple[Entry, ...]:
         """Whom of the idle to evict."""
-        if not idle or not short:
-            return ()
         now = time.monotonic()  # one for all: who is interrupted between two looks would see the later one as idle for longer
-        chosen = set(choose(self.policy, [self.status(e, now) for e in idle], short.bytes, short.slots))
-        return tuple(e for e in idle if e.key in chosen)
+        return tuple(self.entries[key] for key in choose(self.policy, (self.status(e, now) for e in idle), short.bytes, short.slots))
 
     def immovable(self) -> int:
         """Bytes that no eviction can free now."""
@@ -250,9 +268,20 @@ class Ledger:
         """Call after every change that adds bytes."""
         self.peak = max(self.peak, self.used)
 
-    def parked(self, *, besides: Entry | None = None) -> list[Entry]:
-        """What lies in main memory or in a flat file; also when bringing it back failed."""
-        return [e for e in self.entries.values() if e.state in ("parked", "failed") and e.model is not None and e is not besides]
+    def parked(self) -> list[Entry]:
+        """What lies in main memory or in a flat file and may go, longest unused first; also when bringing it back failed."""
+        now, there = time.monotonic(), ("parked", "failed")
+        found = [e for e in self.entries.values() if e.state in there and e.model is not None and e.stuck_until <= now]
+        return sorted(found, key=lambda e: e.last_used)
+
+    def host_victims(self, size: int = 0, *, besides: Entry | None = None) -> list[Entry]:
+        """Whose copies in main memory have to go so that `size` more bytes fit there; all there are when that is not enough."""
+        chosen, short = [], self.host_used + size - self.host_limit
+        for entry in self.parked():
+            if short > 0 and entry.host_charge and entry is not besides:
+                chosen.append(entry)
+                short -= entry.host_charge
+        return chosen
 
     # --- shown -------------------------------------------------------------------------------------------------------------
 

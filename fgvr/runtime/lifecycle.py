@@ -6,6 +6,7 @@ room and the model can be moved, else away. Either way the charge ends only when
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import time
@@ -17,10 +18,9 @@ from typing import Any
 
 from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, WouldDeadlock
 from fgvr.runtime.devices.base import Device
-from fgvr.runtime.events import Events
+from fgvr.runtime.events import WAS_PARKED, Events
 from fgvr.runtime.gc_tools import clear_frames, let_go, still_held
-from fgvr.runtime.host_tier import HostTier
-from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Failure, Ledger, Shortage
+from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Failure, Ledger
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
 
@@ -36,7 +36,6 @@ class Lifecycle:
 
     def __init__(self, condition: Condition, ledger: Ledger, events: Events, device: Device) -> None:
         self._condition, self._ledger, self._events, self._device = condition, ledger, events, device
-        self.host = HostTier(condition, ledger, events)
         self._baseline: int | None = None  # what the process had on the device before the first load
         self.closed = False
 
@@ -47,26 +46,22 @@ class Lifecycle:
         """
         box: list[Any] = []  # handed over by popping: no frame may still hold the model once others can evict it
         failure: Failure | None = None
-        restoring = entry.model is not None
-        began = time.monotonic()
-
-        def bring() -> Failure | None:
-            return self._attempt(entry, box, self._restore) if restoring else self._attempt(entry, box, self._construct, timeout, patient)
-
+        restoring, began = entry.model is not None, time.monotonic()
+        bring = self._restore if restoring else functools.partial(self._construct, timeout=timeout, patient=patient)
         try:
             self._note_baseline()
             self._device.limit(self._ledger.limit)
             self._tell("loading", entry, entry.size)
             where = "where it was parked" if restoring else entry.spec.source
             log.info("loading %s (from %s, about %s)", entry.key, where, format_bytes(entry.size))
-            failure = bring()
+            failure = self._attempt(entry, box, bring)
             if failure is not None and failure.oom:
                 # Here the exception and its frames are gone, so the half-loaded tensors are, too.
                 log.warning("%s: %s; evicting all idle models and trying once more", entry.key, failure.text)
                 self._tell("oom", entry, entry.size, failure.text)
                 self.evict_idle()
                 self.reclaim()
-                failure = bring()
+                failure = self._attempt(entry, box, bring)
         finally:
             self._settle(entry, box, failure, began, restored=restoring)
             if self.closed:
@@ -81,17 +76,17 @@ class Lifecycle:
         self.trim()
 
     def evict(self, entries: Iterable[Entry], *, park: bool = True) -> int:
-        """Bytes that came back from models marked `evicting`. `park`: keep them in main memory where that is possible."""
+        """Bytes that came back from models marked `evicting`. `park`: those on the device go to main memory where that is possible."""
         released, left = 0, list(entries)
         try:
             while left:
-                released += self._release(left.pop(0), park=park)
+                released += self._take_out(left.pop(0), park=park)
             return released
         finally:
             if left:  # interrupted
                 with self._condition:
                     for entry in left:
-                        entry.state, entry.mover = "resident", None
+                        entry.state, entry.mover = entry.at_rest if entry.is_parked else "resident", None
                     self._condition.notify_all()
             if self.closed:
                 self.close()
@@ -99,26 +94,25 @@ class Lifecycle:
     def close(self) -> None:
         """Nothing stays: what is idle goes now, what is leased or under way when it comes back."""
         self.closed = True
-        while idle := self._mark(self._ledger.idle):
-            for entry in idle:
-                self._release(entry, park=False)
-        self.host.drop()
+        while going := self._mark(lambda: [*self._ledger.idle(), *self._ledger.parked()]):
+            for entry in going:
+                self._take_out(entry, park=False)
 
     def evict_idle(self, *, park: bool = True) -> int:
         """Everything that is neither leased nor pinned; bytes that came back to the device."""
         return self.evict(self._mark(self._ledger.idle), park=park)
 
+    def drop_parked(self) -> int:
+        """Let all parked models go, pinned ones apart; their bytes in main memory."""
+        return self.evict(self._mark(lambda: [e for e in self._ledger.parked() if not self._ledger.pinned(e)]))
+
+    def trim_host(self) -> int:
+        """Let parked models go, longest unused first, until main memory is within its limit."""
+        return self.evict(self._mark(self._ledger.host_victims))
+
     def trim(self) -> int:
-        """Evict by policy until the ledger is within the limit, as after a lowered budget or a size that was underestimated."""
-
-        def excess() -> Sequence[Entry]:
-            ledger = self._ledger
-            present = [e for e in ledger.entries.values() if e.state in ("loading", "resident", "evicting")]
-            slots = len(present) - ledger.max_models if ledger.max_models is not None else 0
-            short = Shortage(ledger.used - ledger.limit, slots)
-            return ledger.victims(ledger.idle(), short) if short else ()
-
-        return self.evict(self._mark(excess))
+        """Evict by policy until the ledger is within its limits."""
+        return self.evict(self._mark(self._ledger.excess))
 
     def recheck(self) -> None:
         """See whether memory that did not come back with its model has come back since."""
@@ -141,10 +135,10 @@ class Lifecycle:
 
     # --- in ----------------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, entry: Entry, box: list[Any], bring: Callable[..., Any], *how: Any) -> Failure | None:
+    def _attempt(self, entry: Entry, box: list[Any], bring: Callable[[Entry], Any]) -> Failure | None:
         """Puts the model in the box, or says why not."""
         try:
-            box.append(bring(entry, *how))
+            box.append(bring(entry))
             return None
         except (LeaseTimeout, WouldDeadlock):  # says nothing about the model
             raise
@@ -176,14 +170,11 @@ class Lifecycle:
             if not movable.host_needed or self._ledger.host_used + movable.host_needed > self._ledger.host_limit:
                 return
             entry.host_charge = movable.host_needed
-        why = ""
         try:
             with CONSTRUCT.read():
                 movable.prepare()
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-        if why:
-            log.warning("%s: no copy in main memory ahead of time: %s", entry.key, why)
+            log.warning("%s: no copy in main memory ahead of time: %s", entry.key, _text(error))
 
     def _restore(self, entry: Entry) -> Any:
         with CONSTRUCT.read():
@@ -204,15 +195,15 @@ class Lifecycle:
 
     def _settle(self, entry: Entry, box: list[Any], failure: Failure | None, began: float, *, restored: bool) -> None:
         broken = failure is not None and not failure.oom  # it would fail again: next time from disk
-        if restored and not box and (broken or not is_parked(entry.model)):  # or stopped half-way: not whole in either place
+        if restored and not box and (broken or not entry.is_parked):  # or stopped half-way: not whole in either place
             entry.model = None  # gone before anybody may bring in another
         with self._condition:
             entry.failure, entry.alert, entry.mover = failure, "", None
             if box:
                 self._arrived(entry, box.pop(), began, restored=restored)
             else:
-                entry.host_charge = host_bytes(entry.model)
-                entry.state, entry.charge = ("failed" if failure else entry.at_rest), 0
+                entry.host_charge = entry.host_bytes
+                entry.state, entry.charge = entry.at_rest, 0
                 if failure:
                     entry.retry_at = time.monotonic() + min(BACKOFF_MOST, BACKOFF_SECONDS * 2**entry.fails)
                     entry.fails += 1
@@ -223,10 +214,9 @@ class Lifecycle:
         measured, now = int(model.nbytes), time.monotonic()
         if not restored and entry.size and abs(measured - entry.size) > DRIFT * entry.size:
             entry.alert = f"measured {format_bytes(measured)}, estimated {format_bytes(entry.size)}"
-        movable = getattr(model, "movable", None)
-        place = movable.nbytes if movable is not None else measured  # a flat buffer has some bytes between the tensors
-        entry.state, entry.model, entry.charge, entry.size = "resident", model, place, place
-        entry.host_charge = host_bytes(model)
+        entry.state, entry.model = "resident", model
+        entry.charge = entry.size = entry.movable.nbytes if entry.movable else measured  # a flat buffer has some bytes between the tensors
+        entry.host_charge = entry.host_bytes
         entry.since = entry.last_used = now
         entry.fails = 0
         if restored:
@@ -248,6 +238,9 @@ class Lifecycle:
             for entry in chosen:
                 entry.state, entry.mover = "evicting", self
             return chosen
+
+    def _take_out(self, entry: Entry, *, park: bool) -> int:
+        return self._drop(entry) if entry.is_parked else self._release(entry, park=park)
 
     def _release(self, entry: Entry, *, park: bool) -> int:
         """References, then gc only if somebody is left, then the device's cache, then look. The charge ends only when it is gone."""
@@ -284,30 +277,62 @@ class Lifecycle:
 
     def _park(self, entry: Entry) -> bool:
         """Whether the model now lies in main memory, and only there."""
-        movable = getattr(entry.model, "movable", None)
-        if movable is None or self.closed or not self._host_has_room(entry, movable.host_needed):
+        if entry.movable is None or self.closed or not self._claimed(entry, entry.movable.host_needed):
             return False
         try:
             with CONSTRUCT.read():
-                movable.park()
+                entry.movable.park()
             return True
         except Exception as error:  # not worth a failure: it is dropped instead, and comes from disk next time
-            why = f"{type(error).__name__}: {error}"  # the error itself, kept by a log handler, would keep this frame and the model
-        log.warning("%s could not be parked and is dropped: %s", entry.key, why)
+            log.warning("%s could not be parked and is dropped: %s", entry.key, _text(error))
+            return False
+
+    def _claimed(self, entry: Entry, size: int) -> bool:
+        """Whether main memory has a place to park it, others' oldest copies making room."""
+        ledger = self._ledger
+        more = size - entry.host_charge
+        while ledger.host_limit:
+            with self._condition:
+                if ledger.host_used + more <= ledger.host_limit:
+                    entry.host_charge = size
+                    return True
+                victims = ledger.host_victims(more, besides=entry)
+                if ledger.host_used + more - sum(e.host_charge for e in victims) > ledger.host_limit:
+                    log.info("%s: no room in main memory for %s (runtime.host_budget)", entry.key, format_bytes(size))
+                    return False
+            if not self.evict(self._mark(lambda: ledger.host_victims(more, besides=entry))):
+                return False
         return False
 
-    def _host_has_room(self, entry: Entry, size: int) -> bool:
-        """Whether main memory has a place to park it, which is then reserved."""
-        return bool(self._ledger.host_limit) and self.host.claim(entry, size)
+    def _drop(self, entry: Entry) -> int:
+        """A parked model goes, and is charged and `evicting` until it is truly gone. Bytes that came back in main memory."""
+        released, kept = 0, ""
+        try:
+            survivor = let_go(entry)()  # freeing gigabytes takes its time
+            kept = still_held(survivor)
+            entry.model = survivor  # rather that one again than a second beside it
+        finally:
+            with self._condition:
+                if entry.model is None:
+                    released, entry.host_charge = entry.host_charge, 0
+                    self._events.about("evicted", entry, bytes=released, text=WAS_PARKED)
+                elif kept:
+                    entry.stuck_until = time.monotonic() + STUCK_SECONDS
+                    self._events.about("alert", entry, text=kept)
+                entry.state, entry.mover, entry.alert = entry.at_rest, None, kept
+                self._condition.notify_all()
+            self._events.deliver()
+        return released
 
     def _settle_release(self, entry: Entry, survivor: Any, holders: str, allocated: int | None) -> int:
         entry.alert, entry.mover = holders, None
         if survivor is not None:  # one copy: rather the old one again than a second beside it
-            entry.state, entry.model, entry.host_charge = "resident", survivor, host_bytes(survivor)
+            entry.state, entry.model = "resident", survivor
+            entry.host_charge = entry.host_bytes
             entry.stuck_until = time.monotonic() + STUCK_SECONDS
             return 0
-        entry.host_charge = host_bytes(entry.model)
-        if entry.model is not None and not is_parked(entry.model):  # interrupted before anything was done
+        entry.host_charge = entry.host_bytes
+        if entry.model is not None and not entry.is_parked:  # interrupted before anything was done
             entry.state = "resident"
             return 0
         charge, entry.state, entry.charge = entry.charge, entry.at_rest, 0
@@ -350,12 +375,6 @@ class Lifecycle:
         return used
 
 
-def host_bytes(model: Any) -> int:
-    """What a model holds in main memory beside, or instead of, its place on the device."""
-    movable = getattr(model, "movable", None)
-    return movable.host_nbytes if movable is not None else 0
-
-
-def is_parked(model: Any) -> bool:
-    movable = getattr(model, "movable", None)
-    return movable is not None and movable.parked
+def _text(error: Exception) -> str:
+    """For the log: the error itself, kept by a handler, would keep its frames and with them a model."""
+    return f"{type(error).__name__}: {error}"

@@ -78,11 +78,6 @@ class Monitor:
         self._pool = weakref.ref(pool, lambda _: background.stop() if background else None)
         pool.subscribe(self.hear)
 
-    def close(self) -> None:
-        """End the thread; samples can still be asked for."""
-        if self._thread is not None:
-            self._thread.stop()
-
     def configure(self, runtime: Mapping[str, Any], *, prepare: Callable[[str], None]) -> None:
         """Watch with these values of `configs/runtime/` from now on; sinks that were added by hand stay. Raises ConfigError."""
         settings = MonitorSettings.of(runtime, cleanup_seconds=self._living().device.cleanup_seconds)
@@ -133,6 +128,11 @@ class Monitor:
             if events or since >= self.settings.check_interval:
                 telling = [event.kind for event in events if event.kind not in _FREQUENT] or [event.kind for event in events]
                 self._check(pool, self._sample(pool, telling[-1] if telling else "interval"))
+
+    def close(self) -> None:
+        """The thread ends after the step it is in."""
+        if self._thread:
+            self._thread.stop()
 
     # --- hearing -----------------------------------------------------------------------------------------------------------
 

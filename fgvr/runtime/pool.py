@@ -135,15 +135,13 @@ class ModelPool:
             if entry.leases or entry.state in ("loading", "evicting") or self._ledger.pinned(entry):
                 why = "leased" if entry.leases else entry.state if entry.mover else "pinned"
                 raise RuntimeConflict(f"{entry.key} is {why} and cannot be evicted now")
-            here = entry.state == "resident"
-            if here:
-                entry.state, entry.mover = "evicting", self
-        return self._lifecycle.evict([entry], park=park) if here else self._lifecycle.host.drop(lambda e: e is entry)
+            entry.state, entry.mover = "evicting", self
+        return self._lifecycle.evict([entry], park=park)
 
     def cleanup(self) -> int:
         """Drop everything idle and unpinned, from main memory too, and empty the device's cache; bytes that came back to the device."""
         released = self._lifecycle.evict_idle(park=False)
-        self._lifecycle.host.drop()
+        self._lifecycle.drop_parked()
         self.device.empty_cache()
         self._lifecycle.recheck()
         return released
@@ -154,8 +152,9 @@ class ModelPool:
             entry = self._ledger.find(model)
             entry.fails, entry.retry_at = 0, 0.0
             entry.sizes.clear()
+            entry.failure = None
             if entry.state == "failed":
-                entry.state, entry.failure = entry.at_rest, None
+                entry.state = entry.at_rest
 
     def close(self) -> None:
         """Refuse new leases and drop what is idle; what is leased goes when it comes back."""
@@ -199,7 +198,7 @@ class ModelPool:
             self._condition.notify_all()
         self._slots.change(settings.max_concurrency, settings.lease_timeout)
         self._lifecycle.trim()
-        self._lifecycle.host.trim()
+        self._lifecycle.trim_host()
         self._housekeeping.keep(settings.ttl)
 
     def set_budget(self, value: str | float | int) -> int:

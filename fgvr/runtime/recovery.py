@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from threading import Condition
-from typing import Protocol
 
 from fgvr.errors import OutOfBudget
 from fgvr.runtime.devices.base import Device
@@ -20,18 +19,8 @@ from fgvr.utils.text import format_bytes
 log = logging.getLogger(__name__)
 
 
-class Rescue(Protocol):
-    """What a borrowed model needs when memory runs out."""
-
-    def is_oom(self, error: BaseException) -> bool: ...
-
-    def make_room(self, entry: Entry, call: str, size: int, text: str) -> None: ...
-
-    def halve(self, entry: Entry, call: str, size: int, text: str) -> None: ...
-
-
 class Recovery:
-    """The pool's Rescue."""
+    """What one pool does then."""
 
     def __init__(self, condition: Condition, ledger: Ledger, events: Events, lifecycle: Lifecycle, device: Device) -> None:
         self._condition, self._ledger, self._events = condition, ledger, events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any
 
 from fgvr.types import ModelStatus
 from fgvr.utils.text import format_bytes, html_table
@@ -24,11 +24,7 @@ class PoolStatus(Sequence[ModelStatus]):
     host_used: int = 0
     host_budget: int = 0
 
-    @overload
-    def __getitem__(self, index: int) -> ModelStatus: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[ModelStatus, ...]: ...
-    def __getitem__(self, index: int | slice) -> ModelStatus | tuple[ModelStatus, ...]:
+    def __getitem__(self, index: Any) -> Any:
         return self.models[index]
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from typing import Annotated
 
-from fastapi import Request, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from fgvr.server.http_errors import HttpError
@@ -17,40 +17,41 @@ from fgvr.server.settings import Tokens
 
 _READER = HTTPBearer(auto_error=False, scheme_name="token", description="FGVR_TOKEN, where the server has one")
 _ADMIN = HTTPBearer(auto_error=False, scheme_name="admin token", description="FGVR_ADMIN_TOKEN, or the one shown at start")
+ReaderToken = Annotated[HTTPAuthorizationCredentials | None, Security(_READER)]
+AdminToken = Annotated[HTTPAuthorizationCredentials | None, Security(_ADMIN)]
 
 
-async def may_read(request: Request, given: HTTPAuthorizationCredentials | None = Security(_READER)) -> None:  # noqa: B008
+async def may_read(request: Request, given: ReaderToken) -> None:
     """Everybody, unless a token is set."""
     tokens: Tokens = request.app.state.tokens
     if tokens.reader is not None:
         _check(given, tokens.reader, tokens.admin)
 
 
-async def may_change(request: Request, given: HTTPAuthorizationCredentials | None = Security(_ADMIN)) -> None:  # noqa: B008
+async def may_change(request: Request, given: AdminToken) -> None:
     """Holders of the admin token."""
     _check(given, request.app.state.tokens.admin)
 
 
-Shown = Annotated[HTTPAuthorizationCredentials | None, Security(_READER)]
+READ, CHANGE = [Depends(may_read)], [Depends(may_change)]
 
 
 def holds_token(request: Request, given: HTTPAuthorizationCredentials | None) -> bool:
     """Whether a right token was shown, where none is asked for."""
     tokens: Tokens = request.app.state.tokens
-    return given is not None and _opens(given, *(token for token in (tokens.admin, tokens.reader) if token is not None))
+    return given is not None and _matches(given, *filter(None, (tokens.admin, tokens.reader)))
 
 
 def _check(given: HTTPAuthorizationCredentials | None, *accepted: str) -> None:
     if given is None:
         raise HttpError(401, "this needs a token: Authorization: Bearer TOKEN", code="no_token")
-    if not _opens(given, *accepted):
+    if not _matches(given, *accepted):
         raise HttpError(401, "this token does not open this", code="wrong_token")
 
 
-def _opens(given: HTTPAuthorizationCredentials, *accepted: str) -> bool:
+def _matches(given: HTTPAuthorizationCredentials, *accepted: str) -> bool:
     shown = _digest(given.credentials)
-    matches = [hmac.compare_digest(shown, _digest(token)) for token in accepted]  # all of them, whichever fits
-    return any(matches)
+    return any([hmac.compare_digest(shown, _digest(token)) for token in accepted])  # a list: all of them, whichever fits
 
 
 def _digest(text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""Requests that come alone and are computed together: one queue per kind of work, each with a thread that takes what waits, in turns.
+"""Requests that come alone are computed together: each kind of work has a queue and a thread, which takes what waits, clients in turns.
 
-Fair: clients take turns, whoever has many requests waits behind his own. Nothing hangs: a job that nobody waits for any more is dropped
-from the queue, ends a wait for a lease when it was the batch's last, and ends its row of a running answer.
+Nothing hangs: a job that nobody waits for any more is dropped from its queue, ends a wait for a lease when it was the batch's last, and
+ends its row of a running answer. Nothing lingers: an ended batch lets go of its jobs, and with them of their pictures.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgvr.server.http_errors import HttpError, to_http_error
+from fgvr.server.http_errors import stopping, to_http_error
 from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One thing to compute. `group`: only equals share a batch; `tokens`: what it adds to one; `told`: gets text while it grows."""
+    """One thing to compute. `group`: only equals share a batch; `tokens`: what it adds to one; `on_text`: gets text while it grows."""
 
     payload: Any
     loop: asyncio.AbstractEventLoop
     client: str = ""
     group: Any = None
     tokens: int = 1
-    told: Callable[[Any], None] | None = None
+    on_text: Callable[[Any], None] | None = None
     future: asyncio.Future[Any] = field(init=False)
     gone: threading.Event = field(default_factory=threading.Event)
     batch: Batch | None = None
@@ -42,43 +42,49 @@ class Job:
         """Nobody waits for it any more. From any thread, any number of times."""
         self.gone.set()
         if (batch := self.batch) is not None:
-            batch.notice()
+            batch.stop_if_unwanted()
 
-    def settle(self, result: Any = None, error: Exception | None = None) -> None:
+    def finish(self, result: Any = None, error: Exception | None = None) -> None:
         """From the queue's thread."""
 
-        def do() -> None:
+        def finish() -> None:
             if not self.future.done():
                 self.future.set_exception(error) if error is not None else self.future.set_result(result)
-                self.future.exception()  # one that nobody asks for any more is no news for the log
+                self.future.exception()  # marks it as read: whoever left needs no warning in the log
 
-        try:
-            self.loop.call_soon_threadsafe(do)
-        except RuntimeError:  # the loop is closed: the server is gone, and with it whoever waited
-            log.debug("an answer came after the server's end")
+        self._in_loop(finish)
 
-    def tell(self, news: Any) -> None:
+    def report_text(self, news: Any) -> None:
         """Text so far, for streams; from the queue's thread."""
-        if self.told is not None and not self.gone.is_set():
-            try:
-                self.loop.call_soon_threadsafe(self.told, news)
-            except RuntimeError:
-                log.debug("text came after the server's end")
+        if (on_text := self.on_text) is not None and not self.gone.is_set():
+            self._in_loop(lambda: on_text(news))
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the loop is closed: the server has ended, and so has whoever waited
+            log.debug("an answer came after the server's end")
 
 
 class Batch:
     """Jobs computed together. `stop` is set when nobody waits for any of them."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Iterable[Job]) -> None:
         self.jobs = list(jobs)
         self.stop = threading.Event()
         for job in self.jobs:
             job.batch = self
-        self.notice()
+        self.stop_if_unwanted()
 
-    def notice(self) -> None:
+    def stop_if_unwanted(self) -> None:
         if all(job.gone.is_set() for job in self.jobs):
             self.stop.set()
+
+    def release(self) -> None:
+        """Jobs and their batch name each other: without this, decoded pictures would stay until the garbage collector comes by."""
+        for job in self.jobs:
+            job.batch = job.payload = None
+        self.jobs = []
 
 
 Compute = Callable[[Batch], Sequence[Any]]
@@ -96,17 +102,17 @@ class BatchQueue:
         most: Callable[[], int],
         most_tokens: int = 1 << 62,
         wait: float = 0.0,
-        done: Callable[[str, int, float], None] | None = None,
+        on_batch: Callable[[str, int, float], None] = lambda name, jobs, seconds: None,
     ) -> None:
         """Args:
         most, most_tokens: jobs of one batch, and the sum of their tokens (a single job may have more).
         wait: seconds a batch that is not full waits for company.
-        done: told name, jobs and seconds of each batch.
+        on_batch: told name, jobs and seconds of each batch.
         """
         self.name, self._compute, self._most, self._most_tokens, self._wait = name, compute, most, most_tokens, wait
-        self._done = done
+        self._on_batch = on_batch
         self._condition = threading.Condition()
-        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by client
         self._closed = False
         self._running: Batch | None = None
         self._since = 0.0
@@ -115,9 +121,10 @@ class BatchQueue:
         self.size = 1.0  # running mean of its jobs
 
     def submit(self, job: Job) -> None:
+        """Raises HttpError (503) after `close`."""
         with self._condition:
             if self._closed:
-                raise HttpError(503, "the server is stopping", code="draining", retry=5)
+                raise stopping()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"fgvr-{self.name}", daemon=True)
                 self._thread.start()
@@ -127,7 +134,7 @@ class BatchQueue:
     @property
     def queued(self) -> int:
         with self._condition:
-            return sum(not job.gone.is_set() for jobs in self._waiting.values() for job in jobs)
+            return sum(not job.gone.is_set() for job in self._all_waiting())
 
     @property
     def running(self) -> tuple[int, float]:
@@ -139,13 +146,13 @@ class BatchQueue:
         """What waits is refused, what runs is told to stop."""
         with self._condition:
             self._closed = True
-            left = [job for jobs in self._waiting.values() for job in jobs]
+            left = self._all_waiting()
             self._waiting.clear()
             self._condition.notify_all()
             batch, thread = self._running, self._thread
         for job in left:
-            job.settle(error=HttpError(503, "the server is stopping", code="draining", retry=5))
-        for job in batch.jobs if batch else ():
+            job.finish(error=stopping())
+        for job in list(batch.jobs) if batch else ():
             job.cancel()
         if thread is not None:
             thread.join(timeout)
@@ -153,63 +160,60 @@ class BatchQueue:
     # --- the thread --------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
-            began = time.monotonic()
-            try:
-                self._work(batch)
-                took = time.monotonic() - began
-                self.seconds = took if not self.seconds else 0.8 * self.seconds + 0.2 * took
-                self.size = 0.8 * self.size + 0.2 * len(batch.jobs)
-                if self._done is not None:
-                    self._done(self.name, len(batch.jobs), took)
-            except Exception as error:  # a bug here must not end the queue: whoever comes next would wait for nobody
-                self._fail(batch.jobs, error)
-            finally:
-                self._running = None
+        while self._compute_next():
+            pass
+
+    def _compute_next(self) -> bool:
+        """False at the end. A method of its own, so that the thread holds no batch while it waits for the next."""
+        batch = self._next()
+        if batch is None:
+            return False
+        jobs = list(batch.jobs)
+        try:
+            self._work(batch)
+            took = time.monotonic() - self._since
+            self.seconds = took if not self.seconds else 0.8 * self.seconds + 0.2 * took
+            self.size = 0.8 * self.size + 0.2 * len(jobs)
+            self._on_batch(self.name, len(jobs), took)
+        except Exception as error:  # a bug here must not end the queue: whoever comes next would wait for nobody
+            self._fail(jobs, error)
+        finally:
+            self._running = None
+            batch.release()
+        return True
 
     def _next(self) -> Batch | None:
         """The jobs that go together now; None at the end."""
         with self._condition:
-            while True:
-                self._forget()
-                if self._closed:
-                    return None
-                if self._waiting:
-                    break
-                self._condition.wait()
-            deadline = time.monotonic() + self._wait
-            while not self._closed and self._full() is False and (left := deadline - time.monotonic()) > 0:
-                self._condition.wait(left)
-            jobs = self._take()
-            if not jobs:
-                return Batch([]) if not self._closed else None
-            self._since = time.monotonic()
-            self._running = Batch(jobs)
-            return self._running
+            while not self._closed:
+                self._condition.wait_for(lambda: self._closed or self._waiting)
+                self._condition.wait_for(lambda: self._closed or self._full(), self._wait)
+                if jobs := self._take():
+                    self._since = time.monotonic()
+                    self._running = Batch(jobs)
+                    return self._running
+            return None
 
-    def _forget(self) -> None:
-        for client in list(self._waiting):
-            kept = deque(job for job in self._waiting[client] if not job.gone.is_set())
-            if kept:
-                self._waiting[client] = kept
-            else:
-                del self._waiting[client]
+    def _all_waiting(self) -> list[Job]:
+        return [job for jobs in self._waiting.values() for job in jobs]
 
     def _full(self) -> bool:
-        jobs = [job for jobs in self._waiting.values() for job in jobs]
+        jobs = self._all_waiting()
         return len(jobs) >= self._most() or sum(job.tokens for job in jobs) >= self._most_tokens
 
     def _take(self) -> list[Job]:
         """In turns, one job per client and round, until the batch is full. The first job's group is the batch's."""
-        self._forget()
-        jobs: list[Job] = []
+        for client, jobs in list(self._waiting.items()):
+            self._waiting[client] = deque(job for job in jobs if not job.gone.is_set())
+            if not self._waiting[client]:
+                del self._waiting[client]
+        taken: list[Job] = []
         tokens, most, passed = 0, self._most(), 0
-        while self._waiting and len(jobs) < most and passed < len(self._waiting):
+        while self._waiting and len(taken) < most and passed < len(self._waiting):
             client, line = next(iter(self._waiting.items()))
             job = line[0]
-            fits = not jobs or (job.group == jobs[0].group and tokens + job.tokens <= self._most_tokens)
-            if fits:
-                jobs.append(line.popleft())
+            if not taken or (job.group == taken[0].group and tokens + job.tokens <= self._most_tokens):
+                taken.append(line.popleft())
                 tokens += job.tokens
                 passed = 0
             else:
@@ -218,16 +222,13 @@ class BatchQueue:
                 self._waiting.move_to_end(client)
             else:
                 del self._waiting[client]
-        return jobs
+        return taken
 
     def _work(self, batch: Batch) -> None:
-        if not batch.jobs:
-            return
         try:
             results = self._compute(batch)
         except Exception as error:
-            alone = len(batch.jobs) == 1 or to_http_error(error).status != 500
-            if alone:
+            if len(batch.jobs) == 1 or to_http_error(error).status != 500:
                 self._fail(batch.jobs, error)
                 return
             log.warning("%s: a batch of %d failed (%s); each is tried alone", self.name, len(batch.jobs), type(error).__name__)
@@ -238,13 +239,13 @@ class BatchQueue:
             return
         for job, result in list(zip(batch.jobs, results, strict=True)):  # all of them, or none
             if isinstance(result, Exception):
-                job.settle(error=to_http_error(result))
+                job.finish(error=to_http_error(result))
             else:
-                job.settle(result)
+                job.finish(result)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         found = to_http_error(error)
         if found.status == 500:
             log_failure(log, "%s failed", self.name)
         for job in jobs:
-            job.settle(error=found)
+            job.finish(error=found)

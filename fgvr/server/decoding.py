@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
+import multiprocessing
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+import weakref
 from typing import Any
 
 from PIL import Image
 
 from fgvr.errors import ImageError
 from fgvr.server import decode_worker
-from fgvr.server.http_errors import HttpError
+from fgvr.server.http_errors import HttpError, stopping
+from fgvr.server.settings import Settings
 from fgvr.types import Picture
 from fgvr.utils.images import REDUCE_ABOVE
 
@@ -26,144 +22,101 @@ BYTES_PER_PIXEL = {"RGB": 8, "L": 8, "1": 8, "CMYK": 8, "YCbCr": 8, "P": 12}
 _OTHERS = 20
 _KEPT = 4
 """Pillow keeps four bytes for each pixel of RGB."""
-_SENT = 6
-"""Of a picture that is kept: the bytes that come through the pipe, on either side."""
+_SENT = 9
+"""Of a picture that is kept: the bytes that come through the pipe, once there and twice here."""
 WORKERS = 2
 _START_SECONDS = 60.0
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 class Worker:
-    """One process. It ends by itself when this one does: its standard input closes then."""
+    """One process. It ends by itself when this one does: its pipe closes then."""
 
-    def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        more = {"PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        words = [sys.executable, "-m", decode_worker.__name__]
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | more, start_new_session=True
-        )  # a session of its own: Ctrl-C is for the server, which then ends it
-        self.late = False
-        with self._limit(_START_SECONDS):
-            if decode_worker.read(self._out) is None:
-                self.end()
-                raise HttpError(503, "the process that decodes pictures does not start", code="unavailable", retry=5)
+    def __init__(self, max_pixels: int) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=decode_worker.main, args=(theirs, max_pixels), name="fgvr-decode", daemon=True)
+        self._process.start()
+        theirs.close()
+        if not self._pipe.poll(_START_SECONDS) or self._pipe.recv_bytes() != b"ready":
+            self.end()
+            raise HttpError(503, "the process that decodes pictures does not start", code="unavailable", retry=5)
 
     @property
-    def _out(self) -> Any:
-        return self._process.stdout
+    def pid(self) -> int | None:
+        return self._process.pid
 
-    def ask(self, record: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes] | None:
-        """None: it ended, see `late`."""
-        with self._limit(seconds):
-            try:
-                decode_worker.write(self._process.stdin, record, data)  # type: ignore[arg-type]
-                return decode_worker.read(self._out)
-            except (BrokenPipeError, ValueError):  # ended by the limit, or by `end`
-                return None
-
-    @contextmanager
-    def _limit(self, seconds: float) -> Iterator[None]:
-        timer = threading.Timer(seconds, self._too_late)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _too_late(self) -> None:
-        self.late = True
-        self._process.kill()
+    def ask(self, data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """What `decode_worker` answers. Raises TimeoutError; EOFError or OSError when it has ended. Then it is of no use any more."""
+        self._pipe.send_bytes(data)
+        if not self._pipe.poll(seconds):
+            raise TimeoutError
+        return json.loads(self._pipe.recv_bytes()), self._pipe.recv_bytes()
 
     def kill(self) -> None:
-        """From any thread; whoever waits for its answer gets None."""
+        """From any thread."""
         self._process.kill()
 
     def end(self) -> None:
         """Only by whoever asks it."""
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            try:
-                pipe.close()  # type: ignore[union-attr]
-            except BrokenPipeError:  # what was left to write has no reader
-                continue
-
-
-@dataclass(eq=False)
-class Hold:
-    """The decoded pictures of one request; they count until it ends."""
-
-    used: int = 0
+        self._process.join()
+        self._pipe.close()
 
 
 class Decoders:
     """At most `WORKERS` processes, started when there is work.
 
-    What is being decoded and what requests hold stays within a budget of bytes. Requests wait in the order of their first picture; the
-    oldest may take more than is left, so that it can end."""
+    `used`: bytes of the pictures that are being decoded, and of all decoded ones that still exist, whoever holds them. Requests wait in
+    the order of their first picture; the oldest may take more than `server.decode_bytes` has left, so that it can end."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._condition = threading.Condition()
-        self._holds: dict[Hold, None] = {}
-        self._waiting: set[Hold] = set()
+        self._requests: dict[object, int] = {}  # bytes of their pictures, oldest request first
+        self._waiting: set[object] = set()
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
-        self._running, self.used, self._closings = 0, 0, 0
+        self._closed = False
+        self._running, self._needed, self.used = 0, 0, 0
 
-    @contextmanager
-    def hold(self) -> Iterator[Hold]:
-        """For one request; its pictures are decoded one after the other."""
-        hold = Hold()
-        try:
-            yield hold
-        finally:
-            with self._condition:
-                self._holds.pop(hold, None)
-                self.used -= hold.used
-                self._condition.notify_all()
-
-    def decode(
-        self, data: bytes, size: tuple[int, int], mode: str, hold: Hold, *, max_pixels: int, budget: int, seconds: float, patience: float
-    ) -> Picture:
-        """Raises ImageError, or HttpError (503) when no place comes within `patience`."""
-        pixels = size[0] * size[1]
+    def decode(self, request: object, data: bytes, size: tuple[int, int], mode: str) -> Picture:
+        """The pictures of one request come one after the other. Raises ImageError, or HttpError (503) when no place comes in time."""
+        budget, pixels = self._settings.decode_bytes, size[0] * size[1]
         least = pixels * min(BYTES_PER_PIXEL.values()) + len(data)
         if least > budget:
             message = f"{pixels:,} pixels need {least:,} bytes to decode, more than server.decode_bytes={budget:,}; shrink it first"
             raise ImageError(message)
-        need = (
-            pixels * BYTES_PER_PIXEL.get(mode, _OTHERS)
-            + len(data)
-            + min(pixels, REDUCE_ABOVE // 4 if pixels > REDUCE_ABOVE else pixels) * _SENT
-        )
-        with self._place(hold, min(need, budget), budget, patience):
-            worker = self._worker()
-            kept = False
-            try:
-                found = worker.ask({"max_pixels": max_pixels}, data, seconds)
-                kept = found is not None
-            finally:
-                self._back(worker, kept)
-            if found is None and worker.late:
-                raise ImageError(f"not decoded within server.decode_seconds={seconds:g}; save it anew, without so many passes")
-            if found is None:
-                raise ImageError("the process that decoded it ended")
-            record, content = found
+        sent = _SENT * (REDUCE_ABOVE // 4 if pixels > REDUCE_ABOVE else pixels)
+        need, kept = min(budget, pixels * BYTES_PER_PIXEL.get(mode, _OTHERS) + len(data) + sent), 0
+        worker = self._enter(request, need)
+        try:
+            worker = worker or Worker(self._settings.max_pixels)
+            record, content = self._ask(worker, data)
             if "error" in record:
                 raise ImageError(record["error"])
             image = Image.frombytes("RGB", tuple(record["size"]), content)
-            with self._condition:
-                if hold in self._holds:  # else its request has ended meanwhile
-                    hold.used += (kept_bytes := image.width * image.height * _KEPT)
-                    self.used += kept_bytes
+            kept = image.width * image.height * _KEPT
+            # Until it is gone: a batch that computes may hold it longer than its request, which can end at a deadline.
+            weakref.finalize(image, self._add, -kept).atexit = False
             return Picture(image, record["sha256"], record["content"])
+        finally:
+            with self._condition:
+                self._running -= 1
+                self._needed -= need
+                if request in self._requests:
+                    self._requests[request] += kept
+                self._add(kept - need)
+
+    def leave(self, request: object) -> None:
+        """It asks for no more pictures."""
+        with self._condition:
+            self._requests.pop(request, None)
+            self._condition.notify_all()
 
     def close(self) -> None:
-        """No process is left; whoever waits is refused. The next picture starts anew."""
+        """No process is left; whoever waits is refused."""
         with self._condition:
-            self._closings += 1
+            self._closed = True
             busy, idle, self._idle = list(self._busy), self._idle, []
             self._condition.notify_all()
         for worker in busy:
@@ -171,55 +124,53 @@ class Decoders:
         for worker in idle:
             worker.end()
 
-    @contextmanager
-    def _place(self, hold: Hold, need: int, budget: int, patience: float) -> Iterator[None]:
-        until = time.monotonic() + patience
+    def _add(self, nbytes: int) -> None:
         with self._condition:
-            closings = self._closings
-            self._holds.setdefault(hold)
-            self._waiting.add(hold)
+            self.used += nbytes
+            self._condition.notify_all()
+
+    def _enter(self, request: object, need: int) -> Worker | None:
+        """An idle process; None: the caller starts one."""
+        with self._condition:
+            self._requests.setdefault(request, 0)
+            self._waiting.add(request)
             try:
-                while not self._next(hold, need, budget):
-                    if self._closings != closings:
-                        raise HttpError(503, "the server is stopping", code="draining", retry=5)
-                    if (left := until - time.monotonic()) <= 0:
-                        raise HttpError(503, "too many pictures are being decoded", code="busy", retry=5)
-                    self._condition.wait(left)
+                if not self._condition.wait_for(lambda: self._closed or self._is_next(request, need), self._settings.deadline):
+                    raise HttpError(503, "too many pictures are being decoded", code="busy", retry=5)
+                if self._closed:
+                    raise stopping()
                 self._running += 1
-                self.used += need
+                self._needed += need
+                self._add(need)
+                return self._idle.pop() if self._idle else None
             finally:
-                self._waiting.remove(hold)
-                self._condition.notify_all()
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._running -= 1
-                self.used -= need
+                self._waiting.remove(request)
                 self._condition.notify_all()
 
-    def _next(self, hold: Hold, need: int, budget: int) -> bool:
-        """In the order of `_holds`: whoever came first is the first to be served."""
-        if self._running >= WORKERS or hold is not next(one for one in self._holds if one in self._waiting):
+    def _is_next(self, request: object, need: int) -> bool:
+        """Whoever came first is the first to be served, and may take more unless some pictures will go without any request's ending."""
+        if self._running >= WORKERS or request is not next(one for one in self._requests if one in self._waiting):
             return False
-        return self.used + need <= budget or hold is next(iter(self._holds))
+        oldest, orphans = next(iter(self._requests)), self.used - self._needed - sum(self._requests.values())
+        return self.used + need <= self._settings.decode_bytes or (request is oldest and orphans <= 0)
 
-    def _worker(self) -> Worker:
-        with self._condition:
-            worker = self._idle.pop() if self._idle else None
-        worker = worker or Worker()
+    def _ask(self, worker: Worker, data: bytes) -> tuple[dict[str, Any], bytes]:
         with self._condition:
             self._busy.add(worker)
-        return worker
-
-    def _back(self, worker: Worker, kept: bool) -> None:
-        with self._condition:
-            self._busy.discard(worker)
-            if kept:
-                self._idle.append(worker)
-        if not kept:
-            worker.end()
-
-
-DECODERS = Decoders()
-"""This process's."""
+        answered = False
+        try:
+            found = worker.ask(data, self._settings.decode_seconds)
+            answered = True
+            return found
+        except TimeoutError:
+            limit = f"server.decode_seconds={self._settings.decode_seconds:g}"
+            raise ImageError(f"not decoded within {limit}; save it anew, without so many passes") from None
+        except (EOFError, OSError):
+            raise ImageError("the process that decoded it ended") from None
+        finally:
+            with self._condition:
+                self._busy.discard(worker)
+                if keep := answered and not self._closed:
+                    self._idle.append(worker)
+            if not keep:
+                worker.end()

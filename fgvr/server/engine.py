@@ -1,41 +1,39 @@
-"""The shared models as requests use them: each kind of work has its queue, each batch borrows its model from the pool and gives it back."""
+"""The shared models as requests use them: each kind of work has its queue; each batch borrows its model from the pool and gives it back."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
 
 from fgvr.runtime.conversation import Answer, Conversation, Sampling, Turn
 from fgvr.runtime.pool import ModelPool
 from fgvr.server.batching import Batch, BatchQueue, Job
-from fgvr.server.decoding import DECODERS, Hold
-from fgvr.server.http_errors import HttpError
+from fgvr.server.decoding import Decoders
+from fgvr.server.http_errors import HttpError, bad_request, stopping
 from fgvr.server.metrics import Metrics
 from fgvr.server.settings import Settings
-from fgvr.types import ModelSpec, Picture
+from fgvr.types import ROLES, ModelSpec, Picture
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from fastapi import Request
-
-ROLES = ("mllm", "encoder", "joint")
+T = TypeVar("T")
 
 
 class InferenceEngine:
-    """`specs`: the model of each role. `queues` may be extended (classification has its own)."""
+    """`specs`: the model of each role. Queues may be added (classification has its own)."""
 
     def __init__(self, pool: ModelPool, specs: Mapping[str, ModelSpec], settings: Settings, metrics: Metrics) -> None:
         self.pool, self.specs, self.settings, self.metrics = pool, dict(specs), settings, metrics
         self.queues: dict[str, BatchQueue] = {}
+        self.decoders = Decoders(settings)
         self.draining = False
-        self._inflight, self._lock = Counter[str](), threading.Lock()
+        self._inflight = Counter[str]()  # by role; changed by the loop's thread only
         self._fingerprints: dict[str, str] = {}
         for name, role, compute in (
             ("converse", "mllm", self._converse),
@@ -44,15 +42,12 @@ class InferenceEngine:
             ("embed_texts", "encoder", self._embed_texts),
             ("match", "joint", self._match),
         ):
-            self.add_queue(name, compute, most=self._batch_size(role))
+            self.add_queue(name, compute, most=lambda role=role: max(1, self.specs[role].batch_size))
+        metrics.watch_requests(lambda: self.inflight, lambda: {name: queue.queued for name, queue in self.queues.items()})
 
-    def add_queue(self, name: str, compute: Callable[[Batch], Sequence[Any]], *, most: Callable[[], int]) -> BatchQueue:
-        settings = self.settings
-        queue = BatchQueue(
-            name, compute, most=most, most_tokens=settings.batch_tokens, wait=settings.batch_wait, done=self.metrics.batch_done
-        )
-        self.queues[name] = queue
-        return queue
+    def add_queue(self, name: str, compute: Callable[[Batch], Sequence[Any]], *, most: Callable[[], int]) -> None:
+        tokens, wait = self.settings.batch_tokens, self.settings.batch_wait
+        self.queues[name] = BatchQueue(name, compute, most=most, most_tokens=tokens, wait=wait, on_batch=self.metrics.on_batch)
 
     # --- which model -------------------------------------------------------------------------------------------------------
 
@@ -79,121 +74,74 @@ class InferenceEngine:
         return self._inflight.total()
 
     def busy_roles(self) -> list[str]:
-        """Of the models that requests with a place need."""
-        with self._lock:
-            return [role for role in ROLES if self._inflight[role]]
+        """Of the models that requests with a slot need."""
+        return [role for role in ROLES if self._inflight[role]]
 
-    def full(self) -> HttpError | None:
-        """Why no request gets a place now."""
+    def why_full(self) -> HttpError | None:
+        """Why no request gets a slot now; None: one does."""
         if self.draining:
-            return HttpError(503, "the server is stopping", code="draining", retry=5)
+            return stopping()
         if self.inflight >= self.settings.max_inflight:
             self.metrics.refused.labels("busy").inc()
-            return HttpError(429, f"{self.inflight} requests are being served (server.max_inflight)", code="busy", retry=self.patience())
+            message = f"{self.inflight} requests are being served (server.max_inflight)"
+            return HttpError(429, message, code="busy", retry=self.retry_after())
         return None
 
     @contextmanager
-    def place(self, role: str) -> Iterator[Hold]:
-        """One of `server.max_inflight` places, for work with this model, and what holds its pictures.
-
-        Raises HttpError: 429 when all are taken, 503 while draining."""
-        with self._lock:
-            if (refusal := self.full()) is not None:
-                raise refusal
-            self._inflight[role] += 1
+    def slot(self, request: Request, role: str) -> Iterator[Slot]:
+        """For work with this model. Raises HttpError: 429 when all are taken, 503 while draining."""
+        if (error := self.why_full()) is not None:
+            raise error
+        self._inflight[role] += 1
+        slot = Slot(self, request)
         try:
-            with DECODERS.hold() as hold:
-                yield hold
+            yield slot
         finally:
-            with self._lock:
-                self._inflight[role] -= 1
+            for job in slot.jobs:
+                job.cancel()
+            slot.jobs.clear()
+            self.decoders.leave(slot)
+            self._inflight[role] -= 1
 
-    def patience(self) -> int:
+    def retry_after(self) -> int:
         """Seconds after which what waits now may be done, at least 1."""
         waits = [queue.seconds * (1 + queue.queued / max(1.0, queue.size)) for queue in self.queues.values()]
         return min(60, max(1, math.ceil(max(waits, default=0.0) / 2)))
 
     def close(self) -> None:
         """All are told first; then they have three seconds together."""
+        self.decoders.close()
         until = time.monotonic() + 3.0
         for queue in self.queues.values():
             queue.close(0.0)
         for queue in self.queues.values():
             queue.close(max(0.0, until - time.monotonic()))
 
-    # --- one request -------------------------------------------------------------------------------------------------------
-
-    async def compute(
-        self, request: Request, queue: str, payloads: Sequence[Any], *, group: Any = None, tokens: Sequence[int] | None = None
-    ) -> list[Any]:
-        """Results in order. Raises HttpError (504 after the deadline); a client that leaves cancels what it asked for."""
-        jobs = self.submit(request, queue, payloads, group=group, tokens=tokens)
-        return await self.results(request, jobs)
-
-    def submit(
-        self,
-        request: Request,
-        queue: str,
-        payloads: Sequence[Any],
-        *,
-        group: Any = None,
-        tokens: Sequence[int] | None = None,
-        told: Callable[[int], Callable[[Any], None]] | None = None,
-    ) -> list[Job]:
-        loop, client = asyncio.get_running_loop(), client_of(request)
-        sizes = tokens or [1] * len(payloads)
-        jobs = [Job(p, loop, client, group, n, told(i) if told else None) for i, (p, n) in enumerate(zip(payloads, sizes, strict=True))]
-        for job in jobs:
-            self.queues[queue].submit(job)
-        return jobs
-
-    async def results(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
-        everything = asyncio.gather(*(job.future for job in jobs))
-        gone = asyncio.ensure_future(_gone(request))
-        try:
-            done, _ = await asyncio.wait({everything, gone}, timeout=self.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
-            if everything in done:
-                return list(everything.result())
-            if gone in done:
-                self.metrics.refused.labels("left").inc()
-                raise HttpError(499, "the client has left", code="left")
-            self.metrics.refused.labels("deadline").inc()
-            raise HttpError(504, f"not done within {self.settings.deadline:g} s (server.deadline)", code="deadline", retry=self.patience())
-        finally:
-            gone.cancel()
-            everything.cancel()
-            for job in jobs:
-                if not job.future.done() or job.future.cancelled():
-                    job.cancel()
-
-    # --- computing, in the queues' threads ----------------------------------------------------------------------------------
+    # --- computing, in the queues' threads ---------------------------------------------------------------------------------
 
     def _lease(self, role: str, batch: Batch) -> Any:
         return self.pool.lease(self.specs[role], timeout=self.settings.deadline, stop=batch.stop)
-
-    def _batch_size(self, role: str) -> Callable[[], int]:
-        return lambda: max(1, self.specs[role].batch_size)
 
     def _converse(self, batch: Batch) -> Sequence[Answer]:
         jobs = batch.jobs
 
         def watch(index: int, text: str, tokens: Sequence[Any]) -> bool:
-            jobs[index].tell((text, tokens))
+            jobs[index].report_text((text, tokens))
             return not jobs[index].gone.is_set()
 
         with self._lease("mllm", batch) as mllm:
             if self.converses():
                 answers = mllm.converse([job.payload for job in jobs], watch)
             else:
-                answers = [_plainly(mllm, job.payload) for job in jobs]
-        self.metrics.tokens(sum(a.prompt_tokens for a in answers), sum(a.new_tokens for a in answers))
+                answers = [_generate(mllm, job.payload) for job in jobs]
+        self.metrics.on_tokens(sum(a.prompt_tokens for a in answers), sum(a.new_tokens for a in answers))
         return answers
 
     def _score(self, batch: Batch) -> Sequence[Any]:
         images, prompts, continuations = zip(*(job.payload for job in batch.jobs), strict=True)
         with self._lease("mllm", batch) as mllm:
             scores = mllm.score(list(images), list(prompts), list(continuations), system=batch.jobs[0].group)
-        self.metrics.tokens(sum(s.prompt_tokens for s in scores), 0)
+        self.metrics.on_tokens(sum(s.prompt_tokens for s in scores), 0)
         return scores
 
     def _embed_images(self, batch: Batch) -> Sequence[Any]:
@@ -210,7 +158,80 @@ class InferenceEngine:
             return [float(p) for p in joint.match(list(images), list(texts))]
 
 
-def _plainly(mllm: Any, ask: Conversation) -> Answer:
+@dataclass(eq=False)
+class Slot:
+    """One of `server.max_inflight`: a request that is being served, what it waits for, and the pixels it has had decoded."""
+
+    engine: InferenceEngine
+    request: Request
+    jobs: list[Job] = field(default_factory=list)
+    pixels: int = 0
+
+    async def compute(self, queue: str, payloads: Sequence[Any], *, group: Any = None, tokens: Sequence[int] | None = None) -> list[Any]:
+        """Results in order. Raises HttpError as `wait`."""
+        return await self.wait(asyncio.gather(*(job.future for job in self.submit(queue, payloads, group=group, tokens=tokens))))
+
+    def submit(
+        self,
+        queue: str,
+        payloads: Sequence[Any],
+        *,
+        group: Any = None,
+        tokens: Sequence[int] | None = None,
+        on_text: Callable[[int, Any], None] | None = None,
+    ) -> list[Job]:
+        """`on_text`: gets the place of a payload and its text while it grows."""
+        loop, client, made = asyncio.get_running_loop(), client_of(self.request), []
+        for i, payload in enumerate(payloads):
+            job = Job(payload, loop, client, group, tokens[i] if tokens else 1)
+            job.on_text = (lambda text, i=i: on_text(i, text)) if on_text else None
+            self.jobs.append(job)
+            made.append(job)
+            self.engine.queues[queue].submit(job)
+        return made
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Its result, unless the client leaves (HttpError, 499) or `server.deadline` passes (504)."""
+        wanted, left = asyncio.ensure_future(awaitable), asyncio.ensure_future(_disconnected(self.request))
+        try:
+            await asyncio.wait({wanted, left}, timeout=self.engine.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
+            if wanted.done():
+                return wanted.result()
+            if left.done():
+                self.engine.metrics.refused.labels("left").inc()
+                raise HttpError(499, "the client has left", code="left")
+            raise self.too_late()
+        finally:
+            left.cancel()
+            wanted.cancel()
+            del wanted, awaitable  # an error of theirs would keep this frame, and the pictures of its callers, until a garbage collection
+
+    def too_late(self) -> HttpError:
+        self.engine.metrics.refused.labels("deadline").inc()
+        message = f"not done within {self.engine.settings.deadline:g} s (server.deadline)"
+        return HttpError(504, message, code="deadline", retry=self.engine.retry_after())
+
+
+def engine_of(request: Request) -> InferenceEngine:
+    return request.app.state.engine
+
+
+def _slot_for(role: str) -> Any:
+    """A parameter of a handler; FastAPI leaves the slot when the answer is sent, a stream's end included."""
+
+    async def take(request: Request) -> AsyncIterator[Slot]:
+        with engine_of(request).slot(request, role) as slot:
+            yield slot
+
+    return Depends(take)
+
+
+MllmSlot = Annotated[Slot, _slot_for("mllm")]
+EncoderSlot = Annotated[Slot, _slot_for("encoder")]
+JointSlot = Annotated[Slot, _slot_for("joint")]
+
+
+def _generate(mllm: Any, ask: Conversation) -> Answer:
     """By `MLLM.generate`, for engines that cannot do more; the request was checked for that."""
     images, prompt, system = single(ask.turns)
     (reply,) = mllm.generate([images], [prompt], system=system, max_new_tokens=ask.sampling.max_new_tokens)
@@ -227,11 +248,11 @@ def single(turns: Sequence[Turn]) -> tuple[list[Picture], str, str]:
     ordered = list(last.parts[: len(images)]) == images
     if len(before) > 1 or any(turn.role != "system" for turn in before) or last.role != "user" or len(texts) != 1 or not ordered:
         message = "this needs one user turn (images, then one text), after at most one system turn"
-        raise HttpError(400, message, param="messages", code="unsupported_messages")
+        raise bad_request(message, "messages", "unsupported_messages")
     return images, texts[0], system
 
 
-def plain_only(sampling: Sampling) -> str | None:
+def unsupported(sampling: Sampling) -> str | None:
     """The first parameter that `MLLM.generate` alone cannot honour."""
     asked = {"temperature": sampling.temperature, "stop": sampling.stop, "logprobs": sampling.top_logprobs is not None}
     return next((name for name, value in asked.items() if value), None)
@@ -243,7 +264,6 @@ def client_of(request: Request) -> str:
     return f"{request.client.host if request.client else ''} {hash(sent)} {getattr(request.state, 'user', None) or ''}"
 
 
-async def _gone(request: Request) -> None:
-    """Until the client hangs up."""
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -3,132 +3,107 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import AsyncIterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
-from fgvr.server.auth import may_read
-from fgvr.server.http_errors import HttpError
+from fgvr.server.auth import READ
+from fgvr.server.http_errors import HttpError, stopping
 from fgvr.server.schemas import codes
 
 router = APIRouter(prefix="/api/v1", tags=["memory"])
 ROOM = 256  # events a slow listener may be behind; then it loses the oldest and is told how many
 MOST = 32  # listeners
-_PING = 15.0  # seconds of silence after which a comment is sent, so that both sides see whether the other is there
 _FREQUENT = ("lease", "return")
 
 
+@dataclass(eq=False)
+class Listener:
+    """Used in the loop's thread only. None in the queue: no more comes."""
+
+    leases: bool
+    queue: asyncio.Queue[dict[str, Any] | None] = field(default_factory=lambda: asyncio.Queue(ROOM))
+    lost: int = 0
+
+    def put(self, record: dict[str, Any] | None) -> None:
+        if self.queue.full():
+            self.queue.get_nowait()
+            self.lost += 1
+        self.queue.put_nowait(record)
+
+
 class Broadcast:
-    """From the pool's threads to the loop's listeners. `hear` and `alert` are quick and never wait."""
+    """From the pool's threads to the loop's listeners. `on_event` and `on_alert` are quick and never wait."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `close` may come from a signal handler, in the middle of `join`
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ears: list[_Ear] = []
-        self.closed = False
+        self._listeners: list[Listener] = []
+        self._closed = False
 
-    def hear(self, event: Event) -> None:
-        record = {k: v for k, v in asdict(event).items() if k != "monotonic" and v not in ("", (), 0, 0.0)}
-        record["kind"], record["time"] = event.kind, record.pop("when", event.when)
-        self._tell(record, event.kind in _FREQUENT)
+    def on_event(self, event: Event) -> None:
+        record = {k: v for k, v in asdict(event).items() if k not in ("monotonic", "when") and v not in ("", (), 0, 0.0)}
+        self._tell(record | {"kind": event.kind, "time": event.when})
 
-    def alert(self, alert: Alert) -> None:
-        self._tell(asdict(alert) | {"kind": "alert", "alert": alert.kind}, frequent=False)
+    def on_alert(self, alert: Alert) -> None:
+        self._tell(asdict(alert) | {"kind": "alert", "alert": alert.kind})
 
-    def listen(self, *, leases: bool) -> _Ear:
-        """Raises HttpError: too many listen already."""
-        ear = _Ear(leases)
+    def join(self, listener: Listener) -> None:
+        """Raises HttpError: too many listen already, or the server is stopping."""
         with self._lock:
-            if len(self._ears) >= MOST:
+            if self._closed:
+                raise stopping()
+            if len(self._listeners) >= MOST:
                 raise HttpError(503, f"{MOST} listen already", code="busy", retry=10)
             self._loop = asyncio.get_running_loop()
-            self._ears.append(ear)
-        return ear
+            self._listeners.append(listener)
 
-    def leave(self, ear: _Ear) -> None:
+    def leave(self, listener: Listener) -> None:
         with self._lock:
-            if ear in self._ears:
-                self._ears.remove(ear)
+            self._listeners.remove(listener)
 
     @property
     def listeners(self) -> int:
-        return len(self._ears)
+        return len(self._listeners)
 
     def close(self) -> None:
         """Every stream ends."""
-        self.closed = True
+        self._closed = True
+        self._send(None, lambda listener: True)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        frequent = record["kind"] in _FREQUENT
+        self._send(record, lambda listener: listener.leases or not frequent)
+
+    def _send(self, record: dict[str, Any] | None, wanted: Callable[[Listener], bool]) -> None:
         with self._lock:
-            for ear in self._ears:
-                ear.wake.set()
-
-    def _tell(self, record: dict[str, Any], frequent: bool) -> None:
-        with self._lock:
-            loop, ears = self._loop, [ear for ear in self._ears if ear.leases or not frequent]
-        if loop is not None and ears and not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: [ear.take(record) for ear in ears])
+            listeners = [listener for listener in self._listeners if wanted(listener)]
+        if self._loop is not None and listeners and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: [listener.put(record) for listener in listeners])
 
 
-class _Ear:
-    def __init__(self, leases: bool) -> None:
-        self.leases = leases
-        self.wake = asyncio.Event()
-        self._waiting: list[dict[str, Any]] = []
-        self._lost = 0
-
-    def take(self, record: dict[str, Any]) -> None:
-        if len(self._waiting) >= ROOM:
-            self._waiting.pop(0)
-            self._lost += 1
-        self._waiting.append(record)
-        self.wake.set()
-
-    def given(self) -> list[dict[str, Any]]:
-        found, self._waiting = self._waiting, []
-        lost, self._lost = self._lost, 0
-        self.wake.clear()
-        return [{"kind": "lost", "count": lost}, *found] if lost else found
-
-
-@router.get(
-    "/memory/events",
-    dependencies=[Depends(may_read)],
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Every load, eviction and alert"}, **codes(400, 401, 503)},
-)
-async def events(request: Request, leases: bool = False) -> StreamingResponse:
-    """Server-sent events, `data:` is JSON with `kind` and `time`. `leases=true`: every lease and return, too."""
+async def _joined(request: Request, leases: bool = False) -> AsyncIterator[Listener]:
     broadcast: Broadcast = request.app.state.broadcast
-    ear = broadcast.listen(leases=leases)
-    return _Listening(broadcast, ear)
+    listener = Listener(leases=leases)
+    broadcast.join(listener)
+    try:
+        yield listener
+    finally:
+        broadcast.leave(listener)
 
 
-class _Listening(StreamingResponse):
-    """Stops listening however it ends."""
-
-    def __init__(self, broadcast: Broadcast, ear: _Ear) -> None:
-        super().__init__(_lines(broadcast, ear), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._broadcast, self._ear = broadcast, ear
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._broadcast.leave(self._ear)
-
-
-async def _lines(broadcast: Broadcast, ear: _Ear) -> AsyncIterator[bytes]:
-    yield b": listening\n\n"
-    while not broadcast.closed:
-        try:
-            await asyncio.wait_for(ear.wake.wait(), _PING)
-        except TimeoutError:
-            yield b": still here\n\n"
-        for record in ear.given():
-            yield f"event: {record['kind']}\ndata: {json.dumps(record)}\n\n".encode()
+@router.get("/memory/events", dependencies=READ, response_class=EventSourceResponse, responses=codes(400, 401, 503))
+async def events(listener: Annotated[Listener, Depends(_joined)]) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events, `data:` is JSON with `kind` and `time`. `leases=true`: every lease and return, too."""
+    yield ServerSentEvent(comment="listening")
+    while (record := await listener.queue.get()) is not None:
+        lost, listener.lost = listener.lost, 0
+        if lost:
+            yield ServerSentEvent(event="lost", data={"kind": "lost", "count": lost})
+        yield ServerSentEvent(event=record["kind"], data=record)

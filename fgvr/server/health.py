@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,9 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from fgvr.errors import FgvrError
-from fgvr.runtime.pool import ModelPool
+from fgvr.server.background import in_daemon, result_of
 from fgvr.server.engine import InferenceEngine
-from fgvr.types import ModelSpec
 
 router = APIRouter(tags=["health"])
 _FRESH = 1.0  # seconds a finding may be old: whoever asks oftener gets the same
@@ -28,58 +25,48 @@ class Health(BaseModel):
 
 
 class ReadinessProbe:
-    """Borrows the model in a thread of its own; whoever asks meanwhile waits for the same try."""
+    """Borrows `server.health_model` in a thread of its own; whoever asks meanwhile waits for the same try."""
 
-    def __init__(self, pool: ModelPool, spec: ModelSpec, engine: InferenceEngine, making: Callable[[], bool]) -> None:
-        """Args: making: whether the knowledge base is being built or opened."""
-        self._pool, self._spec, self._engine, self._making = pool, spec, engine, making
+    def __init__(self, engine: InferenceEngine, is_starting: Callable[[], bool]) -> None:
+        """Args: is_starting: whether the knowledge base is being built or opened."""
+        self._engine, self._is_starting = engine, is_starting
+        self._spec = engine.specs[engine.settings.health_model]
         self._trying: Future[str] | None = None
         self._tried = -math.inf
 
-    async def reason(self, timeout: float) -> str:
+    async def reason(self) -> str:
         """What is wrong; "" when nothing is."""
+        settings = self._engine.settings
         if self._engine.draining:
             return "stopping"
-        if self._making():
+        if self._is_starting():
             return "the knowledge base is being built or opened"
-        stuck = [
-            f"{name} ({seconds:.0f} s)" for name, queue in self._engine.queues.items() if (seconds := queue.running[1]) > self._patience
-        ]
+        patience = 2 * settings.deadline  # a batch may take as long as a request may, and once more for a load
+        stuck = [f"{name} ({queue.running[1]:.0f} s)" for name, queue in self._engine.queues.items() if queue.running[1] > patience]
         if stuck:
             return f"stuck in one batch: {', '.join(stuck)}"
         if self._trying is None or (self._trying.done() and time.monotonic() - self._tried > _FRESH):
-            self._trying = Future()
-            self._trying.set_running_or_notify_cancel()  # so that whoever stops waiting stops only that
-            threading.Thread(target=self._try, args=(self._trying,), name="fgvr-health", daemon=True).start()
+            self._trying = in_daemon(self._try, "fgvr-health")
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._trying)), timeout)
+            return await result_of(self._trying, settings.health_seconds)
         except TimeoutError:
-            return f"no lease of {self._spec.key} within {timeout:g} s"
+            return f"no lease of {self._spec.key} within {settings.health_seconds:g} s"
 
-    @property
-    def _patience(self) -> float:
-        """A batch may take as long as a request may, and once more for a load."""
-        return 2 * self._engine.settings.deadline
-
-    def _try(self, found: Future[str]) -> None:
-        wrong = ""
+    def _try(self) -> str:
         try:
-            with self._pool.lease(self._spec, work=0, timeout=self._engine.settings.deadline):
-                pass
+            with self._engine.pool.lease(self._spec, work=0, timeout=self._engine.settings.deadline):
+                return ""
         except FgvrError as error:
-            wrong = str(error).splitlines()[0]
+            return str(error).splitlines()[0]
         except Exception as error:  # a loader's own failure: not ready, whatever it was
-            wrong = f"{type(error).__name__}: {error}"
-        self._tried = time.monotonic()
-        found.set_result(wrong)
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self._tried = time.monotonic()
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "Starting, stopping or stuck; the reason is given"}})
 async def health(request: Request) -> JSONResponse:
     """Asks the pool for a real lease. Needs no token, tells no secrets."""
-    readiness: ReadinessProbe = request.app.state.readiness
-    settings = request.app.state.settings
-    wrong = await readiness.reason(settings.health_seconds)
-    found = Health(status="ok" if not wrong else "unavailable", reason=wrong)
-    headers = {"Retry-After": "1"} if wrong else {}
-    return JSONResponse(found.model_dump(), 503 if wrong else 200, headers)
+    wrong = await request.app.state.readiness.reason()
+    found = Health(status="unavailable" if wrong else "ok", reason=wrong)
+    return JSONResponse(found.model_dump(), 503 if wrong else 200, {"Retry-After": "1"} if wrong else None)

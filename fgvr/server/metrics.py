@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fgvr.runtime import machine
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import WAS_PARKED, Event
 from fgvr.runtime.pool import ModelPool
-
-if TYPE_CHECKING:
-    from fgvr.server.engine import InferenceEngine
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _JOBS = (1, 2, 4, 8, 16, 32, 64)
@@ -37,54 +34,44 @@ class Metrics:
     """One server's."""
 
     def __init__(self, pool: ModelPool) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._pool = pool
-        self.requests = Counter("fgvr_http_requests", "Answers by route and status", ("method", "route", "status"), registry=registry)
-        self.duration = Histogram(
-            "fgvr_http_request_duration_seconds",
-            "From the request's head to the answer's end",
-            ("route",),
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self.refused = Counter("fgvr_requests_refused", "Refused or given up: busy, deadline, left", ("reason",), registry=registry)
-        self._batch_jobs = Histogram("fgvr_batch_jobs", "Requests computed together", ("lane",), registry=registry, buckets=_JOBS)
-        self._batch_seconds = Histogram(
-            "fgvr_batch_duration_seconds", "Of one batch, lease included", ("lane",), registry=registry, buckets=_SECONDS
-        )
-        self._tokens = Counter("fgvr_tokens", "Of the MLLM", ("kind",), registry=registry)
-        self._lease_wait = Histogram(
-            "fgvr_lease_wait_seconds", "From asking for models to having them", registry=registry, buckets=_SECONDS
-        )
-        self._load_seconds = Histogram(
-            "fgvr_model_load_seconds", "Bringing a model in", ("role", "tier"), registry=registry, buckets=_SECONDS
-        )
-        self._evictions = Counter("fgvr_model_evictions", "Models that left the device", ("role",), registry=registry)
-        self._oom = Counter("fgvr_out_of_memory", "Times memory ran out in a load or in use", ("role",), registry=registry)
-        self._alerts = Counter("fgvr_alerts", "Alerts of the memory monitor", ("kind",), registry=registry)
-        Gauge("fgvr_up", "1 while the server runs", registry=registry).set(1)
+        counter, timer = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry, buckets=_SECONDS)
+        self.requests = counter("fgvr_http_requests", "Answers by route and status", ("method", "route", "status"))
+        self.duration = timer("fgvr_http_request_duration_seconds", "From the request's head to the answer's end", ("route",))
+        self.refused = counter("fgvr_requests_refused", "Refused or given up: busy, deadline, left", ("reason",))
+        self._batch_jobs = Histogram("fgvr_batch_jobs", "Requests computed together", ("lane",), registry=self.registry, buckets=_JOBS)
+        self._batch_seconds = timer("fgvr_batch_duration_seconds", "Of one batch, lease included", ("lane",))
+        self._tokens = counter("fgvr_tokens", "Of the MLLM", ("kind",))
+        self._lease_wait = timer("fgvr_lease_wait_seconds", "From asking for models to having them")
+        self._load_seconds = timer("fgvr_model_load_seconds", "Bringing a model in", ("role", "tier"))
+        self._evictions = counter("fgvr_model_evictions", "Models that left the device", ("role",))
+        self._oom = counter("fgvr_out_of_memory", "Times memory ran out in a load or in use", ("role",))
+        self._alerts = counter("fgvr_alerts", "Alerts of the memory monitor", ("kind",))
+        Gauge("fgvr_up", "1 while the server runs", registry=self.registry).set(1)
         self._lock = threading.Lock()
         self._evicted, self._missed, self._reloading, self._seen = 0, 0, 0.0, set[str]()
-        ProcessCollector(registry=registry)
+        ProcessCollector(registry=self.registry)
 
-    def attach(self, engine: InferenceEngine) -> None:
-        self.registry.register(_PoolCollector(self._pool, engine))  # type: ignore[arg-type]
+    def watch_requests(self, inflight: Callable[[], int], queued: Callable[[], Mapping[str, int]]) -> None:
+        """Args: inflight: requests that have a slot; queued: jobs that wait, by queue."""
+        self.registry.register(_PoolCollector(self._pool, inflight, queued))  # type: ignore[arg-type]
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
-    # --- told ------------------------------------------------------------------------------------------------------------
+    # --- listeners -------------------------------------------------------------------------------------------------------
 
-    def batch_done(self, queue: str, jobs: int, seconds: float) -> None:
+    def on_batch(self, queue: str, jobs: int, seconds: float) -> None:
         self._batch_jobs.labels(queue).observe(jobs)
         self._batch_seconds.labels(queue).observe(seconds)
 
-    def tokens(self, prompt: int, new: int) -> None:
+    def on_tokens(self, prompt: int, new: int) -> None:
         self._tokens.labels("prompt").inc(prompt)
         self._tokens.labels("new").inc(new)
 
-    def hear(self, event: Event) -> None:
-        """A listener of the pool."""
+    def on_event(self, event: Event) -> None:
+        """Of the pool."""
         match event.kind:
             case "lease":
                 self._lease_wait.observe(event.seconds)
@@ -101,8 +88,7 @@ class Metrics:
             case "oom":
                 self._oom.labels(event.role).inc()
 
-    def alert(self, alert: Alert) -> None:
-        """A sink of the monitor's alerts."""
+    def on_alert(self, alert: Alert) -> None:
         self._alerts.labels(alert.kind).inc()
 
     def cache_stats(self) -> CacheStats:
@@ -113,49 +99,36 @@ class Metrics:
 
 
 class _PoolCollector:
-    """What the pool, its queues and the machine say at this moment."""
+    """What the pool, the queues and the machine say at this moment."""
 
-    def __init__(self, pool: ModelPool, engine: InferenceEngine) -> None:
-        self._pool, self._engine = pool, engine
+    def __init__(self, pool: ModelPool, inflight: Callable[[], int], queued: Callable[[], Mapping[str, int]]) -> None:
+        self._pool, self._inflight, self._queued = pool, inflight, queued
 
-    def collect(self) -> Iterable[Any]:
+    def collect(self) -> Iterable[Metric]:
         status, host = self._pool.status(), machine.host()
-        yield _gauge("fgvr_memory_limit_bytes", "The budget", status.budget)
-        yield _gauge("fgvr_memory_used_bytes", "Weights, working memory of leases and reserve, by the ledger", status.used)
-        yield _gauge("fgvr_memory_peak_bytes", "The most that was in use", status.peak)
-        yield _gauge("fgvr_host_memory_free_bytes", "Of main memory, or of the control group", host.free)
-        yield _gauge("fgvr_host_memory_total_bytes", "Of main memory, or of the control group", host.total)
-        yield _gauge("fgvr_requests_in_flight", "Requests that have a place", self._engine.inflight)
-        queues = {name: float(queue.queued) for name, queue in self._engine.queues.items()}
-        yield _labelled("fgvr_queue_jobs", "Waiting for a batch", "lane", queues)
-        names = [(m.key, m.role) for m in status]
-        for name, text, values in (
-            ("fgvr_model_resident", "1 = on the device", [m.here for m in status]),
-            ("fgvr_model_bytes", "Weights, measured or estimated", [m.bytes for m in status]),
-            ("fgvr_model_leases", "Now", [m.leases for m in status]),
-            ("fgvr_model_pinned", "1 = never evicted", [m.pinned for m in status]),
-            ("fgvr_model_idle_seconds", "Since its last use", [m.idle_seconds for m in status]),
+        for name, text, value in (
+            ("fgvr_memory_limit_bytes", "The budget", status.budget),
+            ("fgvr_memory_used_bytes", "Weights, working memory of leases and reserve, by the ledger", status.used),
+            ("fgvr_memory_peak_bytes", "The most that was in use", status.peak),
+            ("fgvr_host_memory_free_bytes", "Of main memory, or of the control group", host.free),
+            ("fgvr_host_memory_total_bytes", "Of main memory, or of the control group", host.total),
+            ("fgvr_requests_in_flight", "Requests that have a slot", self._inflight()),
         ):
-            family = GaugeMetricFamily(name, text, labels=("model", "role"))
-            for labels, value in zip(names, values, strict=True):
-                family.add_metric(labels, float(value))
-            yield family
-        for name, text, counts in (
-            ("fgvr_model_hits", "Leases of a model that was there", [m.hits for m in status]),
-            ("fgvr_model_loads", "Loads from disk", [m.loads for m in status]),
+            yield GaugeMetricFamily(name, text, value=float(value))
+        waiting = GaugeMetricFamily("fgvr_queue_jobs", "Waiting for a batch", labels=("lane",))
+        for queue, count in self._queued().items():
+            waiting.add_metric((queue,), float(count))
+        yield waiting
+        for family, name, text, values in (
+            (GaugeMetricFamily, "fgvr_model_resident", "1 = on the device", [m.here for m in status]),
+            (GaugeMetricFamily, "fgvr_model_bytes", "Weights, measured or estimated", [m.bytes for m in status]),
+            (GaugeMetricFamily, "fgvr_model_leases", "Now", [m.leases for m in status]),
+            (GaugeMetricFamily, "fgvr_model_pinned", "1 = never evicted", [m.pinned for m in status]),
+            (GaugeMetricFamily, "fgvr_model_idle_seconds", "Since its last use", [m.idle_seconds for m in status]),
+            (CounterMetricFamily, "fgvr_model_hits", "Leases of a model that was there", [m.hits for m in status]),
+            (CounterMetricFamily, "fgvr_model_loads", "Loads from disk", [m.loads for m in status]),
         ):
-            counter = CounterMetricFamily(name, text, labels=("model", "role"))
-            for labels, value in zip(names, counts, strict=True):
-                counter.add_metric(labels, float(value))
-            yield counter
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=float(value))
-
-
-def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=(label,))
-    for key, value in values.items():
-        family.add_metric((key,), value)
-    return family
+            metric = family(name, text, labels=("model", "role"))
+            for model, value in zip(status, values, strict=True):
+                metric.add_metric((model.key, model.role), float(value))
+            yield metric

@@ -6,19 +6,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fgvr.server.http_errors import HttpError, answer
+from fgvr.server.background import in_thread
+from fgvr.server.bodies import check_json
+from fgvr.server.http_errors import HttpError, answer, bad_request
+from fgvr.server.metrics import Metrics
 from fgvr.server.settings import Settings
 
-if TYPE_CHECKING:
-    from fgvr.server.metrics import Metrics
-
 access = logging.getLogger("fgvr.server.access")
-_NEAR = ("localhost", "127.0.0.1", "[::1]", "::1", "testserver")
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1", "testserver")
 _COMPUTING = frozenset(
     ("/v1/chat/completions", "/v1/embeddings", "/v1/score", "/v1/match", "/api/v1/classify", "/api/v1/query")
 )  # where what cannot be served is refused before it is parsed
@@ -27,6 +26,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -34,7 +34,7 @@ _HEADERS = {
 }
 
 
-class Bodies:
+class BodyBudget:
     """Bytes of bodies that come or are being served: at most `most`, and one body more, since the oldest goes on when none is served."""
 
     def __init__(self, most: int) -> None:
@@ -42,7 +42,6 @@ class Bodies:
         self._held: dict[object, int] = {}
         self._coming: dict[object, None] = {}
         self._changed = asyncio.Event()
-        self.waiting = 0
 
     @property
     def total(self) -> int:
@@ -54,42 +53,35 @@ class Bodies:
 
     async def add(self, who: object, size: int) -> None:
         """Waits for room; what is not read meanwhile stays with the client."""
-        self.waiting += 1
-        try:
-            while self.total + size > self._most and not self._alone(who):
-                await self._changed.wait()
-        finally:
-            self.waiting -= 1
+        while not self.has_room(size) and not self._alone(who):
+            await self._changed.wait()
         self._held[who] += size
+
+    def has_room(self, size: int) -> bool:
+        return self.total + size <= self._most
 
     def _alone(self, who: object) -> bool:
         """Nothing is served that would make room by ending, and it is the oldest of those that come."""
         return len(self._held) == len(self._coming) and next(iter(self._coming)) is who
 
-    def whole(self, who: object) -> None:
+    def complete(self, who: object) -> None:
         self._coming.pop(who, None)
-        self._tell()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def end(self, who: object) -> None:
         self._held.pop(who, None)
-        self.whole(who)
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.complete(who)
 
 
 class Middleware:
     """The outermost layer."""
 
-    def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[Scope], str], full: Callable[[], HttpError | None]
-    ) -> None:
-        """Args: full: why no request that computes gets a place now."""
-        self._app, self._settings, self._metrics, self._route_of, self._full = app, settings, metrics, route_of, full
-        self._hosts = {*_NEAR, settings.host.lower(), *settings.allowed_hosts}
-        self.bodies = Bodies(settings.body_bytes)
-        self._any_host = "*" in settings.allowed_hosts
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, why_full: Callable[[], HttpError | None]) -> None:
+        """Args: why_full: why no request that computes gets a slot now."""
+        self._app, self._settings, self._metrics, self._why_full = app, settings, metrics, why_full
+        self._hosts = {*_OWN_NAMES, settings.host.lower(), *settings.allowed_hosts}
+        self.bodies = BodyBudget(settings.body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,15 +99,19 @@ class Middleware:
             await send(message)
 
         try:
-            refusal = self._refusal(scope)
-            if refusal is None and scope["method"] in ("POST", "PUT", "PATCH"):
-                receive, refusal = await self._whole(receive, who)
-                if refusal is None and scope["path"] in _COMPUTING:
-                    refusal = self._full()
-            if refusal is not None:
-                await answer(scope["path"], refusal)(scope, receive, sending)
-            else:
-                await self._bounded(scope, receive, sending)
+            headers = Headers(scope=scope)
+            self._check_head(headers)
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                body = await self._read_body(receive, who)
+                if body and not headers.get("content-type", "").startswith("multipart/form-data"):
+                    await in_thread(check_json, body, self._settings)
+                receive = _replay(body, receive)
+                del body
+                if scope["path"] in _COMPUTING and (error := self._why_full()) is not None:
+                    raise error
+            await self._app(scope, receive, sending)
+        except HttpError as error:
+            await answer(scope["path"], error)(scope, receive, sending)
         except Exception:
             if not status:
                 raise
@@ -123,80 +119,53 @@ class Middleware:
         finally:
             self.bodies.end(who)
             took = time.perf_counter() - began
-            route = self._route_of(scope)
+            route = getattr(scope.get("route"), "path", None) or "other"  # the template: label values must be few
             self._metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
             self._metrics.duration.labels(route).observe(took)
             access.info("%s %s %s %.1f ms", scope["method"], _printable(scope["path"]), status or "left", 1000 * took)
 
-    def _refusal(self, scope: Scope) -> HttpError | None:
-        headers = Headers(scope=scope)
+    def _check_head(self, headers: Headers) -> None:
         host = headers.get("host", "").lower()
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if not self._any_host and name not in self._hosts:  # a page elsewhere may have pointed its own name at this machine
-            return HttpError(421, "this server does not go by that name (server.allowed_hosts)", code="wrong_host")
+        if name not in self._hosts and "*" not in self._hosts:  # a page elsewhere may have pointed its own name at this machine
+            raise HttpError(421, "this server does not go by that name (server.allowed_hosts)", code="wrong_host")
         length = headers.get("content-length", "0")
         if not length.isdigit():
-            return HttpError(400, "Content-Length is no number", code="bad_request")
-        if int(length) > self._settings.max_body:
-            return self._too_large()
-        return None
+            raise bad_request("Content-Length is no number", code="bad_request")
+        self._check_size(int(length))
 
-    def _too_large(self) -> HttpError:
-        return HttpError(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
+    def _check_size(self, size: int) -> None:
+        if size > self._settings.max_body:
+            raise HttpError(413, f"the body is larger than server.max_body={self._settings.max_body:,} bytes", code="too_large")
 
-    async def _whole(self, receive: Receive, who: object) -> tuple[Receive, HttpError | None]:
-        """The body, as one message, when all of it is there: whoever is slow to send takes no place meanwhile."""
+    async def _read_body(self, receive: Receive, who: object) -> bytes:
+        """All of it: whoever is slow to send takes no slot meanwhile."""
         parts: list[bytes] = []
-        size, more, waits = 0, True, False
+        size, more, waited = 0, True, False
         self.bodies.begin(who)
         try:
             async with asyncio.timeout(self._settings.upload_seconds):
                 while more:
                     message = await receive()
                     if message["type"] != "http.request":
-                        return _replay(message, receive), None
-                    part, waits = message.get("body", b""), True
+                        raise HttpError(499, "the client has left", code="left")
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(part)
+                    self._check_size(size)
+                    waited |= not self.bodies.has_room(len(part))
                     await self.bodies.add(who, len(part))
-                    waits = False
                     parts.append(part)
-                    size, more = size + len(part), message.get("more_body", False)
-                    if size > self._settings.max_body:
-                        return receive, self._too_large()
         except TimeoutError:
-            if waits:
-                return receive, HttpError(429, "too many bytes are being served (server.body_bytes)", code="busy", retry=5)
+            if waited:  # the time is not, or not only, the client's
+                raise HttpError(429, "too many bytes are being served (server.body_bytes)", code="busy", retry=5) from None
             seconds = self._settings.upload_seconds
-            return receive, HttpError(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow")
-        self.bodies.whole(who)
-        return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive), None
-
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A body without a length is counted as it comes."""
-        seen, started = 0, False
-
-        async def receiving() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._settings.max_body:
-                    raise _TooMuch
-            return message
-
-        async def sending(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receiving, sending)
-        except _TooMuch:
-            if not started:
-                await answer(scope["path"], self._too_large())(scope, receive, send)
+            raise HttpError(408, f"the body did not come within server.upload_seconds={seconds:g}", code="too_slow") from None
+        self.bodies.complete(who)
+        return b"".join(parts)
 
 
-def _replay(first: Message, receive: Receive) -> Receive:
-    waiting = [first]
+def _replay(body: bytes, receive: Receive) -> Receive:
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receiving() -> Message:
         return waiting.pop() if waiting else await receive()
@@ -204,15 +173,5 @@ def _replay(first: Message, receive: Receive) -> Receive:
     return receiving
 
 
-class _TooMuch(BaseException):
-    """Not an Exception: no handler between here and there shall take it for its own."""
-
-
 def _printable(path: str) -> str:
     return path.encode("ascii", "backslashreplace").decode()[:200].replace("\n", "\\n").replace("\r", "\\r")
-
-
-def route_template(scope: Any) -> str:
-    """`/api/v1/models/{key}/load`, or "other": label values must be few."""
-    route = scope.get("route")
-    return getattr(route, "path", None) or "other"

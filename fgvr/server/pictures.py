@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from PIL import Image
 
 from fgvr.errors import ImageError
-from fgvr.server.decoding import DECODERS, Hold
-from fgvr.server.http_errors import HttpError
+from fgvr.server.engine import Slot
+from fgvr.server.http_errors import bad_request
 from fgvr.server.settings import Settings
 from fgvr.types import Picture
 
-T = TypeVar("T")
 _HEAD = re.compile(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,", re.IGNORECASE)
 _PLAIN = re.compile(r"[^\s\\@\x00-\x1f\x7f]{1,2000}")  # what two readers of an address could read differently is in none of ours
 _FETCH_SECONDS = 10.0
@@ -30,44 +25,54 @@ Image.init()
 _ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "TGA")
 FORMATS = tuple(form for form in _ACCEPTED if form in Image.OPEN)
 """Those of the command line that this Pillow has."""
-THREADS = ThreadPoolExecutor(4096, thread_name_prefix="fgvr-pictures")
-"""They fetch, and wait for the processes that decode: decoding.py. As many as requests have places: were there fewer, the request that
-others wait for could be the one that gets none."""
 
 
-async def aside(call: Callable[..., T], *args: Any, **options: Any) -> T:
-    """`call` in one of these threads."""
-    return await asyncio.get_running_loop().run_in_executor(THREADS, partial(call, *args, **options))
+def open_picture(source: str | bytes, slot: Slot, *, param: str) -> Picture:
+    """From an encoded image, a data URL, or a host that `server.image_hosts` names; upright RGB, the hash is of the file's bytes.
+
+    Raises HttpError (400), also when the request has had too many pixels with this one.
+    """
+    settings = slot.engine.settings
+    data = _content(source, settings, param) if isinstance(source, str) else source
+    size, mode = _check_header(data, settings, param)
+    try:
+        picture = slot.engine.decoders.decode(slot, data, size, mode)
+    except ImageError as error:
+        raise bad_request(f"{param}: {error}", param, "unreadable_image") from None
+    slot.pixels += picture.image.width * picture.image.height
+    if slot.pixels > settings.max_pixels:
+        message = f"the images have more than {settings.max_pixels:,} pixels together (server.max_pixels)"
+        raise bad_request(message, param.split(".")[0], "image_too_large")
+    return picture
 
 
-def picture(url: str, settings: Settings, hold: Hold, *, param: str) -> Picture:
-    """From a data URL, or from a host that `server.image_hosts` names. Raises HttpError (400)."""
-    return decoded(content(url, settings, param=param), settings, hold, param=param)
+def open_pictures(sources: Sequence[str], slot: Slot, *, param: str) -> list[Picture]:
+    return [open_picture(source, slot, param=f"{param}.{i}") for i, source in enumerate(sources)]
 
 
-def content(url: str, settings: Settings, *, param: str) -> bytes:
+def check_count(count: int, settings: Settings, *, param: str) -> None:
+    if count > settings.max_images:
+        raise bad_request(f"{count} images, at most {settings.max_images} in one request", param, "too_many_images")
+
+
+def tokens_of(pictures: Sequence[Picture]) -> int:
+    """Vision tokens at most: one per 28 x 28 pixels, capped as the processor caps it."""
+    return sum(min(1280, (p.image.width // 28 + 1) * (p.image.height // 28 + 1)) for p in pictures)
+
+
+def _content(url: str, settings: Settings, param: str) -> bytes:
     """The encoded image."""
     if (head := _HEAD.match(url[:256])) is not None:
         try:
             return base64.b64decode(url[head.end() :], validate=True)
         except binascii.Error:
-            raise HttpError(400, f"{param}: the data URL's base64 is damaged", param=param, code="unreadable_image") from None
+            raise bad_request(f"{param}: the data URL's base64 is damaged", param, "unreadable_image") from None
     if url[:5].lower() == "data:":
-        raise HttpError(400, f"{param}: a data URL of an image begins with data:image/png;base64,", param=param, code="unreadable_image")
-    return _fetched(url, settings, param)
+        raise bad_request(f"{param}: a data URL of an image begins with data:image/png;base64,", param, "unreadable_image")
+    return _fetch(url, settings, param)
 
 
-def decoded(data: bytes, settings: Settings, hold: Hold, *, param: str) -> Picture:
-    """Upright RGB; the hash is of the file's bytes, as everywhere. Raises HttpError (400)."""
-    size, mode = check_header(data, settings, param=param)
-    limits = {"budget": settings.decode_bytes, "seconds": settings.decode_seconds, "patience": settings.deadline}
-    try:
-        return DECODERS.decode(data, size, mode, hold, max_pixels=settings.max_pixels, **limits)
-    except ImageError as error:
-        raise HttpError(400, f"{param}: {error}", param=param, code="unreadable_image") from None
-
-
-def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[tuple[int, int], str]:
+def _check_header(data: bytes, settings: Settings, param: str) -> tuple[tuple[int, int], str]:
     """Size and mode, from the first bytes. Raises HttpError: no image, or more pixels than allowed."""
     try:
         with warnings.catch_warnings():
@@ -76,28 +81,16 @@ def check_header(data: bytes, settings: Settings, *, param: str) -> tuple[tuple[
                 width, height = image.size
                 mode = image.mode if image.format != "WEBP" and "transparency" not in image.info else ""
     except Image.DecompressionBombError:
-        raise HttpError(400, f"{param}: more than {settings.max_pixels:,} pixels", param=param, code="image_too_large") from None
+        raise bad_request(f"{param}: more than {settings.max_pixels:,} pixels", param, "image_too_large") from None
     except Exception:  # Pillow's plugins raise nearly anything on damaged headers
-        raise HttpError(
-            400, f"{param}: not an image in a known format ({', '.join(FORMATS)})", param=param, code="unreadable_image"
-        ) from None
+        raise bad_request(f"{param}: not an image in a known format ({', '.join(FORMATS)})", param, "unreadable_image") from None
     if width * height > settings.max_pixels:
         message = f"{param}: {width} x {height} pixels, more than server.max_pixels={settings.max_pixels:,}"
-        raise HttpError(400, message, param=param, code="image_too_large")
+        raise bad_request(message, param, "image_too_large")
     return (width, height), mode
 
 
-def check_count(count: int, settings: Settings, *, param: str) -> None:
-    if count > settings.max_images:
-        raise HttpError(400, f"{count} images, at most {settings.max_images} in one request", param=param, code="too_many_images")
-
-
-def tokens_of(pictures: Sequence[Picture]) -> int:
-    """Vision tokens at most: one per 28 x 28 pixels, capped as the processor caps it."""
-    return sum(min(1280, (p.image.width // 28 + 1) * (p.image.height // 28 + 1)) for p in pictures)
-
-
-def _fetched(url: str, settings: Settings, param: str) -> bytes:
+def _fetch(url: str, settings: Settings, param: str) -> bytes:
     """Only http(s), only hosts that are named, no redirects, no more bytes than a body may have."""
     try:
         parts = urlsplit(url if _PLAIN.fullmatch(url) else "")
@@ -105,22 +98,19 @@ def _fetched(url: str, settings: Settings, param: str) -> bytes:
     except ValueError:
         host, scheme = "", ""
     if scheme not in ("http", "https") or host not in settings.image_hosts:
-        message = (
-            f"{param}: images are taken as data URLs (data:image/png;base64,...) or uploads; this server fetches nothing from elsewhere"
-        )
-        raise HttpError(400, message, param=param, code="url_not_allowed")
+        cure = "images are taken as data URLs (data:image/png;base64,...) or uploads; this server fetches nothing from elsewhere"
+        raise bad_request(f"{param}: {cure}", param, "url_not_allowed")
     import httpx
 
-    chunks, size = [], 0
+    data = bytearray()
     try:
         with httpx.stream("GET", url, follow_redirects=False, timeout=_FETCH_SECONDS) as reply:
             if reply.status_code != 200:
-                raise HttpError(400, f"{param}: {host} answered {reply.status_code}", param=param, code="url_not_fetched")
+                raise bad_request(f"{param}: {host} answered {reply.status_code}", param, "url_not_fetched")
             for chunk in reply.iter_bytes():
-                size += len(chunk)
-                if size > settings.max_body:
-                    raise HttpError(400, f"{param}: more than {settings.max_body:,} bytes", param=param, code="image_too_large")
-                chunks.append(chunk)
+                data += chunk
+                if len(data) > settings.max_body:
+                    raise bad_request(f"{param}: more than {settings.max_body:,} bytes", param, "image_too_large")
     except httpx.HTTPError as error:
-        raise HttpError(400, f"{param}: {host} could not be asked ({type(error).__name__})", param=param, code="url_not_fetched") from None
-    return b"".join(chunks)
+        raise bad_request(f"{param}: {host} could not be asked ({type(error).__name__})", param, "url_not_fetched") from None
+    return bytes(data)

@@ -57,19 +57,16 @@ def serve(server: Server, settings: Settings, tokens: Tokens, home: Path | None 
     """Until a signal. A file in `home` tells other terminals where it is.
 
     Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
-    listening = _listen(settings)
-    handlers = logs.set_up(settings.logs, days=settings.log_days) if settings.logs is not None else []
-    sys.setswitchinterval(_SWITCH)
     process = Process(config_of(server, settings), server)
-    address = address_of(listening)
-    found = announced(home, address, tokens.admin) if home is not None else contextlib.nullcontext()
-    try:
+    written = logs.written(settings.logs, days=settings.log_days) if settings.logs is not None else contextlib.nullcontext()
+    with _listen(settings) as listening, written:
+        sys.setswitchinterval(_SWITCH)
+        host, port = listening.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        found = announced(home, address, tokens.admin) if home is not None else contextlib.nullcontext()
         with process.capture_signals(), found:  # first: whoever reads the address may already send a signal
             _announce(address, settings, tokens)
             process.run(sockets=[listening])
-    finally:
-        listening.close()
-        logs.take_down(handlers)
     if process.interrupted:
         raise KeyboardInterrupt
 
@@ -89,22 +86,13 @@ def config_of(server: Server, settings: Settings) -> uvicorn.Config:
     )
 
 
-def address_of(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    address = (settings.host, settings.port)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
-        listening.listen(2048)
+        return socket.create_server(address, family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET, backlog=2048)
     except OSError as error:
-        listening.close()
-        raise ConfigError(f"{settings.host}:{settings.port} cannot be had ({error.strerror or error}); write server.port=8001") from None
-    return listening
+        why = str(error.strerror or error).split(" (while")[0]
+        raise ConfigError(f"{settings.host}:{settings.port} cannot be had ({why}); write server.port=8001") from None
 
 
 def _announce(address: str, settings: Settings, tokens: Tokens) -> None:

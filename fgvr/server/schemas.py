@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from fgvr.runtime.conversation import Answer, Token
 
 _PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+_SHOWN = [{"type": "image_url", "image_url": {"url": _PIXEL}}, {"type": "text", "text": "Describe the bird."}]
+_CHAT = [{"role": "user", "content": _SHOWN}]
 T = TypeVar("T")
 
 
-class _FirstErrorOnly(FailFast):
-    """pydantic's, made hashable: members of a union must be."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
+def _example(**body: Any) -> dict[str, Any]:
+    """For the OpenAPI document."""
+    return {"examples": [body]}
 
 
 # A list is checked up to its first wrong item: a million wrong items must not cost a million errors.
-Items = Annotated[list[T], _FirstErrorOnly()]
+Items = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-# The tag of a union stands in brackets: `http_errors` leaves it out of the parameter's name, which is then the client's own path.
+def _as_list(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("text_or_list", "must be a text or a list")
+    return [value] if isinstance(value, str) else value
 
 
-def _text_or_list(value: Any) -> str | None:
-    return "(text)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else _as_list(value)
 
 
-Texts = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[Items[str], Tag("(list)")],
-    Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message="must be a text or a list of texts"),
-]
+def _as_image_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def _tag_of_part(value: Any) -> str | None:
+    """In brackets: `http_errors` leaves it out of the parameter's name, which is then the client's own path."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"({kind})" if kind in ("text", "refusal", "image_url") else None
+
+
+Texts = Annotated[Items[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 
 
 # --- chat ----------------------------------------------------------------------------------------------------------------------
@@ -44,6 +59,10 @@ class TextPart(Strict):
     type: Literal["text"]
     text: str
 
+    @property
+    def words(self) -> str:
+        return self.text
+
 
 class RefusalPart(Strict):
     """What an assistant declined with; the model reads it as the assistant's text."""
@@ -51,41 +70,26 @@ class RefusalPart(Strict):
     type: Literal["refusal"]
     refusal: str
 
+    @property
+    def words(self) -> str:
+        return self.refusal
+
 
 class ImageUrl(Strict):
     url: str = Field(description="data:image/...;base64,...")
     detail: Literal["auto", "low", "high"] | None = Field(None, description="accepted; the processor's own cap on pixels holds for each")
 
 
-def _url_or_record(value: Any) -> str | None:
-    return "(text)" if isinstance(value, str) else "(record)" if isinstance(value, dict | ImageUrl) else None
-
-
 class ImagePart(Strict):
     type: Literal["image_url"]
-    image_url: Annotated[
-        Annotated[str, Tag("(text)")] | Annotated[ImageUrl, Tag("(record)")],
-        Discriminator(_url_or_record, custom_error_type="image_url", custom_error_message="must be a URL, or an object with a url"),
-    ]
-
-    @property
-    def url(self) -> str:
-        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
-
-
-def _part(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"({kind})" if kind in ("text", "refusal", "image_url") else None
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url, json_schema_input_type=str | ImageUrl)]
 
 
 Part = Annotated[
     Annotated[TextPart, Tag("(text)")] | Annotated[RefusalPart, Tag("(refusal)")] | Annotated[ImagePart, Tag("(image_url)")],
-    Discriminator(_part, custom_error_type="content_part", custom_error_message="must be a part of type text, image_url or refusal"),
+    Discriminator(_tag_of_part, custom_error_type="content_part", custom_error_message="must be a part of type text, image_url or refusal"),
 ]
-Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[Items[Part], Tag("(list)")],
-    Discriminator(_text_or_list, custom_error_type="content", custom_error_message="must be a text or a list of parts"),
-]
+Content = Annotated[Items[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])]
 
 
 class Message(Strict):
@@ -102,10 +106,8 @@ class Message(Strict):
 
     @property
     def parts(self) -> list[TextPart | RefusalPart | ImagePart]:
-        """Its parts; a text is one part, and so is an assistant's refusal without a text."""
-        if isinstance(self.content, list):
-            return self.content
-        return [TextPart(type="text", text=self.content if self.content is not None else self.refusal or "")]
+        """Its content; without one, an assistant's refusal."""
+        return self.content if self.content is not None else [TextPart(type="text", text=self.refusal or "")]
 
 
 class ResponseFormat(Strict):
@@ -117,7 +119,7 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-class ChatRequest(Strict):
+class ChatRequest(Strict, json_schema_extra=_example(model="mllm", messages=_CHAT, max_tokens=32)):
     """OpenAI's chat completions, as far as the shared model can honour it. Anything else is a 400 that names the parameter."""
 
     model: str = Field("mllm", description="role, key or source of the MLLM")
@@ -151,33 +153,17 @@ class ChatRequest(Strict):
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
     service_tier: Literal["auto", "default"] | None = None
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "mllm",
-                    "messages": [
-                        {
-                            "role": "user",
-                            "content": [
-                                {"type": "image_url", "image_url": {"url": _PIXEL}},
-                                {"type": "text", "text": "Describe the bird."},
-                            ],
-                        }
-                    ],
-                    "max_tokens": 32,
-                }
-            ]
-        },
-    )
-
 
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> Usage:
+        """Of several answers to one prompt."""
+        prompt, new = answers[0].prompt_tokens if answers else 0, sum(answer.new_tokens for answer in answers)
+        return cls(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
 
 class TopLogprob(BaseModel):
@@ -194,6 +180,14 @@ class Logprobs(BaseModel):
     content: list[TokenLogprob]
     refusal: None = None
 
+    @classmethod
+    def of(cls, tokens: Sequence[Token]) -> Logprobs:
+        def one(text: str, logprob: float) -> dict[str, Any]:
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        rivals = [[TopLogprob(**one(*rival)) for rival in token.top] for token in tokens]
+        return cls(content=[TokenLogprob(**one(t.text, t.logprob), top_logprobs=top) for t, top in zip(tokens, rivals, strict=True)])
+
 
 class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
@@ -206,6 +200,15 @@ class Choice(BaseModel):
     message: ChatMessage
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"]
+
+    @classmethod
+    def of(cls, index: int, answer: Answer, *, logprobs: bool) -> Choice:
+        told = Logprobs.of(answer.tokens) if logprobs else None
+        return cls(index=index, message=ChatMessage(content=answer.text), logprobs=told, finish_reason=finish_reason(answer))
+
+
+def finish_reason(answer: Answer) -> Literal["stop", "length"]:
+    return "length" if answer.finish == "length" else "stop"
 
 
 class ChatAnswer(BaseModel):
@@ -221,7 +224,7 @@ class ChatAnswer(BaseModel):
 # --- embeddings, scores, matches -----------------------------------------------------------------------------------------------
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(Strict, json_schema_extra=_example(model="encoder", input=["a blue crown, a grey back", _PIXEL])):
     """Each item is a text, or an image as a data URL."""
 
     model: str = Field("encoder", description="role, key or source of the encoder")
@@ -229,10 +232,6 @@ class EmbeddingRequest(Strict):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="only the encoder's own")
     user: str | None = None
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "encoder", "input": ["a blue crown, a grey back", _PIXEL]}]}
-    )
 
 
 class Embedding(BaseModel):
@@ -253,20 +252,12 @@ class EmbeddingAnswer(BaseModel):
     usage: EmbeddingUsage
 
 
-class ScoreRequest(Strict):
+class ScoreRequest(Strict, json_schema_extra=_example(messages=[{"role": "user", "content": "A bird?"}], continuations=["a crow"])):
     """One user turn and several whole answers to it."""
 
     model: str = "mllm"
     messages: Items[Message] = Field(min_length=1)
     continuations: Items[str] = Field(min_length=1)
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "examples": [{"model": "mllm", "messages": [{"role": "user", "content": "A bird?"}], "continuations": ["a crow", "a jay"]}]
-        },
-    )
 
 
 class ScoreAnswer(BaseModel):
@@ -277,14 +268,10 @@ class ScoreAnswer(BaseModel):
     prompt_tokens: int
 
 
-class MatchRequest(Strict):
+class MatchRequest(Strict, json_schema_extra=_example(model="joint", images=[_PIXEL], texts=["a grey bird"])):
     model: str = "joint"
     images: Items[str]
     texts: Items[str]
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"model": "joint", "images": [_PIXEL], "texts": ["a grey bird"]}]}
-    )
 
 
 class MatchAnswer(BaseModel):
@@ -325,22 +312,17 @@ class OpenAIErrorBody(BaseModel):
 # --- ours ----------------------------------------------------------------------------------------------------------------------
 
 
-class QueryRequest(Strict):
+class QueryRequest(Strict, json_schema_extra=_example(question="Describe the bird.", image=_PIXEL)):
     question: str = Field(min_length=1)
     image: str | None = Field(None, description="data:image/...;base64,...")
     max_tokens: int = Field(128, ge=1)
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"question": "Describe the bird.", "image": _PIXEL}]}
-    )
 
+class Success(BaseModel):
+    """Every answer of `/api/v1`."""
 
-class QueryAnswer(BaseModel):
-    answer: str
-    finish: str
-    model: str
-    prompt_tokens: int
-    new_tokens: int
+    status: Literal["success"] = "success"
+    data: Any
 
 
 class ClassifyRequest(Strict):
@@ -351,15 +333,11 @@ class ClassifyRequest(Strict):
     names: Items[str] | None = Field(None, description="how the answers call them; by default image 0, image 1, ...")
 
 
-class CleanupRequest(Strict):
+class CleanupRequest(Strict, json_schema_extra=_example(target_bytes=8589934592)):
     """Nothing: everything idle. `models`: these. `target_bytes`: until no more is in use."""
 
     models: Items[str] | None = None
     target_bytes: int | None = Field(None, ge=0)
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"target_bytes": 8589934592}, {"models": ["joint"]}]}
-    )
 
 
 class Failure(BaseModel):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from fgvr.protocols import MLLM, Cache, Chooser, Encoder, JointEncoder
+from fgvr.protocols import MLLM, Cache, Chooser, Encoder, JointEncoder, reads_text
 from fgvr.store.cache import MemoryCache
 from fgvr.store.cost_tracking import ELSEWHERE, add_cost
 from fgvr.types import Asked, Choice, Cost, Picture, Reply, Scores
@@ -210,6 +210,10 @@ class CachedEncoder(Cached):
         keys = [self.key("logit_scale")]
         (value,) = self.answers(keys, self.look_up(keys), lambda _: [_json(float(self.model.logit_scale))])
         return json.loads(value)
+
+    @property
+    def has_text(self) -> bool:
+        return reads_text(self.model)
 
     def known_images(self, hashes: Sequence[str]) -> set[str]:
         """The content hashes whose vectors are in the store, so that their files need not be opened."""

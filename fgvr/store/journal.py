@@ -7,40 +7,32 @@ import os
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from filelock import BaseFileLock
 
 from fgvr.errors import StoreError
 from fgvr.utils.files import HeldError, acquire_lock, atomic_write, read_json, sync_folder
+from fgvr.utils.lazy import LazySequence
 
 
-class Rows(Sequence[dict[str, Any]]):
-    """The committed rows of a run's file, each read from the disk when it is asked for: eight bytes per row in memory.
+class Rows(LazySequence[dict[str, Any]]):
+    """The committed rows of a run's file, each read from the disk when it is asked for. A row takes eight bytes of memory.
 
-    What is appended later is no part of it. It outlives the RunFile, and a run that starts anew in the same folder.
+    Rows that are appended later do not count. The rows outlive the RunFile, and a run that starts anew in the same folder.
     """
 
     def __init__(self, path: Path, ends: array[int]) -> None:
         """Args: ends: where each row ends, in bytes."""
+        super().__init__(len(ends), self._read)
         self._ends = ends
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._turn = threading.Lock()
         weakref.finalize(self, os.close, self._file)
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
+    def _read(self, i: int) -> dict[str, Any]:
         start = self._ends[i - 1] if i else 0
         with self._turn:  # Windows has no os.pread
             os.lseek(self._file, start, os.SEEK_SET)
@@ -50,9 +42,8 @@ class Rows(Sequence[dict[str, Any]]):
 class RunFile:
     """`predictions.jsonl` of a run: one object per line, the same bytes whether or not the run was interrupted.
 
-    Rows stay in the file; in memory is where each of them ends. How far it is committed stands beside it in `<name>.commit`; what lies
-    beyond (a torn line, half a batch) is cut off when it is opened. One writer at a time, whether it goes on or begins anew: a second one
-    gets a StoreError.
+    Rows stay in the file, and memory holds where each row ends. `<name>.commit` says how far the file is committed. Opening cuts off what
+    lies beyond, such as half a batch. There is one writer at a time: a second one gets a StoreError.
     """
 
     def __init__(self, path: str | Path, *, fresh: bool = False) -> None:

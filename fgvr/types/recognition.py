@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fgvr.utils.text import html_table
 
@@ -257,12 +257,39 @@ class Prediction:
         return None if self.label is None else self.category == self.label
 
     @property
+    def unsure(self) -> bool:
+        """Whether the trigger doubts System 1's answer and nobody has looked again: no System 2, or a person who has not answered yet."""
+        return self.decision.escalate and self.by == "fast" and self.slow is None
+
+    @property
     def answer(self) -> str:
-        """For people: the class's name, or that there is no answer and why."""
+        """For people: the class's name, that it is unsure, or that there is no answer and why."""
         held = self.abstention
         if held is None or not held.withheld:
-            return self.name
+            return f"{self.name} (unsure)" if self.unsure else self.name
         return f"no answer: certainty {held.score:.2f} is below {held.threshold:.2f} (best guess: {self.name})"
+
+    def ranked(self, most: int | None = None) -> list[tuple[str, float]]:
+        """Class names with their probability, likeliest first, in the eyes of the system that gave the answer."""
+        fast = {candidate.category: candidate.probability for candidate in self.fast.candidates}
+        shares = self.slow.probabilities if self.by != "fast" and self.slow else fast
+        ordered = sorted(shares.items(), key=lambda share: -share[1])[:most]
+        return [(self.names.get(category, category), probability) for category, probability in ordered]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer in plain values. `unsure`: the answer is withheld, or the trigger doubted it and nobody looked again."""
+        held = self.abstention
+        return {
+            "file": self.image,
+            "class": self.name,
+            "class_id": self.category,
+            "confidence": float(self.confidence),
+            "by": self.by,
+            "unsure": held.withheld if held is not None else self.unsure,
+            "label": None if self.label is None else self.names.get(self.label, self.label),
+            "correct": self.correct,
+            "top": [{"class": name, "probability": float(probability)} for name, probability in self.ranked(5)],
+        }
 
     def __str__(self) -> str:
         return f"{self.image}: {self.answer} ({self.confidence:.2f}, {self.by})"
@@ -291,7 +318,7 @@ def _prediction_html(prediction: Prediction) -> str:
     columns = ["class", "P", "image", "text", "name", "joint", *(["slow"] if slow else [])]
     sign = "&lt;" if decision.score < decision.threshold else "&ge;"
     terms = ", ".join(f"{escape(name)} {value:.3f}" for name, value in decision.terms.items())
-    asked = "thought slowly" if decision.escalate else "answered fast"
+    asked = "unsure" if prediction.unsure else "thought slowly" if decision.escalate else "answered fast"
     why = f"{asked}: score {decision.score:.3f} {sign} {decision.threshold:.3f}" + (f" ({terms})" if terms else "")
     parts = [f"<div>{escape(prediction.image)}: {head}</div>", html_table(columns, rows), f"<div>{why}</div>"]
     if slow:

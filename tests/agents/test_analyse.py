@@ -10,7 +10,7 @@ import pytest
 import fgvr
 from fgvr.agents import prompts
 from fgvr.agents.analyse import PARTS, AnalyseDecoder
-from fgvr.agents.answer_fusion import Reprompt, stands
+from fgvr.agents.answer_fusion import Reprompt, winner
 from fgvr.agents.slow import Exemplars, Option, Question, ReasonDecoder, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.types import History, Reply, Scores, SlowResult
 from tests.agents.doubles import TableMLLM, class_record, fast_result, picture
@@ -134,8 +134,8 @@ def results(first: float, history: History):
     ],
 )
 def test_who_stands_without_asking(sure, first, history, whose) -> None:
-    assert stands(results(first, history), SlowResult("b", {"b": sure, "a": 1 - sure})) == whose
-    assert stands(results(first, history), SlowResult("a", {"a": sure, "b": 1 - sure})) == "slow"
+    assert winner(results(first, history), SlowResult("b", {"b": sure, "a": 1 - sure})) == whose
+    assert winner(results(first, history), SlowResult("a", {"a": sure, "b": 1 - sure})) == "slow"
 
 
 def test_the_open_cases_are_asked_between_the_two_answers_only() -> None:

@@ -255,7 +255,7 @@ def test_benjamini_and_hochbergs_example() -> None:
 def test_null_rules_are_rarely_accepted() -> None:
     """Rules whose effect is pure noise: the false discovery rate holds."""
     rng = np.random.default_rng(0)
-    accepted = [any(benjamini_hochberg([sign_flip_p(rng.normal(0, 1, 12)) for _ in range(20)], 0.1)) for _ in range(100)]
+    accepted = [any(benjamini_hochberg([sign_flip_p(rng.normal(0, 1, 8)) for _ in range(20)], 0.1)) for _ in range(100)]
     assert np.mean(accepted) <= 0.17
 
 

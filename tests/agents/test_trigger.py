@@ -91,7 +91,7 @@ def test_a_decision_says_why_and_its_terms_add_up_to_its_score():
     results, right = world()
     trigger = Calibrator(target="slow_rate:0.5").fit(Evidence(results, right), [i % 4 for i in range(len(results))])
     decision = trigger(results[:1])[0]
-    assert set(decision.terms) == {"base_rate", *FEATURES}
+    assert set(decision.terms) == {"base_rate", *FEATURES} - {"agreement"}, "what is the same for all has no weight and is not named"
     assert 1 / (1 + np.exp(-sum(decision.terms.values()))) == pytest.approx(decision.score)
     assert decision.escalate == (decision.score < decision.threshold)
 
@@ -109,6 +109,35 @@ def test_the_fit_recovers_known_weights():
     outcome = rng.uniform(size=20000) < 1 / (1 + np.exp(-(0.5 + table @ [1.5, -1.0])))
     model = fit_logistic(table, outcome.astype(float))
     assert model.weights / model.scale == pytest.approx([1.5, -1.0], abs=0.08)
+
+
+def test_the_fit_is_that_of_newtons_method():
+    """Weights of the iteratively reweighted least squares that fgvr 0.2 had of its own: by chance, separable, and without an error."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(160, 5)) * [3.0, 0.2, 1.0, 0.1, 0.3]
+    outcome = rng.uniform(size=160) < 1 / (1 + np.exp(-table[:, 0]))
+    known = {
+        "by chance": [
+            -0.5609190641037408,
+            3.197586305906278,
+            0.3891937268106335,
+            -0.013330366090102321,
+            0.1263088729382948,
+            0.3057487202095084,
+        ],
+        "separable": [
+            -0.6794206146134456,
+            4.4946199401801135,
+            0.22661308392129645,
+            0.10121549635157871,
+            -0.11942142993411972,
+            0.0027154032989118587,
+        ],
+        "without an error": [5.081404364984449, 0.0, 0.0, 0.0, 0.0, 0.0],
+    }
+    for outcomes, weights in zip((outcome, table[:, 0] > 0, np.ones(160, bool)), known.values(), strict=True):
+        found = fit_logistic(table, outcomes)
+        assert [found.intercept, *found.weights] == pytest.approx(weights, abs=3e-10)
 
 
 def test_an_unreachable_precision_sends_everything_slow():

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fgvr.errors import StoreError
 from fgvr.evaluation import html, report, uncertainty
-from fgvr.evaluation.memory_steps import Course, Step, Tally
+from fgvr.evaluation.memory_steps import MemoryHistory, ModelTotals, Step
 from fgvr.types import Report
 
 NOTE = "These models know only birds: the figures say nothing about other pictures."
@@ -91,9 +91,9 @@ def test_every_score_that_is_a_mean_has_both_intervals(run, classes, tmp_path: P
 
 
 def test_what_was_measured_of_the_work_is_told(run, classes, tmp_path: Path):
-    tallies = (Tally("mllm-1", "mllm", loading_seconds=1.25, leased_seconds=7.5), Tally("mllm-2", "mllm", leased_seconds=0.5))
-    course = Course((Step(0.0, {}, 0, 0, 1),), (), (), (), (), 9.0, tallies)
-    known = {"memory": course, "peak_host_bytes": 700 << 20, "decode_wait": 0.25, "cache_hits": 1234}
+    totals = (ModelTotals("mllm-1", "mllm", loading_seconds=1.25, leased_seconds=7.5), ModelTotals("mllm-2", "mllm", leased_seconds=0.5))
+    history = MemoryHistory((Step(0.0, {}, 0, 0, 1),), (), (), (), (), 9.0, totals)
+    known = {"memory": history, "peak_host_bytes": 700 << 20, "decode_wait": 0.25, "cache_hits": 1234}
     made = report.make_report(run(), classes=classes, dataset="d", trigger="t", model_loads={}, path=tmp_path, **known)
     report.write(made, tmp_path)
     body, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()

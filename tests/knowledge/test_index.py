@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fgvr.knowledge.index import nearest
+from benchmarks.nearest_rows import nearest
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])

@@ -101,7 +101,7 @@ def test_a_pinned_copy_in_main_memory_keeps_the_thread_from_nothing(make_pool: P
 def test_a_copy_that_somebody_holds_is_tried_again_only_after_a_while(
     make_pool: PoolMaker, rounds: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fgvr.runtime.host_tier.STUCK_SECONDS", 1.0)
+    monkeypatch.setattr("fgvr.runtime.lifecycle.STUCK_SECONDS", 1.0)
     loader, tries = Keeper(movable=True), []
     pool = make_pool(ttl=0.2, host_budget=50 * MIB, loader=loader)
     pool.subscribe(lambda event: tries.append(event) if event.kind == "alert" else None)

@@ -20,19 +20,19 @@ def model(key: str, **changes) -> ModelStatus:
 
 def test_lru_takes_the_longest_unused_until_enough_is_free() -> None:
     idle = [model("a", idle_seconds=5), model("b", idle_seconds=50), model("c", idle_seconds=20)]
-    assert lru(idle, 1) == ("b",)
-    assert lru(idle, GIB + 1) == ("b", "c")
-    assert lru(idle, 9 * GIB) == ("b", "c", "a")
-    assert lru(idle, 0, slots=2) == ("b", "c")
-    assert lru(idle, 0) == lru([], GIB) == ()
+    assert choose(lru, idle, 1) == ("b",)
+    assert choose(lru, idle, GIB + 1) == ("b", "c")
+    assert choose(lru, idle, 9 * GIB) == ("b", "c", "a")
+    assert choose(lru, idle, 0, slots=2) == ("b", "c")
+    assert choose(lru, idle, 0) == choose(lru, [], GIB) == ()
 
 
 def test_cost_aware_gives_up_what_is_cheap_to_bring_back_rare_and_large() -> None:
     same = [model("slow", return_seconds=30.0), model("quick", return_seconds=0.5)]
-    assert cost_aware(same, 1) == ("quick",)
-    assert cost_aware([model("often", gap_seconds=1, idle_seconds=1), model("rare", gap_seconds=600)], 1) == ("rare",)
-    assert cost_aware([model("small"), model("large", bytes=16 * GIB)], 1) == ("large",)
-    assert lru([model("slow", idle_seconds=11, return_seconds=30.0), model("quick", return_seconds=0.5)], 1) == ("slow",)
+    assert choose(cost_aware, same, 1) == ("quick",)
+    assert choose(cost_aware, [model("often", gap_seconds=1, idle_seconds=1), model("rare", gap_seconds=600)], 1) == ("rare",)
+    assert choose(cost_aware, [model("small"), model("large", bytes=16 * GIB)], 1) == ("large",)
+    assert choose(lru, [model("slow", idle_seconds=11, return_seconds=30.0), model("quick", return_seconds=0.5)], 1) == ("slow",)
 
 
 def test_what_is_expected_next_goes_last_and_the_farthest_of_it_first() -> None:

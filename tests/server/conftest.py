@@ -20,6 +20,7 @@ from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.runtime.pool import ModelPool
 from fgvr.server.app import Server, make_app
+from fgvr.server.knowledge import Knowledge, KnownClass
 from fgvr.server.running import Process, config_of
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import Candidate, Decision, FastResult, History, ModelSpec, Prediction, Sample
@@ -89,7 +90,13 @@ def serve() -> Iterator[Serve]:
     made: list[tuple[Served, SimulatedDevice]] = []
 
     def start(
-        *, budget: int = 100 * MIB, loader: FakeLoader | None = None, reader: str | None = None, recognizer: Any = None, **settings: Any
+        *,
+        budget: int = 100 * MIB,
+        loader: FakeLoader | None = None,
+        reader: str | None = None,
+        recognizer: Any = None,
+        bundle: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> Served:
         device = SimulatedDevice(1000 * MIB)
         loader = loader or FakeLoader(work=MIB)
@@ -98,8 +105,13 @@ def serve() -> Iterator[Serve]:
             pool.register(spec)
         recognizer = recognizer or FakeRecognizer()
         build = recognizer if callable(recognizer) else lambda: recognizer
+
+        def open_knowledge() -> Knowledge:
+            made = build()
+            return made if isinstance(made, Knowledge) else Knowledge(made, (KnownClass("1", "crow", 3),), "0" * 64)
+
         chosen = Settings(port=0, **settings)
-        server = make_app(pool, SPECS, chosen, Tokens("secret-admin", reader), build_recognizer=build, to_row=to_row)
+        server = make_app(pool, SPECS, chosen, Tokens("secret-admin", reader), open_knowledge=open_knowledge, to_row=to_row, bundle=bundle)
         config = config_of(server, chosen)
         config.port = 0
         process = Process(config, server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -10,20 +11,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from PIL import Image
 
-from fgvr.server.decoding import DECODERS, Worker
+from fgvr.errors import KnowledgeError
+from fgvr.server.decoding import Decoders, Worker
 from fgvr.server.settings import Settings
+from fgvr.types import Prediction, Sample
 from fgvr.utils.images import REDUCE_ABOVE, read_image
 
-from .conftest import Serve, Served, chat, data_url, idle_failures, png, until
+from .conftest import FakeRecognizer, Serve, Served, chat, data_url, idle_failures, png, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = b"POST /api/v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"
@@ -66,11 +71,11 @@ def closed(line: socket.socket) -> bool:
 
 
 def test_a_picture_that_takes_too_long_is_refused_and_the_next_one_decoded(serve: Serve) -> None:
-    served = serve(decode_seconds=0.05)
+    served = serve(decode_seconds=0.5)
     began = time.monotonic()
     slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(180, side=2800), "image/jpeg")})
     assert slow.status_code == 400 and time.monotonic() - began < 8
-    assert "images.0" in slow.text and "server.decode_seconds=0.05" in slow.text
+    assert "images.0" in slow.text and "server.decode_seconds=0.5" in slow.text
     assert served.post("/api/v1/classify", files={"images": ("a.png", png(), "image/png")}).status_code == 200
 
 
@@ -97,7 +102,7 @@ def test_pictures_wait_for_the_budget_and_all_are_answered(serve: Serve) -> None
 
     def look() -> None:
         while not ended.wait(0.001):
-            seen.append(DECODERS.used)
+            seen.append(served.server.engine.decoders.used)
 
     watching = threading.Thread(target=look)
     watching.start()
@@ -111,31 +116,33 @@ def test_pictures_wait_for_the_budget_and_all_are_answered(serve: Serve) -> None
         ended.set()
         watching.join()
     assert set(codes) == {200}
-    assert 0 < max(seen) <= 4 << 20 and DECODERS.used == 0
+    assert 0 < max(seen) <= 4 << 20
+    until(lambda: served.server.engine.decoders.used == 0)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM"])
 def test_the_server_reads_a_picture_as_everybody_does(form: str) -> None:
-    limits = {"max_pixels": 25_000_000, "budget": 256 << 20, "seconds": 30.0, "patience": 30.0}
+    decoders = Decoders(Settings(decode_seconds=30.0))
     try:
         for size, kept in (((1000, 700), True), ((4000, 3000), False)):
             data = encoded(Image.effect_noise(size, 50).convert("RGB"), form)
-            with DECODERS.hold() as hold:
-                found = DECODERS.decode(data, size, "RGB", hold, **limits)  # type: ignore[arg-type]
-                assert DECODERS.used == hold.used == 4 * found.image.width * found.image.height
-            assert DECODERS.used == 0
+            found = decoders.decode("a request", data, size, "RGB")
+            decoders.leave("a request")
+            assert decoders.used == 4 * found.image.width * found.image.height, "as long as somebody holds it"
             here, *hashes = read_image(data)
             assert [found.sha256, found.content] == hashes and found.image.tobytes() == here.tobytes()
             assert (found.image.size == size) is kept is (found.sha256 == found.content)
             assert here.width * here.height <= REDUCE_ABOVE and abs(here.width / here.height - size[0] / size[1]) < 0.01
+            del found
+            assert decoders.used == 0
     finally:
-        DECODERS.close()
+        decoders.close()
 
 
 def test_a_decoding_process_ends_with_its_parent() -> None:
     code = (
-        "import os, signal\nfrom fgvr.server.decoding import Worker\nworker = Worker()\n"
-        "import psutil\nprint(psutil.Process().children()[0].pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal\nfrom fgvr.server.decoding import Worker\nworker = Worker(1000)\n"
+        "print(worker.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL
@@ -152,7 +159,7 @@ def test_a_stop_leaves_no_decoding_process(serve: Serve) -> None:
 
 
 def _decoding() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "fgvr.server.decode_worker" in one.cmdline()]
+    return [one for one in psutil.Process().children() if any("spawn_main" in word for word in one.cmdline())]
 
 
 def test_idle_uploads_take_no_place_and_end_with_408(serve: Serve) -> None:
@@ -210,7 +217,8 @@ def test_requests_that_hold_pictures_end_although_all_of_them_want_more(serve: S
     files = [("images", (f"{i}.png", content)) for i in range(4)]
     with ThreadPoolExecutor(12) as threads:
         codes = list(threads.map(lambda _: served.post("/api/v1/classify", files=files).status_code, range(12)))
-    assert set(codes) == {200} and DECODERS.used == 0
+    assert set(codes) == {200}
+    until(lambda: served.server.engine.decoders.used == 0)
 
 
 def test_bodies_wait_for_room_and_all_are_answered(serve: Serve) -> None:
@@ -287,7 +295,78 @@ def test_a_very_long_picture_is_answered(serve: Serve) -> None:
 
 
 def test_a_worker_that_is_ended_answers_nothing() -> None:
-    worker = Worker()
+    worker = Worker(25_000_000)
+    assert worker.ask(png(), 5.0)[0]["size"] == [32, 32]
     worker.kill()
-    assert worker.ask({"max_pixels": 1}, png(), 5.0) is None and not worker.late
+    with pytest.raises((EOFError, OSError)):
+        worker.ask(png(), 5.0)
     worker.end()
+
+
+# --- what is held ----------------------------------------------------------------------------------------------------------------
+
+
+class Watching(FakeRecognizer):
+    """Remembers the pictures it saw without holding them; fails when `failing`."""
+
+    def __init__(self, *, failing: bool = False) -> None:
+        super().__init__()
+        self.failing, self.pictures = failing, []
+
+    def batch(self, images: Sequence[Sample]) -> list[Prediction]:
+        self.pictures += [weakref.ref(sample.image.image) for sample in images]  # type: ignore[union-attr]
+        if self.failing:
+            raise KnowledgeError("no")
+        return super().batch(images)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_pictures_go_with_their_request_and_wait_for_no_garbage_collection(serve: Serve, failing: bool) -> None:
+    recognizer = Watching(failing=failing)
+    served = serve(recognizer=lambda: recognizer)
+    with no_garbage_collection():
+        for _ in range(3):
+            answer = served.post("/api/v1/classify", files=[("images", (f"{i}.png", png(200, 200))) for i in range(3)])
+            assert answer.status_code == (503 if failing else 200)
+        until(lambda: all(picture() is None for picture in recognizer.pictures))
+        assert len(recognizer.pictures) == 9 and served.server.engine.decoders.used == 0
+
+
+def test_pictures_of_refused_late_and_left_requests_go_as_well(serve: Serve, slow_words: Callable[[float], None]) -> None:
+    slow_words(0.1)
+    served = serve(deadline=0.5)
+    url = data_url(png(200, 200))
+    broken = data_url(png()[:60])
+    with no_garbage_collection():
+        assert served.post("/v1/chat/completions", chat("what", url, broken)).status_code == 400
+        assert served.post("/v1/chat/completions", chat("what", url, max_tokens=500)).status_code == 504
+        assert served.post("/v1/chat/completions", chat("what", url, max_tokens=500, stream=True)).status_code == 200
+        assert served.post("/v1/embeddings", {"input": [url], "dimensions": 3}).status_code == 400
+        with pytest.raises(httpx.TimeoutException), served.web() as web:
+            web.post("/v1/chat/completions", json=chat("what", url, max_tokens=500), timeout=0.2)
+        until(lambda: served.server.engine.decoders.used == 0)
+
+
+def test_what_a_batch_still_computes_counts_although_its_request_has_ended(serve: Serve) -> None:
+    gate = threading.Event()
+
+    class Stuck(FakeRecognizer):
+        def batch(self, images: Sequence[Sample]) -> list[Prediction]:
+            gate.wait(20)
+            return super().batch(images)
+
+    served = serve(recognizer=Stuck(), deadline=0.3)
+    assert served.post("/api/v1/classify", files={"images": ("a.png", png(100, 100))}).status_code == 504
+    assert served.server.engine.decoders.used == 4 * 100 * 100
+    gate.set()
+    until(lambda: served.server.engine.decoders.used == 0)

@@ -106,6 +106,17 @@ def test_the_readmes_shell_examples_work_as_printed(server: Server, bird: Path) 
     assert {m["role"]: m["loads"] for m in server.service.get("/api/v1/memory/models")}["encoder"] == 1
 
 
+def test_the_classes_are_those_of_the_base_on_disk_and_a_reload_keeps_every_answer(server: Server, bird: Path) -> None:
+    found = server.service.get("/api/v1/classes")
+    assert len(found["classes"]) == 4 and {row["photographs"] for row in found["classes"]} == {2} and len(found["content_hash"]) == 64
+    body = {"images": [turn(bird)[0]["content"][0]["image_url"]["url"]]}
+    before = server.service.post("/api/v1/classify", body)["predictions"][0]
+    assert server.service.post("/api/v1/knowledge/reload") == found
+    after = server.service.post("/api/v1/classify", body)["predictions"][0]
+    assert (after["prediction"], after["confidence"]) == (before["prediction"], before["confidence"])
+    assert before["name"] in [row["name"] for row in found["classes"]]
+
+
 # --- the official client -----------------------------------------------------------------------------------------------------
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import fgvr.server
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.monitor import watch
-from fgvr.server import dashboard
 from tests.server.conftest import SPECS, Serve, Served, png
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browsing = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: python3 scripts/dev.py browser")
+STATIC = Path(fgvr.server.__file__).parent / "static"
 MLLM, ENCODER = SPECS["mllm"].key, SPECS["encoder"].key
 expect = sync_api.expect
 expect.set_options(timeout=20_000)
@@ -132,7 +133,7 @@ def test_a_dropped_image_is_classified_with_its_reasons_and_counted(serve: Serve
         list(content),
     )
     expect(page.locator("#answer .verdict")).to_contain_text("crow")
-    expect(page.locator("#answer")).to_contain_text("The trigger decides: answer fast")
+    expect(page.locator("#answer")).to_contain_text("The trigger decides: answered by System 1")
     expect(page.locator("#answer .chosen").first).to_contain_text("90.0 %")
     expect(page.get_by_role("img", name="the image garden.png")).to_be_visible()
     assert page.locator("#answer img").evaluate("i => i.complete && i.naturalWidth") == 32
@@ -241,23 +242,24 @@ def test_words_stand_out_from_their_ground_and_everything_has_a_name(serve: Serv
 
 def test_only_the_pages_own_files_are_given_away_and_none_is_missing(serve: Serve) -> None:
     served = serve()
-    for name, kind in dashboard.FILES.items():
+    files = {file.name: file.read_text() for file in STATIC.iterdir()}
+    kinds = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
+    for name, text in files.items():
         found = served.get(f"/static/{name}")
-        assert found.status_code == 200 and found.headers["content-type"] == kind and len(found.content) > 200
+        assert found.status_code == 200 and found.headers["content-type"].startswith(kinds[Path(name).suffix]) and found.text == text
+        assert found.headers["cache-control"] == "no-cache"
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     page = served.get("/")
     assert page.headers["content-type"].startswith("text/html") and "default-src 'none'" in page.headers["content-security-policy"]
-    assert set(re.findall(r'(?:src|href)="/static/([\w.]+)"', page.text)) <= set(dashboard.FILES)
-    folder = Path(dashboard.__file__).parent / "static"
-    assert {file.name for file in folder.iterdir()} == set(dashboard.FILES)
-    assert not any(re.search(r"https?://(?!www\.w3\.org/2000/svg)", file.read_text()) for file in folder.iterdir())
-    for name in ("..%2Fauth.py", "%2e%2e/auth.py", "auth.py", "main.js.map", "%00"):
+    linked = set(re.findall(r'(?:src|href)="/static/([\w.]+)"', page.text))
+    assert linked and linked <= set(files)
+    for name in ("..%2Fauth.py", "%2e%2e/auth.py", "auth.py", "main.js.map", "%00", "a" * 5000):
         assert served.get(f"/static/{name}").status_code == 404
 
 
 def test_the_bundle_is_what_the_server_was_told_and_needs_the_token(serve: Serve) -> None:
-    served = serve(reader="may-read")
+    untold, told = serve(), serve(reader="may-read", bundle={"name_prompts": False})
+    assert untold.get("/api/v1/bundle").status_code == 404
+    assert told.get("/api/v1/bundle").status_code == 401
     allowed = {"Authorization": "Bearer may-read"}
-    assert served.get("/api/v1/bundle").status_code == 401
-    assert served.get("/api/v1/bundle", headers=allowed).status_code == 404
-    served.server.app.state.bundle = {"name_prompts": False}
-    assert served.get("/api/v1/bundle", headers=allowed).json() == {"status": "success", "data": {"name_prompts": False}}
+    assert told.get("/api/v1/bundle", headers=allowed).json() == {"status": "success", "data": {"name_prompts": False}}

@@ -94,7 +94,7 @@ def test_readiness_says_that_the_base_is_being_built(serve: Serve) -> None:
 
     served = serve(recognizer=build)
     told: list[str] = []
-    made = served.server.app.state.classifier.begin(told.append)
+    made = served.server.classifier.begin(told.append)
     answer = served.get("/health")
     assert answer.status_code == 503 and "being built" in answer.json()["reason"]
     assert isinstance(made.exception(10), RuntimeError)

@@ -188,7 +188,7 @@ def test_a_lane_outlives_a_bug() -> None:
             raise RuntimeError("a bug")
 
     queue = BatchQueue(
-        "test", lambda batch: [None] * (len(batch.jobs) + ("odd" in [j.payload for j in batch.jobs])), most=lambda: 1, done=report
+        "test", lambda batch: [None] * (len(batch.jobs) + ("odd" in [j.payload for j in batch.jobs])), most=lambda: 1, on_batch=report
     )
     jobs = [Job(name, loop) for name in ("first", "odd", "last")]
     for job in jobs:

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import zlib
+from logging.handlers import TimedRotatingFileHandler
 from pathlib import Path
 
 import psutil
@@ -242,17 +243,15 @@ def test_control_marks_in_texts_are_refused(serve: Serve) -> None:
 
 
 def test_neither_tokens_nor_pictures_get_into_the_log(tmp_path: Path) -> None:
-    handlers = logs.set_up(tmp_path, days=3)
-    try:
+    with logs.written(tmp_path, days=3):
+        kept = [h.backupCount for h in logging.getLogger("fgvr.server.access").handlers if isinstance(h, TimedRotatingFileHandler)]
         logging.getLogger("fgvr.server.x").warning("sent Authorization: Bearer abcDEF123456 and token=topsecret99 and %s", data_url())
         logging.getLogger("fgvr.server.access").info("GET /health 200")
-    finally:
-        logs.take_down(handlers)
     told = "".join(file.read_text() for file in tmp_path.iterdir())
     assert "abcDEF123456" not in told and "topsecret99" not in told and "iVBOR" not in told
     assert "sent Authorization" in (tmp_path / "error.log").read_text()
     assert "GET /health 200" in (tmp_path / "access.log").read_text() and "GET" not in (tmp_path / "server.log").read_text()
-    assert handlers[0].backupCount == 3  # type: ignore[attr-defined]
+    assert kept == [3]
 
 
 def test_tokens_come_from_the_environment_and_show_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ def test_progress_is_silent_where_nobody_watches(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
+def test_where_nobody_watches_long_work_says_now_and_then_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.delenv("FGVR_PROGRESS", raising=False)
+    setup_logging()
+    assert list(track(iter("abc"), "counting", 6, every=0.0, weigh=lambda letter: 2)) == ["a", "b", "c"]
+    shown = capsys.readouterr()
+    assert "counting: 4 of 6" in shown.err and "s left" in shown.err and "iB" in shown.err and shown.out == ""
+    monkeypatch.setenv("FGVR_PROGRESS", "0")
+    assert list(track(iter("abc"), "counting", 3, every=0.0)) == ["a", "b", "c"] and capsys.readouterr().err == ""
+
+
 def test_progress_can_be_asked_for_and_goes_to_stderr(capsys, monkeypatch):
     monkeypatch.setenv("FGVR_PROGRESS", "1")
     assert list(track(iter("abc"), "counting", 3)) == ["a", "b", "c"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.sizes.footprint import Footprint
 
-SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in ("clip", "qwen", "blip", "mlx", "remote", "fake")}
+SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in ("clip", "timm", "qwen", "blip", "mlx", "remote", "fake", "none")}
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 
@@ -81,6 +81,8 @@ class Loader:
     """Whether it heeds `ModelSpec.quantization`."""
     widens_half: ClassVar[bool] = False
     """Whether its models are computed in float32 on a device that would emulate float16."""
+    has_text: ClassVar[bool] = True
+    """Whether its encoders have a text side."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """What `load` imports: modules, or `module:name` where the name is what pulls the module in."""
 
@@ -116,6 +118,10 @@ class Loader:
 
     def prepare(self, spec: ModelSpec) -> Any:
         """Make what it keeps besides weights (tokenizers), ahead of the load."""
+
+    def hub_repository(self, spec: ModelSpec) -> str | None:
+        """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
+        return None
 
     def is_here(self, spec: ModelSpec) -> bool:
         """Whether its files are on this machine, where it reads any."""

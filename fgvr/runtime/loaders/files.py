@@ -70,6 +70,11 @@ def cached_snapshot(repository: str, revision: str | None = None) -> Path | None
     return snapshot if snapshot.is_dir() else None
 
 
+def is_repository(source: str) -> bool:
+    """Whether a source is written as owner/name."""
+    return _REPOSITORY.fullmatch(source) is not None
+
+
 def hub_cache() -> Path:
     home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
@@ -168,6 +173,11 @@ def tensor_values(shards: Iterable[Path]) -> Iterator[tuple[str, int]]:
     for file in shards:
         for name, tensor in _header(file).items():
             yield name, math.prod(tensor["shape"])
+
+
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor, from the header only. Raises ModelLoadError for a damaged file."""
+    return {name: tensor["shape"] for name, tensor in _header(file).items()}
 
 
 def read_scalar(file: Path, name: str) -> float:

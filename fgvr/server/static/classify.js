@@ -93,7 +93,7 @@ function looked(row, name) {
 
 function decided(row) {
   const { decision } = row;
-  const verdict = decision.escalate ? "think slowly" : "answer fast";
+  const verdict = decision.escalate ? "escalated to System 2" : "answered by System 1";
   const sign = decision.escalate ? "<" : "≥";
   const title = heading(`The trigger decides: ${verdict}`, `score ${number(decision.score)} ${sign} threshold ${number(decision.threshold)}`);
   const terms = Object.entries(decision.terms);
@@ -105,7 +105,7 @@ function decided(row) {
     const weight = make("td", { class: "number" }, `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`);
     return make("tr", {}, make("th", { scope: "row" }, term.replaceAll("_", " ")), weight, make("td", { class: "balance" }, bar));
   });
-  return [title, table("Reasons of the trigger", ["reason", "weight", "think slowly ◂ ▸ answer fast"], rows, [1])];
+  return [title, table("Reasons of the trigger", ["reason", "weight", "System 2 ◂ ▸ System 1"], rows, [1])];
 }
 
 function thought(row, name) {

@@ -1,6 +1,6 @@
-"""The most similar rows of a large table: exact, in blocks, so that nothing of the table's size is ever made beside it.
+"""The most similar rows of a large table: exact, and in blocks, so that no second array of the table's size is made.
 
-A table that is memory-mapped is read once and stays on the disk. Up to some ten thousand rows a plain product is as good.
+A memory-mapped table is read once and stays on the disk. Up to some ten thousand rows a plain product is as good.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""A folder of photographs, sorted by class into another folder. Originals are read and never moved, changed or deleted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fgvr.errors import ConfigError, StoreError
+from fgvr.evaluation import prediction_table
+from fgvr.modes.classifying import classify
+from fgvr.types import Prediction
+from fgvr.utils.progress import track
+from fgvr.utils.text import printable
+
+log = logging.getLogger(__name__)
+
+UNSURE = "unsure"
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """Where the photographs are now, and how many in each folder."""
+
+    folder: Path
+    counts: dict[str, int]
+    linked: bool
+
+
+def sort_images(cfg: DictConfig, into: Path, *, link: bool = False) -> Sorted:
+    """Classify all images of `image=` and copy (or link) each into `into`/<class>, or `into`/unsure where the answer is unsure.
+
+    `into` appears when it is whole, with predictions.csv. ConfigError where it holds something or lies within the originals.
+    """
+    source, into = Path(cfg.image).expanduser(), into.expanduser()
+    _check(source, into)
+    predictions = classify(cfg)
+    partial = into.with_name(f".{into.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a sort that was interrupted
+        counts = _place(source, predictions, partial, link=link)
+        prediction_table.write(partial, predictions)
+        if into.exists():
+            into.rmdir()  # empty, as was checked; raises if not
+        partial.rename(into)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        cure = "nothing was sorted, the originals are as they were" + ("; write without --link to copy" if link else "")
+        raise StoreError(f"{into} cannot be written ({error.strerror or error}); {cure}") from error
+    return Sorted(into, counts, link)
+
+
+def _check(source: Path, into: Path) -> None:
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise ConfigError(f"--into {into}: there is something already; name a folder that is new or empty")
+    here, there = source.resolve(), into.resolve()
+    if there == here or here in there.parents:
+        raise ConfigError(f"--into {into} lies within {source}; name a folder outside, so that the originals stay by themselves")
+
+
+def _place(source: Path, predictions: Sequence[Prediction], folder: Path, *, link: bool) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    folder.mkdir(parents=True)
+    for answer in track((prediction.to_dict() for prediction in predictions), "sorting", len(predictions)):
+        kind = UNSURE if answer["unsure"] else folder_name(answer["class"])
+        original = source / answer["file"] if source.is_dir() else source
+        target = _free(folder / kind / original.name)
+        target.parent.mkdir(exist_ok=True)
+        if link:
+            os.symlink(original.resolve(), target)
+        else:
+            shutil.copy2(original, target)
+        counts[kind] += 1
+    return dict(sorted(counts.items()))
+
+
+def folder_name(name: str) -> str:
+    """A class's name as a folder that every system allows; never that of the unsure ones."""
+    plain = _FORBIDDEN.sub("_", printable(name)).strip().rstrip(".") or "_"
+    return f"{plain}_" if _RESERVED.fullmatch(plain) or plain.casefold() == UNSURE else plain
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind its name where another photograph has it."""
+    found, number = path, 1
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found

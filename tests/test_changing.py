@@ -1,0 +1,195 @@
+"""`fgvr add`, `remove`, `classes`, `sort`: a base changes by one class and back; a folder is sorted and stays as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fgvr
+from fgvr import assembly, console
+from fgvr.knowledge import base as knowledge_base
+from fgvr.modes.sorting import folder_name
+from tests.data.test_folder import classes, paint
+
+FAKE = ["models=fake", "dataset=folder", "dataset.shots=3"]
+
+
+@pytest.fixture
+def kites(tmp_path: Path) -> Path:
+    return classes(tmp_path / "kites", names=("red_kite", "Black Kite", "Osprey"))
+
+
+@pytest.fixture
+def base(tmp_path: Path, kites: Path) -> Path:
+    folder = tmp_path / "base"
+    fgvr.build_knowledge_base(fgvr.load_config(*FAKE, f"dataset.root={kites}", f"knowledge.path={folder}"))
+    return folder
+
+
+@pytest.fixture
+def said(monkeypatch, capfd, kites: Path, base: Path):
+    """`fgvr WORDS` on that base: exit code, and what it printed."""
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fgvr", *words, *FAKE, f"dataset.root={kites}", f"knowledge.path={base}"])
+        code = console.main()
+        shown = capfd.readouterr()
+        return code, shown.out, shown.err
+
+    return command
+
+
+def photos(folder: Path, count: int = 3, start: int = 9000) -> list[Path]:
+    return [paint(folder / f"{i}.png", start + i) for i in range(count)]
+
+
+def test_a_class_joins_with_its_photographs_alone_and_leaves_without_a_trace(said, base: Path, tmp_path: Path) -> None:
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    former = knowledge_base.load(base)
+    done = assembly.shared_pool().counters.snapshot().encoder_forwards
+    code, out, err = said("add", "Sea Eagle", *map(str, photos(tmp_path / "eagle")), "logging=json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["classes"], told["encoded"]) == (4, 3) and told["what"] == "Sea Eagle added with 3 photographs"
+    joined = knowledge_base.load(base)
+    assert [r.name for r in joined.classes] == ["Black Kite", "Osprey", "red kite", "Sea Eagle"]
+    assert joined.classes[-1].shots == 3 and joined.statistics.occurred.tolist() == [3, 3, 3, 3]
+    assert np.array_equal(joined.prototypes.shots[:9], former.prototypes.shots)
+    images = assembly.shared_pool().counters.snapshot().encoder_forwards - done
+    assert images <= 3 + 3 * 1 + 2, "three photographs, and the texts of one class"
+    code, out, _ = said("remove", "sea eagle")
+    assert code == 0 and "Sea Eagle removed: 3 classes now" in out
+    again = knowledge_base.load(base)
+    assert again.manifest.content_hash == former.manifest.content_hash
+    assert {name: content for name, content in before.items() if name != "manifest.json"} == {
+        file.name: file.read_bytes() for file in base.iterdir() if file.name != "manifest.json"
+    }
+
+
+def test_a_new_class_is_recognised(said, base: Path, kites: Path, tmp_path: Path) -> None:
+    eagle = photos(tmp_path / "eagle", 4)
+    assert said("add", "Sea Eagle", str(eagle[0].parent))[0] == 0
+    words = [*FAKE, f"dataset.root={kites}", f"knowledge.path={base}", "trigger=never", "dataset.shots=3"]
+    assert fgvr.build_recognizer(fgvr.load_config(*words))(eagle[0]).name == "Sea Eagle"
+
+
+def test_more_photographs_join_a_class_under_any_spelling(said, base: Path, tmp_path: Path) -> None:
+    assert said("add", "RED-KITE", *map(str, photos(tmp_path / "more", 2)))[0] == 0
+    joined = knowledge_base.load(base)
+    assert len(joined.classes) == 3 and joined.records["red_kite"].shots == 5 and len(joined.support) == 11
+    assert [image.category for image in joined.support] == sorted(
+        (image.category for image in joined.support), key=["Black Kite", "Osprey", "red_kite"].index
+    )
+    rows = {image.sha256: joined.prototypes.ids[owner] for image, owner in zip(joined.support, joined.prototypes.owners, strict=True)}
+    assert all(rows[image.sha256] == image.category for image in joined.support)
+
+
+def test_copies_among_the_new_photographs_are_left_out_together_and_the_former_base_returns(said, base: Path, tmp_path: Path) -> None:
+    former = knowledge_base.load(base).manifest.content_hash
+    first = classes(tmp_path / "big", names=("eagle",), each=2, start=700) / "eagle"
+    from PIL import Image
+
+    picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    picture.save(first / "a.png")
+    picture.save(first / "b.jpg", quality=80)
+    assert said("add", "Eagle", str(first))[0] == 0
+    families = knowledge_base.load(base).prototypes.families
+    assert families is not None and len(np.unique(families)) == len(families) - 1
+    assert said("remove", "Eagle")[0] == 0 and knowledge_base.load(base).manifest.content_hash == former
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (["add", "Eagle", "nowhere.png"], 3, "none of 1 photographs of Eagle can be read: nowhere.png: no such file"),
+        (
+            ["add", "Eagle", "KITES/Osprey/1.png", "KITES/Osprey/0.png", "KITES/Osprey/2.png", "KITES/Osprey/3.png"],
+            3,
+            "is in the base already, as Osprey",
+        ),
+        (["add", "Osprey", "KITES/Osprey"], 0, ""),
+        (["remove", "Eagle"], 3, "has no class 'Eagle'; fgvr classes lists"),
+        (["add", "Eagle"], 2, "the following arguments are required: PHOTO"),
+        (["sort", "KITES"], 2, "required: --into"),
+        (["sort", "KITES", "--into", "KITES/out"], 2, "lies within"),
+        (["sort", "KITES", "--into", "KITES"], 2, "there is something already"),
+    ],
+)
+def test_words_that_make_no_sense_change_nothing(said, base: Path, kites: Path, words, code, complaint) -> None:
+    former = knowledge_base.load(base).manifest.content_hash
+    found, _, err = said(*(word.replace("KITES", str(kites)) for word in words))
+    assert found == code and complaint in err.replace("\n", " ") and "Traceback" not in err
+    assert (knowledge_base.load(base).manifest.content_hash == former) == (code != 0)
+    assert not [file for file in base.parent.iterdir() if file.name.endswith((".partial", ".old"))]
+
+
+def test_the_work_of_an_interrupted_build_is_kept(said, base: Path) -> None:
+    journal = base.with_name("base.partial") / "journal.sqlite"
+    journal.parent.mkdir()
+    journal.write_bytes(b"hours of work")
+    code, _, err = said("remove", "Osprey")
+    assert code == 3 and "finish it first" in err.replace("\n", " ") and journal.read_bytes() == b"hours of work"
+
+
+def test_the_last_class_stays(said, base: Path) -> None:
+    assert [said("remove", name)[0] for name in ("Osprey", "Black Kite")] == [0, 0]
+    code, _, err = said("remove", "red kite")
+    assert code == 3 and "is the only class" in err
+
+
+def test_a_base_of_another_encoder_is_refused(said, base: Path, tmp_path: Path) -> None:
+    code, _, err = said("add", "Eagle", *map(str, photos(tmp_path / "eagle")), "models.encoder.source=fake:other")
+    assert code in (2, 3) and "Traceback" not in err and len(knowledge_base.load(base).classes) == 3
+
+
+def test_classes_are_listed(said, base: Path) -> None:
+    code, out, _ = said("classes")
+    assert code == 0 and "Black Kite" in out and "3 photographs, leave-one-out" in out
+    [record] = [json.loads(said("classes", "logging=json")[1])]
+    assert [row["name"] for row in record["classes"]] == ["Black Kite", "Osprey", "red kite"]
+
+
+# --- sort --------------------------------------------------------------------------------------------------------------------
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("how", [[], ["--link"]])
+def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_path: Path, how) -> None:
+    before, out = tree(kites), tmp_path / "sorted"
+    code, told, err = said("sort", str(kites), "--into", str(out), *how, "trigger=never")
+    assert code == 0, err
+    assert tree(kites) == before and "the originals are as they were" in told
+    files = [file for file in out.rglob("*.png")]
+    assert sorted(file.read_bytes() for file in files) == sorted(before.values()), "equal names of several folders are kept apart"
+    assert {file.parent.name for file in files} <= {"Black Kite", "Osprey", "red kite"}
+    assert all(file.is_symlink() == bool(how) for file in files) and (out / "predictions.csv").is_file()
+    code, _, err = said("sort", str(kites), "--into", str(out), "trigger=never")
+    assert code == 2 and "there is something already" in err
+
+
+def test_names_of_classes_become_names_of_folders() -> None:
+    assert [folder_name(name) for name in ("a/b", "Unsure", "con", "kite.", "..", "Épervier")] == [
+        "a_b",
+        "Unsure_",
+        "con_",
+        "kite",
+        "_",
+        "Épervier",
+    ]
+
+
+def test_a_home_without_a_base_says_how_to_build_it(monkeypatch, capfd, kites: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["fgvr", "classes", *FAKE, f"dataset.root={kites}"])
+    assert console.main() == 3
+    assert "mode=build_knowledge_base" in capfd.readouterr().err
+    assert not (Path(os.environ["FGVR_HOME"]) / "knowledge").exists()
+    shutil.rmtree(kites)

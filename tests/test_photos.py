@@ -1,0 +1,112 @@
+"""Photographs without an MLLM: which models a folder gets, what no System 2 means, and what every part does without words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fgvr
+from fgvr.errors import ConfigError
+
+COLOURS = {"lemon": (230, 210, 40), "lime": (60, 160, 50), "plum": (80, 30, 90)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three kinds of speckled discs, each with three photographs to learn from and one to test."""
+    root, random = tmp_path_factory.mktemp("fruit"), np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    for name, colour in COLOURS.items():
+        for i in range(4):
+            part = root / ("test" if i == 3 else "train") / name
+            part.mkdir(parents=True, exist_ok=True)
+            disc = (rows - random.integers(26, 38)) ** 2 + (columns - random.integers(26, 38)) ** 2 < random.integers(14, 24) ** 2
+            pixels = np.where(disc[..., None], colour, 235) + random.normal(0, 12, (64, 64, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(part / f"{i}.png")
+    return root
+
+
+def photos(folder: Path, *words: str) -> list[str]:
+    return ["dataset=folder", f"dataset.root={folder}", "dataset.shots=3", *words]
+
+
+# --- which models ------------------------------------------------------------------------------------------------------------
+
+
+def test_photographs_get_the_image_encoder_and_no_mllm_birds_keep_their_own(folder: Path) -> None:
+    for words in (photos(folder), ["dataset=cub200"], ["models=photos"]):
+        cfg = fgvr.load_config(*words)
+        assert (cfg.models.encoder.source, cfg.models.mllm.loader, cfg.slow.decoder) == ("efficientnet_lite0", "none", "none")
+    birds = fgvr.load_config()
+    assert (birds.models.encoder.source, birds.slow.decoder) == ("tiny", "score")
+    assert fgvr.load_config("experiment=sare_cub200").models.encoder.source == "ViT-B-32/openai"
+
+
+def test_an_mllm_beside_the_image_encoder_is_asked(folder: Path) -> None:
+    cfg = fgvr.load_config(*photos(folder, "models/mllm=fake"))
+    assert (cfg.models.encoder.source, cfg.slow.decoder) == ("efficientnet_lite0", "score")
+    assert fgvr.load_config(*photos(folder, "models/mllm=fake", "slow=none")).slow.decoder == "none"
+
+
+def test_tiny_models_on_photographs_are_refused_on_the_terminal(folder: Path, python: Callable[..., CompletedProcess[str]]) -> None:
+    said = python("discovering.py", *photos(folder, "models=tiny"))
+    assert said.returncode == 2 and "knows rendered birds only" in said.stderr and "models=photos" in said.stderr
+    assert fgvr.load_config(*photos(folder, "models=tiny", "models.force=true")).models.encoder.source == "tiny"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["slow=score"], "slow=none"),
+    (["mode=slowonly"], "mode=fastonly"),
+    (["mode=build_experience_base"], "models/mllm=NAME"),
+    (["fusion=joint"], "models/joint"),
+])  # fmt: skip
+def test_what_needs_a_model_that_is_not_there_says_what_to_write(folder: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        cfg = fgvr.load_config(*photos(folder, *words))
+        if cfg.mode == "build_experience_base":
+            from fgvr.modes.building import build_experience_base
+
+            build_experience_base(cfg)
+        fgvr.evaluate(cfg)
+
+
+# --- no System 2 -------------------------------------------------------------------------------------------------------------
+
+
+def test_doubtful_photographs_keep_the_fast_answer_and_are_unsure(folder: Path) -> None:
+    cfg = fgvr.load_config(*photos(folder, "trigger.target=slow_rate:0.5"))
+    report = fgvr.evaluate(cfg)
+    assert report.n == 3 and report.top1 == 1.0
+    assert report.asked["mllm_calls"] == 0
+    rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+    assert {row["by"] for row in rows} == {"fast"} and all(row["slow"] is None for row in rows)
+    recognizer = fgvr.build_recognizer(cfg)
+    answers = recognizer.batch([folder / "test" / name / "3.png" for name in COLOURS])
+    assert [p.name for p in answers] == list(COLOURS)
+    assert [p.unsure for p in answers] == [p.decision.escalate for p in answers]
+    assert all(("unsure" in str(p)) == p.unsure for p in answers)
+    everything = fgvr.build_recognizer(fgvr.load_config(*photos(folder, "trigger=always")))(folder / "test" / "plum" / "3.png")
+    assert everything.unsure and everything.by == "fast" and everything.slow is None and "unsure" in everything.answer
+
+
+def test_a_base_without_words_ranks_by_images_alone_and_says_so(folder: Path) -> None:
+    recognizer = fgvr.fit(folder, "dataset.shots=3")
+    prediction = recognizer(folder / "test" / "lime" / "3.png")
+    assert prediction.name == "lime"
+    assert all(c.text_score is None and c.text_rank is None and c.image_rank is not None for c in prediction.fast.candidates)
+    assert sum(c.probability for c in prediction.fast.candidates) == pytest.approx(1)
+    assert "agreement" not in prediction.decision.terms
+    assert any("reads no text" in note for note in recognizer.notes)
+
+
+def test_an_image_encoder_beside_an_mllm_has_descriptions_for_system_2_only(folder: Path) -> None:
+    report = fgvr.evaluate(fgvr.load_config(*photos(folder, "models/mllm=fake", "trigger=always")))
+    rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+    assert {row["by"] for row in rows} == {"slow"}
+    assert {c["text_score"] for row in rows for c in row["fast"]["candidates"]} == {None}
