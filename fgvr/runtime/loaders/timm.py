@@ -81,7 +81,7 @@ class TimmLoader(FolderLoader):
             module = _from_folder(folder, read_config(folder)).to(tensors.torch_dtype(dtype))
         optimize_layers.optimize(tensors.freeze(module), device)
         transform = create_transform(**resolve_data_config({}, model=module), is_training=False)
-        return TimmEncoder(self.fingerprint(spec), LOGIT_SCALE, module, transform)
+        return TimmEncoder(self.fingerprint(spec), module, transform)
 
 
 def _from_package(packaged: Packaged) -> Any:
@@ -91,7 +91,7 @@ def _from_package(packaged: Packaged) -> Any:
 
     with torch.device("meta"):
         module = timm.create_model(packaged.architecture, pretrained=False, num_classes=0)
-    file = packaged_file(packaged)
+    file = _packaged_file(packaged)
     _require_content(file, packaged)
     tensors = [t for name, t in torch.load(file, map_location="cpu", weights_only=True).items() if not name.endswith(_COUNTER)]
     expected = module.state_dict()
