@@ -22,10 +22,10 @@ import fgvr
 from fgvr.agents.calibration import Calibrator, Evidence
 from fgvr.agents.fusion import Fusion, classifier_of, fuse
 from fgvr.agents.leave_one_out import leave_one_out_fast
-from fgvr.assembly import instantiate, open_dataset, open_models, open_store
 from fgvr.data.pictures import open_picture
 from fgvr.knowledge.prototypes import Prototypes, halves, index_within_class, unit
 from fgvr.knowledge.views import views
+from fgvr.session import Session
 from fgvr.types import FastResult
 from fgvr.utils.progress import track
 
@@ -53,9 +53,10 @@ class Draw:
 
 def features(root: Path, overrides: Sequence[str]) -> tuple[Features, Fusion]:
     cfg = fgvr.load_config("dataset=folder", f"dataset.root={root}", "dataset.shots=1000000", *overrides)
-    split = open_dataset(cfg).split
+    session = Session(cfg)
+    split = session.dataset.split
     samples = sorted((*split.support, *split.test), key=lambda sample: sample.key)
-    encoder, batch = open_models(cfg, open_store(cfg)).encoder, cfg.models.encoder.batch_size
+    encoder, batch = session.encoder, cfg.models.encoder.batch_size
     seen = []
     for start in track(range(0, len(samples), batch), "images"):
         shown = [views(open_picture(sample.image), cfg.knowledge.views) for sample in samples[start : start + batch]]
@@ -63,7 +64,7 @@ def features(root: Path, overrides: Sequence[str]) -> tuple[Features, Fusion]:
     vectors = np.concatenate(seen)
     places = {label: i for i, label in enumerate(sorted({str(sample.label) for sample in samples}))}
     labels = np.array([places[str(sample.label)] for sample in samples])
-    return Features(unit(vectors.mean(axis=1)), vectors[:, 0], labels, 1 / encoder.logit_scale), instantiate(cfg.fusion)
+    return Features(unit(vectors.mean(axis=1)), vectors[:, 0], labels, 1 / encoder.logit_scale), session.fusion
 
 
 def draw(known: Features, fusion: Fusion, *, shots: int, calibration: int, target: str, seed: int) -> dict[str, Draw]:
