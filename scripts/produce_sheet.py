@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 import fgvr  # noqa: E402
-from fgvr import assembly  # noqa: E402
 from fgvr.evaluation import records  # noqa: E402
+from fgvr.session import Session  # noqa: E402
 from fgvr.types import Prediction  # noqa: E402
 from fgvr.utils.images import read_image  # noqa: E402
 
@@ -30,7 +30,7 @@ RIGHT, WRONG, INK, PAPER = "#2e7d32", "#c62828", "#202020", "#ffffff"
 def main(words: list[str]) -> None:
     cfg = fgvr.load_config("mode=fastonly", "dataset=produce", *words)
     report = fgvr.evaluate(cfg)
-    dataset = assembly.open_dataset(cfg)
+    dataset = Session(cfg).dataset
     files = {sample.key: Path(str(sample.image)) for sample in dataset.split.test}
     predictions = sorted(records.read(report.path / "predictions.jsonl", dataset.catalog.as_dict()), key=lambda p: p.image)
     by_kind: dict[str, list[Prediction]] = {}
