@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from fgvr.config.configuration import Config
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
-from fgvr.runtime.devices import pick_device
+from fgvr.runtime.devices import device_class, pick_device
 from fgvr.runtime.devices.base import held_by_others
-from fgvr.runtime.loaders.base import LOADERS
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
 from fgvr.types import MemoryPlan, ModelSpec
@@ -18,7 +14,7 @@ from fgvr.types import MemoryPlan, ModelSpec
 def plan(config: Config) -> MemoryPlan:
     """What would be resident at once, and whether it fits the budget. Loads nothing. Raises ModelLoadError for a size that nobody knows."""
     device, budget = _device_and_budget(config)
-    needed, optional = ([spec(config, role) for role in in_this_process(config, roles)] for roles in (used(config), optional_roles(config)))
+    needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
     return plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
 
 
@@ -36,21 +32,10 @@ def spec(config: Config, role: str) -> ModelSpec:
     return checked(ModelSpec(**config.models[role].arguments), config.runtime.device)
 
 
-def in_this_process(config: Config, among: Sequence[str]) -> list[str]:
-    """Which of these models live in this process."""
-    return [role for role in among if config.models[role].loader in LOADERS]
-
-
 def _device_and_budget(config: Config) -> tuple[str, int]:
     """The device is only asked (and torch, on a GPU machine, only imported) when the budget depends on its size."""
     asked, name = config.runtime.budget, str(config.runtime.device)
     if isinstance(asked, str) and (size := parse_bytes(asked)):
-        return _name(name), size
+        return (name if name != "auto" else device_class(name).name), size
     device = pick_device(name)
     return device.name, parse_budget(asked, device.total, held=held_by_others(device) if asked == "auto" else 0)
-
-
-def _name(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda:0" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"

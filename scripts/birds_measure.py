@@ -12,9 +12,10 @@ import fgvr
 from fgvr.data import birds
 from fgvr.data.pictures import open_picture
 from fgvr.evaluation import metrics, records, routers
-from fgvr.pipeline import Recognizer, chunks
+from fgvr.pipeline import Recognizer
 from fgvr.session import Session
 from fgvr.types import Picture, Prediction, Sample
+from fgvr.utils.batches import chunks
 
 MATCHED = 0.60
 EPSILON, DELTA = 0.1, 0.1

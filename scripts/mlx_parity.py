@@ -21,7 +21,7 @@ import fgvr
 from fgvr.agents import prompts
 from fgvr.config.configuration import Config
 from fgvr.data.pictures import open_picture
-from fgvr.runtime.devices.mlx import MLX
+from fgvr.runtime.devices.mlx_memory import MLX
 from fgvr.session import Session
 
 NATS = 1e-3

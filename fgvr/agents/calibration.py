@@ -91,7 +91,7 @@ class Calibrator:
     def __init__(self, *, target: str, form: risk_control.Form = "joint", abstain: str | None = None) -> None:
         self.target = Target.parse(target)
         self.abstain = None if abstain is None else Target.parse(abstain, key="trigger.abstain")
-        self.form = form
+        self.form: risk_control.Form = form
 
     def fit(self, support: Evidence, groups: Sequence[int], calibration: Evidence | None = None) -> Calibrated:
         """Learn from leave-one-out results.

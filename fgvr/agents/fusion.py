@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,13 @@ class Fusion:
 
 def classifier_of(prototypes: Prototypes, fusion: Fusion) -> Prototypes | LinearClassifier:
     """What compares images with the classes of a base."""
-    return LinearClassifier(prototypes, shrinkage=fusion.shrinkage) if fusion.classifier == "linear" else prototypes
+    return _linear(prototypes, fusion.shrinkage) if fusion.classifier == "linear" else prototypes
+
+
+@lru_cache(maxsize=1)
+def _linear(prototypes: Prototypes, shrinkage: float) -> LinearClassifier:
+    """The recognizer and its leave-one-out answers ask for the same one; a base is known by its identity."""
+    return LinearClassifier(prototypes, shrinkage=shrinkage)
 
 
 def fuse(

@@ -81,11 +81,14 @@ def implied(words: Sequence[str]) -> list[str]:
         wanted = {"fusion": "linear", "knowledge.views": "2", "slow": "none"}
         if chosen.get("models/mllm", "none") != "none":
             del wanted["slow"]
+        elif chosen.get("mode") not in _PINNED and not any(key.split(".")[0] == "trigger" for key in chosen):
+            wanted["trigger.target"] = "slow_rate:0.3"  # so many a person is asked to look at
         found += [f"{key}={value}" for key, value in wanted.items() if key not in chosen]
     return found
 
 
 _BIRDS = "birds"
+_PINNED = ("fastonly", "slowonly")  # modes that choose the trigger
 
 
 def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -> str:

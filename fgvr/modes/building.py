@@ -16,13 +16,14 @@ from fgvr.agents.slow import Question, Shortlist
 from fgvr.evaluation.console import knowledge_table
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.knowledge.build import JOURNAL, batches, workspace
+from fgvr.knowledge.build import JOURNAL, workspace
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.runtime import pool as pools
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import FastResult
+from fgvr.utils.batches import batches
 
 log = logging.getLogger(__name__)
 

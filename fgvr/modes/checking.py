@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fgvr import planning
+from fgvr.agents.risk_control import certifiable
 from fgvr.config.configuration import Config
+from fgvr.data.datasets import Dataset
 from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import memory_console
@@ -52,8 +55,29 @@ def doctor(session: Session) -> Checkup:
     sized = health.models(pool, specs, optional, reserve=pool.settings.reserve, max_models=pool.settings.max_models)
     found = [*health.libraries(), *health.machine(pool), *sized, health.disk(session.home), *_decoder(session)]
     hashes = session.perceptual_hash if health.writable(session.home) else None
-    found += diagnose(lambda: session.dataset, hashes)
+    opened = functools.cache(lambda: session.dataset)
+    found += [*diagnose(opened, hashes), *_promise(opened)]
     return Checkup(tuple(found))
+
+
+def _promise(opened: Callable[[], Dataset]) -> Iterator[Finding]:
+    """What a promise about risk can reach with this many photographs; nothing where the data set cannot be opened, which is found apart."""
+    try:
+        dataset = opened()
+    except (FgvrError, OSError) as error:
+        log.debug("%s", error)
+        return
+    kept, classes = len(dataset.split.calibration), len(dataset.catalog)
+    if kept:
+        yield Finding("promise", True, certifiable(kept))
+    else:
+        each = 4
+        yield Finding(
+            "promise",
+            True,
+            f"no image is set aside, so no risk can be promised; with dataset.calibration={each} of each of {classes} classes, "
+            + certifiable(each * classes),
+        )
 
 
 def _decoder(session: Session) -> Iterator[Finding]:
@@ -86,7 +110,7 @@ def memory(session: Session) -> MemoryAnswer:
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: status_records.stats(pool, monitor),
-        "pressure": lambda: status_records.pressure(monitor),
+        "pressure": monitor.pressure,
         "models": lambda: status_records.models(pool, [session.specs[role] for role in config.models.present]),
         "system": lambda: status_records.system(pool.device),
     }

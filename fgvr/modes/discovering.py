@@ -27,6 +27,7 @@ from fgvr.knowledge.build import JOURNAL
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
+from fgvr.protocols import reads_text
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.store.stage_cache import StageCache
@@ -85,6 +86,11 @@ def discover(session: Session) -> Discovery:
 def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovered:
     """The stages of discovery, each kept in `folder`. Only the album, pictures without paths, is handed over."""
     models = session.config.models
+    if not reads_text(session.encoder):
+        raise ConfigError(
+            f"mode=discover names kinds by comparing words, and {models.encoder.source} reads no text: choose an encoder with a text side "
+            "and an MLLM, such as models=qwen2_5_vl_3b"
+        )
     if (can := session.abilities) is not None and not can.scores:
         raise ConfigError(
             f"mode=discover compares its guesses by log-likelihoods of given text, and {models.mllm.source} gives none: "

@@ -55,6 +55,7 @@ def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = N
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
+        _ = session.sentences  # what the protocols need is there, or said before anything is computed
         session.check_trigger()
         listed, policy = len(session.dataset.split.test), cfg.evaluation.overlap_policy
         overlaps = leaks.split_overlaps(session.dataset.split, session.perceptual_hash)

@@ -15,7 +15,7 @@ from fgvr.config.factories import instantiate
 from fgvr.config.groups import to_dict
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
-from fgvr.evaluation import prediction_table, records
+from fgvr.evaluation import records
 from fgvr.evaluation import replay as replays
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -23,7 +23,7 @@ from fgvr.evaluation.replay import Replay
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
-from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_rows
+from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_predictions
 from fgvr.session import Session
 from fgvr.types import Report
 from fgvr.utils.files import read_json
@@ -44,8 +44,7 @@ def replay(session: Session) -> Report:
     with run_folder(session, mode="replay") as folder:
         decide = _replay(session, run)
         predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
-        write_rows(folder, map(records.to_row, predictions))
-        prediction_table.write(folder, predictions)
+        write_predictions(folder, predictions)
         report = reports.make_report(
             predictions,
             classes=decide.names,
@@ -168,10 +167,9 @@ def _rescore(session: Session, file: Path) -> Report:
         raise StoreError(f"{file.with_name(MARK)} cannot be read ({error!r}); import the results again") from error
     predictions = records.read(file, names)
     with run_folder(session, mode="replay") as folder:
-        write_rows(folder, map(records.to_row, predictions))
+        write_predictions(folder, predictions)
         right = sum(prediction.correct is True for prediction in predictions) / len(predictions)
         claim = [] if claimed is None else [f"the file claims an accuracy of {claimed:.3f}; by class identity it is {right:.3f}"]
-        prediction_table.write(folder, predictions)
         report = reports.make_report(
             predictions,
             classes=classes,

@@ -24,7 +24,7 @@ from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_rows
+from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_predictions
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
@@ -111,7 +111,7 @@ def review(session: Session) -> Reviewed:
     session = Session(_with_run(session.config, run, file))
     with run_folder(session, mode="review") as folder:
         settled = [records.as_recorded(p) for p in person.settle(before, answers, asked.classes)]
-        write_rows(folder, map(records.to_row, settled))
+        write_predictions(folder, settled)
         figures = ReviewFigures.of(settled, before)
         scored = _report(session, run, folder, settled, figures, asked)
         table, base = (_learn(session, folder, settled, asked) if session.config.review.learn else None) or (None, None)

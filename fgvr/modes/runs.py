@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fgvr import planning
 from fgvr.config import composing
@@ -14,6 +13,7 @@ from fgvr.config.configuration import Config
 from fgvr.evaluation import memory_picture, prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
+from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
@@ -57,10 +57,11 @@ def rows_anew(folder: Path) -> Iterator[RunFile]:
         yield file
 
 
-def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """All rows of a run that computes nothing, and no results beside them. Needs no lock: another process would write the same ones."""
+def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
     _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
-    atomic_write(folder / PREDICTIONS, b"".join(map(to_line, rows)))
+    atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
+    prediction_table.write(folder, predictions)
 
 
 def _empty(folder: Path) -> None:

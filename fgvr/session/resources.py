@@ -16,12 +16,13 @@ from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import ConfigError
+from fgvr.evaluation import protocols
 from fgvr.evaluation.protocols import Sentences
-from fgvr.protocols import Cache
+from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
 from fgvr.runtime.budget import as_bytes
-from fgvr.runtime.devices import kind_of, pick_device
+from fgvr.runtime.devices import device_class, pick_device
 from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
@@ -105,7 +106,7 @@ class Resources:
         runtime = self.config.runtime.to_dict()
         with suppress(ConfigError):  # there is none yet
             pools.shared().refuse_other_allocator(runtime["allocator"])  # before glibc is told
-        allocator.apply(kind_of(runtime["device"]), runtime["allocator"])  # before anything imports torch
+        allocator.apply(device_class(runtime["device"]).allocator, runtime["allocator"])  # before anything imports torch
         device = pick_device(runtime["device"])
         settings = PoolSettings.of(runtime, device)
         pool = pools.shared(lambda: ModelPool(device, settings))
@@ -138,12 +139,21 @@ class Resources:
     @cached_property
     def abilities(self) -> Any:
         """What the engine behind `models.mllm` can do (`Abilities`); None where the model is computed here. Raises RemoteError."""
-        probe = getattr(self.pool.loader(self.specs["mllm"]), "abilities", None)
-        return probe(self.specs["mllm"]) if probe else None
+        return self.pool.loader(self.specs["mllm"]).abilities(self.specs["mllm"])
 
     @property
-    def sentences(self) -> Sentences:
-        """The run's own text encoder, as protocols compare names with it; asked only by those that do."""
+    def sentences(self) -> Sentences | None:
+        """The run's own text encoder, as protocols compare names with it; asked only by those that do. None without a text side.
+
+        Raises ConfigError where a protocol of this evaluation needs one.
+        """
+        if not reads_text(self.encoder):
+            if needing := [name for name in self.config.evaluation.protocols if protocols.get(name).encoder]:
+                raise ConfigError(
+                    f"evaluation.protocols: {', '.join(needing)} compares names with a text encoder, and "
+                    f"{self.config.models.encoder.source} reads no text: leave it out, or choose another models/encoder"
+                )
+            return None
         return Sentences(f"{self.config.models.encoder.source} (the run's own text encoder)", lambda texts: self.encoder.encode_text(texts))
 
     @property

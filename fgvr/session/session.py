@@ -25,10 +25,11 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.experience import Library
 from fgvr.knowledge.prototypes import index_within_class
-from fgvr.pipeline import Recognizer, chunks
+from fgvr.pipeline import Recognizer
 from fgvr.protocols import FastThinker, SlowThinker, Trigger, reads_text
 from fgvr.session.with_knowledge import WithKnowledge, look
 from fgvr.types import Prediction, SlowResult
+from fgvr.utils.batches import chunks
 
 
 class Session(WithKnowledge):

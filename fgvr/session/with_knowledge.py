@@ -150,6 +150,11 @@ class WithKnowledge(Resources):
                 f"slow={slow.decoder} asks an MLLM, and this configuration has none (models/mllm=none): write slow=none, which lists "
                 "doubtful images as unsure, or choose an MLLM, such as models/mllm=tiny"
             )
+        if slow.decoder == "analyse" and not reads_text(self.encoder):
+            raise ConfigError(
+                f"slow=analyse retrieves with descriptions, and {self.config.models.encoder.source} reads no text: write slow=reason or "
+                "slow=score, or choose an encoder with a text side, such as models/encoder=vit_b_32_openai"
+            )
         can = self.abilities
         if can is None and slow.votes > 1:
             raise ConfigError(

@@ -14,7 +14,6 @@ from fgvr.agents.online import OnlineRetrieval, OnlineState, OnlineUpdate, quali
 from fgvr.knowledge.prototypes import Prototypes, unit
 from fgvr.knowledge.statistics import Statistics
 from fgvr.modes import runs
-from fgvr.pipeline import Recognizer
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Decision, History, Prediction, SlowResult
 from tests.agents.doubles import fast_result, picture
@@ -137,17 +136,16 @@ def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch
     words = (*SMALL, "trigger=always", f"online={kind}")
     whole = fgvr.evaluate(fgvr.load_config(*words, f"paths.home={tmp_path / 'whole'}"))
     cfg = fgvr.load_config(*words, f"paths.home={tmp_path / 'parts'}")
-    think = Recognizer._think
+    learn = OnlineRetrieval.learn
 
-    def dies(self, waiting, calls=[]):  # noqa: B006 - counts over calls
+    def dies(self, predictions, calls=[]):  # noqa: B006 - counts over calls
+        learn(self, predictions)
         calls.append(1)
-        if len(calls) == 4:
-            think(self, waiting)  # learned and journalled, but never recorded
+        if len(calls) == 4:  # learned and journalled, but never recorded
             raise KeyboardInterrupt
-        return think(self, waiting)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recognizer, "_think", dies)
+        patch.setattr(OnlineRetrieval, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
             fgvr.evaluate(cfg)
     close_shared()
