@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryFile
+
+from packaging.requirements import Requirement
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import allocator
@@ -29,14 +30,18 @@ _FLAGS = ("avx2", "avx512f", *BF16_FLAGS)
 
 def libraries() -> Iterator[Finding]:
     """Every dependency this package declares, with the version that is installed."""
-    for name, floor in _required():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            yield Finding(name, False, "not installed", f"pip install '{name}>={floor}'")
+    for line in requires("fgvr") or ():
+        needed = Requirement(line)
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):  # of an extra, or of another system
             continue
-        fits = _numbers(found) >= _numbers(floor)
-        yield Finding(name, fits, found, "" if fits else f"needs {floor} or newer: pip install -U '{name}>={floor}'")
+        cure = f"pip install -U '{needed.name}{needed.specifier}'"
+        try:
+            found = version(needed.name)
+        except PackageNotFoundError:
+            yield Finding(needed.name, False, "not installed", cure)
+            continue
+        fits = needed.specifier.contains(found, prereleases=True)
+        yield Finding(needed.name, fits, found, "" if fits else f"needs {needed.specifier}: {cure}")
 
 
 def machine(pool: ModelPool) -> Iterator[Finding]:
@@ -122,14 +127,3 @@ def writable(home: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _required() -> Iterator[tuple[str, str]]:
-    for line in requires("fgvr") or ():
-        match = re.match(r"([\w.-]+)\s*.*?>=([\d.]+)", line)
-        if match and "extra ==" not in line:
-            yield match[1], match[2]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

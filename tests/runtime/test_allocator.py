@@ -156,8 +156,7 @@ def test_settings_come_before_torch(python) -> None:
     """The whole way: configuration, pool; torch is not imported yet."""
     code = (
         "import os, sys; from fgvr.runtime.devices.simulated import SimulatedDevice; SimulatedDevice.allocator = 'cuda';"
-        "import fgvr.assembly as a; "
-        "pool = fgvr.shared_pool(a.load_config('runtime.device=simulated:1GiB', 'runtime.allocator.max_split_size_mb=64'));"
+        "pool = fgvr.shared_pool(fgvr.load_config('runtime.device=simulated:1GiB', 'runtime.allocator.max_split_size_mb=64'));"
         "print(os.environ['PYTORCH_ALLOC_CONF'], 'torch' in sys.modules, 'mlx.core' in sys.modules)"
     )
     answer = python("-c", "import fgvr; " + code)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import fgvr
-from fgvr import assembly, modes
+from fgvr import modes
 from fgvr.runtime import spec as specs
 from fgvr.runtime.devices import cuda, fastest_dtype, processor
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.session import Session
 from fgvr.types import ModelSpec
 
 
@@ -26,7 +27,7 @@ def flags_are(monkeypatch: pytest.MonkeyPatch, file: Path, *flags: str) -> None:
 def test_a_cpu_is_asked_for_its_flags(monkeypatch, tmp_path, flags, wanted):
     flags_are(monkeypatch, tmp_path / "cpuinfo", *flags)
     assert fastest_dtype("cpu") == wanted
-    spec = assembly.spec(fgvr.load_config("models.encoder.dtype=fastest", "runtime.device=cpu"), "encoder")
+    spec = Session(fgvr.load_config("models.encoder.dtype=fastest", "runtime.device=cpu")).specs["encoder"]
     assert spec.dtype == wanted
 
 
@@ -52,7 +53,7 @@ def test_a_gpu_that_pytorch_cannot_use_leaves_the_cpu(monkeypatch, tmp_path):
 
 def test_the_doctor_says_what_it_means_here(monkeypatch, tmp_path):
     flags_are(monkeypatch, tmp_path / "cpuinfo", "avx2", "amx_bf16")
-    words = " ".join(f"{one.topic} {one.detail}" for one in modes.doctor(fgvr.load_config("mode=doctor", "models=fake")).findings)
+    words = " ".join(f"{one.topic} {one.detail}" for one in modes.perform(fgvr.load_config("mode=doctor", "models=fake")).findings)
     assert "dtype=fastest is bfloat16" in words
 
 

@@ -28,6 +28,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
 from fgvr.runtime.sizes import qwen as sizes
 from fgvr.runtime.spec import checked
+from fgvr.session import Session
 from fgvr.store.cache import MemoryCache
 from fgvr.store.cached_models import CachedMLLM
 from fgvr.types import ModelSpec, Picture
@@ -233,9 +234,8 @@ def test_the_store_asks_each_form_for_itself(birds) -> None:
 
 
 def test_a_command_and_a_pool_mean_the_same_model_by_int4_and_nf4() -> None:
-    from fgvr import assembly
 
-    specs = [assembly.spec(load_config(f"models.mllm.quantization={kind}"), "mllm") for kind in ("null", "int8", "nf4", "int4")]
+    specs = [Session(load_config(f"models.mllm.quantization={kind}")).specs["mllm"] for kind in ("null", "int8", "nf4", "int4")]
     assert [spec.quantization for spec in specs] == [None, "int8", "nf4", "nf4"]
 
 

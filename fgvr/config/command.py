@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from fgvr.assembly.configuration import to_dict
-from fgvr.overrides import PATH_KEYS, groups
+from fgvr.config.configuration import Config
+from fgvr.config.overrides import PATH_KEYS, groups
 from fgvr.types import ROLES
 from fgvr.utils.paths import config_dir
 
@@ -22,11 +22,11 @@ _SIMPLE = re.compile(r"[A-Za-z_./][\w./-]*")
 Values = Mapping[str, Any]
 
 
-def building_command(cfg: DictConfig) -> str:
+def building_command(cfg: Config) -> str:
     """For a shell; its words make a configuration whose base has the same key and lies in the same place."""
     if cfg.mode == "discover":
         return "the same command without knowledge.build=never and knowledge.path"
-    values = to_dict(cfg)
+    values = cfg.to_dict()
     words = ["mode=build_knowledge_base", *_words(values, "paths", values["paths"], default="default")]
     words += _words(values, "dataset", values["dataset"], default="birds")
     words += _models(values)
@@ -50,7 +50,8 @@ def _models(values: Values) -> list[str]:
 def _words(values: Values, group: str, node: Values, *, default: str, only: Sequence[str] | None = None) -> list[str]:
     """The nearest option of a group, unless it is the default, and the keys in which the configuration differs from it."""
     option = _nearest(group, node)
-    there = to_dict(OmegaConf.create({**values, "there": _option(group, option)}))["there"]
+    whole = OmegaConf.create({**values, "there": _option(group, option)})
+    there: Any = OmegaConf.to_container(whole.there, resolve=True)
     changed = {key: value for key, value in node.items() if (only is None or key in only) and (key not in there or there[key] != value)}
     chosen = [f"{group}={option}"] if option != default else []
     return chosen + [_word(f"{'' if key in there else '+'}{group.replace('/', '.')}.{key}", value) for key, value in changed.items()]

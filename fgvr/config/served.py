@@ -1,7 +1,7 @@
 """What a server says of the models it lends, as values of the configuration (`${served:name_prompts,true}` in `models=remote`).
 
-A value is asked for when it is first read, and only where a server is named; an engine that is not ours has nothing to say, and the
-given value holds. One that is away is waited for: a configuration must not depend on the moment.
+Only where a server is named, and not by `mode=plan`, which needs none of these values. An engine that is not ours has nothing to say, and
+the given value holds. One that is away is waited for: a configuration must not depend on the moment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fgvr.errors import RemoteError
-from fgvr.utils.service import Service
 
 BUNDLE = "/api/v1/bundle"
 _PATIENCE, _PAUSE = 60.0, 0.5  # seconds
@@ -26,12 +25,14 @@ def register() -> None:
 
 def _served(key: str, otherwise: Any, *, _root_: DictConfig) -> Any:
     url = OmegaConf.select(_root_, "server.url")
-    return otherwise if url is None else bundle(str(url)).get(key, otherwise)
+    return otherwise if url is None or _root_.mode == "plan" else bundle(str(url)).get(key, otherwise)
 
 
 @lru_cache(maxsize=16)
 def bundle(url: str) -> dict[str, Any]:
     """The traits of a server's models; {} of another engine. Raises RemoteError when nobody answers for a minute."""
+    from fgvr.utils.service import Service  # brings the HTTP client, which a plan does not need
+
     server, deadline = Service.at(url), time.monotonic() + _PATIENCE
     while True:
         try:

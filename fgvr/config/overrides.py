@@ -1,6 +1,7 @@
 """Overrides (`key=value`): what people type made safe for Hydra's grammar, and Hydra's complaints made readable.
 
-The command line and `load_config` both go through here, so both accept and answer the same. Hydra is imported only where it is used.
+The command line and `load_config` both go through here, so both accept and answer the same. `--help` needs this file, so it imports
+neither Hydra nor pydantic before they are used.
 """
 
 from __future__ import annotations
@@ -8,16 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from fgvr.config import experiments
 from fgvr.errors import ConfigError
 from fgvr.utils.paths import config_dir
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 PATH_KEYS = {
     "image",
@@ -43,40 +41,14 @@ _NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra 
 
 
 def groups(tree: Path | None = None) -> dict[str, list[str]]:
-    """Every config group with its options, `models/mllm` style; read from file names, so it costs nothing."""
+    """Every config group with its options, `models/mllm` style; read from file names and the table of experiments, so it costs nothing."""
     tree = tree or config_dir()
     found: dict[str, list[str]] = {}
     for file in sorted(tree.glob("*/**/*.yaml")):
         found.setdefault(file.parent.relative_to(tree).as_posix(), []).append(file.stem)
+    if listed := experiments.names(tree):
+        found["experiment"] = listed
     return dict(sorted(found.items()))
-
-
-# --- Hydra -------------------------------------------------------------------------------------------------------------------
-
-
-_COMPOSING = threading.RLock()
-
-
-def compose(name: str, words: Sequence[str], tree: Path | None = None) -> DictConfig:
-    """The configuration of `tidy` words. Any thread may ask, and so may a program that uses Hydra itself.
-
-    Hydra keeps its state in globals: what the program around us has put there is there again afterwards.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.utils import JobRuntime
-    from hydra.version import VersionBase
-
-    with _COMPOSING:
-        hydra, version = GlobalHydra.instance(), VersionBase.instance()
-        around, base, job = hydra.hydra, version.version_base, JobRuntime.instance().conf.name
-        hydra.clear()
-        try:
-            with initialize_config_dir(str(tree or config_dir()), version_base="1.3"):
-                return compose(name, list(words))
-        finally:
-            GlobalHydra.set_instance(hydra)  # `initialize_config_dir` leaves a copy in its place
-            hydra.hydra, version.version_base, JobRuntime.instance().conf.name = around, base, job
 
 
 # --- before Hydra ------------------------------------------------------------------------------------------------------------
@@ -108,11 +80,14 @@ def implied(words: Sequence[str]) -> list[str]:
         wanted = {"fusion": "linear", "knowledge.views": "2", "slow": "none"}
         if chosen.get("models/mllm", "none") != "none":
             del wanted["slow"]
+        elif chosen.get("mode") not in _PINNED and not any(key.split(".")[0] == "trigger" for key in chosen):
+            wanted["trigger.target"] = "slow_rate:0.3"  # so many a person is asked to look at
         found += [f"{key}={value}" for key, value in wanted.items() if key not in chosen]
     return found
 
 
 _BIRDS = "birds"
+_PINNED = ("fastonly", "slowonly")  # modes that choose the trigger
 
 
 def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -> str:
@@ -192,13 +167,15 @@ def _quoted(value: str) -> str:
 # --- after Hydra -------------------------------------------------------------------------------------------------------------
 
 
-def explain(error: BaseException, words: Sequence[str], tree: Path | None = None) -> str:
+def explain(error: Any, words: Sequence[str], tree: Path | None = None) -> str:
     """What is wrong and what would be right, from an exception of Hydra's or OmegaConf's."""
     from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
 
-    before, asked, told = str(error).partition(" raised while resolving interpolation: ")
-    if asked and before.endswith("Error"):  # what a resolver of ours says needs no frame around it
-        return told.splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        from fgvr.config.fields import needed
+
+        return needed(str(error.full_key))
     tree = tree or config_dir()
     known = groups(tree)
     if isinstance(error, OverrideParseException):
@@ -250,8 +227,10 @@ def _keys(choices: Sequence[str], tree: Path) -> set[str]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    from fgvr.config.hydra_tree import composed
+
     try:
-        return set(_walk(OmegaConf.to_container(compose("config", choices, tree))))
+        return set(_walk(OmegaConf.to_container(composed(choices, tree))))
     except HydraException:
         return set()
 
@@ -279,7 +258,7 @@ def _brought(known: Mapping[str, list[str]], tree: Path) -> dict[str, list[str]]
     found: dict[str, list[str]] = {}
     for group, options in known.items():
         start = "" if group == "mode" else group.replace("/", ".") + "."
-        for option in options:
+        for option in options if group != "experiment" else ():
             text = (tree / group / f"{option}.yaml").read_text(encoding="utf-8")
             for leaf in re.findall(r"(?m)^([a-z]\w*):", text):
                 if leaf != "defaults":
