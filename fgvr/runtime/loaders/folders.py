@@ -46,11 +46,6 @@ class FolderLoader(Loader):
         """The model's configuration. Raises ModelLoadError when the folder holds another kind of model."""
         return files.read_config(folder / "config.json")
 
-    def hub_repository(self, spec: ModelSpec) -> str | None:
-        if spec.source == "tiny" or Path(spec.source).expanduser().exists():
-            return None
-        return self.repository(spec) or (spec.source if files.is_repository(spec.source) else None)
-
     def locate(self, spec: ModelSpec) -> Path | None:
         return files.locate(spec, self.repository(spec))
 
@@ -75,7 +70,7 @@ class FolderLoader(Loader):
         folder = self.fetch(spec)
         config = self.read_config(spec, folder)
         dtype = files.resolve_dtype(spec.dtype, files.read_weights(files.weight_files(folder, self.weights)))
-        libraries.bring_in(self)
+        libraries.import_libraries(self)
         from fgvr.runtime.loaders import optimize_layers, tensors
 
         tensors.set_threads()
