@@ -299,7 +299,7 @@ def turned(pool: ModelPool, spec: ModelSpec) -> None:
 def test_a_ttl_parks_first_and_then_frees_the_disk(pool: ModelPool, scratch: Path, encoder_folder: Path) -> None:
     spec = spec_of("encoder", encoder_folder)
     turned(pool, spec)
-    pool._housekeeping.keep(0.2)
+    pool._housekeeping.set_ttl(0.2)
     with pool.lease("encoder"):
         pass
     seen = set()
@@ -422,7 +422,7 @@ def test_memory_that_runs_out_while_mapping_and_computing_leaves_right_answers_o
     assert not pool._admission.queued and not pool._ledger.grants
     assert all(e.mover is None and e.drain_for is None and not e.leases for e in pool._ledger.entries.values())
     gc.collect()
-    pool._lifecycle.recheck()  # as the next lease would: another thread's error may have held the tensors that were just leaving
+    pool._lifecycle.recheck_unreturned()  # as the next lease would: another thread's error may have held the tensors that were just leaving
     resident = [m for m in pool.status() if m.state == "resident"]
     assert pool.status().used == sum(m.bytes for m in resident)
     for entry in pool._ledger.entries.values():
