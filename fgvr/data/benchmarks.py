@@ -19,7 +19,7 @@ from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
 from fgvr.data.listing import Listing
 from fgvr.data.split_files import apply_split_file
-from fgvr.data.splits import OnBadImage, SplitRequest, check_on_bad_image, split_few_shot
+from fgvr.data.splits import OnBadImage, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.text import nearest, normalise_name, plain_name
@@ -51,7 +51,7 @@ def _read_table(path: Path) -> dict[str, BenchmarkDataset]:
         classes, train, test = row.pop("figures")
         figures = Figures(classes, train, test, row.pop("train_each", None), row.pop("test_each", None))
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        found[name] = BenchmarkDataset(figures=figures, read=layouts.READERS[name], **fields)
+        found[name] = BenchmarkDataset(figures=figures, read=getattr(layouts, f"read_{name}"), **fields)
     return found
 
 
@@ -92,7 +92,6 @@ def open_benchmark(
             contradict themselves, with file and line.
     """
     request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
-    check_on_bad_image(on_bad_image)
     known = _known(name)
     if not 1 <= partition <= known.partitions:
         raise ConfigError(f"dataset.partition={partition}: {known.title} has {known.partitions}")

@@ -29,6 +29,7 @@ from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
+from fgvr.utils.batches import batches
 from fgvr.utils.files import HeldError, file_lock
 from fgvr.utils.progress import track
 
@@ -167,16 +168,11 @@ def _families(numbers: Sequence[int]) -> np.ndarray | None:
     return np.array(numbers, np.int64)
 
 
-def batches(n: int, size: int) -> list[range]:
-    """Index batches whose borders depend on positions alone, never on what is left to do."""
-    return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-
 def _encode_images(
     indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
 ) -> tuple[np.ndarray, list[str]]:
     vectors, hashes = [], []
-    for batch in track(batches(len(indices), components.encode_batch), "support images"):
+    for batch in track(batches(len(indices), components.encode_batch), "support images", len(indices), weigh=len):
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
         vectors.append(shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1)))
@@ -228,7 +224,7 @@ def _write_descriptions(
     wanted: list[int | None] = [None, 0, 1] if components.cross_fit else [None]
     jobs = [(c, without, own) for without in wanted for c in range(len(categories)) if (own := chosen(c, without))]
     written: dict[tuple[int, int | None], Description] = {}
-    for batch in track(batches(len(jobs), components.describe_batch), "descriptions"):
+    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
         asked = [jobs[i] for i in batch]
         requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
         for (c, without, _), description in zip(asked, describe(requests), strict=True):

@@ -40,7 +40,7 @@ def parse_bytes(text: str) -> int | None:
 
 
 def as_bytes(size: str | int) -> int:
-    """Of a size that follows its rule (`fgvr.keys`): bytes, or text with a unit."""
+    """Of a size that follows its rule (`fgvr.config.fields`): bytes, or text with a unit."""
     return parse_bytes(size) or 0 if isinstance(size, str) else size
 
 

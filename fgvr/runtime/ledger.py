@@ -87,7 +87,7 @@ class Entry:
 
     @property
     def is_parked(self) -> bool:
-        """Whether the model lies in main memory or in a flat file, and not on the device."""
+        """Whether the model lies in main memory, and not on the device."""
         return (movable := self.movable) is not None and movable.parked
 
     @property
@@ -283,7 +283,7 @@ class Ledger:
         self.peak = max(self.peak, self.used)
 
     def parked(self) -> list[Entry]:
-        """What lies in main memory or in a flat file and may go, longest unused first; also when bringing it back failed."""
+        """What lies in main memory and may go, longest unused first; also when bringing it back failed."""
         now, there = time.monotonic(), ("parked", "failed")
         found = [e for e in self.entries.values() if e.state in there and e.model is not None and e.stuck_until <= now]
         return sorted(found, key=lambda e: e.last_used)

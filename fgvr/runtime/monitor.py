@@ -78,6 +78,11 @@ class Monitor:
         self._pool = weakref.ref(pool, lambda _: background.stop() if background else None)
         pool.subscribe(self.hear)
 
+    def close(self) -> None:
+        """The thread ends after the step it is in."""
+        if self._thread:
+            self._thread.stop()
+
     def configure(self, runtime: Mapping[str, Any], *, prepare: Callable[[str], None]) -> None:
         """Watch with these values of `configs/runtime/` from now on; sinks that were added by hand stay. Raises ConfigError."""
         settings = MonitorSettings.of(runtime, cleanup_seconds=self._living().device.cleanup_seconds)

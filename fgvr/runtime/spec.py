@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.fast_dtype import emulates_half, fastest
-from fgvr.runtime.sizes import would_be_half
+from fgvr.runtime.devices import device_class, fastest_dtype
+from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 
 DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
@@ -32,5 +32,7 @@ def checked(spec: ModelSpec, device: str = "auto") -> ModelSpec:
     if wrong:
         raise ConfigError("; ".join(wrong))
     if spec.dtype == "fastest":
-        return replace(spec, dtype=fastest(device))
-    return replace(spec, dtype="float32") if would_be_half(spec) and emulates_half(device) else spec
+        return replace(spec, dtype=fastest_dtype(device))
+    loader = find_loader(spec)
+    emulated = loader.widens_half and loader.is_half(spec) and device_class(device).emulates_half(chosen_by_auto=device == "auto")
+    return replace(spec, dtype="float32") if emulated else spec

@@ -1,4 +1,4 @@
-"""The application: what assembly hands over, behind addresses. Making one starts no thread and loads no model."""
+"""The application: what a session hands over, behind addresses. Making one starts no thread and loads no model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def make_app(
     bundle: Mapping[str, Any] | None = None,
 ) -> Server:
     """Args:
-    specs: the model of each role, registered with the pool.
+    specs: the model of each role there is, registered with the pool.
     open_knowledge: called with the first classification and with each reload.
     bundle: how prompts are meant for the models lent here, for `models=remote`.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from fgvr.runtime.conversation import Answer, Conversation
-from fgvr.server.engine import Slot
+from fgvr.server.engine import RequestSlot
 from fgvr.server.http_errors import HttpError, body, to_http_error
 from fgvr.server.schemas import Logprobs, Usage, finish_reason
 
@@ -18,13 +18,13 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def stream_chat(
-    slot: Slot, asks: Sequence[Conversation], tokens: Sequence[int], head: dict[str, Any], *, usage: bool
+    slot: RequestSlot, asks: Sequence[Conversation], tokens: Sequence[int], head: dict[str, Any], *, usage: bool
 ) -> StreamingResponse:
     """The response. Its head is sent when the first token is there, so that an error still is an HTTP status."""
     news: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-    jobs = slot.submit("converse", asks, tokens=tokens, on_text=lambda i, text: news.put_nowait((i, text)))
-    for i, job in enumerate(jobs):
-        job.future.add_done_callback(lambda future, i=i: news.put_nowait((i, _outcome(future))))
+    futures = slot.submit("converse", asks, tokens=tokens, on_text=lambda i, text: news.put_nowait((i, text)))
+    for i, future in enumerate(futures):
+        asyncio.wrap_future(future).add_done_callback(lambda done, i=i: news.put_nowait((i, _outcome(done))))
     first = await slot.wait(news.get())
     if isinstance(first[1], Exception):
         raise first[1]

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from fgvr import keys
+import fgvr
 from fgvr.errors import ConfigError
 from fgvr.runtime import machine
 from fgvr.runtime.alerts import Alert, Alerts, Webhook
@@ -530,8 +530,7 @@ def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, mo
 )
 def test_a_setting_that_means_nothing_is_refused_by_name(change, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        keys.check({"runtime": RUNTIME | change})
-        MonitorSettings.of(RUNTIME | change)
+        fgvr.load_config().derive({f"runtime.{key}": value for key, value in change.items()})
 
 
 def test_a_webhook_variable_that_is_not_there_is_refused(make_pool: PoolMaker) -> None:

@@ -7,109 +7,84 @@ Hugging Face cache. Vectors are the pooled features before the classifier, scale
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.loaders import complete, files
-from fgvr.runtime.sizes.footprint import Footprint
-from fgvr.runtime.sizes.timm import CONFIG, PACKAGED, WEIGHTS, Packaged, footprint, read_config, repository
-from fgvr.types import ModelSpec, Picture
+from fgvr.errors import ModelLoadError
+from fgvr.runtime.loaders import complete, files, tensors
+from fgvr.runtime.loaders.folders import FolderLoader
+from fgvr.runtime.sizes.timm import CONFIG, HUB, LOGIT_SCALE, PACKAGED, WEIGHTS, Packaged, footprint, read_config
+from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
-    from fgvr.protocols import ImageLike
     from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.base import Movable
-
-LOGIT_SCALE = 30.0
-"""Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
+    from fgvr.runtime.loaders.timm_encoder import TimmEncoder
+    from fgvr.runtime.sizes.footprint import Footprint
 
 
-class TimmLoader:
+class TimmLoader(FolderLoader):
     """Loader for role `encoder`."""
 
+    needed = (CONFIG, WEIGHTS)
+    weights = WEIGHTS
     has_text = False
+    widens_half = True
+    libraries = ("timm",)
+
+    def repository(self, spec: ModelSpec) -> str | None:
+        """The hub repository behind a name with timm's own prefix."""
+        return spec.source.removeprefix(HUB) if spec.source.startswith(HUB) else None
+
+    def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+        return read_config(folder)
 
     def check(self, spec: ModelSpec) -> None:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             _packaged_file(packaged)
-        elif (folder := files.require(spec, (CONFIG, WEIGHTS), repository(spec))) is not None:
-            read_config(folder)
+        else:
+            super().check(spec)
 
-    def footprint(self, spec: ModelSpec, device: str = "cpu") -> Footprint:
-        return footprint(spec, device)
+    def is_here(self, spec: ModelSpec) -> bool:
+        return spec.source in PACKAGED or super().is_here(spec)
 
-    def estimate(self, spec: ModelSpec) -> int:
-        return footprint(spec).weight_bytes
+    def presence(self, spec: ModelSpec) -> str:
+        return "an image encoder of timm, packaged" if spec.source in PACKAGED else super().presence(spec)
 
-    def work_bytes(self, spec: ModelSpec) -> int:
-        """The widest moment of a batch; see sizes/timm.py."""
-        return footprint(spec).work_bytes
+    def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
+        return footprint(spec, self.repository(spec))
 
     def fingerprint(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return hashlib.sha256(repr((spec.loader, spec.dtype, packaged)).encode()).hexdigest()[:12]
-        return files.folder_fingerprint(spec, files.fetch(spec, (CONFIG, WEIGHTS), repository(spec)))
+        return super().fingerprint(spec)
 
     def logit_scale(self, spec: ModelSpec) -> float:
         return LOGIT_SCALE
 
+    def prepare(self, spec: ModelSpec) -> None:
+        """It has no tokenizer."""
+
     def load(self, spec: ModelSpec, device: Device) -> TimmEncoder:
         from timm.data import create_transform, resolve_data_config
 
-        from fgvr.runtime.loaders import optimize_layers, tensors
+        from fgvr.runtime.loaders import optimize_layers
+        from fgvr.runtime.loaders.timm_encoder import TimmEncoder
 
         tensors.set_threads()
-        packaged = PACKAGED.get(spec.source)
-        module: Any = _packaged(packaged) if packaged else _folder(spec)
-        dtype = spec.dtype if spec.dtype != "auto" else "float32" if packaged else _folder_dtype(spec)
-        module = tensors.freeze(module.to(tensors.torch_dtype(dtype)))
-        optimize_layers.optimize(module, device, steady=True)
+        if (packaged := PACKAGED.get(spec.source)) is not None:
+            module = _from_package(packaged).to(tensors.torch_dtype("float32" if spec.dtype == "auto" else spec.dtype))
+        else:
+            folder = self.fetch(spec)
+            dtype = files.resolve_dtype(spec.dtype, files.read_weights([folder / WEIGHTS]))
+            module = _from_folder(folder, read_config(folder)).to(tensors.torch_dtype(dtype))
+        optimize_layers.optimize(tensors.freeze(module), device)
         transform = create_transform(**resolve_data_config({}, model=module), is_training=False)
         return TimmEncoder(self.fingerprint(spec), module, transform)
 
 
-class TimmEncoder:
-    """protocols.Encoder on one batch per call, images only. The forward pass keeps no state."""
-
-    has_text = False
-    logit_scale = LOGIT_SCALE
-
-    def __init__(self, fingerprint: str, module: Any, transform: Any) -> None:
-        from fgvr.runtime.loaders.tensors import module_bytes
-
-        self.fingerprint = fingerprint
-        self.nbytes = module_bytes(module)
-        self.movable: Movable | None = None
-        self._module, self._transform = module, transform
-
-    def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import flat_weights
-
-        self.movable = flat_weights.place(self._module, device)
-
-    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
-        import torch
-
-        if not images:
-            return np.zeros((0, 0), np.float32)
-        pixels = torch.stack([self._transform(i.image if isinstance(i, Picture) else i) for i in images])
-        weight = next(self._module.parameters())
-        with torch.inference_mode():
-            vectors = self._module(pixels.to(weight.device, weight.dtype))
-        rows = vectors.float().cpu().numpy()
-        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        raise ConfigError("this encoder reads no text (models/encoder is an image encoder of timm): choose one with a text side")
-
-
-def _packaged(packaged: Packaged) -> Any:
+def _from_package(packaged: Packaged) -> Any:
     """timm's architecture with the packaged tensors: the same ones in the same order, once the counters of batches are left out."""
     import timm
     import torch
@@ -133,12 +108,10 @@ _COUNTER = "num_batches_tracked"
 _CLASSIFIER = ("weight", "bias")  # the last two tensors, for the thousand kinds of ImageNet
 
 
-def _folder(spec: ModelSpec) -> Any:
+def _from_folder(folder: Path, config: dict[str, Any]) -> Any:
     import timm
     from safetensors.torch import load_file
 
-    folder = files.fetch(spec, (CONFIG, WEIGHTS), repository(spec))
-    config = read_config(folder)
     given = config["pretrained_cfg"]
     try:
         module: Any = timm.create_model(
@@ -153,11 +126,6 @@ def _folder(spec: ModelSpec) -> Any:
     kept = {name: tensor for name, tensor in state.items() if name in expected or not name.startswith(dropped or ("\0",))}
     complete.fill(module, kept, folder)
     return module
-
-
-def _folder_dtype(spec: ModelSpec) -> str:
-    folder = files.fetch(spec, (CONFIG, WEIGHTS), repository(spec))
-    return files.resolve_dtype(spec.dtype, files.read_weights([folder / WEIGHTS]))
 
 
 def _packaged_file(packaged: Packaged) -> Path:
