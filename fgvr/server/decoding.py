@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -40,7 +41,10 @@ class Worker:
         self._process = _SPAWN.Process(target=decode_worker.main, args=(theirs, max_pixels), name="fgvr-decode", daemon=True)
         self._process.start()
         theirs.close()
-        if not self._pipe.poll(_START_SECONDS) or self._pipe.recv_bytes() != b"ready":
+        ready = False
+        with suppress(EOFError, OSError):  # it has ended
+            ready = self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == b"ready"
+        if not ready:
             self.end()
             raise HttpError(503, "the process that decodes pictures does not start", code="unavailable", retry=5)
 
