@@ -41,7 +41,7 @@ def stats(request: Request) -> Success:
 @router.get("/memory/pressure", dependencies=READ, responses=_FIGURES)
 def pressure(request: Request) -> Success:
     """Whether memory is short, how much, and whom to drop, in order."""
-    return Success(data=status_records.pressure(watch(pool_of(request))))
+    return Success(data=watch(pool_of(request)).pressure())
 
 
 @router.get("/memory/models", dependencies=READ, responses=_FIGURES)

@@ -26,7 +26,7 @@ PATIENCE = 10.0  # seconds a request waits for the knowledge base before it is t
 
 
 class Recognizes(Protocol):
-    """What is used of a pipeline.Recognizer, built by assembly."""
+    """What is used of a pipeline.Recognizer, built by a Session."""
 
     def batch(self, images: Sequence[Sample]) -> list[Prediction]: ...
 
