@@ -344,7 +344,7 @@ def test_pictures_go_with_their_request_and_wait_for_no_garbage_collection(serve
 
 
 def test_pictures_of_refused_late_and_left_requests_go_as_well(serve: Serve, slow_words: Callable[[float], None]) -> None:
-    slow_words(0.1)
+    slow_words(1.0)
     served = serve(deadline=2.0)
     url = data_url(png(200, 200))
     broken = data_url(png()[:60])
