@@ -10,20 +10,21 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
+from fgvr.runtime.pressure import Pressure
+from fgvr.runtime.status_records import ModelAnswer, Stats, SystemAnswer
 from fgvr.store.stale_files import StaleFile
 from fgvr.utils.text import format_bytes
 
 _NO_SERVER = "no server: figures of this machine, and of a pool with this configuration"
 _BYTES = ("memory", "usage", "limit", "available", "total", "used", "bytes", "free", "allocated", "reserved", "released")
 """Last words of the names of fields that hold bytes."""
-Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[StaleFile] | Mapping[str, Any]
+Found = Stats | Pressure | SystemAnswer | Sequence[ModelAnswer] | Sequence[StaleFile] | Mapping[str, Any]
 
 
 def as_json(found: Found) -> dict[str, Any]:
     """The record's own fields; lists under `models` or `leftovers`."""
     match found:
-        case Stats() | PressureAnswer() | SystemAnswer():
+        case Stats() | Pressure() | SystemAnswer():
             return asdict(found)
         case Mapping():
             return dict(found)
@@ -39,7 +40,10 @@ def tables(found: Found, server: str | None = None) -> list[RenderableType]:
     """`server`: whose figures these are; None: of this machine."""
     whose = Text(f"server: {server}" if server else _NO_SERVER)
     match found:
-        case Stats() | PressureAnswer():
+        case Stats():
+            in_use = {"in use of the budget": f"{found.formatted_usage} of {found.formatted_limit}"}
+            return [_facts(in_use | {part.name: getattr(found, part.name) for part in fields(found)}), whose]
+        case Pressure():
             return [_facts({part.name: getattr(found, part.name) for part in fields(found)}), whose]
         case SystemAnswer():
             facts = {part.name: getattr(found, part.name) for part in fields(found) if part.name not in ("devices", "processes")}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import fgvr
-from fgvr import modes
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.online import OnlineRetrieval, OnlineState, OnlineUpdate, quality_of
 from fgvr.knowledge.prototypes import Prototypes, unit
 from fgvr.knowledge.statistics import Statistics
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Decision, History, Prediction, SlowResult
 from tests.agents.doubles import fast_result, picture
@@ -127,7 +127,7 @@ def eager(monkeypatch: pytest.MonkeyPatch):
 
 
 def answers(report: fgvr.Report) -> list:
-    rows = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "cost"} for row in rows]
 
 
@@ -151,7 +151,7 @@ def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch
     close_shared()
     resumed = fgvr.evaluate(cfg)
     assert answers(resumed) == answers(whole)
-    assert (resumed.path / modes.LESSONS).read_text() == (whole.path / modes.LESSONS).read_text() != ""
+    assert (resumed.path / runs.LESSONS).read_text() == (whole.path / runs.LESSONS).read_text() != ""
 
 
 def test_learning_changes_later_answers_and_switched_off_nothing_is_left_of_it(eager, monkeypatch) -> None:
