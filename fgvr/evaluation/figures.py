@@ -53,6 +53,10 @@ class RunReport(Report):
     review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
+    @property
+    def unsure(self) -> bool:
+        return self.review is None and super(RunReport, self).unsure
+
 
 def make_report(
     predictions: Sequence[Prediction],

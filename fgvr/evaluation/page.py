@@ -63,7 +63,7 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     held = report.figures.abstention
     return [
         ("System 1 alone", f"{report.figures.fast_top1:.1%}", "top-1 accuracy without System 2"),
-        ("Escalated to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
+        ("Unsure" if report.unsure else "Escalated to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
         *([("Answers given", f"{held['answered']:.1%}", f"{held['answered_and_wrong']:.1%} of all answered and wrong")] if held else []),
         ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
         ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),

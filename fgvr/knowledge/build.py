@@ -172,7 +172,7 @@ def _encode_images(
     indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
 ) -> tuple[np.ndarray, list[str]]:
     vectors, hashes = [], []
-    for batch in track(batches(len(indices), components.encode_batch), "support images"):
+    for batch in track(batches(len(indices), components.encode_batch), "support images", len(indices), weigh=len):
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
         vectors.append(shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1)))
@@ -196,7 +196,9 @@ def _describe(
             jobs.append((c, without, own[: components.pictures_per_description]))
     jobs = [job for job in jobs if job[2]]  # a class with a single shot has no image outside its fold
     written: dict[tuple[int, int | None], Description] = {}
-    for batch in track(batches(len(jobs) if components.describe else 0, components.describe_batch), "descriptions"):
+    if components.describe is None:
+        jobs = []
+    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
         asked = [jobs[i] for i in batch]
         requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
         described = components.describe(requests) if components.describe else []

@@ -38,7 +38,17 @@ def test_a_way_shows_candidates_decision_and_thoughts_in_this_order(run) -> None
     page = classify_report.render([p], {p.image: Image.new("RGB", (20, 10), "red")}, ["a notice"])
     Tags(page)
     said = text(page)
-    steps = ["a notice", p.name, "System 1's shortlist", "Name", "escalated to System 2", "history", "-0.25", "System 2's answer", "Mind the tail."]
+    steps = [
+        "a notice",
+        p.name,
+        "System 1's shortlist",
+        "Name",
+        "escalated to System 2",
+        "history",
+        "-0.25",
+        "System 2's answer",
+        "Mind the tail.",
+    ]
     assert [said.find(step) for step in steps] == sorted(said.find(step) for step in steps)
     assert all(step in said for step in steps)
     assert "data:image/jpeg" in page and "http" not in page
