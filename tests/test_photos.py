@@ -139,8 +139,8 @@ def test_discovery_by_words_is_refused_with_the_cure(folder: Path) -> None:
 
 
 def test_baselines_leave_out_what_is_not_there(folder: Path) -> None:
-    from fgvr.modes.comparing_baselines import baselines
     from fgvr.modes.baseline_table import OURS, chosen_baselines
+    from fgvr.modes.comparing_baselines import baselines
     from fgvr.session import Session
 
     cfg = fgvr.load_config("mode=baselines", *photos(folder))
