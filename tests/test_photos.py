@@ -171,10 +171,10 @@ def test_one_photograph_of_a_class_is_used_and_the_trigger_says_what_it_lacks(fo
 
 
 def test_the_linear_classifier_changes_a_record_so_a_replay_refuses_to_change_it(folder: Path) -> None:
-    from fgvr.modes import run
+    from fgvr.modes import perform
 
     report = fgvr.evaluate(fgvr.load_config(*photos(folder)))
-    again = run(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=linear", "trigger.target=slow_rate:0"))
+    again = perform(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=linear", "trigger.target=slow_rate:0"))
     assert again.top1 == report.top1 and again.slow_rate == 0
     with pytest.raises(ConfigError, match="run again"):
-        run(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=prototypes", "fusion.shrinkage=0.5"))
+        perform(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=prototypes", "fusion.shrinkage=0.5"))

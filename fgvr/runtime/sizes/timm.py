@@ -13,12 +13,12 @@ from typing import Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
+from fgvr.runtime.sizes.clip import HUB
 from fgvr.runtime.sizes.footprint import Footprint, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HUB = "hf-hub:"
 LOGIT_SCALE = 30.0
 """Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
 _UNKNOWN = 48 << 20  # bytes per image of 224 x 224, for towers that are no plain transformers
