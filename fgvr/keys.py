@@ -206,6 +206,8 @@ RULES: dict[str, Rule] = {
     "discover.price": number(0, also=NULL),
     "discover.shots": whole(2, also=NULL),
     "discover.max_new_tokens": COUNT,
+    "discover.kinds": whole(1, also=NULL),
+    "discover.names": text(null=True),
     # images
     "dataset.root": needed("dataset.root"),
     "dataset.name": text(),

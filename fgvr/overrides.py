@@ -26,6 +26,7 @@ PATH_KEYS = {
     "predictions",
     "answers",
     "learned",
+    "names",
     "run",
     "path",
     "home",

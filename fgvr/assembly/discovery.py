@@ -70,7 +70,7 @@ def discovered_dataset(cfg: DictConfig, images: Unlabelled, found: Discovered) -
 def checked_wishes(cfg: DictConfig) -> dict:
     """The keys of `discover` that the discoverer takes; a senseless one is a ConfigError."""
     wishes = to_dict(cfg)["discover"]
-    shots = wishes.pop("shots")
+    shots, _, _ = (wishes.pop(key) for key in ("shots", "kinds", "names"))  # the last two: without an MLLM
     for key, value, least in (("shortlist", wishes["shortlist"], 1), ("max_new_tokens", wishes["max_new_tokens"], 1), ("shots", shots, 2)):
         if not (key == "shots" and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"discover.{key}={value}: must be a whole number from {least} up")

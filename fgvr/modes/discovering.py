@@ -19,6 +19,7 @@ from fgvr.data.unlabelled import Unlabelled
 from fgvr.evaluation import image_gallery
 from fgvr.evaluation import report as reports
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes import naming
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.pipeline import Recognizer
 from fgvr.utils.files import atomic_write, write_json
@@ -63,7 +64,8 @@ def discover(cfg: DictConfig) -> Discovery:
         if cfg.run.fresh:
             shutil.rmtree(folder / STAGES, ignore_errors=True)
         images = assembly.open_images(cfg)
-        found = assembly.find_kinds(cfg, images, folder / STAGES)
+        named_by_mllm = "mllm" in assembly.present(cfg)
+        found = assembly.find_kinds(cfg, images, folder / STAGES) if named_by_mllm else naming.find_kinds(cfg, images, folder)
         base = assembly.open_knowledge(cfg, assembly.discovered_dataset(cfg, images, found))
         notes = (*([cfg.models.notice] if cfg.models.notice else []), *images.notes, *found.notes)
         discovery = Discovery(found, _named(images, found), base, assembly.build_recognizer(cfg, base), notes, folder)
