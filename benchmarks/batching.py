@@ -12,8 +12,8 @@ from PIL import Image
 
 import fgvr
 from benchmarks.race import Races
-from fgvr import assembly
 from fgvr.runtime.pool import close_shared
+from fgvr.session import Session
 from fgvr.types import Prediction
 
 SIZES = (1.0, 0.75, 1.4)  # of the rendered picture's side
@@ -49,18 +49,18 @@ def measure(*, models: str, repeat: int, size: int = 5, words: Sequence[str] = (
 
 def _sources(models: str) -> dict[str, str]:
     """Where the bundle's weights are, seen from the usual home: this benchmark's own is empty."""
-    cfg = assembly.load_config(f"models={models}")
+    cfg = fgvr.load_config(f"models={models}")
     return {role: str(cfg.models[role].source) for role in ("encoder", "mllm")}
 
 
 def _answers(words: list[str], batch: int, *, shuffled: bool = False) -> list[Prediction]:
     """In the order of the files, whatever the order they were asked in."""
     sizes = [f"models.{role}.batch_size={batch}" for role in ("encoder", "mllm")]
-    cfg = assembly.load_config(*words, *sizes, f"evaluation.batch_size={batch}")
+    cfg = fgvr.load_config(*words, *sizes, f"evaluation.batch_size={batch}")
     try:
-        assembly.open_knowledge(cfg)
+        Session(cfg).open_knowledge()
         recognizer = fgvr.build_recognizer(cfg)
-        samples = list(assembly.open_dataset(cfg).split.test)
+        samples = list(Session(cfg).dataset.split.test)
         order = list(range(len(samples)))
         if shuffled:
             random.Random(0).shuffle(order)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import fgvr
 from benchmarks.race import Counts
-from fgvr import assembly
 from fgvr.data.pictures import open_picture
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.pool import ModelPool
+from fgvr.session import Session
 from fgvr.types import Picture
 
 WIDTH, HEIGHT = 500, 375  # a photo as the field's datasets have them: 234 image tokens
@@ -48,8 +49,8 @@ class Bench:
 @contextmanager
 def bench(models: str, *, images: int, dtype: str = "float32", theirs: bool = False, thinks: bool = True) -> Iterator[Bench]:
     """`theirs`: the modules as their libraries made them, as the reference has them. Raises FgvrError when the models are not here."""
-    cfg = assembly.load_config(f"models={models}")
-    specs = {role: replace(assembly.spec(cfg, role), dtype=dtype) for role in (("encoder", "mllm") if thinks else ("encoder",))}
+    cfg = fgvr.load_config(f"models={models}")
+    specs = {role: replace(Session(cfg).specs[role], dtype=dtype) for role in (("encoder", "mllm") if thinks else ("encoder",))}
     device = CpuDevice()
     device.optimize = not theirs
     pool = ModelPool(device, budget=device.total)

@@ -17,11 +17,11 @@ def gemm(dtype: str, *, plain: bool = False, seconds: float = 0.5) -> float:
     import torch
     from torch.nn import functional
 
-    from fgvr.runtime.loaders.optimize_layers import by_onednn, product
+    from fgvr.runtime.loaders.optimize_layers import onednn_is_ahead, product
 
     kind = getattr(torch, dtype)
     left, right = (torch.randn(_SIDE, _SIDE).to(kind) for _ in range(2))
-    multiply = functional.linear if plain or not by_onednn(kind) else product
+    multiply = product if dtype == "float32" and not plain and onednn_is_ahead() else functional.linear
     with torch.inference_mode():
         multiply(left, right, None)
         began, work, count = time.perf_counter(), time.process_time(), 0

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fgvr
 from benchmarks.race import Races, Way, race
-from fgvr import assembly
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes.clip import CONFIG, WEIGHTS
+from fgvr.session import Session
 from fgvr.types import ModelSpec
 
 
 def measure(*, models: str, repeat: int, size: int = 0) -> Races:
     """`size` plays no part. Restoring an evicted model: python -m benchmarks runtime."""
-    cfg = assembly.load_config(f"models={models}")
-    encoder, mllm = assembly.spec(cfg, "encoder"), assembly.spec(cfg, "mllm")
+    cfg = fgvr.load_config(f"models={models}")
+    encoder, mllm = Session(cfg).specs["encoder"], Session(cfg).specs["mllm"]
     device = CpuDevice()
     pool = ModelPool(device, budget=device.total)
     ways = [

@@ -18,12 +18,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
+import fgvr
 from benchmarks.measure import Series
-from fgvr import assembly
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
+from fgvr.session import Session
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -101,10 +102,10 @@ class Report:
 
 def measure(*, models: str, repeat: int) -> Report:
     """Raises FgvrError when the models are not on this machine."""
-    cfg = assembly.load_config(f"models={models}")
-    specs = [assembly.spec(cfg, role) for role in ROLES]
+    cfg = fgvr.load_config(f"models={models}")
+    specs = [Session(cfg).specs[role] for role in ROLES]
     device = CpuDevice()
-    device.scratch = assembly.home(cfg) / "scratch"
+    device.scratch = Session(cfg).home / "scratch"
     pool = ModelPool(device, budget=device.total)
     pictures = [Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8))]
     for spec in specs:

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+import fgvr
 from benchmarks.measure import ROOT
 from benchmarks.race import Races
-from fgvr.assembly import home as home_of
-from fgvr.assembly import load_config
 from fgvr.errors import FgvrError
+from fgvr.session import Session
 
 CLASSES = 40
 SHORT = 50  # test images per class
@@ -61,7 +61,7 @@ def measure(*, models: str, repeat: int, size: int = 500) -> Races:
 
 def _run(home: Path, models: str, per_class: int) -> Streamed:
     home.mkdir(exist_ok=True)
-    source = home_of(load_config()) / "models"
+    source = Session(fgvr.load_config()).home / "models"
     if source.exists():
         (home / "models").symlink_to(source.resolve())
     words = [f"paths.home={home}", f"models={models}", f"dataset.test_per_class={per_class}", "logging=quiet"]

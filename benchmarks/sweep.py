@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import fgvr
 from benchmarks.commands import Ran, run
 from benchmarks.measure import Series
 from benchmarks.race import Races
-from fgvr.assembly import home as home_of
-from fgvr.assembly import load_config
 from fgvr.errors import FgvrError
+from fgvr.session import Session
 
 JOBS = 20
 LARGEST = 0.6
@@ -33,7 +33,7 @@ def measure(*, models: str, repeat: int, size: int = 0) -> Races:
     ratios, again, counted = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        source = home_of(load_config()) / "models"
+        source = Session(fgvr.load_config()).home / "models"
         base = root / "base"
         base.mkdir()
         if source.exists():

@@ -30,7 +30,7 @@ __all__ = [
 # quarter of a sweep's processor time went there. After 2^16 they sleep.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
-_HOMES = ("errors", "types", "assembly", "modes")  # cheapest first
+_HOMES = ("errors", "types", "api")  # cheapest first
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: a thin wrapper around Hydra that answers --help at once, mends overrides and gives errors their exit codes.
+"""The command line, `fgvr` and `python discovering.py`: it answers --help at once, mends overrides and gives errors their exit codes.
 
 0 done, 1 a bug of ours, 2 a wrong configuration, 3 any other FgvrError, 130 interrupted.
 """
@@ -6,19 +6,23 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgvr import __version__
+from fgvr.config.overrides import explain, groups, tidy
 from fgvr.errors import ConfigError, FgvrError
-from fgvr.overrides import compose, explain, groups, tidy
 from fgvr.utils import terminal
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
 from fgvr.utils.terminal import on_terminal, tell
+
+if TYPE_CHECKING:
+    from fgvr.config.configuration import Config
 
 SHORT = {"-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info", "-sc": "--shell-completion"}
 SWITCHES = {"--hydra-help", "--resolve", "--run", "--multirun", "--shell-completion"}
@@ -27,10 +31,14 @@ VALUED = {"--cfg", "--package", "--info"}
 HELP = """\
 fgvr {version}: fine-grained visual recognition without training. It looks fast, and thinks slowly only when unsure.
 
-usage: python discovering.py [mode=MODE] [GROUP=OPTION ...] [KEY=VALUE ...]
+usage: fgvr MODE [GROUP=OPTION ...] [KEY=VALUE ...]     the same as python discovering.py mode=MODE ...
+       fgvr COMMAND [...]
 
 Modes
 {modes}
+
+Commands
+{commands}
 
 Groups (* default)
 {groups}
@@ -42,74 +50,91 @@ Often used
   knowledge.path=FOLDER  run.fresh=true   another knowledge base; do not show the former result
 
 Examples
-  python discovering.py mode=build_knowledge_base
-  python discovering.py mode=classify image='my bird.jpg'
-  python discovering.py -m mode=evaluate trigger=never,always,calibrated
+  fgvr build_knowledge_base
+  fgvr classify image='my bird.jpg'
+  fgvr evaluate -m trigger=never,always,calibrated
 
 --cfg job shows the whole configuration of a command, -m runs every combination of values separated by commas,
 --hydra-help tells the rest. Exit codes: 0 done, 2 wrong configuration, 3 another error, 130 interrupted.
 """
 
 
-def perform(cfg: Any) -> None:
-    """One job: what the chosen mode does. A plan needs so little of the house that it is asked directly: it answers in half the time."""
-    if cfg.mode == "plan":
-        from fgvr import planning
-
-        planning.show(planning.plan(cfg), as_json=cfg.logging.json)
-        return
-    from fgvr import modes
-    from fgvr.runtime.loaders import libraries
-
-    libraries.own_the_process()
-    modes.run(cfg)
+COMMANDS = {
+    "add": ("fgvr.modes.commands:add", "one class more in a knowledge base: fgvr add CLASS PHOTO..."),
+    "remove": ("fgvr.modes.commands:remove", "one class less: fgvr remove CLASS"),
+    "classes": ("fgvr.modes.commands:classes", "the classes of a knowledge base"),
+    "sort": ("fgvr.modes.commands:sort", "photographs copied into one folder per class: fgvr sort FOLDER --into OUT"),
+    "memory": ("fgvr.console:memory", "a running server's models and memory; see fgvr memory --help"),
+    "bird": ("fgvr.console:bird", "writes a rendered bird into a FILE, to try things with"),
+}
+"""Commands whose words are their own: name -> function of the words that returns an exit code, and its line in --help. Every mode is a
+command, too (`fgvr evaluate` is mode=evaluate): those stand in `fgvr.modes.MODES`."""
 
 
-def main(words: Sequence[str], job: Callable[[Any], Any] = perform) -> int:
-    """Answer one command line; the return value is the exit code."""
-    return on_terminal(lambda: _main(words, job))
+def main(words: Sequence[str], job: Callable[[Config], Any] | None = None) -> int:
+    """Answer one command line; the return value is the exit code. `job`: what is done with each configuration, instead of its mode."""
+    return on_terminal(lambda: _main(list(words), job))
 
 
-def _main(words: Sequence[str], job: Callable[[Any], Any]) -> int:
-    if {"-h", "--help"} & set(words):
-        sys.stdout.write(help_text())
-        return 0
-    if "--version" in words:
-        sys.stdout.write(f"fgvr {__version__}\n")
-        return 0
+def _main(words: list[str], job: Callable[[Config], Any] | None) -> int:
+    first = words[0] if words else ""
     overrides: list[str] = []
     try:
-        flags, overrides = split(words)
-        run(flags, tidy(overrides, sweep="--multirun" in flags), job)
+        if first in COMMANDS:
+            return pkgutil.resolve_name(COMMANDS[first][0])(words[1:])
+        if first == "run":
+            words = words[1:] or ["--help"]
+        elif first in groups()["mode"]:
+            words[0] = f"mode={first}"
+        if {"-h", "--help"} & set(words):
+            sys.stdout.write(help_text())
+        elif "--version" in words:
+            sys.stdout.write(f"fgvr {__version__}\n")
+        else:
+            flags, overrides = split(words)
+            run(flags, overrides, job)
     except (Exception, KeyboardInterrupt) as error:
         return answer(error, overrides)
     return 0
 
 
-def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Any], Any]) -> None:
-    """Hand over to Hydra, which composes the configuration and calls the job, or once per combination of a sweep."""
+def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], Any] | None) -> None:
+    """Compose the configuration and do its job; with flags of Hydra's, Hydra does, or once per combination of a sweep."""
     if not flags:  # one composition; hydra.main makes two, the first only to see whether it is a sweep
-        job(compose("config", overrides))
+        from fgvr.config.composing import load_config
+
+        (job or _mode)(load_config(*overrides))
         return
     import hydra
 
-    sys.argv[1:] = [*flags, *overrides]  # where Hydra looks
+    from fgvr.config.composing import resolved
+
+    sweep = "--multirun" in flags
+    words = tidy(overrides, sweep=sweep)
+    sys.argv[1:] = [*flags, *words]  # where Hydra looks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; `answer` speaks
     failures: list[Exception] = []
 
     def once(cfg: Any) -> None:
         try:
-            job(cfg)
-        except Exception as error:  # kept from Hydra, which would print a line of its own
-            failures.append(error)
+            (job or _mode)(resolved(cfg))
+        except Exception as error:
+            if sweep:
+                raise
+            failures.append(error)  # kept from Hydra, which would print a line of its own
 
-    sweep = "--multirun" in flags
     if sweep:
-        what = sorted(word for word in overrides if not word.startswith(("run.", "logging")))
+        what = sorted(word for word in words if not word.startswith(("run.", "logging")))
         os.environ["FGVR_SWEEP"] = short_hash(what)  # the same sweep finds its folder again
-    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(job if sweep else once)()
+    hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(once)()
     if failures:
         raise failures[0]
+
+
+def _mode(config: Config) -> None:
+    from fgvr import modes
+
+    modes.run(config)
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -142,35 +167,21 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def answer(error: BaseException, overrides: Sequence[str]) -> int:
     """Say what went wrong in the user's words, and choose the exit code. A traceback means a bug of ours."""
-    for cause in causes(error):
-        if isinstance(cause, FgvrError) and (code := terminal.answer(cause)) is not None:
-            return code
-    if is_configuration(error):
-        from omegaconf.errors import MissingMandatoryValue
-
-        if isinstance(error, MissingMandatoryValue):
-            return tell(f"error: {needed(str(error.full_key))}", 2)
-        return tell(f"error: {explain(error, overrides)}", 2)
-    for cause in causes(error):
+    chain = list(causes(error))
+    ours = next((cause for cause in chain if isinstance(cause, FgvrError)), None)
+    if ours is None and "hydra" in sys.modules and (hydras := next(filter(_is_hydras, chain), None)):
+        return tell(f"error: {explain(hydras, overrides)}", 2)
+    for cause in chain if ours is None else [ours]:
         if (code := terminal.answer(cause)) is not None:
             return code
     traceback.print_exception(error)
     return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
 
 
-def needed(key: str) -> str:
-    """What to write for a key that has no default."""
-    from fgvr.keys import NEEDED
-
-    return f"{key} is needed here: {NEEDED[key]}" if key in NEEDED else f"{key} is needed here: write {key}=VALUE"
-
-
-def is_configuration(error: BaseException) -> bool:
-    from hydra.errors import HydraException, InstantiationException
+def _is_hydras(error: BaseException) -> bool:
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, InstantiationException):  # a key the target does not take is the user's; what the target raises is ours
-        return isinstance(error.__cause__, TypeError)
     return isinstance(error, HydraException | OmegaConfBaseException)
 
 
@@ -189,7 +200,8 @@ def help_text() -> str:
     modes = [f"  {name:<24} {summary(tree / 'mode' / f'{name}.yaml')}".rstrip() for name in known.pop("mode", [])]
     chosen = defaults(tree / "config.yaml")
     lines = [f"  {group:<16} {'  '.join(f'{o}*' if chosen.get(group) == o else o for o in names)}" for group, names in known.items()]
-    return HELP.format(version=__version__, modes="\n".join(modes), groups="\n".join(lines))
+    commands = [f"  {name:<24} {line}" for name, (_, line) in COMMANDS.items()]
+    return HELP.format(version=__version__, modes="\n".join(modes), groups="\n".join(lines), commands="\n".join(commands))
 
 
 def summary(file: Path) -> str:

@@ -1,6 +1,6 @@
-"""The `fgvr` command: a server's memory at hand, and short words for the modes. What is not of a server is `discovering.py`'s.
+"""Commands whose words are their own: `fgvr memory ACTION` and `fgvr bird FILE`.
 
-Starts in a fraction of a second: argparse and the standard library's HTTP, rich only for tables, and neither Hydra nor numpy.
+They start in a fraction of a second: argparse and the standard library's HTTP, rich only for tables, and neither Hydra nor numpy.
 """
 
 from __future__ import annotations
@@ -15,66 +15,20 @@ from typing import Any
 
 from fgvr import __version__
 from fgvr.errors import ConfigError, FgvrError
-from fgvr.utils import terminal
-from fgvr.utils.terminal import on_terminal, tell
 
-HELP = """\
-usage: fgvr COMMAND [...]
-
-  fgvr memory ACTION      a running server's models and memory; see fgvr memory --help
-  fgvr serve [KEY=VALUE]  one machine's shared models behind HTTP (mode=serve)
-  fgvr doctor [KEY=VALUE] what is well on this machine, and the cure for what is not (mode=doctor)
-  fgvr fetch KEY=VALUE    downloads the data set and the models that the words name (mode=fetch)
-  fgvr sort FOLDER --into OUT      photographs copied into one folder per class, doubtful ones into unsure/
-  fgvr classes            the classes of a knowledge base; fgvr add CLASS PHOTO... and fgvr remove CLASS change it in seconds
-  fgvr bird FILE          writes a rendered bird, to try things with
-  fgvr run [KEY=VALUE]    the same as python discovering.py; fgvr run --help lists modes and groups
-  fgvr --version
-"""
 EPILOG = """\
 The server is --url, or FGVR_SERVER_URL, or the one that runs in this home (FGVR_HOME, else ./fgvr_home); without one, stats, pressure,
 models, system and cleanup are of this machine. The token is --token, or FGVR_ADMIN_TOKEN, or that of the server in this home.
 A model is named by its key or its role (mllm, encoder, joint).
 """
-SHORT = {"serve": "mode=serve", "doctor": "mode=doctor", "fetch": "mode=fetch"}
-CHANGES = ("add", "remove", "classes", "sort")
 LOCAL = ("stats", "pressure", "models", "system", "cleanup")  # what this machine can be asked without a server
 
 
 def main() -> int:
-    """The exit code: 0 done, 2 wrong words, 3 another error, 130 interrupted."""
-    return on_terminal(lambda: _main(sys.argv[1:]))
-
-
-def _main(words: Sequence[str]) -> int:
-    command, rest = (words[0], words[1:]) if words else ("--help", [])
-    if command in ("-h", "--help"):
-        sys.stdout.write(HELP)
-        return 0
-    if command == "memory":
-        return _guarded(lambda: memory(rest))
-    if command == "bird":
-        return _guarded(lambda: bird(rest))
+    """The `fgvr` command."""
     from fgvr import cli
 
-    if command in CHANGES:
-        return _guarded(lambda: changes(command, rest))
-    if command in ("run", "--version"):
-        return cli.main((rest or ["--help"]) if command == "run" else words)
-    if command in SHORT:
-        return cli.main([SHORT[command], *rest])
-    return tell(f"write: fgvr run {' '.join(words)}", 2)
-
-
-def changes(command: str, words: Sequence[str]) -> int:
-    """`fgvr add`, `remove`, `classes`, `sort`."""
-    from fgvr import cli
-    from fgvr.modes import commands
-    from fgvr.runtime.loaders import libraries
-
-    settings, job = commands.parse(command, words)
-    libraries.own_the_process()
-    return cli.main(settings, lambda cfg: commands.run(job, cfg))
+    return cli.main(sys.argv[1:] or ["--help"])
 
 
 def bird(words: Sequence[str]) -> int:
@@ -114,9 +68,11 @@ def memory(words: Sequence[str]) -> int:
     if url is None:
         if asked.action not in LOCAL or getattr(asked, "models", None) or getattr(asked, "target", None) or asked.watch is not None:
             raise ConfigError(f"memory {asked.action}: only a running server can be asked that; give --url, or set FGVR_SERVER_URL")
-        from fgvr import cli
+        from fgvr import modes
+        from fgvr.config.composing import load_config
 
-        return cli.main(["mode=memory", f"action={asked.action}", *(["logging=json"] if asked.json else [])])
+        modes.run(load_config("mode=memory", f"action={asked.action}", *(["logging=json"] if asked.json else [])))
+        return 0
     server = Service.at(url, token)
     if asked.action == "events":
         for event in server.events("/api/v1/memory/events"):
@@ -173,16 +129,6 @@ def _show(found: Any, url: str, *, as_json: bool, clear: bool) -> None:
 def _sentence(event: dict[str, Any]) -> str:
     told = "  ".join(f"{name}={value}" for name, value in event.items() if name not in ("kind", "time") and value not in ("", None))
     return f"{time.strftime('%H:%M:%S')}  {event.get('kind', 'event')}  {told}\n"
-
-
-def _guarded(job: Callable[[], int]) -> int:
-    try:
-        return job()
-    except (Exception, KeyboardInterrupt) as error:
-        code = terminal.answer(error)
-        if code is None:
-            raise
-        return code
 
 
 def _parser() -> argparse.ArgumentParser:

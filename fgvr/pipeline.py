@@ -1,6 +1,6 @@
-"""The recognizer: look; if unsure, think. Batch in, batch out.
+"""The recognizer: System 1 answers every image, the trigger decides, and System 2 answers the escalated images.
 
-Without a System 2 (`slow=None`) what the trigger doubts keeps System 1's answer: `by` is "fast" and `Prediction.unsure` is true.
+Without a System 2 (`slow=None`) an escalated image keeps System 1's answer: `by` is "fast" and `Prediction.unsure` is true.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.cost_tracking import TrackedCosts, track_costs
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
+from fgvr.utils.batches import chunks
 
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
-_DECODERS = 8  # threads at most; decoding lets go of the interpreter, and one core decodes 290 photographs a second
-_TOGETHER = 32  # batches whose doubtful images may be thought about together
-_ASKED = 1 / 8  # initial estimate of the MLLM cache-miss rate among escalated images whose embedding is cached
+_DECODERS = 8  # threads at most; decoding releases the interpreter, and one core decodes 290 photographs a second
+_BATCHES = 32  # batches whose doubtful images may go to System 2 together
+_MISS_RATE = 1 / 8  # initial estimate of the MLLM cache-miss rate among escalated images whose embedding is cached
 
 
 @dataclass(frozen=True, slots=True)
 class FastBatch:
-    """A batch that System 1 has answered and the trigger has judged. Only the doubtful pictures are kept."""
+    """A batch that System 1 has answered and the trigger has judged. It keeps the doubtful images only."""
 
     samples: Sequence[Sample]
     fast: Sequence[FastResult]
     decisions: Sequence[Decision]
-    doubtful: Mapping[int, Picture]  # by place in the batch
-    deferred: bool  # none of its pictures was opened
-    work: TrackedCosts
+    doubtful: Mapping[int, Picture]  # by index in the batch
+    deferred: bool  # none of its images was opened
+    costs: TrackedCosts
     seconds: float  # of all its images together
     decode_wait: float = 0.0
 
 
 class Recognizer:
-    """Fast thinking on every image, slow thinking on those the trigger doubts. Holds handles, never weights."""
+    """System 1 on every image, System 2 on those that the trigger escalates. A recognizer holds handles, never weights."""
 
     def __init__(
         self,
@@ -64,12 +65,13 @@ class Recognizer:
         batch_size: int = 32,
     ) -> None:
         """Args:
-        abstain: withholds answers that are too uncertain; None = all are given.
-        deferred_images: pictures whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
-        learn: is told each batch's answers; None = nothing is learned while running.
+        look: opens an image.
+        deferred_images: images whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
+        slow: System 2; None = there is none, or it is asked later.
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
-        slow: System 2; None = there is none, or it is asked later: what the trigger escalates keeps System 1's answer.
-        record_all: let System 2 also answer images the trigger accepts, for replays; it changes no prediction.
+        learn: gets each batch's predictions; None = nothing is learned while running.
+        abstain: withholds answers that are too uncertain; None = all are given.
+        record_all: let System 2 also answer images that the trigger accepts, for replays. This changes no prediction.
         """
         self._look = look
         self._deferred_images = deferred_images
@@ -107,21 +109,20 @@ class Recognizer:
         return list(zip(fast, self._trigger(fast), strict=True))
 
     def decide(self, results: Sequence[FastResult]) -> list[Decision]:
-        """The trigger alone, on what System 1 has seen already."""
+        """The trigger alone, on results of System 1."""
         return self._trigger(results)
 
     def batch(self, images: Iterable[ImageSource | Sample | str]) -> list[Prediction]:
         """Predictions in input order; an unreadable image raises ImageError."""
         samples = [as_sample(image, i) for i, image in enumerate(images)]
-        seen = (self._see(batch, [self._look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
-        return [p for one in seen for p in self._think([one])]
+        answered = (self._run_fast(batch, [self._look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
+        return [p for one in answered for p in self._finish([one])]
 
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
-        """Predictions in order, the next batch decoded while the models work on this one; no more than two are held.
+        """Predictions in order. The next batch is decoded while the models work on this one, and no more than two are held.
 
-        A batch comes alone, or, where few of its images are doubtful or most answers are remembered, with up to 31 others: System 2 is
-        asked when a batch's worth of questions has come together, since its cost per image falls with the size of its own batches. Fewer
-        than two batches of open pictures are kept for it. Who learns from each batch gets each alone.
+        Up to 32 batches come together where few images are doubtful or most answers are cached: System 2 is asked when a full batch of
+        questions has come together, because its cost per image falls with its batch size. With `learn` each batch comes alone.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
@@ -130,7 +131,7 @@ class Recognizer:
         batches = islice(chunks(samples, self.batch_size), done, None)
         decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
         waiting: list[FastBatch] = []
-        asked = _ASKED
+        miss_rate = _MISS_RATE
         try:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
@@ -142,20 +143,18 @@ class Recognizer:
                     if unreadable is None:
                         raise error
                     unreadable.append(error)
-                seen = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
-                deferred = all(isinstance(picture, DeferredImage) for _, picture in seen)
-                waiting.append(
-                    self._see([sample for sample, _ in seen], [picture for _, picture in seen], deferred=deferred, decode_wait=waited)
-                )
-                if not ahead or self._enough(waiting, asked):
-                    predictions, waiting = self._think(waiting), []
-                    asked = _asked(predictions, before=asked)
+                pairs = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
+                waiting.append(self._run_fast([sample for sample, _ in pairs], [picture for _, picture in pairs], decode_wait=waited))
+                if not ahead or self._ready(waiting, miss_rate):
+                    predictions, waiting = self._finish(waiting), []
+                    if calls := [p.cost.mllm_calls > 0 for p in predictions if p.slow is not None]:
+                        miss_rate = sum(calls) / len(calls)
                     yield predictions
         finally:
             decoder.shutdown(cancel_futures=True)
 
     def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Callable[[], Picture | ImageError]]]:
-        """Begin to open a batch; calling what stands beside a sample waits for its picture."""
+        """Begin to open a batch. Calling the function beside a sample waits for its image."""
         deferred = self._deferred_images(batch)
         return [(s, decoder.submit(self._open, s).result if p is None else partial(_same, p)) for s, p in zip(batch, deferred, strict=True)]
 
@@ -165,61 +164,47 @@ class Recognizer:
         except ImageError as error:
             return error
 
-    def _see(
-        self, samples: Sequence[Sample], pictures: Sequence[Picture], *, deferred: bool = False, decode_wait: float = 0.0
-    ) -> FastBatch:
-        """Look at all, and decide which are doubtful."""
+    def _run_fast(self, samples: Sequence[Sample], pictures: Sequence[Picture], *, decode_wait: float = 0.0) -> FastBatch:
+        """System 1 and the trigger on one batch."""
         started = time.perf_counter()
-        with track_costs() as work:
+        with track_costs() as costs:
             fast = self._fast(pictures) if samples else []
             decisions = self._trigger(fast) if samples else []
         shown = [] if self._slow is None else [i for i, decision in enumerate(decisions) if decision.escalate or self._record_all]
+        deferred = all(isinstance(picture, DeferredImage) for picture in pictures)
         doubtful = {i: pictures[i] for i in shown}
-        return FastBatch(samples, fast, decisions, doubtful, deferred, work, time.perf_counter() - started, decode_wait)
+        return FastBatch(samples, fast, decisions, doubtful, deferred, costs, time.perf_counter() - started, decode_wait)
 
-    def _enough(self, waiting: Sequence[FastBatch], asked: float) -> bool:
-        """Whether to think now. `asked`: of those whose picture was not opened, the share that is likely to need the MLLM."""
-        if self._learn is not None or len(waiting) >= _TOGETHER:
+    def _ready(self, waiting: Sequence[FastBatch], miss_rate: float) -> bool:
+        """Whether the questions that are likely to need the MLLM fill a batch. An image that was opened is not cached."""
+        if self._learn is not None or len(waiting) >= _BATCHES:
             return True
-        opened = sum(len(seen.doubtful) for seen in waiting if not seen.deferred)
-        deferred = sum(len(seen.doubtful) for seen in waiting if seen.deferred)
-        return not opened + deferred or opened + asked * deferred >= self.batch_size
+        opened = sum(len(batch.doubtful) for batch in waiting if not batch.deferred)
+        deferred = sum(len(batch.doubtful) for batch in waiting if batch.deferred)
+        return not opened + deferred or opened + miss_rate * deferred >= self.batch_size
 
-    def _think(self, waiting: Sequence[FastBatch]) -> list[Prediction]:
+    def _finish(self, waiting: Sequence[FastBatch]) -> list[Prediction]:
         """System 2 on the doubtful images of all these batches, then the predictions."""
         started = time.perf_counter()
-        with track_costs() as work:
-            slow = self._think_slowly(waiting)
-        count = sum(len(seen.samples) for seen in waiting)
-        seconds = (time.perf_counter() - started) / max(1, count)
-        resolved = [p for seen, answers in zip(waiting, slow, strict=True) for p in self._resolve_all(seen, answers, work, seconds)]
-        if self._learn is not None:
-            self._learn(resolved)
-        return resolved if self._abstain is None or not resolved else self._abstain(resolved)
-
-    def _think_slowly(self, waiting: Sequence[FastBatch]) -> list[dict[int, SlowResult]]:
-        """Of each batch the slow answers by place."""
-        places = [(b, i) for b, seen in enumerate(waiting) for i in seen.doubtful]
-        if self._slow is None or not places:
-            return [{} for _ in waiting]
-        answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
-        found: list[dict[int, SlowResult]] = [{} for _ in waiting]
-        for (b, i), answer in zip(places, answers, strict=True):
-            found[b][i] = answer
-        return found
-
-    def _resolve_all(self, seen: FastBatch, slow: Mapping[int, SlowResult], thought: TrackedCosts, seconds: float) -> list[Prediction]:
-        """`seconds`: of thinking, per image."""
-        own = len(seen.samples) or 1
-        passed = Cost(seconds=seen.seconds / own + seconds, decode_wait=seen.decode_wait / own)
-        rows = zip(seen.samples, seen.fast, seen.decisions, strict=True)
-        return [
-            self._resolve(sample, fast, decision, slow.get(i), seen.work.take(fast.sha256) + thought.take(fast.sha256) + passed)
-            for i, (sample, fast, decision) in enumerate(rows)
+        places = [(b, i) for b, batch in enumerate(waiting) for i in batch.doubtful]
+        slow: dict[tuple[int, int], SlowResult] = {}
+        with track_costs() as costs:
+            if self._slow is not None and places:
+                answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
+                slow = dict(zip(places, answers, strict=True))
+        seconds = (time.perf_counter() - started) / max(1, sum(len(batch.samples) for batch in waiting))
+        predictions = [
+            self._predict(batch, i, slow.get((b, i)), costs, seconds) for b, batch in enumerate(waiting) for i in range(len(batch.samples))
         ]
+        if self._learn is not None:
+            self._learn(predictions)
+        return predictions if self._abstain is None or not predictions else self._abstain(predictions)
 
-    def _resolve(self, sample: Sample, fast: FastResult, decision: Decision, slow: SlowResult | None, cost: Cost) -> Prediction:
+    def _predict(self, batch: FastBatch, i: int, slow: SlowResult | None, slow_costs: TrackedCosts, seconds: float) -> Prediction:
+        """The prediction for one image of a batch. Args: seconds: of System 2, per image."""
+        sample, fast, decision, n = batch.samples[i], batch.fast[i], batch.decisions[i], len(batch.samples)
         category, confidence, by = resolve(fast, decision, slow, self.answer_fusion)
+        shared = Cost(seconds=batch.seconds / n + seconds, decode_wait=batch.decode_wait / n)
         return Prediction(
             image=sample.key,
             sha256=fast.sha256,
@@ -231,7 +216,7 @@ class Recognizer:
             fast=fast,
             decision=decision,
             slow=slow,
-            cost=cost,
+            cost=batch.costs.take(fast.sha256) + slow_costs.take(fast.sha256) + shared,
             names=self.names,
         )
 
@@ -239,7 +224,7 @@ class Recognizer:
 def resolve(
     fast: FastResult, decision: Decision, slow: SlowResult | None, answer_fusion: LogLinearFusion
 ) -> tuple[str, float, Literal["fast", "slow"]]:
-    """(class id, confidence, who answered). An unreadable slow answer leaves System 1's, marked as fast and counted as unreadable."""
+    """(class id, confidence, who answered). Where System 2's answer is unreadable, System 1's stands, and the report counts it."""
     if decision.escalate and slow is not None and slow.category is not None:
         category, confidence = answer_fusion(fast, slow)
         return category, confidence, "slow"
@@ -247,16 +232,10 @@ def resolve(
 
 
 def redecide(prediction: Prediction, trigger: Trigger, answer_fusion: LogLinearFusion, names: Mapping[str, str]) -> Prediction:
-    """The same evidence under another trigger: no model is asked."""
+    """The prediction from the same evidence under another trigger. No model is asked."""
     (decision,) = trigger([prediction.fast])
     category, confidence, by = resolve(prediction.fast, decision, prediction.slow, answer_fusion)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
-
-
-def _asked(predictions: Sequence[Prediction], *, before: float) -> float:
-    """Share of System 2's answers that cost a call; without any, what it was before."""
-    thought = [p for p in predictions if p.slow is not None]
-    return sum(p.cost.mllm_calls > 0 for p in thought) / len(thought) if thought else before
 
 
 def _same(picture: Picture) -> Picture:
@@ -264,15 +243,9 @@ def _same(picture: Picture) -> Picture:
 
 
 def as_sample(image: ImageSource | Sample | str, index: int = 0) -> Sample:
-    """A Sample from whatever a notebook holds: a path, a PIL image, a numpy array."""
+    """A Sample of a path, a PIL image or a numpy array."""
     if isinstance(image, Sample):
         return image
     if isinstance(image, str | Path):
         return Sample(Path(image), key=str(image))
     return Sample(image, key=f"image {index}")
-
-
-def chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    iterator = iter(samples)
-    while batch := list(islice(iterator, size)):
-        yield batch

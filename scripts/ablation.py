@@ -88,7 +88,7 @@ def learn(seed: int, overrides: Sequence[str]) -> tuple[int, int]:
     """(accepted, proposed) rules of a world's base; learned once."""
     from fgvr import modes
 
-    base = modes.build_experience_base(fgvr.load_config("mode=build_experience_base", *world(seed, overrides), *CALIBRATED))
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", *world(seed, overrides), *CALIBRATED))
     return sum(rule.status == "accepted" for rule in base.experience), len(base.experience)
 
 

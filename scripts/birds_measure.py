@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 import fgvr
-from fgvr.assembly import open_dataset
 from fgvr.data import birds
 from fgvr.data.pictures import open_picture
 from fgvr.evaluation import metrics, records, routers
-from fgvr.pipeline import Recognizer, chunks
+from fgvr.pipeline import Recognizer
+from fgvr.session import Session
 from fgvr.types import Picture, Prediction, Sample
+from fgvr.utils.batches import chunks
 
 MATCHED = 0.60
 EPSILON, DELTA = 0.1, 0.1
@@ -43,7 +44,7 @@ def measure(seed: int, overrides: Sequence[str], *, slow: bool = True, skip: Col
     written = {record.name: record.description.text for record in base.classes}
     found = fast_quantities(answers["fast"]) | attributes_right(written, {species.name: species.describe() for species in truth.species})
     found |= slow_quantities(answers) if slow else {}
-    test = TestImages.of(open_dataset(cfg).split.test)
+    test = TestImages.of(Session(cfg).dataset.split.test)
     found["auroc"] = test.auroc(fgvr.build_recognizer(fgvr.load_config(*world, *CALIBRATED), base))
     return found | (promise(test, world) if slow and "promise" not in skip else {})
 

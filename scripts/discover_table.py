@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 import fgvr
-from fgvr import assembly
 from fgvr.agents.discover import Discovered, Discoverer
 from fgvr.agents.discover_prompts import phrases
 from fgvr.data import birds
 from fgvr.data.unlabelled import Unlabelled
 from fgvr.evaluation import clustering, uncertainty
+from fgvr.session import Session
 from fgvr.utils.files import atomic_write
 from fgvr.utils.significance import sign_flip_p
 
@@ -56,8 +56,8 @@ def measure(seed: int, shots: int, overrides: list[str]) -> tuple[dict[str, floa
     """The quantities of one world, and what was found."""
     words = (f"dataset.seed={seed}", f"dataset.shots={shots}", "dataset.calibration=0", *overrides)
     cfg = fgvr.load_config("dataset=birds", *words)
-    models, started = assembly.open_models(cfg, assembly.open_store(cfg)), time.monotonic()
-    dataset = assembly.open_dataset(cfg)
+    models, started = Session(cfg), time.monotonic()
+    dataset = Session(cfg).dataset
     hidden = {sample.sha256: str(sample.label) for sample in dataset.split.support}
     blank = tuple(replace(s, label=None) for s in sorted(dataset.split.support, key=lambda s: s.sha256))
     album = Unlabelled(dataset.root, blank, (), 0).album

@@ -52,7 +52,7 @@ class World:
 
 def measure(seed: int, words: Sequence[str]) -> World:
     world = ("dataset=birds", f"dataset.seed={seed}", "dataset.calibration=0", *words)
-    base = modes.build_experience_base(fgvr.load_config("mode=build_experience_base", *world))
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", *world))
 
     def right(*more: str) -> np.ndarray:
         found = predictions(fgvr.evaluate(fgvr.load_config("mode=evaluate", *world, *more)))

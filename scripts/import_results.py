@@ -26,7 +26,7 @@ from foreign_rows import Row, WrongRow, class_name, is_number, part, read_json, 
 
 from fgvr.errors import FgvrError, StoreError
 from fgvr.evaluation import records
-from fgvr.modes.reviewing import MARK
+from fgvr.modes.replaying import MARK
 from fgvr.modes.runs import PREDICTIONS
 from fgvr.types import Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
 from fgvr.utils.files import atomic_write, short_hash, write_json

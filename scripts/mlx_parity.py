@@ -15,14 +15,14 @@ import tempfile
 import time
 
 import numpy as np
-from omegaconf import DictConfig
 from PIL import Image
 
 import fgvr
 from fgvr.agents import prompts
-from fgvr.assembly import open_dataset, shared_pool, spec
+from fgvr.config.configuration import Config
 from fgvr.data.pictures import open_picture
-from fgvr.runtime.devices.mlx import MLX
+from fgvr.runtime.devices.mlx_memory import MLX
+from fgvr.session import Session
 
 NATS = 1e-3
 
@@ -49,7 +49,7 @@ def main() -> int:
 
 def at_rest() -> tuple[int, int]:
     """MLX's active and cached bytes after a model has come, answered and gone."""
-    pool = shared_pool(fgvr.load_config("models/mllm=mlx"))
+    pool = fgvr.shared_pool(fgvr.load_config("models/mllm=mlx"))
     with pool.lease("mllm") as mllm:
         mllm.score([Image.new("RGB", (112, 112))], ["Describe."], [["a bird", "a"]])
         mllm.generate([Image.new("RGB", (112, 112))], ["Describe."], max_new_tokens=2)
@@ -57,7 +57,7 @@ def at_rest() -> tuple[int, int]:
     return MLX.active(), MLX.cached()
 
 
-def compare(torch: DictConfig, mlx: DictConfig) -> list[str]:
+def compare(torch: Config, mlx: Config) -> list[str]:
     """What differs, in words; prints the figures."""
     failures = []
     bases = [fgvr.build_knowledge_base(cfg) for cfg in (torch, mlx)]
@@ -67,7 +67,7 @@ def compare(torch: DictConfig, mlx: DictConfig) -> list[str]:
     if same < len(described[0]):
         failures.append("descriptions differ")
 
-    birds = open_dataset(torch).split.test
+    birds = Session(torch).dataset.split.test
     predictions = []
     for cfg, base in zip((torch, mlx), bases, strict=True):
         began = time.monotonic()
@@ -86,7 +86,7 @@ def compare(torch: DictConfig, mlx: DictConfig) -> list[str]:
     question = [prompts.describe_image("bird")] * len(pictures)
     replies, scores = [], []
     for cfg in (torch, mlx):
-        with shared_pool(cfg).lease(spec(cfg, "mllm")) as mllm:
+        with fgvr.shared_pool(cfg).lease(Session(cfg).specs["mllm"]) as mllm:
             replies.append(mllm.generate(pictures, question, system=prompts.SYSTEM, max_new_tokens=80))
             answers = mllm.score(pictures, question, [texts] * len(pictures), system=prompts.SYSTEM)
             scores.append(np.array([s.log_likelihoods for s in answers]))

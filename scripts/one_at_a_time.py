@@ -29,6 +29,7 @@ from check_memory import judge
 
 from fgvr import load_config, planning
 from fgvr.errors import ModelLoadError
+from fgvr.modes import runs
 from fgvr.runtime.plan import Need, need
 from fgvr.runtime.timeline import read
 from fgvr.utils.files import atomic_write
@@ -148,14 +149,14 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
     began = time.monotonic()
     cfg = load_config("mode=fast_slow", "logging=quiet", *overrides)
     picture = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 60).convert("RGB")
-    report = modes.evaluate(cfg)
+    report = modes.perform(cfg)
     pool = shared_pool()
     matches = []
     for role in ("joint", "encoder", "joint") if "joint" in _needs(cfg) else ("encoder",):
         with pool.lease(role) as model:
             answer = model.match([picture] * 2, ["a bird", "a fish"]) if role == "joint" else model.encode([picture])[0, :4]
         matches += answer.tolist()
-    rows = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     for row in rows:
         del row["cost"]
     record = report.path / "memory.jsonl"

@@ -16,13 +16,16 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+import fgvr
+from fgvr.modes import runs
+from fgvr.session import Session
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from tiny.sheet import contact_sheet  # noqa: E402
 
-import fgvr  # noqa: E402
-from fgvr import assembly, modes  # noqa: E402
+from fgvr import modes  # noqa: E402
 from fgvr.evaluation import records  # noqa: E402
 from fgvr.types import Prediction, Report  # noqa: E402
 from fgvr.utils.images import read_image  # noqa: E402
@@ -43,12 +46,12 @@ def main(words: list[str]) -> None:
     photograph(page, DOCS / "report-dark.png", height=1000, color_scheme="dark")
     photograph(page, DOCS / "report-phone.png", height=2400, viewport={"width": 390, "height": 844})
     chosen = put_right(report)
-    sample = next(s for s in assembly.open_dataset(cfg).split.test if s.key == chosen.image)
+    sample = next(s for s in Session(cfg).dataset.split.test if s.key == chosen.image)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bird.png"
         read_image(sample.image)[0].save(file)
         cfg = fgvr.load_config("mode=classify", f"image='{file}'", *words)
-        modes.classify(cfg)
+        modes.perform(cfg)
         newest = max(report.path.parents[1].glob("classify/*/report.html"), key=lambda page: page.stat().st_mtime)
         photograph(newest, DOCS / "one-image.png", height=2000)
 
@@ -59,7 +62,7 @@ def server_page(words: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         bird = Path(folder) / "bird.png"
-        sample = assembly.open_dataset(fgvr.load_config(f"paths.home={folder}", *words)).split.test[1]
+        sample = Session(fgvr.load_config(f"paths.home={folder}", *words)).dataset.split.test[1]
         read_image(sample.image)[0].save(bird)
         server = Server(Path(folder), ["runtime.budget=256MiB", *words])
         try:
@@ -99,7 +102,7 @@ def _work_with(tab: Any, server: Any, bird: Path) -> None:
 
 def put_right(report: Report) -> Prediction:
     """An image that System 1 got wrong with a wide margin and System 2 right."""
-    rows = records.read(report.path / modes.PREDICTIONS, report.classes)
+    rows = records.read(report.path / runs.PREDICTIONS, report.classes)
     fixed = [p for p in rows if p.by == "slow" and p.correct and p.fast.candidates[0].category != p.label]
     if not fixed:
         sys.exit("System 2 put nothing right in this world; choose another one (dataset.seed=9002)")

@@ -19,7 +19,7 @@ from birds_measure import TestImages
 from birds_table import _range
 
 import fgvr
-from fgvr.assembly import open_dataset
+from fgvr.session import Session
 
 EPSILONS, FORMS, PER_SPECIES = (0.05, 0.1, 0.2), ("joint", "selective"), (4, 10)
 
@@ -59,7 +59,7 @@ def on_world(seed: int, fresh: int, overrides: Sequence[str]) -> dict[tuple[str,
     found = {}
     for each in PER_SPECIES:
         world = ("mode=evaluate", *words, f"dataset.calibration={each}", *overrides)
-        test = TestImages.of(open_dataset(fgvr.load_config(*world)).split.test)
+        test = TestImages.of(Session(fgvr.load_config(*world)).dataset.split.test)
         for form in FORMS:
             for epsilon in EPSILONS:
                 target = ("trigger=calibrated", f"trigger.target=risk:{epsilon}@{simulation.DELTA}", f"trigger.form={form}")

@@ -23,6 +23,7 @@ import fgvr
 from fgvr import modes
 from fgvr.evaluation import review_page
 from fgvr.evaluation.uncertainty import t_interval
+from fgvr.modes import runs
 from fgvr.utils.significance import sign_flip_p
 
 
@@ -46,7 +47,7 @@ class Row:
 def measured(words: Sequence[str]) -> Row:
     first = fgvr.evaluate(fgvr.load_config("mode=evaluate", "slow=person", *words))
     before = _right(first.path)
-    reviewed = modes.review(
+    reviewed = modes.perform(
         fgvr.load_config("mode=review", f"answers={_answered(first.path)}", "review.learn=true", *_home(words), f"review.run={first.path}")
     )
     if reviewed.learned is None or reviewed.report is None:
@@ -77,14 +78,14 @@ def _home(words: Sequence[str]) -> list[str]:
 
 def _right(run: Path) -> dict[str, bool]:
     """By image, whether System 1 is right."""
-    rows = map(json.loads, (run / modes.PREDICTIONS).read_text().splitlines())
+    rows = map(json.loads, (run / runs.PREDICTIONS).read_text().splitlines())
     return {row["image"]: row["prediction"] == row["label"] for row in rows}
 
 
 def _answered(run: Path) -> Path:
     """answers.csv of a person who knows the truth."""
     page = review_page.read(run)
-    labels = {row["image"]: row["label"] for row in map(json.loads, (run / modes.PREDICTIONS).read_text().splitlines())}
+    labels = {row["image"]: row["label"] for row in map(json.loads, (run / runs.PREDICTIONS).read_text().splitlines())}
     file = Path(tempfile.mkdtemp()) / "answers.csv"
     with open(file, "w", encoding="utf-8", newline="") as table:
         rows = csv.writer(table)

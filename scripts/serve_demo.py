@@ -17,6 +17,8 @@ from typing import Any
 
 from serving import TRIGGERS, Server, client, differences, differs, end_clients, environment, finish, loads, predictions, sweep
 
+from fgvr.session import Session
+
 WORLD = ("dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.shots=4", "dataset.calibration=1")
 NOTEBOOK = """
 import json, sys
@@ -91,11 +93,10 @@ def compare(top: Path, world: list[str], images: list[Path], server: Server) -> 
 def pictures(top: Path, world: list[str]) -> list[Path]:
     """Three test images as files."""
     import fgvr
-    from fgvr import assembly
     from fgvr.utils.images import read_image
 
     files = []
-    for i, sample in enumerate(assembly.open_dataset(fgvr.load_config(f"paths.home={top / 'drawn'}", *world)).split.test[:9:3]):
+    for i, sample in enumerate(Session(fgvr.load_config(f"paths.home={top / 'drawn'}", *world)).dataset.split.test[:9:3]):
         files.append(top / f"bird {i}.png")
         read_image(sample.image)[0].save(files[-1])
     return files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import os
@@ -57,18 +56,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
     """The same words are composed once by Hydra (.2 s): many tests share them. What depends on the environment is resolved when read."""
-    from fgvr.assembly import configuration
 
-    original, known = configuration.compose, {}
+    from fgvr.config import composing
 
-    def compose(name: str, words: Sequence[str]) -> DictConfig:
-        key = (name, *words)
-        if key not in known:
-            known[key] = original(name, words)
-        return copy.deepcopy(known[key])
+    original, known = composing.composed, {}
+
+    def composed(words: Sequence[str], tree: Path | None = None) -> DictConfig:
+        if (key := tuple(words)) not in known:
+            known[key] = original(words, tree)
+        return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "compose", compose)
+        patch.setattr(composing, "composed", composed)
         yield
 
 

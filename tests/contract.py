@@ -11,10 +11,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from omegaconf import OmegaConf
 
 import fgvr
-from fgvr.overrides import groups
+from fgvr.config.overrides import groups
 
 FUNCTIONS = "load_config build_knowledge_base build_recognizer evaluate fit discover shared_pool".split()
 RECORDS = "Sample Candidate FastResult Decision SlowResult Prediction Experience Manifest ModelSpec ModelStatus MemoryPlan Report".split()
@@ -96,7 +95,7 @@ def test_keys_are_where_they_were_promised(choice: str) -> None:
     values = {"image": "a.jpg", "predictions": "a.jsonl", "runs": "[a,b]", "images": "pictures", "answers": "answers.csv"}
     words = [choice, *(f"{key}={values[key]}" for key in KEYS[choice].split() if key in values)] if choice else []
     cfg = fgvr.load_config(*words)
-    missing = [key for key in KEYS[choice].split() if OmegaConf.select(cfg, key, default="absent") == "absent"]
+    missing = [key for key in KEYS[choice].split() if cfg.get(key, "absent") == "absent"]
     assert not missing
     if choice:
         assert not any(key in fgvr.load_config() for key in KEYS[choice].split()), "a mode's keys exist only there"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fgvr
-from fgvr import assembly, console
+from fgvr import console
 from fgvr.knowledge import base as knowledge_base
 from fgvr.modes.sorting import folder_name
 from tests.data.test_folder import classes, paint
@@ -52,7 +52,7 @@ def photos(folder: Path, count: int = 3, start: int = 9000) -> list[Path]:
 def test_a_class_joins_with_its_photographs_alone_and_leaves_without_a_trace(said, base: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in base.iterdir()}
     former = knowledge_base.load(base)
-    done = assembly.shared_pool().counters.snapshot().encoder_forwards
+    done = fgvr.shared_pool().counters.snapshot().encoder_forwards
     code, out, err = said("add", "Sea Eagle", *map(str, photos(tmp_path / "eagle")), "logging=json")
     assert code == 0, err
     told = json.loads(out)
@@ -61,7 +61,7 @@ def test_a_class_joins_with_its_photographs_alone_and_leaves_without_a_trace(sai
     assert [r.name for r in joined.classes] == ["Black Kite", "Osprey", "red kite", "Sea Eagle"]
     assert joined.classes[-1].shots == 3 and joined.statistics.occurred.tolist() == [3, 3, 3, 3]
     assert np.array_equal(joined.prototypes.shots[:9], former.prototypes.shots)
-    images = assembly.shared_pool().counters.snapshot().encoder_forwards - done
+    images = fgvr.shared_pool().counters.snapshot().encoder_forwards - done
     assert images <= 3 + 3 * 1 + 2, "three photographs, and the texts of one class"
     code, out, _ = said("remove", "sea eagle")
     assert code == 0 and "Sea Eagle removed: 3 classes now" in out

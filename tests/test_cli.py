@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fgvr
-from fgvr import cli, overrides
+from fgvr import cli
+from fgvr.config import overrides
+from fgvr.config.fields import NEEDED
 from fgvr.errors import ConfigError, DatasetError
-from fgvr.keys import NEEDED
 from fgvr.utils.paths import config_dir
 
 Answer = tuple[int, str, list[Any]]
@@ -107,7 +108,7 @@ def test_a_path_already_in_quotes_or_null_is_left_alone() -> None:
 def test_flags_and_overrides_may_stand_in_any_order(ask: Ask) -> None:
     code, _, seen = ask("mode=evaluate", "-m", "trigger=never,always")
     assert code == 0
-    assert [cfg.trigger._target_.rpartition(".")[2] for cfg in seen] == ["Never", "Always"]
+    assert [cfg.trigger.factory.rpartition(".")[2] for cfg in seen] == ["Never", "Always"]
 
 
 def test_cfg_job_shows_the_configuration_and_runs_nothing(ask: Ask) -> None:
@@ -144,7 +145,7 @@ def test_the_same_sweep_has_the_same_name(ask: Ask, monkeypatch: pytest.MonkeyPa
         ("slow.bogus=1", "slow.candidates"),
         ("--mode=evaluate", "write mode=evaluate"),
         ("--mode evaluate", "write mode=evaluate"),
-        ("evaluate", "write mode=evaluate"),
+        ("trigger=never evaluate", "write mode=evaluate"),
         ("README.md", "write mode=classify image=README.md"),
         ("mode=classify image=my bird.jpg", "'image=my bird.jpg' (in quotes"),
         ("trigger=never,always", "--multirun"),

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import fgvr
-from fgvr import console, modes
+from fgvr import cli, console, modes
+from fgvr.config.configuration import Config
 from tests.webfake import Answer, Asked, WebFake, serving
 
 STATS = {
@@ -165,15 +166,27 @@ def test_the_mode_asks_the_server_too(server, capsys) -> None:
         answer("action=limit")
 
 
-def test_short_words_are_modes(monkeypatch, capsys) -> None:
-    said: list[list[str]] = []
-    monkeypatch.setattr("fgvr.cli.main", lambda words: said.append(list(words)) or 0)
-    for words in (["run", "mode=plan", "-m"], ["doctor", "dataset=birds"], ["serve"], ["run"], ["--version"]):
-        assert ask(monkeypatch, capsys, *words)[0] == 0
-    assert said == [["mode=plan", "-m"], ["mode=doctor", "dataset=birds"], ["mode=serve"], ["--help"], ["--version"]]
-    code, _, complaint = ask(monkeypatch, capsys, "mode=evaluate")
-    assert code == 2 and "fgvr run mode=evaluate" in complaint
-    assert "fgvr memory" in ask(monkeypatch, capsys)[1]
+def test_every_mode_is_a_command(monkeypatch, capsys) -> None:
+    """`fgvr X` and `python discovering.py mode=X` are one parser: the same words, in either form, are the same configuration."""
+    seen: list[Config] = []
+
+    def configuration(*words: str) -> Config:
+        assert cli.main(words, seen.append) == 0, capsys.readouterr().err
+        return seen.pop()
+
+    for mode in (mode for mode in modes.MODES if mode not in ("memory", "classify", "compare", "replay", "discover")):
+        assert configuration(mode, "seed=3") == configuration("seed=3", f"mode={mode}") == configuration("run", f"mode={mode}", "seed=3")
+    assert configuration("classify", "image=a b.jpg").image == "a b.jpg"
+    assert cli.main(["evaluate", "-m", "seed=1,2"], seen.append) == 0 and [cfg.seed for cfg in seen] == [1, 2]
+    assert ask(monkeypatch, capsys, "plan", "models=fake", "runtime.budget=1GiB")[0] == 0
+    assert ask(monkeypatch, capsys, "evaluat")[0] == 2
+
+
+def test_help_names_every_command(monkeypatch, capsys) -> None:
+    for words in ([], ["--help"], ["run"], ["evaluate", "--help"]):
+        code, text, _ = ask(monkeypatch, capsys, *words)
+        assert code == 0 and all(f"\n  {name} " in text for name in (*cli.COMMANDS, *modes.MODES))
+    assert ask(monkeypatch, capsys, "--version")[1] == f"fgvr {fgvr.__version__}\n"
 
 
 def test_nothing_heavy_is_imported_to_ask_a_server(server) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 import fgvr
 from fgvr import modes
 from fgvr.evaluation import report as reports
-from fgvr.modes import comparing_baselines
+from fgvr.modes.showing import to_text
 
 SMALL = ("dataset.genera=[3,3]", "dataset.test_per_class=3", "dataset.calibration=0", "dataset.shots=2")
 
@@ -61,18 +61,16 @@ def test_comparisons_replays_and_baselines_tell_both(tmp_path: Path):
     home = f"paths.home={tmp_path}"
     first = evaluated(tmp_path, "trigger=always", "evaluation.record=all")
     second = evaluated(tmp_path, "trigger=random", "trigger.slow_rate=0.5")
-    rows = modes.compare(fgvr.load_config("mode=compare", f"runs=[{first.path},{second.path}]")).rows
+    rows = modes.perform(fgvr.load_config("mode=compare", f"runs=[{first.path},{second.path}]")).rows
     everything = first.cost["mllm_calls"]
     assert [(row.mllm_calls_asked, row.mllm_calls_computed) for row in rows] == [(everything,) * 2, (round(18 * second.slow_rate), 0)]
-    replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={first.path}", home, "trigger=random", "trigger.slow_rate=0.5"))
+    replayed = modes.perform(fgvr.load_config("mode=replay", f"predictions={first.path}", home, "trigger=random", "trigger.slow_rate=0.5"))
     assert replayed.asked["encoder_forwards"] == 18 and second.asked["mllm_calls"] <= replayed.asked["mllm_calls"] < everything
     assert dict(replayed.computed) == dict.fromkeys(WORK, 0)
-    found = modes.baselines(
-        fgvr.load_config("mode=baselines", "models=fake", *SMALL, home, "baselines.which=[mllm_topk]", "trigger=always")
-    )
+    found = modes.perform(fgvr.load_config("mode=baselines", "models=fake", *SMALL, home, "baselines.which=[mllm_topk]", "trigger=always"))
     rows = {row["name"]: (row["mllm_calls_asked"], row["mllm_calls_computed"]) for row in found.rows()}
     assert rows == {"mllm_topk": (1.0, 0.0), "this configuration": (1.0, 0.0)}
-    assert "asked" in on_terminal(*comparing_baselines.tables(found))
+    assert "asked" in on_terminal(*to_text(found))
 
 
 def test_files_of_an_earlier_version_open_and_say_that_this_was_not_recorded(tmp_path: Path):
@@ -87,9 +85,9 @@ def test_files_of_an_earlier_version_open_and_say_that_this_was_not_recorded(tmp
     report = reports.load(run)
     assert report.asked == {} and report.cost["mllm_calls"] == 18
     assert "not recorded asked, 18 computed now" in on_terminal(reports.terminal(report))
-    [row] = modes.compare(fgvr.load_config("mode=compare", f"runs={run.parent}")).rows
+    [row] = modes.perform(fgvr.load_config("mode=compare", f"runs={run.parent}")).rows
     assert (row.mllm_calls_asked, row.mllm_calls_computed) == (None, 18)
-    replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={run}", f"paths.home={tmp_path}"))
+    replayed = modes.perform(fgvr.load_config("mode=replay", f"predictions={run}", f"paths.home={tmp_path}"))
     assert replayed.asked == {} and told(replayed)["asked"] is None
 
 

@@ -12,6 +12,7 @@ import fgvr
 from fgvr.cli import main
 from fgvr.runtime.cures import Room, cure
 from fgvr.runtime.pool import close_shared
+from fgvr.session import Session
 from fgvr.types import ModelSpec
 
 SMALL = ("dataset.genera=[2,2]", "dataset.test_per_class=1", "dataset.calibration=0", "dataset.shots=2")
@@ -91,7 +92,7 @@ def test_the_cure_for_a_large_model_is_enough_or_none_is_promised(budget: int, d
     roomier = Room((encoder, mllm), budget * GIB, device=device, most=64 * GIB)
     assert cure(roomier).startswith("write ")
     cfg = fgvr.load_config("models=tiny", "models/mllm=qwen2_5_vl_7b", "models.mllm.batch_size=16", *words)
-    specs = (encoder, fgvr.assembly.spec(cfg, "mllm"))
+    specs = (encoder, Session(cfg).specs["mllm"])
     on = cfg.runtime.max_models
     assert Room(specs, budget * GIB, max_models=on, device=device).fits
 

@@ -8,6 +8,7 @@ import pytest
 
 import fgvr
 from fgvr import modes
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=2", "dataset.calibration=1", "evaluation.batch_size=5")
@@ -29,7 +30,7 @@ def test_the_joint_encoder_is_loaded_when_asked_for_and_its_scores_are_in_the_re
     report = fgvr.evaluate(fgvr.load_config(*words))
     assert report.model_loads["joint"] == 1
     assert any("joint encoder" in note and fusion.replace("joint", "score") in note for note in report.notes)
-    rows = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     asked = [[c["joint_score"] is not None for c in row["fast"]["candidates"]] for row in rows]
     assert all(any(row) for row in asked)
     assert recognizer.batch_size == 5
@@ -51,4 +52,4 @@ def test_what_cannot_go_with_it_is_refused_with_the_cure() -> None:
         fgvr.load_config(*SMALL, "fusion=joint", "online=statistics")
     report = fgvr.evaluate(fgvr.load_config(*SMALL, "fusion=joint", "evaluation.record=all"))
     with pytest.raises(fgvr.ConfigError, match="run again"):
-        modes.replay(fgvr.load_config(*SMALL, "mode=replay", "fusion=joint", f"predictions={report.path / modes.PREDICTIONS}"))
+        modes.perform(fgvr.load_config(*SMALL, "mode=replay", "fusion=joint", f"predictions={report.path / runs.PREDICTIONS}"))

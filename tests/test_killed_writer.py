@@ -62,7 +62,7 @@ def answers(found: list[dict]) -> list[tuple]:
 
 
 def verify(home: Path) -> None:
-    found = modes.cache(fgvr.load_config("mode=cache", "action=verify", f"paths.home={home}"))
+    found = modes.perform(fgvr.load_config("mode=cache", "action=verify", f"paths.home={home}"))
     assert found.damaged == () and found.entries > 0
     with closing(sqlite3.connect(home / "store" / "cache.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

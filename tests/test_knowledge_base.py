@@ -23,16 +23,16 @@ import pytest
 from PIL import Image
 
 import fgvr
-from fgvr import assembly
 from fgvr.agents import discover_prompts
 from fgvr.data import birds
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import workspace
 from fgvr.knowledge.statistics import Statistics
+from fgvr.modes.building import learn_experience
 from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.runtime.pool import close_shared
-from fgvr.store.cache import NoCache
+from fgvr.session import Session
 from fgvr.types import Reply
 from fgvr.utils import files
 
@@ -126,7 +126,7 @@ def test_another_question_is_another_discovery(folder, monkeypatch):
 
 
 def in_a_thread(*overrides: str) -> Future[KnowledgeBase]:
-    return ThreadPoolExecutor(1).submit(assembly.open_knowledge, load(*overrides))
+    return ThreadPoolExecutor(1).submit(Session(load(*overrides)).open_knowledge)
 
 
 def until(ready: Callable[[], bool]) -> None:
@@ -175,9 +175,8 @@ def test_a_living_builder_is_waited_for_and_a_dead_one_not_at_all(caplog, home, 
 def test_rules_are_added_to_the_base_as_it_is_when_their_turn_comes(caplog):
     cfg, base = load("mode=build_experience_base", "trigger=always"), fgvr.build_knowledge_base(load())
     assert base.path is not None
-    support = assembly.open_dataset(cfg).split.support
     with workspace(base.path) as partial:
-        waiting = ThreadPoolExecutor(1).submit(assembly.build_experience, cfg, base, support)
+        waiting = ThreadPoolExecutor(1).submit(learn_experience, Session(cfg))
         until(lambda: "waiting for" in caplog.text)
         mended = [dataclasses.replace(record, aliases=("mended",)) for record in base.classes]
         dataclasses.replace(base, classes=tuple(mended)).save(partial, created="", seconds=0)
@@ -247,13 +246,13 @@ def test_the_command_that_is_told_builds_the_base_that_was_missing(asked, tmp_pa
     monkeypatch.chdir(tmp_path)
     cfg = fgvr.load_config("dataset.genera=[2,2]", "dataset.test_per_class=1", *asked, "knowledge.build=never")
     with pytest.raises(fgvr.KnowledgeError) as told:
-        assembly.open_knowledge(cfg)
+        Session(cfg).open_knowledge()
     python, script, mode, *words = shlex.split(str(told.value).partition("build it with: ")[2])
     assert (python, script, mode) == ("python", "discovering.py", "mode=build_knowledge_base")
     build = fgvr.load_config(mode, *words)
     place = {key: build.paths[key] for key in ("home", "data")}
     assert place == {key: cfg.paths[key] for key in place}
-    origins = [assembly.origin_of(c, assembly.open_dataset(c), assembly.open_models(c, NoCache())) for c in (cfg, build)]
+    origins = [Session(c).origin for c in (cfg, build)]
     assert origins[0].key == origins[1].key
 
 
@@ -350,11 +349,10 @@ def test_a_rule_without_its_measured_gain_is_read():
 def test_what_is_doubtful_is_judged_by_the_fusion_that_is_configured_not_by_the_one_of_the_build():
     words = ("mode=build_experience_base", "trigger.target=risk:0.4@0.5", "fusion.image_weight=1", "dataset.calibration=4")
     cfg, base = load(*words), fgvr.build_knowledge_base(load(*words[2:]))
-    support = assembly.open_dataset(cfg).split.support
-    _, lessons = assembly.build_experience(cfg, base, support)
+    _, lessons = learn_experience(Session(cfg))
     nobody_right = np.roll(np.eye(6, dtype=np.int64) * 4, 1, axis=1)
     dataclasses.replace(base, statistics=Statistics(base.prototypes.ids, nobody_right)).save(base.path, created="", seconds=0)
-    assert assembly.build_experience(cfg, base, support)[1].answered == lessons.answered
+    assert learn_experience(Session(cfg))[1].answered == lessons.answered
 
 
 # --- copies within the support -----------------------------------------------------------------------------------------------

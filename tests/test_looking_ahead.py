@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fgvr
-from fgvr import assembly, modes
+from fgvr.modes import runs
 from fgvr.runtime.events import Event
 from fgvr.runtime.housekeeping import NAME
 from fgvr.runtime.leased_models import LeasedEncoder
@@ -63,7 +63,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(report: fgvr.Report) -> list[tuple[str, str, str]]:
-    rows = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     return [(row["image"], row["prediction"], row["by"]) for row in rows]
 
 
@@ -75,13 +75,13 @@ def config(home: Path, budget: str, *words: str):
 def test_the_mllm_is_loaded_while_the_encoder_has_work(mode: str, watched: Watched, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cfg = config(tmp_path, "200MiB", "trigger=always")
     if mode == "evaluate":
-        modes.build_knowledge_base(cfg)
+        fgvr.build_knowledge_base(cfg)
         close_shared()
         watched.loaded.clear()
     request.getfixturevalue("unhurried")
-    pool = assembly.shared_pool(cfg)
+    pool = fgvr.shared_pool(cfg)
     pool.subscribe(watched.hear)
-    modes.build_knowledge_base(cfg) if mode == "build" else fgvr.evaluate(cfg)
+    fgvr.build_knowledge_base(cfg) if mode == "build" else fgvr.evaluate(cfg)
     assert watched.loaded == [("encoder", "MainThread"), ("mllm", NAME)]
     assert watched.expected[0] == {"encoder": 0, "mllm": 1, "joint": None}
     assert all(m.next_use is None for m in pool.status())
@@ -92,14 +92,14 @@ def test_with_room_for_one_nothing_is_loaded_ahead_and_the_answers_are_the_same(
     wide = answers(fgvr.evaluate(config(tmp_path / "wide", "200MiB", "trigger=always")))
     close_shared()
     tight = config(tmp_path / "tight", "45MiB", "trigger=always")
-    pool = assembly.shared_pool(tight)
+    pool = fgvr.shared_pool(tight)
     pool.subscribe(watched.hear)
     assert answers(fgvr.evaluate(tight)) == wide
     assert 0 < watched.most <= 1 and pool.peak_bytes <= 45 << 20
 
 
 def test_what_is_never_asked_is_never_loaded(watched: Watched, tmp_path: Path) -> None:
-    modes.build_knowledge_base(config(tmp_path, "200MiB"))
+    fgvr.build_knowledge_base(config(tmp_path, "200MiB"))
     close_shared()
     watched.loaded.clear()
     cfg = config(tmp_path, "200MiB", "trigger=never")

@@ -69,9 +69,9 @@ def test_every_answer_can_be_shown_to_people(action: str, capsys) -> None:
 
 def test_only_a_server_has_a_limit_and_a_wrong_action_names_the_right_ones() -> None:
     with pytest.raises(fgvr.ConfigError, match=r"only a running server.*runtime\.budget"):
-        modes.memory(fgvr.load_config("mode=memory", "action=limit", "limit=18GiB", "models=fake"))
+        modes.perform(fgvr.load_config("mode=memory", "action=limit", "limit=18GiB", "models=fake"))
     with pytest.raises(fgvr.ConfigError, match="stats, pressure, models, system, cleanup, limit"):
-        modes.memory(fgvr.load_config("mode=memory", "action=explode", "models=fake"))
+        modes.perform(fgvr.load_config("mode=memory", "action=explode", "models=fake"))
 
 
 def test_gpus_are_what_their_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:

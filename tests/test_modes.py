@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 import fgvr
-from fgvr import assembly, modes
+from fgvr import modes
+from fgvr.modes import runs
 from fgvr.runtime import timeline
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Reply
+from fgvr.utils.paths import config_dir
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
 
@@ -33,7 +35,7 @@ def load(*overrides: str):
 
 def rows(report: fgvr.Report) -> list[dict]:
     """Predictions without their timings."""
-    found = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    found = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     for row in found:
         del row["cost"]["seconds"]
     return found
@@ -342,7 +344,7 @@ def test_classify_answers_every_readable_image_and_names_the_others(folder, capl
     (folder / "Rot" / "broken.png").write_bytes(b"no picture")
     cfg = load("mode=classify", f"image={folder}")
     with caplog.at_level("ERROR", logger="fgvr"):
-        answers = modes.classify(cfg)
+        answers = modes.perform(cfg)
     assert len(answers) == 18
     assert "broken.png" in caplog.text
 
@@ -350,33 +352,33 @@ def test_classify_answers_every_readable_image_and_names_the_others(folder, capl
 def test_classify_of_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(fgvr.ImageError, match="x.png"):
-        modes.classify(load("mode=classify", f"image={tmp_path / 'x.png'}"))
+        modes.perform(load("mode=classify", f"image={tmp_path / 'x.png'}"))
     with pytest.raises(fgvr.ImageError, match="does not exist"):
-        modes.classify(load("mode=classify", f"image={tmp_path / 'nowhere.png'}"))
+        modes.perform(load("mode=classify", f"image={tmp_path / 'nowhere.png'}"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(fgvr.DatasetError, match="holds no images"):
-        modes.classify(load("mode=classify", f"image={tmp_path / 'empty'}"))
+        modes.perform(load("mode=classify", f"image={tmp_path / 'empty'}"))
 
 
 def test_a_plan_loads_nothing():
-    plan = modes.plan(load("mode=plan"))
+    plan = modes.perform(load("mode=plan"))
     assert plan.fits and plan.needed > 0
     assert sum(fgvr.shared_pool().loads.values()) == 0
 
 
 def test_the_doctor_names_what_is_missing_with_its_cure(tmp_path):
-    found = modes.doctor(load("mode=doctor")).findings
+    found = modes.perform(load("mode=doctor")).findings
     assert all(finding.well for finding in found), [f for f in found if not f.well]
     (joint,) = (finding.detail for finding in found if finding.topic == "joint files")
     assert joint.startswith("not loaded unless asked for: ")
     absent = load("mode=doctor", "models/joint=blip_itm_base", f"models.joint.source={tmp_path / 'none'}")
-    (joint,) = (finding for finding in modes.doctor(absent).findings if finding.topic == "joint files")
+    (joint,) = (finding for finding in modes.perform(absent).findings if finding.topic == "joint files")
     assert joint.well and "models.joint.source=FOLDER" in joint.detail
     fewer_bits = load("mode=doctor", "models.mllm.quantization=nf4")
-    (bits,) = (finding for finding in modes.doctor(fewer_bits).findings if finding.topic == "mllm quantization")
+    (bits,) = (finding for finding in modes.perform(fewer_bits).findings if finding.topic == "mllm quantization")
     assert "bitsandbytes" in bits.detail and (bits.well or "fgvr[quant]" in bits.cure)
     missing = load("mode=doctor", "models/mllm=qwen2_5_vl_7b", f"models.mllm.source={tmp_path / 'nowhere'}")
-    ill = [finding for finding in modes.doctor(missing).findings if not finding.well]
+    ill = [finding for finding in modes.perform(missing).findings if not finding.well]
     assert [finding.topic for finding in ill] == ["mllm files"]
     assert "nowhere" in ill[0].detail and ill[0].cure
     assert sum(fgvr.shared_pool().loads.values()) == 0
@@ -413,26 +415,26 @@ LEARN = ("mode=build_experience_base", "trigger=always", "dataset.shots=4")
 
 def test_a_base_gains_rules_with_their_evidence_and_keeps_everything_else(ready_to_reflect):
     plain = fgvr.build_knowledge_base(load("dataset.shots=4"))
-    learned = modes.build_experience_base(load(*LEARN))
+    learned = modes.perform(load(*LEARN))
     assert learned.path == plain.path and plain.experience == ()
     assert learned.experience and all(rule.rule == "look twice." and rule.p is not None for rule in learned.experience)
     assert {k: v for k, v in learned.manifest.files.items() if k != "experience.jsonl"} == {
         k: v for k, v in plain.manifest.files.items() if k != "experience.jsonl"
     }
     assert not list(learned.path.parent.glob("*.partial"))
-    again = modes.build_experience_base(load(*LEARN))
+    again = modes.perform(load(*LEARN))
     assert again.experience == learned.experience
 
 
 def test_an_interrupted_study_leaves_the_base_as_it_was_and_goes_on(ready_to_reflect, monkeypatch, tmp_path):
-    whole = modes.build_experience_base(load(*LEARN, f"paths.home={tmp_path / 'whole'}"))
+    whole = modes.perform(load(*LEARN, f"paths.home={tmp_path / 'whole'}"))
     plain = fgvr.build_knowledge_base(load("dataset.shots=4", "store.enabled=false"))
     with monkeypatch.context() as patch:
         Interrupting(patch, FakeMLLM, "score", at=3)
         with pytest.raises(KeyboardInterrupt):
-            modes.build_experience_base(load(*LEARN, "store.enabled=false"))
+            modes.perform(load(*LEARN, "store.enabled=false"))
     assert fgvr.build_knowledge_base(load("dataset.shots=4")).manifest == plain.manifest
-    assert modes.build_experience_base(load(*LEARN, "store.enabled=false")).experience == whole.experience
+    assert modes.perform(load(*LEARN, "store.enabled=false")).experience == whole.experience
 
 
 def test_a_finished_run_is_made_anew_when_the_base_has_gained_rules(ready_to_reflect, caplog):
@@ -441,7 +443,7 @@ def test_a_finished_run_is_made_anew_when_the_base_has_gained_rules(ready_to_ref
     with caplog.at_level("INFO", logger="fgvr"):
         fgvr.evaluate(cfg)
         assert "complete already" in caplog.text
-        modes.build_experience_base(load(*LEARN))
+        modes.perform(load(*LEARN))
         caplog.clear()
         fgvr.evaluate(cfg)
     assert "complete already" not in caplog.text and "starting anew" in caplog.text
@@ -464,25 +466,25 @@ def test_a_finished_run_is_made_anew_when_the_base_has_gained_rules(ready_to_ref
 )
 def test_a_value_that_means_nothing_is_refused_with_what_would(override, message):
     with pytest.raises(fgvr.ConfigError, match=message):
-        assembly.build_recognizer(fgvr.load_config(*SMALL, override))
+        fgvr.build_recognizer(fgvr.load_config(*SMALL, override))
 
 
 @pytest.mark.parametrize("mode,trigger", [("fastonly", "sare"), ("slowonly", "never"), ("fast_slow", "always")])
 def test_a_preset_pins_its_trigger(mode, trigger):
-    assert assembly.trigger_name(fgvr.load_config(f"mode={mode}")) in ("never", "always", "calibrated")
+    assert fgvr.load_config(f"mode={mode}").trigger_name in ("never", "always", "calibrated")
     with pytest.raises(fgvr.ConfigError, match=f"mode=evaluate trigger={trigger}"):
         fgvr.load_config(f"mode={mode}", f"trigger={trigger}")
 
 
-OPTIONS = sorted(str(path.relative_to(assembly.config_dir()).with_suffix("")) for path in assembly.config_dir().glob("*/**/*.yaml"))
+OPTIONS = sorted(str(path.relative_to(config_dir()).with_suffix("")) for path in config_dir().glob("*/**/*.yaml"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_binds_to_its_target(option):
     import inspect
 
-    from hydra.utils import get_object
-    from omegaconf import DictConfig
+    from fgvr.config.factories import locate
+    from fgvr.config.groups import Leaf
 
     group, _, name = option.rpartition("/")
     needed = {
@@ -496,18 +498,10 @@ def test_every_option_composes_and_binds_to_its_target(option):
     words = [f"{group}={name}", *needed] if group != "trigger" else ["mode=evaluate", f"{group}={name}"]
     cfg = fgvr.load_config(*words)
 
-    def targets(node):
-        for child in node.values():
-            if isinstance(child, DictConfig):
-                if "_target_" in child:
-                    yield child
-                yield from targets(child)
-
-    found = list(targets(cfg))
-    assert found
-    for node in found:
-        keys = {key for key in node if not key.startswith("_")}
-        inspect.signature(get_object(node["_target_"])).bind_partial(**dict.fromkeys(keys))
+    found = [leaf for _, leaf in [*cfg, *cfg.models] if isinstance(leaf, Leaf)]
+    assert len(found) == 6
+    for leaf in found:
+        inspect.signature(locate(leaf.factory)).bind(**leaf.arguments)
 
 
 def test_an_evaluation_leaves_its_course_and_a_finished_one_adds_nothing():

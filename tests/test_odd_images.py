@@ -74,7 +74,7 @@ def classify(tmp_path: Path, caplog: pytest.LogCaptureFixture):
         caplog.clear()
         cfg = fgvr.load_config("mode=classify", f"image='{folder}'", *WORLD, f"paths.home={tmp_path / 'home'}")
         with caplog.at_level("ERROR", logger="fgvr"):
-            return {prediction.image: prediction for prediction in modes.classify(cfg)}, caplog.text
+            return {prediction.image: prediction for prediction in modes.perform(cfg)}, caplog.text
 
     close_shared()
     yield run
@@ -108,7 +108,7 @@ def test_very_long_pictures_are_thought_over_beside_the_others(tmp_path: Path) -
         Image.new("RGB", size, "green").save(folder / name)
     cfg = fgvr.load_config("mode=classify", f"image='{folder}'", "trigger=always", *WORLD, f"paths.home={tmp_path / 'home'}")
     try:
-        answered = modes.classify(cfg)
+        answered = modes.perform(cfg)
     finally:
         close_shared()
     assert sorted(p.image for p in answered) == ["bird.png", "column.png", "tall.png", "wide.png"]

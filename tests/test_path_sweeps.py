@@ -11,10 +11,8 @@ from fgvr import cli
 
 
 def jobs(*words: str, key: str = "dataset.root") -> list[Any]:
-    from omegaconf import OmegaConf
-
     seen: list[Any] = []
-    assert cli.main(words, job=lambda cfg: seen.append(OmegaConf.select(cfg, key))) == 0
+    assert cli.main(words, job=lambda cfg: seen.append(cfg.get(key))) == 0
     return seen
 
 

@@ -43,8 +43,10 @@ def test_photographs_get_the_image_encoder_and_no_mllm_birds_keep_their_own(fold
     for words in (photos(folder), ["dataset=cub200"], ["models=photos"]):
         cfg = fgvr.load_config(*words)
         assert (cfg.models.encoder.source, cfg.models.mllm.loader, cfg.slow.decoder) == ("efficientnet_lite0", "none", "none")
+        assert (cfg.fusion.classifier, cfg.knowledge.views, cfg.trigger.target) == ("linear", 2, "slow_rate:0.3")
     birds = fgvr.load_config()
     assert (birds.models.encoder.source, birds.slow.decoder) == ("tiny", "score")
+    assert (birds.fusion.classifier, birds.trigger.target) == ("prototypes", "slow_rate:0.6")
     assert fgvr.load_config("experiment=sare_cub200").models.encoder.source == "ViT-B-32/openai"
 
 

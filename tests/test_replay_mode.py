@@ -12,6 +12,7 @@ import pytest
 
 import fgvr
 from fgvr import modes
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
 from tests.data.archives import eurosat10
 
@@ -54,7 +55,7 @@ def recorded(home: Path, record: str) -> Path:
     [found] = [
         c.parent for c in (home / "runs/evaluate").glob("*/config.yaml") if f"record: {record}" in c.read_text() and len_of(c.parent)
     ]
-    return found / modes.PREDICTIONS
+    return found / runs.PREDICTIONS
 
 
 def len_of(run: Path) -> bool:
@@ -65,7 +66,7 @@ def verdicts(report: fgvr.Report) -> list[dict]:
     """Everything but what it cost."""
     return [
         {key: value for key, value in json.loads(line).items() if key != "cost"}
-        for line in (report.path / modes.PREDICTIONS).read_text().splitlines()
+        for line in (report.path / runs.PREDICTIONS).read_text().splitlines()
     ]
 
 
@@ -74,14 +75,14 @@ def test_a_replay_is_the_fresh_run_to_the_last_digit(world: Path, tmp_path: Path
     file = recorded(world, "all")
     home = tmp_path / "fresh"
     shutil.copytree(world / "knowledge", home / "knowledge")
-    replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={file}", f"paths.home={world}", *words))
+    replayed = modes.perform(fgvr.load_config("mode=replay", f"predictions={file}", f"paths.home={world}", *words))
     fresh = fgvr.evaluate(fgvr.load_config(*SMALL, f"paths.home={home}", "store.enabled=false", *words))
     assert verdicts(replayed) == verdicts(fresh)
     assert (replayed.top1, replayed.slow_rate, replayed.macro) == (fresh.top1, fresh.slow_rate, fresh.macro)
 
 
 def replay(world: Path, record: str, *words: str) -> fgvr.Report:
-    return modes.replay(fgvr.load_config("mode=replay", f"predictions={recorded(world, record)}", f"paths.home={world}", *words))
+    return modes.perform(fgvr.load_config("mode=replay", f"predictions={recorded(world, record)}", f"paths.home={world}", *words))
 
 
 def test_what_was_not_recorded_is_refused_with_its_number(world: Path):
@@ -116,7 +117,7 @@ def asked_again(world: Path) -> Path:
     """A run in which the MLLM chose between the two systems' answers."""
     close_shared()
     words = ("mode=evaluate", *SMALL, f"paths.home={world}", "slow.arbitrate=mllm", "trigger=always", "evaluation.record=all")
-    return fgvr.evaluate(fgvr.load_config(*words)).path / modes.PREDICTIONS
+    return fgvr.evaluate(fgvr.load_config(*words)).path / runs.PREDICTIONS
 
 
 def test_a_run_in_which_the_mllm_was_asked_again_is_replayed_only_as_it_was(world: Path, asked_again: Path):
@@ -125,32 +126,32 @@ def test_a_run_in_which_the_mllm_was_asked_again_is_replayed_only_as_it_was(worl
     words = ("mode=replay", f"predictions={asked_again}", f"paths.home={world}")
     for other in ("pool", "slow"):
         with pytest.raises(fgvr.ConfigError, match=f"slow.arbitrate={other}, but .*Write slow.arbitrate=mllm, or run again"):
-            modes.replay(fgvr.load_config(*words, f"slow.arbitrate={other}"))
+            modes.perform(fgvr.load_config(*words, f"slow.arbitrate={other}"))
     for changed in ("fusion.temperature=0.05", "slow.candidates=3"):
         with pytest.raises(fgvr.ConfigError, match="cannot change fusion or slow.candidates"):
-            modes.replay(fgvr.load_config(*words, "slow.arbitrate=mllm", changed))
-    replayed = modes.replay(fgvr.load_config(*words, "slow.arbitrate=mllm", "trigger=random"))
+            modes.perform(fgvr.load_config(*words, "slow.arbitrate=mllm", changed))
+    replayed = modes.perform(fgvr.load_config(*words, "slow.arbitrate=mllm", "trigger=random"))
     fresh = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, f"paths.home={world}", "slow.arbitrate=mllm", "trigger=random"))
     assert verdicts(replayed) == verdicts(fresh)
 
 
 def test_what_pictures_were_shown_beside_the_candidates_is_as_recorded(world: Path):
     words = ("mode=evaluate", *SMALL, f"paths.home={world}", "slow.target=letter", "slow.exemplars=true", "trigger=always")
-    file = fgvr.evaluate(fgvr.load_config(*words)).path / modes.PREDICTIONS
-    replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={file}", f"paths.home={world}", "trigger=sare"))
+    file = fgvr.evaluate(fgvr.load_config(*words)).path / runs.PREDICTIONS
+    replayed = modes.perform(fgvr.load_config("mode=replay", f"predictions={file}", f"paths.home={world}", "trigger=sare"))
     assert json.loads((replayed.path / "report.json").read_text())["config"]["slow"]["exemplars"] is True
 
 
 def test_replays_of_a_changed_base_are_refused(world: Path, tmp_path: Path):
     run = recorded(world, "all").parent
     shutil.copytree(run, tmp_path / "run")
-    note = tmp_path / "run" / modes.BASE
+    note = tmp_path / "run" / runs.BASE
     note.write_text(note.read_text()[:-4] + "beef")
     with pytest.raises(fgvr.KnowledgeError, match="has changed since"):
-        modes.replay(fgvr.load_config("mode=replay", f"predictions={tmp_path / 'run' / modes.PREDICTIONS}"))
+        modes.perform(fgvr.load_config("mode=replay", f"predictions={tmp_path / 'run' / runs.PREDICTIONS}"))
     note.unlink()
     with pytest.raises(fgvr.StoreError, match="which knowledge base"):
-        modes.replay(fgvr.load_config("mode=replay", f"predictions={tmp_path / 'run' / modes.PREDICTIONS}"))
+        modes.perform(fgvr.load_config("mode=replay", f"predictions={tmp_path / 'run' / runs.PREDICTIONS}"))
 
 
 def test_what_the_trigger_takes_from_the_dataset_is_taken_from_the_recorded_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -158,7 +159,7 @@ def test_what_the_trigger_takes_from_the_dataset_is_taken_from_the_recorded_one(
     home = f"paths.home={tmp_path}"
     run = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, home, "dataset.shots=14", "evaluation.record=all"))
     words = ("trigger=sare", "trigger.threshold=0.1")
-    modes.run(fgvr.load_config("mode=replay", f"predictions={run.path / modes.PREDICTIONS}", home, "logging=json", *words))
+    modes.run(fgvr.load_config("mode=replay", f"predictions={run.path / runs.PREDICTIONS}", home, "logging=json", *words))
     replayed = json.loads(capsys.readouterr().out)
     assert replayed["config"]["trigger"]["shots"] == replayed["config"]["dataset"]["shots"] == 14
     fresh = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, home, "dataset.shots=14", *words))
@@ -186,7 +187,7 @@ def test_a_run_whose_dataset_has_moved_in_the_package_is_replayed(tmp_path: Path
     config.write_text(config.read_text().replace("fgvr.data.benchmarks.open_benchmark", "fgvr.data.field.open_field"))
     assert "open_field" in config.read_text()
     for given in ((), words[1:4]):
-        replayed = modes.replay(
-            fgvr.load_config("mode=replay", f"predictions={fresh.path / modes.PREDICTIONS}", f"paths.home={tmp_path}", *given)
+        replayed = modes.perform(
+            fgvr.load_config("mode=replay", f"predictions={fresh.path / runs.PREDICTIONS}", f"paths.home={tmp_path}", *given)
         )
         assert [(row["image"], row["prediction"], row["decision"]) for row in verdicts(replayed)] == answers

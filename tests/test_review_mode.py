@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 import fgvr
-from fgvr import assembly, modes
+from fgvr import modes
 from fgvr.cli import main
 from fgvr.evaluation import report as reports
 from fgvr.knowledge import base as knowledge_base
+from fgvr.modes import runs
+from fgvr.modes.review import Reviewed
 from fgvr.runtime.pool import close_shared
+from fgvr.session import Session
 
 WORLD = ("dataset.genera=[4,4]", "dataset.test_per_class=5", "dataset.calibration=2")
 WORDS = ("models=fake", "slow=person", *WORLD, "trigger.target=slow_rate:0.5")
@@ -44,7 +47,7 @@ def run(home: Path) -> fgvr.Report:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / modes.PREDICTIONS).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / runs.PREDICTIONS).read_text().splitlines()]
 
 
 def page(folder: Path) -> dict[str, Any]:
@@ -67,8 +70,8 @@ def truth(folder: Path) -> dict[str, str]:
     return {image: labels[image] for image in page(folder)["images"]}
 
 
-def review(home: Path, file: Path, *words: str) -> modes.Reviewed:
-    return modes.review(fgvr.load_config("mode=review", f"answers={file}", f"paths.home={home}", *words))
+def review(home: Path, file: Path, *words: str) -> Reviewed:
+    return modes.perform(fgvr.load_config("mode=review", f"answers={file}", f"paths.home={home}", *words))
 
 
 def test_what_the_trigger_escalates_waits_for_a_person_and_no_mllm_is_asked(run: fgvr.Report) -> None:
@@ -155,7 +158,7 @@ def test_named_photographs_build_another_base_and_the_former_one_stays(run: fgvr
 def test_photographs_without_labels_are_reviewed_and_learned_too(home: Path, tmp_path: Path) -> None:
     photographs = tmp_path / "unsorted"
     photographs.mkdir()
-    dataset = assembly.open_dataset(fgvr.load_config(*WORDS, f"paths.home={home}"))
+    dataset = Session(fgvr.load_config(*WORDS, f"paths.home={home}")).dataset
     for place, file in enumerate(sample.image for sample in dataset.split.test[::4]):
         shutil.copy(file, photographs / f"IMG {place}.png")
     words = (*WORDS[:-1], "trigger=always", f"image={photographs}", f"paths.home={home}")
@@ -214,13 +217,13 @@ def test_answers_to_another_run_are_refused_whichever_way(run: fgvr.Report, home
 def test_one_wrong_row_changes_nothing(run: fgvr.Report, home: Path, tmp_path: Path, capsys) -> None:
     told = truth(run.path)
     good = review(home, answered(run.path, tmp_path / "answers.csv", told))
-    kept = (good.path / modes.PREDICTIONS).read_bytes()
+    kept = (good.path / runs.PREDICTIONS).read_bytes()
     learned = sorted((home / "learned").glob("*")) if (home / "learned").exists() else []
     answered(run.path, tmp_path / "answers.csv", told | {"nothing.png": next(iter(told.values()))})
     assert main(["mode=review", f"answers={tmp_path / 'answers.csv'}", f"paths.home={home}", "review.learn=true"]) == 3
     said = capsys.readouterr().err
     assert "nothing.png" in said and "nothing was changed" in said and "Traceback" not in said
-    assert (good.path / modes.PREDICTIONS).read_bytes() == kept
+    assert (good.path / runs.PREDICTIONS).read_bytes() == kept
     assert (sorted((home / "learned").glob("*")) if (home / "learned").exists() else []) == learned
 
 
@@ -228,8 +231,8 @@ def test_a_run_that_was_made_again_needs_its_new_page(run: fgvr.Report, home: Pa
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
     file = answered(copy, tmp_path / "answers.csv", truth(copy))
-    lines = (copy / modes.PREDICTIONS).read_text().splitlines(keepends=True)
-    (copy / modes.PREDICTIONS).write_text("".join(line for line in lines if json.loads(line)["image"] != next(iter(truth(run.path)))))
+    lines = (copy / runs.PREDICTIONS).read_text().splitlines(keepends=True)
+    (copy / runs.PREDICTIONS).write_text("".join(line for line in lines if json.loads(line)["image"] != next(iter(truth(run.path)))))
     assert main(["mode=review", f"answers={file}", f"paths.home={home}", f"review.run={copy}"]) == 3
     assert "has changed since the page was written" in capsys.readouterr().err.replace("\n", " ")
 
@@ -276,5 +279,5 @@ def test_what_a_base_has_from_elsewhere_is_not_lost_by_learning(run: fgvr.Report
 
 
 def test_the_doctor_needs_no_mllm_where_a_person_answers(home: Path) -> None:
-    found = modes.doctor(fgvr.load_config("mode=doctor", *WORDS, f"paths.home={home}")).findings
+    found = modes.perform(fgvr.load_config("mode=doctor", *WORDS, f"paths.home={home}")).findings
     assert [finding for finding in found if finding.topic == "slow"] == []

@@ -14,6 +14,7 @@ from PIL import Image
 
 import fgvr
 from fgvr import modes
+from fgvr.modes import runs
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.pool import close_shared
 from fgvr.store.journal import RunFile
@@ -51,7 +52,7 @@ def load(folder: Path, *words: str):
 
 
 def answered(report: fgvr.Report) -> list[str]:
-    return [json.loads(line)["image"] for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    return [json.loads(line)["image"] for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
 
 
 def images(folder: Path) -> list[str]:
@@ -86,13 +87,13 @@ def change(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["added", "removed", "replaced"])
 def test_a_finished_run_is_made_anew_when_its_test_images_have_changed(folder: Path, how: str, caplog: pytest.LogCaptureFixture):
     first = fgvr.evaluate(load(folder))
-    before = (first.path / modes.PREDICTIONS).read_text()
+    before = (first.path / runs.PREDICTIONS).read_text()
     change(folder, how)
     with caplog.at_level("INFO", logger="fgvr"):
         again = fgvr.evaluate(load(folder))
     assert "complete already" not in caplog.text and "changed since this run was begun: images; starting anew" in caplog.text
     assert again.path == first.path and sorted(answered(again)) == images(folder)
-    assert (again.path / modes.PREDICTIONS).read_text() != before
+    assert (again.path / runs.PREDICTIONS).read_text() != before
     with caplog.at_level("INFO", logger="fgvr"):
         fgvr.evaluate(load(folder))
     assert "complete already" in caplog.text
@@ -147,8 +148,8 @@ def test_a_replay_says_first_that_the_recorded_test_had_leaks(folder: Path):
     for kind in KINDS:
         (folder / "test" / kind / "copy.png").write_bytes((folder / "train" / kind / "0.png").read_bytes())
     recorded = fgvr.evaluate(load(folder, "evaluation.on_overlap=allow"))
-    words = ("mode=replay", f"predictions={recorded.path / modes.PREDICTIONS}", "trigger=never")
-    replayed = modes.replay(fgvr.load_config(*words))
+    words = ("mode=replay", f"predictions={recorded.path / runs.PREDICTIONS}", "trigger=never")
+    replayed = modes.perform(fgvr.load_config(*words))
     assert (
         replayed.notes[0]
         == recorded.notes[0]
@@ -158,7 +159,7 @@ def test_a_replay_says_first_that_the_recorded_test_had_leaks(folder: Path):
         )
     )
     (recorded.path / "report.json").unlink()  # as if the run had not finished
-    assert modes.replay(fgvr.load_config(*words)).notes[0].startswith("test images may resemble")
+    assert modes.perform(fgvr.load_config(*words)).notes[0].startswith("test images may resemble")
 
 
 def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folder: Path, monkeypatch):
@@ -173,7 +174,7 @@ def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folde
         original, batches = RunFile.append, []
 
         def append(file: RunFile, rows) -> None:
-            if file.path.name == modes.PREDICTIONS and batches.append(1) is None and len(batches) == 3:
+            if file.path.name == runs.PREDICTIONS and batches.append(1) is None and len(batches) == 3:
                 raise KeyboardInterrupt
             original(file, rows)
 

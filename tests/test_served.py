@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fgvr
-from fgvr.assembly import served
+from fgvr.config import served
 from fgvr.errors import RemoteError
 from tests.webfake import Answer, serving
 
@@ -35,7 +35,7 @@ def test_the_servers_word_holds_and_is_asked_once(monkeypatch: pytest.MonkeyPatc
 
 def test_nobody_there_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "_PATIENCE", 0.0)
-    with pytest.raises(fgvr.ConfigError, match=r"^no server answers at http://127\.0\.0\.1:9 .*start one with: fgvr serve$"):
+    with pytest.raises(RemoteError, match=r"^no server answers at http://127\.0\.0\.1:9 .*start one with: fgvr serve$"):
         fgvr.load_config("models=remote", "server.url=http://127.0.0.1:9")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,8 @@ class Opened:
         return Picture(None, image.name)  # type: ignore[arg-type]
 
 
-def recognizer(opened: Opened, *, of: int = 0) -> Recognizer:
-    """`of`: so many images there are; System 1 then thinks until the next batch is open, too."""
+def recognizer(opened: Opened, *, of: int = 0, **parts: Any) -> Recognizer:
+    """`of`: so many images there are; System 1 then thinks until the next batch is open, too. `parts`: other ones than the usual."""
 
     def fast(pictures):
         assert until(lambda: len(opened.keys) >= min(of, opened.answered + 2 * SIZE))
@@ -51,16 +52,14 @@ def recognizer(opened: Opened, *, of: int = 0) -> Recognizer:
     def learn(predictions) -> None:
         opened.answered += len(predictions)
 
-    return Recognizer(
-        look=opened,
-        fast=fast,
-        trigger=Never(),
-        slow=lambda *_: [],
-        answer_fusion=LogLinearFusion(weight=0.5),
-        names={"a": "A"},
-        learn=learn,
-        batch_size=SIZE,
-    )
+    usual = {"trigger": Never(), "slow": lambda *_: [], "learn": learn}
+    fusion = LogLinearFusion(weight=0.5)
+    return Recognizer(look=opened, fast=fast, answer_fusion=fusion, names={"a": "A"}, batch_size=SIZE, **{**usual, **parts})
+
+
+def first(count: int):
+    """A trigger that doubts the first images of each batch."""
+    return lambda fast: [Decision(i < count, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
 
 
 def samples(names: list[str]) -> list[Sample]:
@@ -100,8 +99,7 @@ def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, a
         return [Decision(i < rate, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
 
     names = [f"{i:03}" for i in range(40 if rate == 1 else 20 if rate == 2 else 10)]
-    whole = recognizer(Opened())
-    whole._learn, whole._trigger, whole._slow = None, trigger, slow
+    whole = recognizer(Opened(), learn=None, trigger=trigger, slow=slow)
     found = list(whole.stream(samples(names)))
     assert [p.image for group in found for p in group] == names
     assert all(len(group) % SIZE == 0 for group in found[:-1])
@@ -119,11 +117,8 @@ def test_questions_whose_answers_are_remembered_do_not_count_as_a_batchs_worth(l
         questions.append(len(pictures))
         return [SlowResult(None, {}, p.sha256, (), "unreadable") for p in pictures]
 
-    whole = recognizer(Opened())
-    whole._learn, whole._slow = None, slow
-    whole._trigger = lambda fast: [Decision(i < 2, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
-    if late:
-        whole._deferred_images = lambda batch: [DeferredImage(tmp_path / s.key, s.key, s.key) for s in batch]
+    deferred = {"deferred_images": lambda batch: [DeferredImage(tmp_path / s.key, s.key, s.key) for s in batch]} if late else {}
+    whole = recognizer(Opened(), learn=None, slow=slow, trigger=first(2), **deferred)
     names = [f"{i:03}" for i in range(160)]
     found = list(whole.stream(samples(names)))
     assert [p.image for group in found for p in group] == names
@@ -131,14 +126,11 @@ def test_questions_whose_answers_are_remembered_do_not_count_as_a_batchs_worth(l
 
 
 def test_work_for_equal_pictures_is_counted_once() -> None:
-    whole = recognizer(Opened())
-
     def slow(pictures, fast):
         add_cost(pictures[0].sha256, Cost(mllm_calls=1))
         return [SlowResult(None, {}, "", (), "unreadable") for _ in pictures]
 
-    whole._learn, whole._slow = None, slow
-    whole._trigger = lambda fast: [Decision(i < 1, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
+    whole = recognizer(Opened(), learn=None, slow=slow, trigger=first(1))
     equal = [Sample(Path("same"), f"{i}") for i in range(10)]
     found = [p for group in whole.stream(equal) for p in group]
     assert len(found) == 10 and sum(p.cost.mllm_calls for p in found) == 1
@@ -146,9 +138,9 @@ def test_work_for_equal_pictures_is_counted_once() -> None:
 
 def test_who_learns_from_each_batch_gets_each_alone() -> None:
     names = [f"{i:03}" for i in range(12)]
-    learner = recognizer(Opened())
-    learner._trigger = lambda fast: [Decision(i < 1, 0.0, 0.5, {}) for i, _ in enumerate(fast)]
-    learner._slow = lambda pictures, fast: [SlowResult(None, {}, "", (), "unreadable") for _ in pictures]
+    learner = recognizer(
+        Opened(), trigger=first(1), slow=lambda pictures, fast: [SlowResult(None, {}, "", (), "unreadable") for _ in pictures]
+    )
     assert [len(group) for group in learner.stream(samples(names))] == [4, 4, 4]
 
 

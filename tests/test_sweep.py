@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 import fgvr
-from fgvr import assembly, cli
+from fgvr import cli
 from fgvr.data import pictures
 from fgvr.runtime.pool import close_shared
 from fgvr.utils.paths import config_dir
@@ -62,7 +62,7 @@ def test_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_once(
     escalated = [{row["sha256"] for row in rows if row["decision"]["escalate"]} for rows in found]
     union = set().union(*escalated)
     assert len({len(some) for some in escalated}) > 3, "the jobs differ"
-    pool = assembly.shared_pool()
+    pool = fgvr.shared_pool()
     done = pool.counters.snapshot()
     assert done.encoder_forwards == len({row["sha256"] for row in found[0]}) == 36
     assert done.mllm_calls == len(union) > 0

@@ -6,6 +6,7 @@ import pytest
 
 import fgvr
 from fgvr.runtime.pool import close_shared
+from fgvr.session import Session
 
 WORLD = ("models=tiny", "dataset.seed=9002", "dataset.genera=[4,4,4]", "dataset.test_per_class=5", "dataset.calibration=0")
 
@@ -49,19 +50,17 @@ def test_the_calibrated_trigger_keeps_most_of_the_gain_at_a_part_of_the_cost(hom
 
 
 def test_a_prediction_can_be_explained(home):
-    from fgvr.assembly import open_dataset
 
     cfg = load(home)
-    prediction = fgvr.build_recognizer(cfg)(open_dataset(cfg).split.test[0])
+    prediction = fgvr.build_recognizer(cfg)(Session(cfg).dataset.split.test[0])
     assert prediction.decision.terms and prediction.names[prediction.fast.top.category]
     assert sum(c.probability for c in prediction.fast.candidates) == pytest.approx(1, abs=1e-5)
 
 
 def test_batches_and_single_images_are_answered_alike(home):
-    from fgvr.assembly import open_dataset
 
     cfg = load(home, "trigger=always", "store.enabled=false")
-    samples = open_dataset(cfg).split.test[:6]
+    samples = Session(cfg).dataset.split.test[:6]
     recognizer = fgvr.build_recognizer(cfg)
     together = recognizer.batch(samples)
     alone = [recognizer(sample) for sample in reversed(samples)][::-1]
@@ -70,15 +69,14 @@ def test_batches_and_single_images_are_answered_alike(home):
 
 
 def test_the_matcher_prefers_a_birds_own_description_to_its_siblings(home):
-    from fgvr.assembly import open_dataset, shared_pool, spec
     from fgvr.data import birds
     from fgvr.data.pictures import open_picture
 
     cfg = load(home)
     said = [species.describe() for species in birds.make_world(9002, (4, 4, 4)).species]
-    samples = open_dataset(cfg).split.test[::3]
-    with shared_pool(cfg).lease("joint") as joint:
+    samples = Session(cfg).dataset.split.test[::3]
+    with fgvr.shared_pool(cfg).lease("joint") as joint:
         scores = [joint.match([open_picture(sample.image)] * len(said), said) for sample in samples]
     right = [int(row.argmax()) == int(sample.label or -1) for row, sample in zip(scores, samples, strict=True)]
     assert sum(right) / len(right) > 0.6, "chance is 1/12"
-    assert spec(cfg, "joint").source == "tiny"
+    assert Session(cfg).specs["joint"].source == "tiny"

@@ -88,18 +88,9 @@ class Calibrator:
 
     name = "calibrated"
 
-    def __init__(self, *, target: str, form: str = "joint", abstain: str | None = None) -> None:
+    def __init__(self, *, target: str, form: risk_control.Form = "joint", abstain: str | None = None) -> None:
         self.target = Target.parse(target)
         self.abstain = None if abstain is None else Target.parse(abstain, key="trigger.abstain")
-        if self.abstain is not None and self.abstain.kind != "risk":
-            raise ConfigError(f"trigger.abstain={abstain!r}: a promise about final answers is a risk, e.g. risk:0.1@0.1")
-        if self.abstain is not None and self.target.kind == "risk":
-            raise ConfigError(
-                f"trigger.target={target!r} and trigger.abstain={abstain!r} would learn from the same calibration images, and neither "
-                "promise would hold: write trigger.target=slow_rate:0.6"
-            )
-        if form not in risk_control.FORMS:
-            raise ConfigError(f"trigger.form={form!r}: write {' or '.join(risk_control.FORMS)}")
         self.form: risk_control.Form = form
 
     def fit(self, support: Evidence, groups: Sequence[int], calibration: Evidence | None = None) -> Calibrated:

@@ -18,9 +18,9 @@ from fgvr.agents import discover_prompts as ask
 from fgvr.agents import prompts
 from fgvr.agents.mixture_selection import Selection, complexity_penalty, fill, select_mixture
 from fgvr.errors import FgvrError, UnreadableReply
-from fgvr.knowledge.build import batches
 from fgvr.protocols import MLLM, Encoder
 from fgvr.types import Picture
+from fgvr.utils.batches import batches
 from fgvr.utils.progress import track
 from fgvr.utils.text import normalise_name
 

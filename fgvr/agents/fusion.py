@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,18 +37,16 @@ class Fusion:
     classifier: str = "prototypes"  # what scores images: cosines with class means, or `linear`, a shrunken linear discriminant
     shrinkage: float = 0.8  # of the covariance within classes, with `linear`; 1 = nearest mean
 
-    def __post_init__(self) -> None:
-        if self.joint not in (None, "score", "rerank"):
-            raise ConfigError(f"fusion.joint={self.joint}: must be one of null, score, rerank")
-        if self.classifier not in ("prototypes", "linear"):
-            raise ConfigError(f"fusion.classifier={self.classifier}: must be prototypes or linear")
-        if not 0 <= self.joint_weight <= 1:
-            raise ConfigError(f"fusion.joint_weight={self.joint_weight}: must be a number from 0 (never heard) to 1 (alone)")
-
 
 def classifier_of(prototypes: Prototypes, fusion: Fusion) -> Prototypes | LinearClassifier:
     """What compares images with the classes of a base."""
-    return LinearClassifier(prototypes, shrinkage=fusion.shrinkage) if fusion.classifier == "linear" else prototypes
+    return _linear(prototypes, fusion.shrinkage) if fusion.classifier == "linear" else prototypes
+
+
+@lru_cache(maxsize=1)
+def _linear(prototypes: Prototypes, shrinkage: float) -> LinearClassifier:
+    """The recognizer and its leave-one-out answers ask for the same one; a base is known by its identity."""
+    return LinearClassifier(prototypes, shrinkage=shrinkage)
 
 
 def fuse(

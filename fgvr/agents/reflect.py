@@ -12,7 +12,7 @@ import numpy as np
 
 from fgvr.agents import prompts
 from fgvr.agents.slow import Option
-from fgvr.protocols import MLLM, Encoder
+from fgvr.protocols import MLLM, Encoder, reads_text
 from fgvr.types import Experience, Picture
 
 _LINE = re.compile(r"^\W*(rule|when|cause|priority)\W*:\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
@@ -76,14 +76,16 @@ class Reflector:
 def merge(proposals: Iterable[Proposal], encoder: Encoder, *, alike: float) -> list[Proposal]:
     """Merge the rules about one pair and fold that mean the same: the words of the first, the sources of all.
 
-    Args: alike: cosine of the text encoder from which two sentences mean the same.
+    Args: alike: cosine of the text encoder from which two sentences mean the same; without a text side, only the same words do.
     """
     groups: dict[tuple[tuple[str, ...], int], list[Proposal]] = defaultdict(list)
     for proposal in proposals:
         groups[proposal.rule.pair, proposal.fold].append(proposal)
     merged: list[Proposal] = []
     for group in groups.values():
-        vectors = encoder.encode_text([f"{p.rule.rule} {p.rule.applies}" for p in group])
+        words = [f"{p.rule.rule} {p.rule.applies}" for p in group]
+        vectors = encoder.encode_text(words) if reads_text(encoder) else np.array([[a == b for b in words] for a in words], float)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         kept: list[int] = []
         for i, proposal in enumerate(group):
             same = next((k for k in kept if float(np.dot(vectors[i], vectors[k])) >= alike), None)

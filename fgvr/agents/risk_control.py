@@ -99,6 +99,15 @@ def upper_limit(wrong: int, n: int, delta: float) -> float:
     return 1.0 if wrong >= n else float(betaincinv(wrong + 1, n - wrong, 1 - delta))
 
 
+def certifiable(n: int, delta: float = 0.1) -> str:
+    """For people, before anything is computed: what n calibration images can promise about all images."""
+    few = n // 20
+    return (
+        f"{n} calibration images can certify risk:E@{delta:g} (joint) for E from {upper_limit(0, n, delta):.3f} up when none of them is "
+        f"answered fast and wrong, from {upper_limit(few, n, delta):.3f} up when {few} are"
+    )
+
+
 @lru_cache
 def most_errors(n: int, epsilon: float, delta: float) -> int:
     """The most errors that n images may show with a limit of at most epsilon; -1 when no errors at all are still too many."""

@@ -19,7 +19,7 @@ from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
 from fgvr.data.listing import Listing
 from fgvr.data.split_files import apply_split_file
-from fgvr.data.splits import OnBadImage, SplitRequest, check_on_bad_image, split_few_shot
+from fgvr.data.splits import OnBadImage, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.text import nearest, normalise_name, plain_name
@@ -92,7 +92,6 @@ def open_benchmark(
             contradict themselves, with file and line.
     """
     request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
-    check_on_bad_image(on_bad_image)
     known = _known(name)
     if not 1 <= partition <= known.partitions:
         raise ConfigError(f"dataset.partition={partition}: {known.title} has {known.partitions}")

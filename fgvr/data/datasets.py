@@ -23,7 +23,6 @@ from fgvr.data.splits import (
     OnBadImage,
     Split,
     SplitRequest,
-    check_on_bad_image,
     choose_shots,
     leave_out_contradictions,
     split_few_shot,
@@ -91,7 +90,6 @@ def open_folder(
     Content hashes are remembered below `cache_dir`. Classes without images, unreadable layouts: DatasetError.
     """
     request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
-    check_on_bad_image(on_bad_image)
     root = Path(root).expanduser()
     root = root.parent if root.name == TABLE and root.is_file() else root
     listing = read_listing(root, superclass=superclass)
@@ -135,7 +133,6 @@ def open_birds(
     are always the same. Files that have gone or changed size count as bad images.
     """
     request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
-    check_on_bad_image(on_bad_image)
     try:
         world = birds.make_world(seed=seed, genera=tuple(genera), difficulty=difficulty)
     except ValueError as error:

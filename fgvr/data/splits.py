@@ -155,11 +155,6 @@ class SplitRequest:
         return " with ".join((head, " and ".join(more))) if more else head
 
 
-def check_on_bad_image(value: str) -> None:
-    if value not in ("skip", "error"):
-        raise ConfigError(f"dataset.on_bad_image must be skip or error, not {value!r}")
-
-
 def split_few_shot(listing: Listing, inspector: Inspector, request: SplitRequest, notes: list[str]) -> Split:
     """The split of a listing: its official test part, else the images that the shots leave. Appends to `notes` what was left out.
 

@@ -1,34 +1,38 @@
-"""What `mode=memory` shows on the terminal and as JSON."""
+"""What `mode=memory` shows on the terminal and as JSON. Labels on the terminal are the names of the fields."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
+from fgvr.runtime.pressure import Pressure
+from fgvr.runtime.status_records import ModelAnswer, Stats, SystemAnswer
 from fgvr.store.stale_files import StaleFile
 from fgvr.utils.text import format_bytes
 
 _NO_SERVER = "no server: figures of this machine, and of a pool with this configuration"
-Found = Stats | PressureAnswer | SystemAnswer | Sequence[ModelAnswer] | Sequence[StaleFile] | Mapping[str, Any]
+_BYTES = ("memory", "usage", "limit", "available", "total", "used", "bytes", "free", "allocated", "reserved", "released")
+"""Last words of the names of fields that hold bytes."""
+Found = Stats | Pressure | SystemAnswer | Sequence[ModelAnswer] | Sequence[StaleFile] | Mapping[str, Any]
 
 
 def as_json(found: Found) -> dict[str, Any]:
     """The record's own fields; lists under `models` or `leftovers`."""
     match found:
-        case Stats() | PressureAnswer() | SystemAnswer():
+        case Stats() | Pressure() | SystemAnswer():
             return asdict(found)
         case Mapping():
             return dict(found)
         case [ModelAnswer(), *_]:
             return {"models": [asdict(row) for row in found]}  # type: ignore[call-overload]
-    removed = sum(left.bytes for left in found if isinstance(left, StaleFile) and not left.kept)
-    rows = [asdict(left) | {"path": str(left.path)} for left in found if isinstance(left, StaleFile)]
+    files = [file for file in found if isinstance(file, StaleFile)]
+    removed = sum(file.bytes for file in files if not file.kept)
+    rows = [asdict(file) | {"path": str(file.path)} for file in files]
     return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": format_bytes(removed)}
 
 
@@ -37,75 +41,21 @@ def tables(found: Found, server: str | None = None) -> list[RenderableType]:
     whose = Text(f"server: {server}" if server else _NO_SERVER)
     match found:
         case Stats():
-            return [_pairs("memory", _stats(found)), whose]
-        case PressureAnswer():
-            return [_pairs("pressure", _pressure(found)), whose]
+            in_use = {"in use of the budget": f"{found.formatted_usage} of {found.formatted_limit}"}
+            return [_facts(in_use | {part.name: getattr(found, part.name) for part in fields(found)}), whose]
+        case Pressure():
+            return [_facts({part.name: getattr(found, part.name) for part in fields(found)}), whose]
         case SystemAnswer():
-            return [*_system(found), whose] if server else _system(found)
+            facts = {part.name: getattr(found, part.name) for part in fields(found) if part.name not in ("devices", "processes")}
+            devices = [asdict(device) for device in found.devices]
+            others = [{"pid": p.pid, "uss_bytes": p.memory.uss, "seconds": p.seconds, "command": p.command} for p in found.processes]
+            return [_facts(facts), _rows("devices", devices), *([_rows("other fgvr processes", others)] if others else []), whose]
         case Mapping():
-            return [_pairs("answer", {name.replace("_", " "): _said(name, value) for name, value in found.items()}), whose]
-    models = [row for row in found if isinstance(row, ModelAnswer)]
+            return [_facts(found), whose]
+    models = [asdict(row) for row in found if isinstance(row, ModelAnswer)]
     if models or server:
-        return [_models(models), whose]
+        return [_rows("models", models), whose]
     return _stale_files([row for row in found if isinstance(row, StaleFile)])
-
-
-def _said(name: str, value: Any) -> str:
-    """A value of a server's answer; fields of bytes are named so, or are sizes in the contract's words."""
-    if isinstance(value, int) and not isinstance(value, bool) and ("bytes" in name or name in ("released", "limit", "used", "total")):
-        return format_bytes(value)
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
-
-
-def _stats(found: Stats) -> dict[str, str]:
-    return {
-        "models loaded": str(found.total_models),
-        "in use of the budget": f"{found.formatted_usage} of {found.formatted_limit}",
-        "pressure": "yes" if found.memory_pressure else "no",
-        "main memory available": f"{found.formatted_system_available} of {found.formatted_system_total}",
-        "other fgvr processes": f"{found.other_processes}, holding {format_bytes(found.other_processes_memory)}",
-    }
-
-
-def _pressure(found: PressureAnswer) -> dict[str, str]:
-    return {
-        "pressure": "yes" if found.pressure else "no",
-        "level": found.level,
-        "in use of the budget": f"{format_bytes(found.used)} of {format_bytes(found.limit)} ({found.share:.0%})",
-        "main memory": found.host_low or "enough",
-        "would drop": ", ".join(found.recommended) or "nothing",
-    }
-
-
-def _system(found: SystemAnswer) -> list[RenderableType]:
-    available = f"{format_bytes(found.ram_available)} of {format_bytes(found.ram_total)} available"
-    pairs = {
-        "main memory": f"{available} ({found.ram_used_share:.0%} used)",
-        "control group": f"limits it to {format_bytes(found.cgroup_limit)}" if found.cgroup_limit else "sets no lower limit",
-        "swap": f"{format_bytes(found.swap_used)} of {format_bytes(found.swap_total)} used" if found.swap_total else "none",
-    }
-    devices = Table("device", "total", "free", "this process", "reserved", title="devices", title_justify="left")
-    for device in found.devices:
-        devices.add_row(device.name, *map(format_bytes, (device.total, device.free, device.allocated, device.reserved)))
-    parts: list[RenderableType] = [_pairs("this machine", pairs), devices]
-    if found.processes:
-        table = Table("pid", "holds (USS)", "runs for", "command", title="other fgvr processes", title_justify="left")
-        for process in found.processes:
-            held = "not ours to see" if process.memory.uss is None else format_bytes(process.memory.uss)
-            table.add_row(str(process.pid), held, f"{process.seconds:,.0f} s", process.command)
-        parts.append(table)
-    return parts
-
-
-def _models(rows: Sequence[ModelAnswer]) -> RenderableType:
-    table = Table("model", "source", "state", "tier", "size", "files", "leases", "hits", "loads", "")
-    for row in rows:
-        sizes = ("unknown" if n is None else format_bytes(n) for n in (row.bytes, row.file_bytes))
-        counts = (str(n) for n in (row.leases, row.hits, row.loads))
-        table.add_row(row.key, row.source, row.state, row.tier, *sizes, *counts, row.error or ("pinned" if row.pinned else ""))
-    return table
 
 
 def _stale_files(rows: Sequence[StaleFile]) -> list[RenderableType]:
@@ -113,18 +63,38 @@ def _stale_files(rows: Sequence[StaleFile]) -> list[RenderableType]:
         return [Text("nothing to clean up: no dead run has left anything")]
     table = Table("what", "where", "size", "age", "done")
     for row in rows:
-        age = f"{row.age_seconds / 3600:,.1f} h"
-        table.add_row(
-            row.kind, Text(str(row.path), overflow="fold"), format_bytes(row.bytes), age, f"kept: {row.kept}" if row.kept else "removed"
-        )
+        done = f"kept: {row.kept}" if row.kept else "removed"
+        table.add_row(row.kind, Text(str(row.path), overflow="fold"), format_bytes(row.bytes), f"{row.age_seconds / 3600:,.1f} h", done)
     removed = [row for row in rows if not row.kept]
     return [table, Text(f"removed {len(removed)} of {len(rows)}: {format_bytes(sum(row.bytes for row in removed))}")]
 
 
-def _pairs(title: str, pairs: Mapping[str, str]) -> RenderableType:
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column("quantity")
-    table.add_column("value")
-    for name, value in pairs.items():
-        table.add_row(name, value)
+def _facts(values: Mapping[str, Any]) -> Table:
+    table = Table("quantity", "value", show_header=False)
+    for name, value in values.items():
+        if not name.startswith("formatted_"):  # the same number, which is formatted here anyway
+            table.add_row(name.replace("_", " "), _told(name, value))
     return table
+
+
+def _rows(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(*(name.replace("_", " ") for name in (rows[0] if rows else ())), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_told(name, value) for name, value in row.items()))
+    return table
+
+
+def _told(name: str, value: Any) -> str:
+    """A value in words; the name says what an integer means."""
+    match value:
+        case None:
+            return "unknown"
+        case bool():
+            return "yes" if value else "no"
+        case int() if name.endswith(_BYTES):
+            return format_bytes(value)
+        case float():
+            return f"{value:.0%}" if name.endswith("share") else f"{value:,.1f}"
+        case list() | tuple():
+            return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 from fgvr.errors import FgvrError, ModelLoadError, RemoteError, StoreError
 from fgvr.fetch.published import Download
 from fgvr.runtime.loaders import files
-from fgvr.runtime.sizes import ON_DISK
-from fgvr.runtime.sizes.clip import repository as encoder_repository
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -32,10 +32,10 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 def hub_repository(spec: ModelSpec) -> str | None:
     """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
-    if spec.loader not in ON_DISK or spec.source == "tiny" or Path(spec.source).expanduser().exists():
+    loader = find_loader(spec)
+    if not isinstance(loader, FolderLoader) or spec.source == "tiny" or Path(spec.source).expanduser().exists():
         return None
-    alias = encoder_repository(spec) if spec.loader == "clip" else None
-    return alias or (spec.source if files.is_repository(spec.source) else None)
+    return loader.repository(spec) or (spec.source if files.is_repository(spec.source) else None)
 
 
 def plan_model(spec: ModelSpec, repository: str) -> Download | None:

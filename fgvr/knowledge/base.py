@@ -1,7 +1,6 @@
-"""A knowledge base on disk: saved whole or not at all, opened only by the models that made it.
+"""A knowledge base on disk. It is saved whole or not at all, and only the models that made it may open it.
 
-manifest.json (written last: its presence means complete), prototypes.safetensors, classes.parquet, rehearsal.parquet,
-experience.jsonl, splits.json. Readers verify every file against the manifest.
+The manifest is written last, so its presence means that the base is complete. Readers verify every file against the manifest.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvr.errors import KnowledgeError
-from fgvr.knowledge.classes import ClassRecord, Description, Status
+from fgvr.knowledge.classes import ClassRecord, Description
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
@@ -24,14 +23,8 @@ from fgvr.types import Experience, Manifest
 from fgvr.utils.files import atomic_write, sha256_file
 
 SCHEMA = 1
-MANIFEST, PROTOTYPES, CLASSES, SLOW_SCORES, EXPERIENCE, SPLITS = (
-    "manifest.json",
-    "prototypes.safetensors",
-    "classes.parquet",
-    "rehearsal.parquet",
-    "experience.jsonl",
-    "splits.json",
-)
+MANIFEST, PROTOTYPES, CLASSES = "manifest.json", "prototypes.safetensors", "classes.parquet"
+SLOW_SCORES, EXPERIENCE, SPLITS = "rehearsal.parquet", "experience.jsonl", "splits.json"
 FILES = (MANIFEST, PROTOTYPES, CLASSES, SLOW_SCORES, EXPERIENCE, SPLITS)
 _LIBRARIES = ("torch", "transformers", "open_clip_torch")
 
@@ -47,7 +40,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a base is made from; together these make its key, so another value is another base."""
+    """What a base is made from. Its key is a hash of these values, so another value means another base."""
 
     dataset: str
     world: str
@@ -62,11 +55,11 @@ class Origin:
 
     @property
     def key(self) -> str:
-        """12 hex digits: where below knowledge/<dataset>/ the base lies. One model in two places is one model."""
+        """12 hex digits, the base's folder below knowledge/<dataset>/. The place of a model does not count."""
         return hashlib.sha256(json.dumps(asdict(replace(self, sources={})), sort_keys=True).encode()).hexdigest()[:12]
 
     def model(self, role: str) -> str:
-        """For people: `encoder ViT-B-32/openai auto (0123456789ab)`."""
+        """For people, such as `encoder ViT-B-32/openai auto (0123456789ab)`."""
         known = self.sources.get(role, {})
         told = [role, *(value for part in ("source", "revision", "dtype") if (value := known.get(part)))]
         return f"{' '.join(told)} ({self.models.get(role)})"
@@ -88,7 +81,7 @@ class KnowledgeBase:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the classes of which a description failed, their own or that of a half of their shots: the next build asks again."""
+        """Names of the classes with a failed description; the next build asks for it again."""
         return tuple(record.name for record in self.classes if record.failed)
 
     @property
@@ -125,14 +118,14 @@ def is_complete(folder: Path) -> bool:
 
 
 def strange_files(folder: Path) -> tuple[str, ...]:
-    """What lies there that no base has and nobody must replace: names in a folder, or the file itself."""
+    """Names of the files in the folder that belong to no base, so that a build must not replace them."""
     if not folder.is_dir():
         return (folder.name,) if folder.exists() else ()
     return tuple(sorted(file.name for file in folder.iterdir() if file.name not in FILES and file.suffix != ".tmp"))
 
 
 def content_hash(folder: Path) -> str | None:
-    """Of the base that lies there now; None when there is none."""
+    """The content hash of the base in the folder; None when there is none."""
     return _read_manifest(folder).content_hash if is_complete(folder) else None
 
 
@@ -140,39 +133,31 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
     """Open a complete base.
 
     Args:
-        expected: what the caller's configuration would build; other models, prompts or names of the same images are an
-            error that names both.
+        expected: the origin that the caller's configuration would build. A base of other models or prompts, or of the same images under
+            other names, is an error that names both.
 
     Raises:
         KnowledgeError: absent, incomplete, of another schema, damaged, or made by other models.
     """
+    from safetensors.numpy import load_file
+
     manifest = _read_manifest(folder)
     if expected is not None:
         _check_origin(folder, manifest, expected)
     for name, sha256 in manifest.files.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
             raise KnowledgeError(f"{folder / name} is missing or damaged; rebuild with: mode=build_knowledge_base knowledge.build=always")
-    arrays = _load_arrays(folder / PROTOTYPES)
-    classes = _load_classes(folder / CLASSES)
+    arrays = load_file(folder / PROTOTYPES)
+    statistics, temperature = arrays.pop("confusion"), float(arrays.pop("temperature")[0])
+    classes = tuple(_class_record(row) for row in _read_parquet(folder / CLASSES))
     ids = tuple(record.id for record in classes)
-    support = tuple(Support(**row) for row in json.loads((folder / SPLITS).read_text())["support"])
     return KnowledgeBase(
         origin=_origin(manifest),
         classes=classes,
-        prototypes=Prototypes(
-            ids=ids,
-            shots=arrays["shots"],
-            owners=arrays["owners"],
-            folds=arrays["folds"],
-            text=arrays["text"],
-            fold_text=arrays["fold_text"],
-            name=arrays.get("name"),
-            temperature=float(arrays["temperature"][0]),
-            families=arrays.get("families"),
-        ),
-        statistics=Statistics(ids, arrays["confusion"]),
+        prototypes=Prototypes(ids, temperature=temperature, **arrays),
+        statistics=Statistics(ids, statistics),
         slow_scores=_load_scores(folder / SLOW_SCORES),
-        support=support,
+        support=tuple(Support(**row) for row in json.loads((folder / SPLITS).read_text())["support"]),
         experience=tuple(_experience(json.loads(line)) for line in (folder / EXPERIENCE).read_text().splitlines()),
         path=folder,
         manifest=manifest,
@@ -183,21 +168,10 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
 
 
 def _manifest(base: KnowledgeBase, files: Mapping[str, str], *, created: str, seconds: float) -> Manifest:
-    counts = {
-        "classes": len(base.classes),
-        "support": len(base.support),
-        "described": base.described,
-        "rules": len(base.experience),
-    }
-    blank = Manifest(
-        schema=SCHEMA,
-        key=base.origin.key,
-        counts=counts,
-        libraries={name: version(name) for name in _LIBRARIES},
-        files=files,
-        content_hash="",
-        **asdict(base.origin),
-    )
+    counts = {"classes": len(base.classes), "support": len(base.support), "described": base.described, "rules": len(base.experience)}
+    libraries = {name: version(name) for name in _LIBRARIES}
+    origin = asdict(base.origin)
+    blank = Manifest(SCHEMA, base.origin.key, counts=counts, libraries=libraries, files=files, content_hash="", **origin)
     content_hash = hashlib.sha256(json.dumps(asdict(replace(blank, sources={})), sort_keys=True).encode()).hexdigest()
     return replace(blank, content_hash=content_hash, created=created, seconds=seconds)
 
@@ -230,7 +204,7 @@ def _check_origin(folder: Path, manifest: Manifest, expected: Origin) -> None:
             )
     if manifest.prompts != expected.prompts:
         raise KnowledgeError(f"{folder} was built with prompts {manifest.prompts}, this version has {expected.prompts}; rebuild it")
-    # A base of other images is somebody's choice, and brings its own names.
+    # A base of other images is the user's choice, and it brings its own names.
     if manifest.split_hash == expected.split_hash and manifest.catalog != expected.catalog:
         raise KnowledgeError(
             f"{folder} was built from these images under other names or another superclass (catalogue {manifest.catalog or 'unknown'}; "
@@ -242,28 +216,12 @@ def _check_origin(folder: Path, manifest: Manifest, expected: Origin) -> None:
 
 
 def _save_prototypes(path: Path, prototypes: Prototypes, statistics: Statistics) -> None:
+    """Every array of the record under the name of its field; one that is None is absent."""
     from safetensors.numpy import save
 
-    arrays = {
-        "shots": prototypes.shots,
-        "owners": prototypes.owners,
-        "folds": prototypes.folds,
-        "text": prototypes.text,
-        "fold_text": prototypes.fold_text,
-        "confusion": statistics.confusion,
-        "temperature": np.array([prototypes.temperature]),
-    }
-    if prototypes.name is not None:
-        arrays["name"] = prototypes.name
-    if prototypes.families is not None:
-        arrays["families"] = prototypes.families
-    atomic_write(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
+    stored = {part.name: getattr(prototypes, part.name) for part in fields(Prototypes) if part.name != "ids"}
+    stored |= {"confusion": statistics.confusion, "temperature": np.array([prototypes.temperature])}
+    atomic_write(path, save({name: np.ascontiguousarray(array) for name, array in stored.items() if array is not None}))
 
 
 def _save_classes(path: Path, base: KnowledgeBase) -> None:
@@ -283,27 +241,19 @@ def _save_classes(path: Path, base: KnowledgeBase) -> None:
     _write_parquet(path, columns)
 
 
-def _load_classes(path: Path) -> tuple[ClassRecord, ...]:
-    return tuple(
-        ClassRecord(
-            id=row["id"],
-            name=row["name"],
-            superclass=row["superclass"],
-            aliases=tuple(row["aliases"]),
-            description=Description(row["description"], row["status"]),
-            fold_descriptions=_fold_descriptions(row),
-            shots=row.get("counts", row)["shots"],  # a column of its own in older bases
-        )
-        for row in _read_parquet(path)
-    )
-
-
-def _fold_descriptions(row: dict) -> tuple[Description, Description]:
-    """Older bases do not say why one is not there."""
+def _class_record(row: dict) -> ClassRecord:
+    """Older bases have the shots in a column of their own, and do not say why a fold's description is absent."""
     texts = row["fold_descriptions"]
-    statuses: Sequence[Status] = row.get("fold_status") or ["described" if text else "absent" for text in texts]
-    first, second = map(Description, texts, statuses)
-    return first, second
+    first, second = map(Description, texts, row.get("fold_status") or ["described" if text else "absent" for text in texts])
+    return ClassRecord(
+        id=row["id"],
+        name=row["name"],
+        superclass=row["superclass"],
+        aliases=tuple(row["aliases"]),
+        description=Description(row["description"], row["status"]),
+        fold_descriptions=(first, second),
+        shots=row.get("counts", row)["shots"],
+    )
 
 
 def _save_scores(path: Path, slow: LeaveOneOutScores) -> None:

@@ -29,6 +29,7 @@ from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
+from fgvr.utils.batches import batches
 from fgvr.utils.files import HeldError, file_lock
 from fgvr.utils.progress import track
 
@@ -165,11 +166,6 @@ def _families(numbers: Sequence[int]) -> np.ndarray | None:
         return None
     log.info("%d support images are copies of others of their class, exact or near: left out together wherever one is left out", copies)
     return np.array(numbers, np.int64)
-
-
-def batches(n: int, size: int) -> list[range]:
-    """Index batches whose borders depend on positions alone, never on what is left to do."""
-    return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _encode_images(

@@ -1,96 +1,80 @@
-"""One function per mode. Each reads like the abstract of what it does; objects come from assembly."""
+"""The modes, one module per kind. A mode is a function of a Session that returns a record; how it is shown stands beside it.
+
+The one table of modes is here. It names functions and imports none, so that a plan does not wait for what an evaluation needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from fgvr.config.configuration import Config
 
-from fgvr import assembly
-from fgvr.errors import FgvrError
-from fgvr.modes.building import build_experience_base, build_knowledge_base, fit
-from fgvr.modes.checking import MEMORY_ACTIONS, Checkup, MemoryAnswer, cache, doctor, memory, plan
-from fgvr.modes.classifying import classify
-from fgvr.modes.comparing_baselines import Baselines, baselines
-from fgvr.modes.discovering import Discovery
-from fgvr.modes.discovering import discover as _discover  # of a configuration; the public one takes a folder
-from fgvr.modes.discovering import discover_folder as discover
-from fgvr.modes.evaluating import evaluate
-from fgvr.modes.fetching import fetch
-from fgvr.modes.review import Reviewed, review
-from fgvr.modes.reviewing import compare, replay
-from fgvr.modes.runs import BASE, CONFIG, LESSONS, LOG, PREDICTIONS, recorded_memory, run_folder
-from fgvr.modes.serving import serve
-from fgvr.modes.showing import show
-from fgvr.utils.logging import own_terminal, setup_logging
 
-__all__ = [
-    "BASE",
-    "CONFIG",
-    "LESSONS",
-    "LOG",
-    "MEMORY_ACTIONS",
-    "MODES",
-    "PREDICTIONS",
-    "Baselines",
-    "Checkup",
-    "Discovery",
-    "MemoryAnswer",
-    "Reviewed",
-    "baselines",
-    "build_experience_base",
-    "build_knowledge_base",
-    "cache",
-    "classify",
-    "compare",
-    "discover",
-    "doctor",
-    "evaluate",
-    "fetch",
-    "fit",
-    "memory",
-    "plan",
-    "recorded_memory",
-    "replay",
-    "review",
-    "run",
-    "run_folder",
-    "serve",
-    "show",
-]
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """`run` is the dotted name of a function of a Session, or of the Config alone where it needs nothing that takes long to import."""
 
-MODES: dict[str, Callable[[DictConfig], Any]] = {
-    "baselines": baselines,
-    "build_knowledge_base": build_knowledge_base,
-    "build_experience_base": build_experience_base,
-    "cache": cache,
-    "classify": classify,
-    "compare": compare,
-    "discover": _discover,
-    "doctor": doctor,
-    "evaluate": evaluate,
-    "fetch": fetch,
+    run: str
+    light: bool = False
+
+    def __call__(self, config: Config) -> Any:
+        run = pkgutil.resolve_name(self.run)
+        if self.light:
+            return run(config)
+        from fgvr.session import Session
+
+        return run(Session(config))
+
+
+_EVALUATE = Mode("fgvr.modes.evaluating:evaluate")
+
+MODES = {
+    "baselines": Mode("fgvr.modes.comparing_baselines:baselines"),
+    "build_knowledge_base": Mode("fgvr.modes.building:build_knowledge_base"),
+    "build_experience_base": Mode("fgvr.modes.building:build_experience_base"),
+    "cache": Mode("fgvr.modes.checking:cache"),
+    "classify": Mode("fgvr.modes.classifying:classify"),
+    "compare": Mode("fgvr.modes.comparing:compare"),
+    "discover": Mode("fgvr.modes.discovering:discover"),
+    "doctor": Mode("fgvr.modes.checking:doctor"),
+    "evaluate": _EVALUATE,
     # Presets: the same function; the configuration pins the trigger.
-    "fastonly": evaluate,
-    "slowonly": evaluate,
-    "fast_slow": evaluate,
-    "memory": memory,
-    "plan": plan,
-    "replay": replay,
-    "review": review,
-    "serve": serve,
+    "fastonly": _EVALUATE,
+    "slowonly": _EVALUATE,
+    "fast_slow": _EVALUATE,
+    "fetch": Mode("fgvr.modes.fetching:fetch"),
+    "memory": Mode("fgvr.modes.checking:memory"),
+    "plan": Mode("fgvr.modes.planning:plan", light=True),
+    "review": Mode("fgvr.modes.review:review"),
+    "replay": Mode("fgvr.modes.replaying:replay"),
+    "serve": Mode("fgvr.modes.serving:serve"),
 }
+"""Name -> mode. A new one: a row here, and configs/mode/NAME.yaml, whose first comment is its line in --help."""
 
 
-def run(cfg: DictConfig) -> Any:
-    """What the command line calls: check, do, show."""
+def perform(config: Config) -> Any:
+    """The result of a configuration's mode."""
+    return MODES[config.mode](config)
+
+
+def begin(config: Config) -> None:
+    """The terminal, the log and the libraries of this process are the command's."""
+    from fgvr.runtime.loaders import libraries
+    from fgvr.utils.logging import own_terminal, setup_logging
+
     own_terminal()
-    cfg = assembly.validate(cfg)
-    setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet)
-    result = MODES[cfg.mode](cfg)
-    show(result, cfg)
-    if isinstance(result, Checkup) and result.ill:
-        topics = ", ".join(finding.topic for finding in result.ill)
-        raise FgvrError(f"{len(result.ill)} of {len(result.findings)} checks found something to mend: {topics}")
+    libraries.own_the_process()
+    setup_logging(level=config.logging.level, quiet=config.logging.quiet)
+
+
+def run(config: Config) -> Any:
+    """What the command line calls: perform, then show."""
+    from fgvr.modes.showing import show
+
+    if not MODES[config.mode].light:
+        begin(config)
+    result = perform(config)
+    show(result, as_json=config.logging.as_json)
     return result

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from fgvr import assembly
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.leave_one_out import leave_one_out_fast
 from fgvr.data.catalog import Catalog
@@ -27,6 +24,7 @@ from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import JOURNAL, workspace
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
+from fgvr.session import Session
 from fgvr.types import Category, Sample
 from fgvr.utils.images import list_images
 from fgvr.utils.text import plain_name, printable
@@ -46,12 +44,12 @@ class Changed:
     seconds: float
 
 
-def open_base(cfg: DictConfig) -> KnowledgeBase:
+def open_base(session: Session) -> KnowledgeBase:
     """The base that the configuration means; never built here."""
-    return assembly.open_knowledge(OmegaConf.merge(cfg, {"knowledge": {"build": "never"}}))  # type: ignore[arg-type]
+    return session.derive({"knowledge.build": "never"}).knowledge
 
 
-def add_class(cfg: DictConfig, name: str, photos: Sequence[Path]) -> Changed:
+def add_class(session: Session, name: str, photos: Sequence[Path]) -> Changed:
     """One class more, or more photographs of a class that is there (by any spelling of its name).
 
     Raises:
@@ -60,11 +58,11 @@ def add_class(cfg: DictConfig, name: str, photos: Sequence[Path]) -> Changed:
         DatasetError: a photograph is in the base under another class.
     """
     started = time.monotonic()
-    path = _path(open_base(cfg))
+    path = _path(open_base(session))
     with _changing(path) as (base, partial):
         category = _category(base, name)
         samples = _new_samples(base, category, photos)
-        added = _one_class(cfg, base, category, samples, partial / _PART / "base")
+        added = _one_class(session, base, category, samples, partial / _PART / "base")
         shutil.rmtree(partial / _PART)
         changed = change.with_class(base, added, _recount)
         _save(changed, partial, started)
@@ -75,10 +73,10 @@ def add_class(cfg: DictConfig, name: str, photos: Sequence[Path]) -> Changed:
     return Changed(knowledge_base.load(path), what, len(samples), time.monotonic() - started)
 
 
-def remove_class(cfg: DictConfig, name: str) -> Changed:
+def remove_class(session: Session, name: str) -> Changed:
     """One class less, by its name, an alias or its id. KnowledgeError where it is unknown, or the last one."""
     started = time.monotonic()
-    path = _path(open_base(cfg))
+    path = _path(open_base(session))
     with _changing(path) as (base, partial):
         category = _find(change.catalog_of(base), name)
         if category is None:
@@ -153,9 +151,10 @@ def _new_samples(base: KnowledgeBase, category: Category, photos: Sequence[Path]
     return list(fresh.values())
 
 
-def _one_class(cfg: DictConfig, base: KnowledgeBase, category: Category, samples: Sequence[Sample], folder: Path) -> KnowledgeBase:
+def _one_class(session: Session, base: KnowledgeBase, category: Category, samples: Sequence[Sample], folder: Path) -> KnowledgeBase:
     """A base of this class alone, as every base is built."""
     split, origin = Split(tuple(samples), ()), base.origin
     dataset = Dataset(origin.dataset, origin.world, Catalog((category,)), category.superclass, split, Path.cwd())
-    alone = OmegaConf.merge(cfg, {"knowledge": {"path": str(folder), "build": "always", "rehearse": False}, "run": {"fresh": False}})
-    return assembly.open_knowledge(alone, dataset, building=True)  # type: ignore[arg-type]
+    answers_nothing = {"knowledge.rehearse": False, "slow.weight": 0}
+    alone = {"knowledge.path": str(folder), "knowledge.build": "always", "run.fresh": False, **answers_nothing}
+    return session.derive(alone, dataset=dataset).open_knowledge(building=True)

@@ -1,21 +1,27 @@
-"""Modes that look at the machine: plan, doctor, memory, cache. No model is loaded."""
+"""Modes that look at the machine: doctor, memory, cache. No model is loaded."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from omegaconf import DictConfig
-
-from fgvr import assembly, planning
+from fgvr import planning
+from fgvr.agents.risk_control import certifiable
+from fgvr.config.configuration import Config
+from fgvr.data.datasets import Dataset
 from fgvr.data.health import diagnose
 from fgvr.errors import ConfigError, FgvrError
+from fgvr.evaluation import memory_console
+from fgvr.evaluation.console import findings_table
+from fgvr.modes.showing import complaint, to_json, to_text
 from fgvr.runtime import admin_client, health, status_records
 from fgvr.runtime.monitor import watch
+from fgvr.session import Session
 from fgvr.store import cache_maintenance, stale_files
-from fgvr.types import Finding, MemoryPlan
+from fgvr.types import Finding
 from fgvr.utils.service import Service
 
 log = logging.getLogger(__name__)
@@ -42,75 +48,121 @@ class MemoryAnswer:
     server: str | None = None  # its address; None: of this machine
 
 
-def plan(cfg: DictConfig) -> MemoryPlan:
-    """What would be resident at once, and whether it fits the budget. Loads nothing."""
-    return planning.plan(cfg)
-
-
-def doctor(cfg: DictConfig) -> Checkup:
+def doctor(session: Session) -> Checkup:
     """What is well on this machine with this configuration, and the cure for what is not. Loads no model."""
-    pool = assembly.shared_pool(cfg)
-    specs, optional = ([assembly.spec(cfg, role) for role in roles] for roles in (planning.used(cfg), planning.optional_roles(cfg)))
+    pool, config = session.pool, session.config
+    specs, optional = ([session.specs[role] for role in roles] for roles in (planning.used(config), planning.optional_roles(config)))
     sized = health.models(pool, specs, optional, reserve=pool.settings.reserve, max_models=pool.settings.max_models)
-    found = [*health.libraries(), *health.machine(pool), *sized, health.disk(assembly.home(cfg)), *_decoder(cfg)]
-    hashes = assembly.perceptual_hash(cfg) if health.writable(assembly.home(cfg)) else None
-    found += diagnose(lambda: assembly.open_dataset(cfg), hashes)
+    found = [*health.libraries(), *health.machine(pool), *sized, health.disk(session.home), *_decoder(session)]
+    hashes = session.perceptual_hash if health.writable(session.home) else None
+    opened = functools.cache(lambda: session.dataset)
+    found += [*diagnose(opened, hashes), *_promise(opened)]
     return Checkup(tuple(found))
 
 
-def _decoder(cfg: DictConfig) -> Iterator[Finding]:
+def _promise(opened: Callable[[], Dataset]) -> Iterator[Finding]:
+    """What a promise about risk can reach with this many photographs; nothing where the data set cannot be opened, which is found apart."""
+    try:
+        dataset = opened()
+    except (FgvrError, OSError) as error:
+        log.debug("%s", error)
+        return
+    kept, classes = len(dataset.split.calibration), len(dataset.catalog)
+    if kept:
+        yield Finding("promise", True, certifiable(kept))
+    else:
+        each = 4
+        yield Finding(
+            "promise",
+            True,
+            f"no image is set aside, so no risk can be promised; with dataset.calibration={each} of each of {classes} classes, "
+            + certifiable(each * classes),
+        )
+
+
+def _decoder(session: Session) -> Iterator[Finding]:
     """Whether an MLLM behind an engine can be asked as `slow` says; one that does not answer is found with its files."""
-    if not assembly.asks_mllm(cfg):
+    if not session.config.asks_mllm:
         return
     try:
-        assembly.check_decoder(cfg)
+        session.check_decoder()
     except ConfigError as error:
-        yield Finding("slow", False, f"slow={cfg.slow.decoder}", str(error))
+        yield Finding("slow", False, f"slow={session.config.slow.decoder}", str(error))
     except FgvrError as error:
         log.debug("%s", error)
 
 
-def memory(cfg: DictConfig) -> MemoryAnswer:
+def memory(session: Session) -> MemoryAnswer:
     """A running server's figures and levers where `server.url` names one. Else figures of this machine and of a pool with this
     configuration; `cleanup` then removes what dead runs left. Loads nothing."""
-    if cfg.action not in MEMORY_ACTIONS:
-        raise ConfigError(f"action={cfg.action}: must be one of {', '.join(MEMORY_ACTIONS)}")
-    if cfg.server.url is not None:
-        return _asked_of_a_server(cfg)
-    if cfg.action == "limit":
+    config = session.config
+    if config.action not in MEMORY_ACTIONS:
+        raise ConfigError(f"action={config.action}: must be one of {', '.join(MEMORY_ACTIONS)}")
+    if config.server.url is not None:
+        return _asked_of_a_server(config, Service.at(config.server.url))
+    if config.action == "limit":
         raise ConfigError(
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
-    if cfg.action == "cleanup":
-        return MemoryAnswer(cfg.action, stale_files.remove_stale_files(assembly.home(cfg)))
-    pool = assembly.shared_pool(cfg)
+    if config.action == "cleanup":
+        return MemoryAnswer(config.action, stale_files.remove_stale_files(session.home))
+    pool = session.pool
     monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
         "stats": lambda: status_records.stats(pool, monitor),
-        "pressure": lambda: status_records.pressure(monitor),
-        "models": lambda: status_records.models(pool, [assembly.spec(cfg, role) for role in assembly.present(cfg)]),
+        "pressure": monitor.pressure,
+        "models": lambda: status_records.models(pool, [session.specs[role] for role in config.models.present]),
         "system": lambda: status_records.system(pool.device),
     }
-    return MemoryAnswer(cfg.action, actions[cfg.action]())
+    return MemoryAnswer(config.action, actions[config.action]())
 
 
-def _asked_of_a_server(cfg: DictConfig) -> MemoryAnswer:
-    server = Service.at(cfg.server.url)
-    if cfg.action == "limit" and cfg.limit is None:
+def _asked_of_a_server(config: Config, server: Service) -> MemoryAnswer:
+    if config.action == "limit" and config.limit is None:
         raise ConfigError("action=limit needs a size: limit=18GiB")
-    match cfg.action:
+    match config.action:
         case "limit":
-            found = admin_client.limit(server, cfg.limit)
+            found = admin_client.limit(server, config.limit)
         case "cleanup":
             found = admin_client.cleanup(server)
         case action:
             found = admin_client.figures(server, action)
-    return MemoryAnswer(cfg.action, found, server.url)
+    return MemoryAnswer(config.action, found, server.url)
 
 
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
 
 
-def cache(cfg: DictConfig) -> cache_maintenance.MaintenanceReport:
+def cache(session: Session) -> cache_maintenance.MaintenanceReport:
     """The store of this home: figures, room made down to `store.limit`, or every value compared with its hash."""
-    return cache_maintenance.maintain(assembly.store_path(cfg), cfg.action, assembly.store_limit(cfg))
+    return cache_maintenance.maintain(session.store_path, session.config.action, session.store_limit)
+
+
+@to_json.register
+def _(result: Checkup) -> dict[str, Any]:
+    return asdict(result)
+
+
+@to_text.register
+def _(result: Checkup) -> list[Any]:
+    return [findings_table(result.findings)]
+
+
+@complaint.register
+def _(result: Checkup) -> str:
+    topics = ", ".join(finding.topic for finding in result.ill)
+    return f"{len(result.ill)} of {len(result.findings)} checks found something to mend: {topics}" if result.ill else ""
+
+
+@to_json.register
+def _(result: MemoryAnswer) -> dict[str, Any]:
+    return {"action": result.action, "server": result.server} | memory_console.as_json(result.found)
+
+
+@to_text.register
+def _(result: MemoryAnswer) -> list[Any]:
+    return memory_console.tables(result.found, result.server)
+
+
+to_json.register(cache_maintenance.MaintenanceReport, cache_maintenance.MaintenanceReport.as_json)
+to_text.register(cache_maintenance.MaintenanceReport, lambda result: [str(result)])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
-from fgvr import assembly
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
+from fgvr.evaluation.console import prediction_tables
 from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.review import write_page
 from fgvr.modes.runs import rows_anew, run_folder, surprises
+from fgvr.modes.showing import to_json, to_text
+from fgvr.session import Session
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def classify(cfg: DictConfig) -> Sequence[Prediction]:
+def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
-    samples = _asked_for(Path(cfg.image).expanduser())
-    recognizer = assembly.build_recognizer(cfg)
+    config = session.config
+    samples = _asked_for(Path(config.image).expanduser())
+    recognizer = session.recognizer_of_pictures()
     unreadable: list[ImageError] = []
-    with run_folder(cfg) as folder, rows_anew(folder) as file:
+    with run_folder(session) as folder, rows_anew(folder) as file:
         for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
             file.append(to_row(prediction) for prediction in predictions)
         answered = Recorded(file.done(), recognizer.names, folder=folder)
-        notes = [cfg.models.notice] if cfg.models.notice else []
-        notes += _ask_person(cfg, folder, answered, {s.key: s.image for s in samples})
         prediction_table.write(folder, answered)
+        notes = [config.models.notice] if config.models.notice else []
+        notes += _ask_person(session, folder, answered, {s.key: s.image for s in samples})
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
-    for note in [*notes, *surprises(answered, cfg)]:
+    for note in [*notes, *surprises(answered, config)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:
@@ -51,11 +52,10 @@ def classify(cfg: DictConfig) -> Sequence[Prediction]:
     return answered
 
 
-def _ask_person(cfg: DictConfig, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
-    if assembly.asks_mllm(cfg):
+def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+    if session.config.asks_mllm:
         return []
-    title, support = Path(cfg.image).expanduser().name, assembly.open_dataset(cfg).split.support
-    return write_page(cfg, folder, assembly.open_knowledge(cfg), answered, title=title, pictures=pictures, support=support)
+    return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
 
 
 def _asked_for(path: Path) -> list[Sample]:
@@ -69,3 +69,11 @@ def _asked_for(path: Path) -> list[Sample]:
     if not path.exists():
         raise ImageError(f"{path} does not exist; image= takes an image or a folder of images")
     return [Sample(path, key=str(path))]
+
+
+@to_json.register
+def _(result: Recorded) -> list[Any]:
+    return [to_row(prediction) for prediction in result]
+
+
+to_text.register(Recorded, prediction_tables)

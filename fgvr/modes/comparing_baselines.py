@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fgvr import assembly
 from fgvr.evaluation import records, uncertainty
+from fgvr.modes.baseline_table import OURS, TITLES, baseline_recognizer, baseline_session, chosen_baselines, unavailable_baselines
 from fgvr.modes.evaluating import evaluate
 from fgvr.modes.runs import PREDICTIONS, run_folder
+from fgvr.modes.showing import to_json, to_text
+from fgvr.session import Session
 from fgvr.types import Report
 from fgvr.utils.files import write_json
 
@@ -39,7 +40,7 @@ class Baselines:
         return [
             {
                 "name": name,
-                "title": assembly.TITLES[name],
+                "title": TITLES[name],
                 "top1": report.top1,
                 "top1_interval": list(report.top1_interval),
                 "macro": report.macro,
@@ -57,26 +58,27 @@ class Baselines:
         return "\n".join(f"{title}: {top1:.3f} [{low:.3f}, {high:.3f}]" for title, top1, low, high in shown)
 
 
-def baselines(cfg: DictConfig) -> Baselines:
+def baselines(session: Session) -> Baselines:
     """Every baseline is evaluated like any run, so that each can be resumed, shown, compared and replayed."""
-    names = assembly.chosen_baselines(cfg)
-    for name, reason in assembly.unavailable_baselines(cfg).items():
-        log.info("left out: %s, since %s", assembly.TITLES[name], reason)
-    with run_folder(cfg, mode="baselines") as folder:
+    names = chosen_baselines(session)
+    for name, reason in unavailable_baselines(session).items():
+        log.info("left out: %s, since %s", TITLES[name], reason)
+    with run_folder(session, mode="baselines") as folder:
         reports = {}
         for name in names:
-            log.info("%s", assembly.TITLES[name])
-            reports[name] = evaluate(assembly.baseline_config(cfg, name), build=assembly.baseline_recognizer(name))
-        ours = _right(reports[assembly.OURS])
-        others = {name: _right(report) for name, report in reports.items() if name != assembly.OURS}
+            log.info("%s", TITLES[name])
+            reports[name] = evaluate(baseline_session(session, name), baseline_recognizer(name))
+        ours = _right(reports[OURS])
+        others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}
         found = Baselines(reports, p, folder)
         write_json(folder / TABLE, found.rows())
         return found
 
 
+@to_text.register
 def tables(found: Baselines) -> list[RenderableType]:
-    first, last = next(iter(found.reports.values())), found.reports[assembly.OURS]
+    first, last = next(iter(found.reports.values())), found.reports[OURS]
     table = Table(title=f"{last.dataset}, {last.n} images", title_justify="left")
     heads = "method,top-1 accuracy,95 % (images),macro accuracy,MLLM calls/image asked,computed,s/image,p against the last"
     for head in heads.split(","):
@@ -103,7 +105,8 @@ def tables(found: Baselines) -> list[RenderableType]:
     return [*(Text(note, style="yellow") for note in notes), table, *(Text(line, overflow="fold") for line in lines)]
 
 
-def as_json(found: Baselines) -> Any:
+@to_json.register
+def _(found: Baselines) -> Any:
     return json.loads((found.path / TABLE).read_text())
 
 

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from fgvr import assembly
-from fgvr.agents.discover import Discovered
-from fgvr.data.unlabelled import Unlabelled
+from fgvr.agents import discover_prompts
+from fgvr.agents.discover import Discovered, Discoverer
+from fgvr.data.catalog import Catalog
+from fgvr.data.datasets import Dataset
+from fgvr.data.splits import Split
+from fgvr.data.unlabelled import Unlabelled, open_unlabelled
+from fgvr.errors import ConfigError
 from fgvr.evaluation import image_gallery
 from fgvr.evaluation import report as reports
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.knowledge.build import JOURNAL
 from fgvr.modes import naming
 from fgvr.modes.runs import recorded_memory, run_folder
+from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
+from fgvr.protocols import reads_text
+from fgvr.session import Session
+from fgvr.store.cache import LayeredCache, SqliteCache
+from fgvr.store.stage_cache import StageCache
+from fgvr.types import Category
 from fgvr.utils.files import atomic_write, write_json
 from fgvr.utils.text import printable
 
@@ -58,24 +69,64 @@ class Discovery:
         return image_gallery.table(self.found)
 
 
-def discover(cfg: DictConfig) -> Discovery:
+def discover(session: Session) -> Discovery:
     """Identify, howto, describe, guess, postprocess; then a knowledge base of what was found. The same command goes on where it was."""
-    with run_folder(cfg, mode="discover") as folder, recorded_memory(cfg, folder):
-        if cfg.run.fresh:
+    config = session.config
+    with run_folder(session, mode="discover") as folder, recorded_memory(session, folder):
+        if config.run.fresh:
             shutil.rmtree(folder / STAGES, ignore_errors=True)
-        images = assembly.open_images(cfg)
-        named_by_mllm = "mllm" in assembly.present(cfg)
-        found = assembly.find_kinds(cfg, images, folder / STAGES) if named_by_mllm else naming.find_kinds(cfg, images, folder)
-        base = assembly.open_knowledge(cfg, assembly.discovered_dataset(cfg, images, found))
-        notes = (*([cfg.models.notice] if cfg.models.notice else []), *images.notes, *found.notes)
-        discovery = Discovery(found, _named(images, found), base, assembly.build_recognizer(cfg, base), notes, folder)
+        images = open_unlabelled(Path(config.images), cache_dir=session.home / "store")
+        named_by_mllm = "mllm" in config.models.present
+        found = _find_kinds(session, images, folder / STAGES) if named_by_mllm else naming.find_kinds(session, images, folder)
+        named = session.derive({}, dataset=_as_dataset(images, found, shots=config.discover.shots))
+        notes = (*([config.models.notice] if config.models.notice else []), *images.notes, *found.notes)
+        discovery = Discovery(found, _named(images, found), named.knowledge, named.recognizer_of_pictures(), notes, folder)
         _write(discovery, images, folder)
     return discovery
 
 
-def discover_folder(folder: str | Path, *overrides: str) -> Discovery:
-    """Names for the images of a folder, and a recognizer that knows them; `overrides` as on the command line."""
-    return discover(assembly.load_config("mode=discover", f"images={folder}", *overrides))
+def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovered:
+    """The stages of discovery, each kept in `folder`. Only the album, pictures without paths, is handed over."""
+    models = session.config.models
+    if not reads_text(session.encoder):
+        raise ConfigError(
+            f"mode=discover names kinds by comparing words, and {models.encoder.source} reads no text: choose an encoder with a text side, "
+            "such as models=qwen2_5_vl_3b, or write models/mllm=none, so that a person names them"
+        )
+    if (can := session.abilities) is not None and not can.scores:
+        raise ConfigError(
+            f"mode=discover compares its guesses by log-likelihoods of given text, and {models.mllm.source} gives none: "
+            "have a server of fgvr (fgvr serve) or vLLM hold the model, or take one that runs here (models/mllm=tiny)"
+        )
+    wishes = session.config.discover.to_dict()
+    for key in ("shots", "kinds", "names"):  # not of this way
+        del wishes[key]
+    folder.mkdir(parents=True, exist_ok=True)
+    with SqliteCache(folder / JOURNAL) as journal:
+        session = session.derive({}, store=LayeredCache(journal, session.store))
+        stages = StageCache(folder, [images.content, session.fingerprints, models.slow_target, discover_prompts.fingerprint(), wishes])
+        discoverer = Discoverer(
+            session.mllm,
+            session.encoder,
+            target="name" if models.slow_target == "name" else "description",
+            stage=stages,
+            mllm_batch=models.mllm.batch_size,
+            encode_batch=models.encoder.batch_size,
+            **wishes,
+        )
+        return discoverer(images.album)
+
+
+def _as_dataset(images: Unlabelled, found: Discovered, *, shots: int | None) -> Dataset:
+    """What was found, as a dataset: its kinds are the classes, their most certain images the support. It has no test images."""
+    ids = [f"{place:03d}" for place in range(len(found.kinds))]
+    categories = (Category(id, kind.name, found.superclass, kind.aliases) for id, kind in zip(ids, found.kinds, strict=True))
+    support = tuple(
+        replace(images.samples[picture], label=id) for id, kind in zip(ids, found.kinds, strict=True) for picture in kind.pictures[:shots]
+    )
+    root = images.root.resolve()
+    name = re.sub(r"[^\w.-]+", "_", root.name) or "folder"
+    return Dataset(f"discovered-{name}", root.name, Catalog(tuple(categories)), found.superclass, Split(support, ()), images.root)
 
 
 def _named(images: Unlabelled, found: Discovered) -> dict[str, str]:
@@ -107,3 +158,14 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
         folder / reports.PAGE, printable(image_gallery.render(found, [sample.image for sample in images.samples], discovery.notes))
     )
     write_json(folder / NAMES, body)
+
+
+@to_json.register
+def _(result: Discovery) -> Any:
+    return json.loads((result.path / NAMES).read_text())
+
+
+@to_text.register
+def _(result: Discovery) -> list[Any]:
+    lines = (f"classify others with it: mode=classify image=... knowledge.path={result.base.path}", f"{result.path}/{reports.PAGE}")
+    return image_gallery.terminal(result.found, result.notes, lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from fgvr import assembly, planning
+from fgvr import planning
 from fgvr.agents.online import OnlineRetrieval, OnlineUpdate
 from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
-from fgvr.data.leaks import OnOverlap, Overlap
+from fgvr.data.leaks import Overlap
 from fgvr.errors import DatasetError
 from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
@@ -30,8 +30,10 @@ from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
+from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
+from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import Prediction, Report, Sample
 from fgvr.utils.progress import track
@@ -42,45 +44,44 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def evaluate(cfg: DictConfig, build: Callable[[DictConfig, KnowledgeBase], Recognizer] = assembly.build_evaluated) -> Report:
-    """Recognise the test images and score them. Killed at any point, the same command goes on where it was."""
-    cfg = assembly.resolve(cfg)
-    with run_folder(cfg) as folder:
-        dataset = assembly.open_dataset(cfg)
-        inputs = inputs_of(cfg, dataset)
+def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = None) -> Report:
+    """Recognise the test images and score them. Killed at any point, the same command goes on where it was.
+
+    Args: build: another recognizer than the session's own, which asks no MLLM.
+    """
+    cfg = session.config
+    with run_folder(session) as folder:
+        inputs = inputs_of(session)
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
-        if build is assembly.build_evaluated:
-            assembly.check_trigger(cfg)
-        listed, policy = len(dataset.split.test), _on_overlap(cfg)
-        overlaps = leaks.split_overlaps(dataset.split, assembly.perceptual_hash(cfg))
-        dataset = _apart(dataset, overlaps, policy)
-        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", assembly.to_dict(cfg))
+        _ = session.sentences  # what the protocols need is there, or said before anything is computed
+        session.check_trigger()
+        listed, policy = len(session.dataset.split.test), cfg.evaluation.overlap_policy
+        overlaps = leaks.split_overlaps(session.dataset.split, session.perceptual_hash)
+        session = _apart(session, overlaps)
+        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", cfg.to_dict())
         with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
-            with recorded_memory(cfg, folder):
-                base = assembly.open_knowledge(cfg, dataset)
-                made_with(base, inputs, folder, file)
-                foreign = _foreign_overlaps(base, dataset)
-                dataset, overlaps = _apart(dataset, foreign, policy), [*overlaps, *foreign]
-                recognizer = build(cfg, base)
-                stages = assembly.stages_of_recognition(cfg) if build is assembly.build_evaluated else []
-                with assembly.looking_ahead(cfg, *stages):
-                    predictions = _recognise(cfg, file, dataset, recognizer, tracker)
+            with recorded_memory(session, folder):
+                made_with(session.knowledge, inputs, folder, file)
+                foreign = _foreign_overlaps(session.knowledge, session.dataset)
+                session, overlaps = _apart(session, foreign, knowledge=session.knowledge), [*overlaps, *foreign]
+                recognizer = build(session) if build else session.recognizer
+                with session.looking_ahead(*([] if build else session.stages)):
+                    predictions = _recognise(session, file, recognizer, tracker)
             slow_right = _slow_right(predictions, recognizer)
             leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-            asked = _ask_person(cfg, folder, base, dataset, predictions)
-            notes = (*leaked, *asked, *_notes(cfg, base, dataset, recognizer))
-            report = _report(cfg, folder, base, dataset, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
+            notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
+            report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
             tracker.finish(report)
             prediction_table.write(folder, predictions)
             reports.write(report, folder)
         return report
 
 
-def _recognise(cfg: DictConfig, file: RunFile, dataset: Dataset, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
+def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
     """All predictions, those of an earlier, interrupted run included; they stay in the run's file."""
-    oracle = assembly.policy(cfg)
+    oracle, dataset = session.policy, session.dataset
     samples = dataset.split.test
     if not samples:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
@@ -124,18 +125,13 @@ def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer:
     return position[rows[-1]["image"]] // recognizer.batch_size + 1
 
 
-def _on_overlap(cfg: DictConfig) -> OnOverlap:
-    """`evaluation.on_overlap`, or what its former name `evaluation.allow_overlap` means."""
-    former = cfg.evaluation.allow_overlap
-    return cfg.evaluation.on_overlap if former is None else "allow" if former else "error"
-
-
-def _apart(dataset: Dataset, overlaps: Sequence[Overlap], policy: OnOverlap) -> Dataset:
-    """The dataset without the test images that `policy` leaves out, which is said."""
-    split = leaks.enforce(dataset.split, overlaps, policy)
+def _apart(session: Session, overlaps: Sequence[Overlap], **made: Any) -> Session:
+    """Without the test images that `evaluation.on_overlap` leaves out, which is said."""
+    policy = session.config.evaluation.overlap_policy
+    split = leaks.enforce(session.dataset.split, overlaps, policy)
     for overlap in overlaps:
         log.log(logging.INFO if policy == "drop" else logging.WARNING, "test image %s", overlap)
-    return replace(dataset, split=split)
+    return session.derive({}, dataset=replace(session.dataset, split=split), **made)
 
 
 def _foreign_overlaps(base: KnowledgeBase, dataset: Dataset) -> list[Overlap]:
@@ -152,18 +148,19 @@ def _unseen(base: KnowledgeBase, dataset: Dataset) -> list[str]:
     return [f"{absent} images of the base are not in this dataset: only exact copies of them are known"] if absent else []
 
 
-def _notes(cfg: DictConfig, base: KnowledgeBase, dataset: Dataset, recognizer: Recognizer) -> tuple[str, ...]:
+def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
     """What a reader must know before any number, after the leaks: the models' own limits, and the dataset's."""
+    cfg, dataset = session.config, session.dataset
     known = [cfg.models.notice] if cfg.models.notice else []
-    if published := cfg.get("published"):  # an experiment=... of the literature
+    if published := cfg.published:  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*known, *dataset.notes, *recognizer.notes, *_unseen(base, dataset), leaks.SCOPE)
+    return (*known, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
 
 
-def _ask_person(cfg: DictConfig, folder: Path, base: KnowledgeBase, dataset: Dataset, predictions: Sequence[Prediction]) -> list[str]:
-    pictures = {sample.key: sample.image for sample in dataset.split.test}
-    return write_page(cfg, folder, base, predictions, title=dataset.world, pictures=pictures, support=dataset.split.support)
+def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
+    pictures = {sample.key: sample.image for sample in session.dataset.split.test}
+    return write_page(session, folder, predictions, title=session.dataset.world, pictures=pictures)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:
@@ -175,36 +172,32 @@ def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np
 
 
 def _report(
-    cfg: DictConfig,
+    session: Session,
     folder: Path,
-    base: KnowledgeBase,
-    dataset: Dataset,
     predictions: Sequence[Prediction],
     *,
     notes: Sequence[str],
     slow_right: np.ndarray | None,
     tracker: Tracker,
 ) -> reports.RunReport:
-    pool = assembly.shared_pool(cfg)
+    cfg, dataset, base, pool = session.config, session.dataset, session.knowledge, session.pool
     recorded = timeline.read(folder / timeline.FILE) if (folder / timeline.FILE).exists() else None
     return reports.make_report(
         predictions,
         classes={category.id: category.name for category in dataset.catalog.categories},
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=assembly.trigger_name(cfg),
+        trigger=cfg.trigger_name,
         notes=(*notes, *surprises(predictions, cfg)),
         model_loads=pool.loads,
         peak_device_bytes=pool.peak_bytes,
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
-        config=assembly.to_dict(cfg),
+        config=cfg.to_dict(),
         pictures={sample.key: sample.image for sample in dataset.split.test},
         known=_known(dataset.split.support),
         provenance={
             **provenance(),
-            "models": ", ".join(
-                f"{one.role} {one.source} {one.dtype}" for one in (assembly.spec(cfg, role) for role in planning.used(cfg))
-            ),
+            "models": ", ".join(f"{one.role} {one.source} {one.dtype}" for one in (session.specs[role] for role in planning.used(cfg))),
             "knowledge base": f"{base.path}, content {base.manifest.content_hash[:12]}" if base.manifest else "",
         },
         memory=None if recorded is None else memory_history(recorded),
@@ -213,7 +206,7 @@ def _report(
         decode_wait=tracker.decode_wait,
         cache_hits=tracker.cache_hits,
         measure=tuple(cfg.evaluation.protocols),
-        sentences=assembly.sentences(cfg),
+        sentences=session.sentences,
     )
 
 
@@ -224,3 +217,13 @@ def _known(support: Sequence[Sample]) -> dict[str, list[ImageSource]]:
         if sample.label is not None:
             known.setdefault(sample.label, []).append(sample.image)
     return known
+
+
+@to_json.register
+def _(result: Report) -> Any:
+    return json.loads((result.path / reports.FILE).read_text())
+
+
+@to_text.register
+def _(result: Report) -> list[Any]:
+    return [reports.terminal(result)]

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from fgvr import assembly, planning
+from fgvr import planning
+from fgvr.config.configuration import Config
 from fgvr.data.benchmarks import BENCHMARKS, locate_archive
 from fgvr.errors import ConfigError, DatasetError, FgvrError
 from fgvr.fetch import Download, fetch_benchmark, plan_benchmark, remote_files
+from fgvr.modes.showing import to_json, to_text
+from fgvr.session import Session
 from fgvr.utils.text import format_bytes
 
 USE = "Use it: the same words with mode=build_knowledge_base in place of mode=fetch"
@@ -33,40 +34,40 @@ class Fetched:
         return [*(places or ["everything that this configuration needs is on this machine"]), USE]
 
 
-def fetch(cfg: DictConfig) -> Fetched:
+def fetch(session: Session) -> Fetched:
     """Plan every download, ask once, then bring them one by one. Published data sets and models; what is here stays.
 
     Raises:
         ConfigError: nobody can be asked (no terminal) and `fetch.ask` is true; or the person said no.
     """
-    jobs = [*_dataset(cfg), *_models(cfg)]
+    jobs = [*_dataset(session.config), *_models(session)]
     if not jobs:
         return Fetched(())
     downloads = tuple(download for download, _ in jobs)
-    if cfg.fetch.ask:
+    if session.config.fetch.ask:
         _ask(downloads)
     for _, bring in jobs:
         bring()
     return Fetched(downloads)
 
 
-def _dataset(cfg: DictConfig) -> Iterator[tuple[Download, Callable[[], object]]]:
-    name = cfg.dataset.get("name")
+def _dataset(config: Config) -> Iterator[tuple[Download, Callable[[], object]]]:
+    name = config.dataset.name
     if name not in BENCHMARKS:
         return
-    root = Path(str(cfg.dataset.root)).expanduser()
+    root = Path(config.dataset.root).expanduser()
     try:
         locate_archive(name, root)
     except DatasetError:
-        known = remote_files(name, cfg.fetch.mirror)
+        known = remote_files(name, config.fetch.mirror)
         yield plan_benchmark(known, BENCHMARKS[name].title, root), lambda: (fetch_benchmark(known, root), locate_archive(name, root))
 
 
-def _models(cfg: DictConfig) -> Iterator[tuple[Download, Callable[[], object]]]:
+def _models(session: Session) -> Iterator[tuple[Download, Callable[[], object]]]:
     from fgvr.fetch.models import fetch_model, hub_repository, plan_model
 
-    for role in planning.roles(cfg, planning.used(cfg)):
-        spec = assembly.spec(cfg, role)
+    for role in planning.used(session.config):
+        spec = session.specs[role]
         if (repository := hub_repository(spec)) is not None and (download := plan_model(spec, repository)) is not None:
             yield download, lambda spec=spec, repository=repository: fetch_model(spec, repository)
 
@@ -83,3 +84,7 @@ def _ask(downloads: Sequence[Download]) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise FgvrError("nothing was downloaded")
+
+
+to_json.register(Fetched, Fetched.as_json)
+to_text.register(Fetched, Fetched.as_text)

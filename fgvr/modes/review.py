@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import RenderableType
 from rich.text import Text
 
-from fgvr import assembly
 from fgvr.agents import person
+from fgvr.config.composing import load_config, recorded_config
+from fgvr.config.configuration import Config
 from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.errors import ConfigError, DatasetError, FgvrError, KnowledgeError, StoreError
 from fgvr.evaluation import answers as answer_files
-from fgvr.evaluation import classify_report, prediction_table, records, review_page
+from fgvr.evaluation import classify_report, records, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_rows
+from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_predictions
+from fgvr.modes.showing import to_json, to_text
+from fgvr.session import Session
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
 from fgvr.utils.files import atomic_write, read_json
 from fgvr.utils.text import printable
@@ -41,24 +43,18 @@ _OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's o
 
 
 def write_page(
-    cfg: DictConfig,
-    folder: Path,
-    base: KnowledgeBase,
-    predictions: Sequence[Prediction],
-    *,
-    title: str,
-    pictures: Mapping[str, ImageSource],
-    support: Sequence[Sample],
+    session: Session, folder: Path, predictions: Sequence[Prediction], *, title: str, pictures: Mapping[str, ImageSource]
 ) -> list[str]:
-    """`review.html` in a run's folder, where System 2 is a person; what is to be done with it. `support`: the base's images."""
-    if cfg.slow.decoder != "person":
+    """`review.html` in a run's folder, where System 2 is a person; what is to be done with it."""
+    if session.config.asks_mllm:
         return []
+    base, asked = session.knowledge, session.config.slow.candidates
     doubtful = person.waiting(predictions)
     review = Review.of(doubtful, {record.id: record.name for record in base.classes}, base.path)
     known: dict[str, list[ImageSource]] = {}
-    for sample in support:
+    for sample in session.dataset.split.support:
         known.setdefault(str(sample.label), []).append(sample.image)
-    candidates = review_page.CANDIDATES if cfg.slow.candidates == "all" else cfg.slow.candidates
+    candidates = review_page.CANDIDATES if asked == "all" else asked
     review_page.write(review, doubtful, folder, title=title, candidates=candidates, pictures=pictures, known=known)
     if not doubtful:
         return [f"a person need look at none of {len(predictions):,} images"]
@@ -103,34 +99,33 @@ class Reviewed:
         return [self.figures.table(f"review of {self.run}"), *(Text(line, overflow="fold") for line in lines)]
 
 
-def review(cfg: DictConfig) -> Reviewed:
+def review(session: Session) -> Reviewed:
     """Settle what a person has answered, score it where labels exist, and learn from it where that is wished."""
-    file = Path(str(cfg.answers)).expanduser()
-    run = _run(cfg, file)
+    file = Path(session.config.answers).expanduser()
+    run = _run(session, file)
     asked = review_page.read(run)
     answers = answer_files.read(file, asked)
     before = records.read(run / PREDICTIONS, asked.classes)
     if Review.of(person.waiting(before), asked.classes, asked.base).run != asked.run:
         raise StoreError(f"{run / PREDICTIONS} has changed since the page was written; make the run again, then open its new review.html")
-    merged = _with_run(cfg, run, file)
-    with run_folder(merged, mode="review") as folder:
+    session = Session(_with_run(session.config, run, file))
+    with run_folder(session, mode="review") as folder:
         settled = [records.as_recorded(p) for p in person.settle(before, answers, asked.classes)]
-        write_rows(folder, map(records.to_row, settled))
-        prediction_table.write(folder, settled)
+        write_predictions(folder, settled)
         figures = ReviewFigures.of(settled, before)
-        scored = _report(merged, run, folder, settled, figures, asked)
-        table, base = (_learn(merged, folder, settled, asked) if cfg.review.learn else None) or (None, None)
+        scored = _report(session, run, folder, settled, figures, asked)
+        table, base = (_learn(session, folder, settled, asked) if session.config.review.learn else None) or (None, None)
     return Reviewed(figures, settled, run, folder, scored, table, base)
 
 
-def _run(cfg: DictConfig, file: Path) -> Path:
+def _run(session: Session, file: Path) -> Path:
     """The folder of the run that the answers are of: as given, or by the name that they carry."""
-    if cfg.review.run is not None:
-        folder = Path(str(cfg.review.run)).expanduser()
+    if session.config.review.run is not None:
+        folder = Path(session.config.review.run).expanduser()
         if not folder.is_dir():
             raise StoreError(f"{folder} is no folder; review.run takes the folder of a run, the one that holds {review_page.PAGE}")
         return folder
-    wanted, home = answer_files.run_of(file), assembly.home(cfg)
+    wanted, home = answer_files.run_of(file), session.home
     pages = [page for pattern in ("runs/*/*", "sweeps/*/*") for page in sorted(home.glob(f"{pattern}/{review_page.FILE}"))]
     for page in pages:
         if f'"{wanted}"' in page.read_text(encoding="utf-8")[:200] and review_page.read(page.parent).run == wanted:
@@ -141,63 +136,61 @@ def _run(cfg: DictConfig, file: Path) -> Path:
     )
 
 
-def _with_run(cfg: DictConfig, run: Path, file: Path) -> DictConfig:
+def _with_run(config: Config, run: Path, file: Path) -> Config:
     """The run's own configuration, for this mode, place and machine."""
     if not (run / CONFIG).exists():
         raise StoreError(f"no {CONFIG} in {run}: a review needs the whole folder of a run")
-    merged: DictConfig = OmegaConf.load(run / CONFIG)  # type: ignore[assignment]
-    for key in _OURS:
-        OmegaConf.update(merged, key, cfg[key], merge=False)
-    given, theirs = assembly.to_dict(cfg), assembly.to_dict(merged)
-    usual = assembly.to_dict(assembly.load_config("mode=review", "answers=-", f"paths.home={cfg.paths.home}"))
-    others = [key for key in usual if key in theirs and given[key] not in (usual[key], theirs[key]) and key not in ("mode", "answers")]
-    if others:
+    recorded = recorded_config(run / CONFIG)
+    given, theirs = config.to_dict(), recorded.to_dict()
+    usual = load_config("mode=review", "answers=-", f"paths.home={config.paths.home}").to_dict()
+    own = (*_OURS, "mode", "answers", "review")
+    if others := [key for key in usual if key in theirs and key not in own and given[key] not in (usual[key], theirs[key])]:
         raise ConfigError(f"{', '.join(others)}: mode=review takes all of this from the run {run}; leave it out, or make another run")
-    source = "image" if merged.mode == "classify" else "dataset"
-    asked = {"mode": "review", "answers": str(file), "review": {**cfg.review, "run": str(run), "of": source}}
-    return OmegaConf.merge(merged, asked)  # type: ignore[return-value]
+    here = {key: given[key] for key in _OURS}
+    asked = {"run": str(run), "learn": config.review.learn, "of": "image" if recorded.mode == "classify" else "dataset"}
+    return recorded.derive({**here, "mode": "review", "answers": str(file), "review": asked})
 
 
 def _report(
-    cfg: DictConfig, run: Path, folder: Path, settled: Sequence[Prediction], figures: ReviewFigures, asked: Review
+    session: Session, run: Path, folder: Path, settled: Sequence[Prediction], figures: ReviewFigures, asked: Review
 ) -> reports.RunReport | None:
     """report.html and, where labels are known, report.json."""
     notes = [*figures.sentences(), f"review of {run}"]
     if not any(p.label is not None for p in settled):
-        page = classify_report.render(settled, _pictures(cfg, settled), notes)
+        page = classify_report.render(settled, _pictures(session, settled), notes)
         atomic_write(folder / reports.PAGE, printable(page))
         return None
     former = reports.load(run).notes if (run / reports.FILE).exists() else ()
-    dataset = assembly.open_dataset(cfg)
+    config, dataset = session.config, session.dataset
     report = reports.make_report(
         settled,
         classes=asked.classes,
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=assembly.trigger_name(cfg),
+        trigger=config.trigger_name,
         notes=(*notes, *(note for note in former if review_page.PAGE not in note)),
         model_loads={"mllm": 0, "encoder": 0, "joint": 0},
         path=folder,
-        config=assembly.to_dict(cfg),
-        pictures=_pictures(cfg, settled),
-        measure=tuple(cfg.evaluation.protocols),
+        config=config.to_dict(),
+        pictures=_pictures(session, settled),
+        measure=tuple(config.evaluation.protocols),
         review=figures.to_json(),
     )
     reports.write(report, folder)
     return report
 
 
-def _pictures(cfg: DictConfig, predictions: Sequence[Prediction]) -> dict[str, ImageSource]:
+def _pictures(session: Session, predictions: Sequence[Prediction]) -> dict[str, ImageSource]:
     """Where each image of the run lies."""
-    if cfg.review.of == "image":
-        root = Path(str(cfg.image)).expanduser()
+    if session.config.review.of == "image":
+        root = Path(session.config.image).expanduser()
         return {p.image: root / p.image if root.is_dir() else root for p in predictions}
-    return {sample.key: sample.image for sample in assembly.open_dataset(cfg).split.test}
+    return {sample.key: sample.image for sample in session.dataset.split.test}
 
 
-def _learn(cfg: DictConfig, folder: Path, settled: Sequence[Prediction], asked: Review) -> tuple[Path, KnowledgeBase] | None:
+def _learn(session: Session, folder: Path, settled: Sequence[Prediction], asked: Review) -> tuple[Path, KnowledgeBase] | None:
     """A base with the named photographs among its support images; the former one stays. None where none was named."""
-    dataset, pictures = assembly.open_dataset(cfg), _pictures(cfg, settled)
-    _check_base(asked, dataset)
+    pictures = _pictures(session, settled)
+    _check_base(asked, session.dataset)
     named = [p for p in settled if p.by == "person" and p.category != UNKNOWN]
     if not named:
         log.warning("nothing to learn: no image was given a class")
@@ -205,14 +198,15 @@ def _learn(cfg: DictConfig, folder: Path, settled: Sequence[Prediction], asked: 
     absent = [p.image for p in named if not isinstance(pictures.get(p.image), Path)]
     if absent:
         raise DatasetError(f"{absent[0]}, which a person has named, is not in the images of the run any more; put it back, then learn")
-    before = [] if cfg.knowledge.learned is None else learned.read(Path(cfg.knowledge.learned).expanduser())
+    table = session.config.knowledge.learned
+    before = [] if table is None else learned.read(Path(table).expanduser())
     samples = {sample.sha256: sample for sample in before}
     samples |= {p.sha256: Sample(pictures[p.image], p.image, p.category, p.sha256) for p in named}  # the latest word stands
-    table = learned.write(assembly.home(cfg) / "learned", dataset.name, list(samples.values()))
-    cfg = OmegaConf.merge(cfg, {"knowledge": {"learned": str(table), "path": None, "build": "missing"}})  # type: ignore[assignment]
+    written = learned.write(session.home / "learned", session.dataset.name, list(samples.values()))
+    session = session.derive({"knowledge.learned": str(written), "knowledge.path": None, "knowledge.build": "missing"})
     try:
-        with recorded_memory(cfg, folder):
-            return table, assembly.open_knowledge(cfg, assembly.open_dataset(cfg), building=True)
+        with recorded_memory(session, folder):
+            return written, session.open_knowledge(building=True)
     except FgvrError as error:
         raise type(error)(f"{error} (the answers are settled in {folder}; nothing was learned)") from error
 
@@ -225,3 +219,7 @@ def _check_base(asked: Review, dataset: Dataset) -> None:
     if images or classes:
         what = f"holds {len(images)} images that {dataset.name} does not have" if images else f"has other classes than {dataset.name}"
         raise KnowledgeError(f"{asked.base} {what}, and learning would lose them: put the named photographs into it with fgvr add")
+
+
+to_json.register(Reviewed, Reviewed.as_json)
+to_text.register(Reviewed, Reviewed.as_text)

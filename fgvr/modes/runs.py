@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-
-from fgvr import assembly, planning
-from fgvr.data.datasets import Dataset
+from fgvr import planning
+from fgvr.config import composing
+from fgvr.config.configuration import Config
 from fgvr.evaluation import memory_picture, prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
+from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime import timeline
 from fgvr.runtime.monitor import watch
-from fgvr.store.cache import NoCache
+from fgvr.session import Session
 from fgvr.store.journal import RunFile, to_line
 from fgvr.types import Prediction
 from fgvr.utils.files import atomic_write, read_json, short_hash, write_json
 from fgvr.utils.logging import setup_logging
-from fgvr.utils.paths import config_dir
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +31,21 @@ BASE, INPUTS = ".base", ".inputs"  # which knowledge a run was made with; which 
 
 
 @contextmanager
-def run_folder(cfg: DictConfig, *, mode: str | None = None) -> Iterator[Path]:
+def run_folder(session: Session, *, mode: str | None = None) -> Iterator[Path]:
     """`runs/<mode>/<key>` or, in a sweep, `sweeps/<hash>/<n>`; holds config.yaml and log.txt. The same command finds the same folder.
 
     Empty of results with `run.fresh=true`, and where the former ones are another configuration's. StoreError while another process
     writes them.
     """
-    folder = _run_path(cfg, mode or str(cfg.mode))
+    config = session.config
+    folder = _run_path(session, mode or config.mode)
     folder.mkdir(parents=True, exist_ok=True)
-    key = assembly.configuration_key(cfg)
-    changed = (folder / ".key").exists() and (folder / ".key").read_text() != key
-    if (cfg.run.fresh or changed) and mode != "replay":  # which empties it by itself
+    changed = (folder / ".key").exists() and (folder / ".key").read_text() != config.key
+    if (config.run.fresh or changed) and mode != "replay":  # which empties it by itself
         _empty(folder)
-    atomic_write(folder / ".key", key)
-    atomic_write(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
-    setup_logging(level=cfg.logging.level, quiet=cfg.logging.quiet, file=folder / LOG)
+    atomic_write(folder / ".key", config.key)
+    atomic_write(folder / CONFIG, composing.to_yaml(config))
+    setup_logging(level=config.logging.level, quiet=config.logging.quiet, file=folder / LOG)
     yield folder
 
 
@@ -63,10 +57,11 @@ def rows_anew(folder: Path) -> Iterator[RunFile]:
         yield file
 
 
-def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """All rows of a run that computes nothing, and no results beside them. Needs no lock: another process would write the same ones."""
+def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
     _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
-    atomic_write(folder / PREDICTIONS, b"".join(map(to_line, rows)))
+    atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
+    prediction_table.write(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
@@ -78,12 +73,11 @@ def _empty(folder: Path) -> None:
 
 
 @contextmanager
-def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
+def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
     """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
-    pool, file = assembly.shared_pool(cfg), folder / timeline.FILE
-    mine = False
+    file, mine = folder / timeline.FILE, False
     try:
-        with watch(pool).record(file) as recorder:
+        with watch(session.pool).record(file) as recorder:
             mine = recorder.mine
             yield
     finally:
@@ -91,12 +85,11 @@ def recorded_memory(cfg: DictConfig, folder: Path) -> Iterator[None]:
             atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
 
 
-def inputs_of(cfg: DictConfig, dataset: Dataset) -> dict[str, str]:
+def inputs_of(session: Session) -> dict[str, str]:
     """What a run's answers depend on beside its configuration and its base: the images by order and content, the models by their files."""
-    split = dataset.split
+    split = session.dataset.split
     images = [[(sample.key, sample.label, sample.sha256) for sample in part] for part in (split.test, split.calibration)]
-    models = assembly.open_models(cfg, NoCache())
-    return {"images": short_hash(images)} | {role: getattr(models, role).fingerprint for role in planning.used(cfg)}
+    return {"images": short_hash(images)} | {role: getattr(session, role).fingerprint for role in planning.used(session.config)}
 
 
 def complete(folder: Path, inputs: Mapping[str, str]) -> bool:
@@ -133,29 +126,22 @@ def _forget(folder: Path, *more: str) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _run_path(cfg: DictConfig, mode: str) -> Path:
-    if HydraConfig.initialized() and _sweeps(HydraConfig.get()):
-        return (
-            assembly.home(cfg) / "sweeps" / os.environ.get("FGVR_SWEEP", "sweep") / str(HydraConfig.get().job.num) / mode.partition("/")[2]
-        )
-    return assembly.home(cfg) / "runs" / mode / assembly.configuration_key(cfg)
-
-
-def _sweeps(hydra: HydraConf) -> bool:
-    """Whether this is a job of a sweep of ours. A program around us may use Hydra itself, and sweep: its jobs are its own."""
-    return hydra.mode == RunMode.MULTIRUN and any(source.path == str(config_dir()) for source in hydra.runtime.config_sources)
+def _run_path(session: Session, mode: str) -> Path:
+    if (job := composing.sweep_folder()) is not None:
+        return session.home / job / mode.partition("/")[2]
+    return session.home / "runs" / mode / session.config.key
 
 
 _FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate
 _FEW = 10  # images below which a share says nothing
 
 
-def surprises(predictions: Sequence[Prediction], cfg: DictConfig) -> list[str]:
+def surprises(predictions: Sequence[Prediction], config: Config) -> list[str]:
     """What a default has done that its user may not expect: a trigger that is unsure of every image."""
-    name = assembly.trigger_name(cfg)
+    name = config.trigger_name
     if name not in _FIXED or len(predictions) < _FEW or not all(p.decision.escalate for p in predictions):
         return []
     return [
-        f"trigger={name} sent every image to System 2: with {cfg.dataset.shots} images per class it is never sure enough. "
+        f"trigger={name} sent every image to System 2: with {config.dataset.shots} images per class it is never sure enough. "
         "Write trigger=calibrated, or give more images per class (dataset.shots)"
     ]

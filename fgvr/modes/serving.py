@@ -13,13 +13,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-
-from fgvr import assembly
+from fgvr.config.composing import load_config
+from fgvr.config.configuration import Config
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
-from fgvr.types import ROLES
+from fgvr.session import Session
 
 if TYPE_CHECKING:
     from fgvr.server.knowledge import Knowledge
@@ -29,7 +28,7 @@ _PATIENCE = 1.0  # seconds for threads that still compute when everything is clo
 NEEDED = ("fastapi", "uvicorn", "pydantic_settings", "prometheus_client", "python_multipart")
 
 
-def serve(cfg: DictConfig) -> None:
+def serve(session: Session) -> None:
     """Until a signal. The knowledge base is built or opened at once; models come with what needs them."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigError(f"mode=serve needs {', '.join(missing)}: pip install 'fgvr[serve]'")
@@ -39,15 +38,15 @@ def serve(cfg: DictConfig) -> None:
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch comes in: idle OpenMP threads else spin on what the loop needs
     environment = Environment.read()
-    cfg = with_environment(cfg, environment.overrides)
-    settings, tokens = Settings.of(assembly.to_dict(cfg)["server"]), Tokens.of(environment)
-    pool = assembly.shared_pool(cfg)
-    specs = {role: assembly.spec(cfg, role) for role in ROLES}
-    bundle = {key: value for key, value in assembly.to_dict(cfg)["models"].items() if key not in specs}
-    server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, cfg), to_row=to_row, bundle=bundle)
+    session = with_environment(session, environment.overrides)
+    config, specs = session.config, session.specs
+    settings, tokens = Settings.of(config.server.to_dict()), Tokens.of(environment)
+    pool = session.pool
+    bundle = {key: value for key, value in config.models.to_dict().items() if key not in specs}
+    server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, config), to_row=to_row, bundle=bundle)
     try:
         server.classifier.begin(tell)
-        run(server, settings, tokens, assembly.home(cfg))
+        run(server, settings, tokens, session.home)
     finally:
         watch(pool).close()
         pool.close()
@@ -55,14 +54,15 @@ def serve(cfg: DictConfig) -> None:
             _leave(busy)
 
 
-def open_served(cfg: DictConfig) -> Knowledge:
+def open_served(config: Config) -> Knowledge:
     """The base on disk as it is now, and a recognizer over it."""
     from fgvr.server.knowledge import Knowledge, KnownClass
 
-    base = assembly.open_knowledge(cfg)
+    session = Session(config)
+    base = session.knowledge
     shown = Counter(support.category for support in base.support)
     classes = tuple(KnownClass(record.id, record.name, shown[record.id]) for record in base.classes)
-    return Knowledge(assembly.build_recognizer(cfg, base), classes, base.manifest.content_hash if base.manifest else "")
+    return Knowledge(session.recognizer_of_pictures(), classes, base.manifest.content_hash if base.manifest else "")
 
 
 def _busy_threads(seconds: float) -> list[str]:
@@ -89,11 +89,10 @@ def tell(words: str) -> None:
     sys.stderr.flush()
 
 
-def with_environment(cfg: DictConfig, overrides: dict[str, object]) -> DictConfig:
-    """The configuration with variables in place of what the command line left at its default; the command line wins."""
-    default, changed = assembly.load_config("mode=serve"), cfg.copy()
-    for key, value in overrides.items():
-        if OmegaConf.select(cfg, key) == OmegaConf.select(default, key):
-            OmegaConf.update(changed, key, value, merge=False)
-            log.info("%s=%s from the environment", key, value)
-    return assembly.validate(changed)
+def with_environment(session: Session, overrides: dict[str, object]) -> Session:
+    """The session with variables in place of what the command line left at its default; the command line wins."""
+    default = load_config("mode=serve")
+    changes = {key: value for key, value in overrides.items() if session.config.get(key) == default.get(key)}
+    for key, value in changes.items():
+        log.info("%s=%s from the environment", key, value)
+    return session.derive(changes)

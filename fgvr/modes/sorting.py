@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation import prediction_table
 from fgvr.modes.classifying import classify
+from fgvr.session import Session
 from fgvr.types import Prediction
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
@@ -36,14 +35,14 @@ class Sorted:
     linked: bool
 
 
-def sort_images(cfg: DictConfig, into: Path, *, link: bool = False) -> Sorted:
+def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
     """Classify all images of `image=` and copy (or link) each into `into`/<class>, or `into`/unsure where the answer is unsure.
 
     `into` appears when it is whole, with predictions.csv. ConfigError where it holds something or lies within the originals.
     """
-    source, into = Path(cfg.image).expanduser(), into.expanduser()
+    source, into = Path(session.config.image).expanduser(), into.expanduser()
     _check(source, into)
-    predictions = classify(cfg)
+    predictions = classify(session)
     partial = into.with_name(f".{into.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a sort that was interrupted

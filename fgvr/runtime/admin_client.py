@@ -5,33 +5,26 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.status_records import ModelAnswer, PressureAnswer, Stats, SystemAnswer
+from fgvr.runtime.pressure import Pressure
+from fgvr.runtime.status_records import ModelAnswer, Stats, SystemAnswer
 from fgvr.utils.service import Service
 
-T = TypeVar("T")
 MODEL_LEVERS = ("load", "evict", "pin", "unpin", "reset")
+_RECORDS = {"stats": Stats, "pressure": Pressure, "system": SystemAnswer, "models": tuple[ModelAnswer, ...], "cache": dict}
 _MEMORY = "/api/v1/memory"
 _SLOW = 600.0  # seconds a load or a clean-up may take
 
 
 def figures(server: Service, action: str) -> Any:
     """stats, pressure, models, system or cache: a record, a tuple of rows, or (cache) what the server says."""
-    path = f"{_MEMORY}/{'cache-stats' if action == 'cache' else action}"
-    found = server.get(path)
-    match action:
-        case "stats":
-            return read(Stats, found)
-        case "pressure":
-            return read(PressureAnswer, found)
-        case "system":
-            return read(SystemAnswer, found)
-        case "models":
-            return tuple(read(ModelAnswer, row) for row in (found["models"] if isinstance(found, Mapping) else found))
-    return found
+    found = server.get(f"{_MEMORY}/{'cache-stats' if action == 'cache' else action}")
+    if action == "models" and isinstance(found, Mapping):
+        found = found["models"]
+    return _read(_RECORDS[action], found)
 
 
 def cleanup(server: Service, *models: str, target: str | None = None) -> Any:
@@ -54,23 +47,17 @@ def model(server: Service, lever: str, name: str) -> Any:
     return _patient(server).post(f"/api/v1/models/{quote(name, safe='')}/{lever}")
 
 
-def read(kind: type[T], data: Any) -> T:
-    """A record from JSON; what it does not know is left out. Raises RemoteError when the other side lacks a field."""
-    if not isinstance(data, Mapping):
-        raise RemoteError(f"the server's answer is no {kind.__name__}: {str(data)[:120]}")
-    hints = typing.get_type_hints(kind)
-    missing = [f.name for f in fields(kind) if f.name not in data]  # type: ignore[arg-type]
-    if missing:
-        raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
-    return kind(**{name: _value(hint, data[name]) for name, hint in hints.items()})
-
-
-def _value(hint: Any, value: Any) -> Any:
-    if is_dataclass(hint) and isinstance(hint, type):
-        return read(hint, value)
+def _read(hint: Any, value: Any) -> Any:
+    """A value of this type from JSON; fields that are not known are left out. Raises RemoteError when the other side lacks one."""
     if typing.get_origin(hint) is tuple:
-        return tuple(_value(typing.get_args(hint)[0], item) for item in value)
-    return value
+        return tuple(_read(typing.get_args(hint)[0], item) for item in value)
+    if not is_dataclass(hint):
+        return value
+    if not isinstance(value, Mapping):
+        raise RemoteError(f"the server's answer is no {getattr(hint, '__name__', hint)}: {str(value)[:120]}")
+    if missing := [field.name for field in fields(hint) if field.name not in value]:
+        raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
+    return hint(**{name: _read(kind, value[name]) for name, kind in typing.get_type_hints(hint).items()})  # type: ignore[operator]
 
 
 def _bytes(size: str | float) -> int:

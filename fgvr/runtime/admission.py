@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fgvr.errors import OutOfBudget, WouldDeadlock
@@ -128,20 +128,19 @@ class Admission:
 
     def plan(self, ask: Request) -> MemoryPlan:
         """What this request needs resident at once; below the sum what else is there."""
-        own = {e for g in ask.own if g in self._ledger.grants for e in g.entries}
-        needs, together = [], self._ledger.together(ask.entries, self._own(ask))
-        for entry in together:
-            note = "leased by the caller" if entry in own else "pinned" if entry not in ask.entries else ""
-            needs.append(Need(entry.spec, entry.charge or entry.size, entry.work, note or entry.state))
-        work = ask.work + sum(g.work for g in self._own(ask))
-        return self._with_others(describe(needs, self._ledger.limit, reserve=self._ledger.reserve, work=work), together)
+        own = self._own(ask)
+        leased = {entry for grant in own for entry in grant.entries}
+        notes = {}
+        for entry in self._ledger.together(ask.entries, own):
+            note = "leased by the caller" if entry in leased else "pinned" if entry not in ask.entries else ""
+            notes[entry] = note or entry.state
+        return self._describe(notes, self._ledger.limit, ask.work + sum(grant.work for grant in own))
 
     def plan_of_kept(self, limit: int) -> MemoryPlan:
         """What no eviction can free now, against another limit."""
         ledger, idle = self._ledger, self._ledger.idle()
-        kept = [e for e in ledger.entries.values() if e.charge and e not in idle]
-        needs = [Need(e.spec, e.charge, 0, e.state) for e in kept]
-        return self._with_others(describe(needs, limit, reserve=ledger.reserve, work=sum(g.work for g in ledger.grants)), kept)
+        notes = {entry: entry.state for entry in ledger.entries.values() if entry.charge and entry not in idle}
+        return self._describe(notes, limit, sum(grant.work for grant in ledger.grants))
 
     def timeout_text(self, ask: Request, seconds: float) -> str:
         """Who holds what, for a LeaseTimeout."""
@@ -162,15 +161,16 @@ class Admission:
     def _own(self, ask: Request) -> list[Grant]:
         return [g for g in ask.own if g in self._ledger.grants]
 
-    def _with_others(self, plan: MemoryPlan, named: Sequence[Entry]) -> MemoryPlan:
-        """Models on the device that the plan does not count, since they can leave."""
+    def _describe(self, notes: Mapping[Entry, str], limit: int, work: int) -> MemoryPlan:
+        """These models and what is said of each; below the sum what else is on the device, since it can leave."""
+        needs = [Need(entry.spec, entry.charge or entry.size, entry.work, note) for entry, note in notes.items()]
         others = []
         for entry in self._ledger.entries.values():
-            if entry.charge and entry not in named:
+            if entry.charge and entry not in notes:
                 holders = sorted({grant.holder for grant in self._ledger.grants if entry in grant.entries})
                 when = f"leased by {', '.join(holders)}; can leave after that" if holders else f"{entry.state}; can leave"
                 others.append(PlanPart(f"{entry.key}, not counted", entry.charge, f"{entry.spec.source}, {when}"))
-        return replace(plan, optional=tuple(others))
+        return replace(describe(needs, limit, reserve=self._ledger.reserve, work=work), optional=tuple(others))
 
     def _raise_failures(self, ask: Request, now: float) -> None:
         for entry in ask.entries:

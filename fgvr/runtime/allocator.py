@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,30 +20,51 @@ from fgvr.runtime.budget import parse_bytes
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One key of `runtime.allocator`: of which device, what it is unless asked for, in which variable, and what it must be."""
+
+    kind: str
+    preset: Any
+    variable: str
+    must: str
+    fits: Callable[[Any], bool]
+
+
+def _number_within(least: float, most: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_switch(value: Any) -> bool:
+    return value in (True, False)
+
+
 # CUDA and ROCm: segments that grow fight the fragmentation that models of different sizes leave, and old free blocks go before memory is
 # short. MPS: shares of the recommended working set above which PyTorch refuses (high) and cleans up (low); what MPS lacks runs on the CPU.
 # CPU: glibc gives blocks from `mmap_threshold` on back to the system as they are freed, and free memory at the end of its heap beyond
 # `trim_threshold`; left to itself it raises both, to 32 and 64 MiB. Less of either is paid in page faults, up to a third of the processor's
 # time of a forward pass (docs/adr/0020). What is kept goes when a model is evicted (CpuDevice.empty_cache).
-PRESETS: dict[str, dict[str, Any]] = {
-    "cuda": {"expandable_segments": True, "garbage_collection_threshold": 0.6},
-    "mps": {"high_watermark": 0.7, "low_watermark": 0.5, "fallback": True},
-    "cpu": {"mmap_threshold": "4MiB", "trim_threshold": "32MiB"},
-}
-KEYS = {kind: tuple(preset) for kind, preset in PRESETS.items()} | {"cuda": (*PRESETS["cuda"], "max_split_size_mb")}
-_CUDA, _CUDA_BEFORE = "PYTORCH_ALLOC_CONF", ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the older names still work
+_CUDA = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # one variable for all keys; the older names still work
 HIGH_WATERMARK = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
-_MPS = {
-    "high_watermark": HIGH_WATERMARK,
-    "low_watermark": "PYTORCH_MPS_LOW_WATERMARK_RATIO",
-    "fallback": "PYTORCH_ENABLE_MPS_FALLBACK",
+_MMAP, _TRIM = "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"  # read as a process starts: for children
+_MALLOPT = {_MMAP: -3, _TRIM: -1}  # malloc.h's numbers, for this process
+_SMALL = "must be a size of at most 32MiB; 0 leaves the C library as it is"  # mallopt(3): DEFAULT_MMAP_THRESHOLD_MAX
+_KEYS = {
+    "expandable_segments": _Key("cuda", True, _CUDA[0], "must be true or false", _is_switch),
+    "garbage_collection_threshold": _Key("cuda", 0.6, _CUDA[0], "must be a number from 0 to 1", _number_within(0, 1)),
+    "max_split_size_mb": _Key("cuda", None, _CUDA[0], "must be a number from 21 up", _number_within(21, float("inf"))),
+    "high_watermark": _Key("mps", 0.7, HIGH_WATERMARK, "must be a number from 0 to 2", _number_within(0, 2)),
+    "low_watermark": _Key("mps", 0.5, "PYTORCH_MPS_LOW_WATERMARK_RATIO", "must be a number from 0 to 2", _number_within(0, 2)),
+    "fallback": _Key("mps", True, "PYTORCH_ENABLE_MPS_FALLBACK", "must be true or false", _is_switch),
+    "mmap_threshold": _Key("cpu", "4MiB", _MMAP, _SMALL, lambda value: 0 <= _bytes(value) <= 32 << 20),
+    "trim_threshold": _Key("cpu", "32MiB", _TRIM, "must be a size of at most 1GiB", lambda value: 0 < _bytes(value) <= 1 << 30),
 }
-_HIGHEST = 2.0  # PyTorch refuses larger watermarks
-# glibc reads them as a process starts: for children. The numbers are malloc.h's, for this process.
-_GLIBC = {"mmap_threshold": ("MALLOC_MMAP_THRESHOLD_", -3), "trim_threshold": ("MALLOC_TRIM_THRESHOLD_", -1)}
-_GLIBC_NAMES = tuple(name for name, _ in _GLIBC.values())
+PRESETS = {
+    kind: {name: key.preset for name, key in _KEYS.items() if key.kind == kind and key.preset is not None}
+    for kind in ("cuda", "mps", "cpu")
+}
 _HOLES = 8
-_LARGEST_THRESHOLD = 32 << 20  # mallopt(3): DEFAULT_MMAP_THRESHOLD_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +85,29 @@ def choose(kind: str, asked: Mapping[str, Any], environ: Mapping[str, str]) -> l
     Raises ConfigError for an unknown key or a value PyTorch would refuse.
     """
     asked = check(asked)
-    chosen = PRESETS.get(kind, {}) | {key: value for key, value in asked.items() if key in KEYS.get(kind, ())}
+    chosen = PRESETS.get(kind, {}) | {name: value for name, value in asked.items() if _KEYS[name].kind == kind}
     if kind == "cuda":
-        return [_cuda(chosen, set(asked), environ)]
+        ours = ",".join(f"{name}:{chosen[name]}" for name in _KEYS if name in chosen)
+        return [_decide(_CUDA, ours, any(name in chosen for name in asked), environ)]
     if kind == "mps":
-        return list(_mps(chosen, set(asked), environ))
-    return list(_cpu(chosen, set(asked), environ)) if kind == "cpu" else []
+        chosen = _watermarks(chosen, asked, environ)
+        values = {name: str(int(value)) if name == "fallback" else str(float(value)) for name, value in chosen.items()}
+    elif kind == "cpu" and platform.libc_ver()[0] == "glibc" and _bytes(chosen["mmap_threshold"]) > 0:
+        values = {
+            name: str(_bytes(value)) for name, value in chosen.items()
+        }  # both: setting one ends what glibc does by itself about the other
+    else:
+        return [Setting(name, environ[name], "environment") for name in _MALLOPT if kind == "cpu" and name in environ]
+    return [_decide((_KEYS[name].variable,), value, name in asked, environ) for name, value in values.items()]
 
 
 def check(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The values that are set. Raises ConfigError listing everything that is wrong with them."""
-    given = {key: value for key, value in asked.items() if value is not None}
-    known = [key for keys in KEYS.values() for key in keys]
-    wrong = [f"{key} is not known (known: {', '.join(known)})" for key in given if key not in known]
-    wrong += [
-        f"{key}={given[key]!r} must be true or false"
-        for key in ("expandable_segments", "fallback")
-        if given.get(key, True) not in (True, False)
-    ]
-    wrong += [
-        f"{key}={given[key]!r} must be a number from 0 to 2"
-        for key in ("high_watermark", "low_watermark")
-        if not _within(given.get(key, 1), _HIGHEST)
-    ]
-    if not _within(given.get("garbage_collection_threshold", 0.5), 1):
-        wrong.append("garbage_collection_threshold must be a number from 0 to 1")
-    if not 0 <= _bytes(given.get("mmap_threshold", 0)) <= _LARGEST_THRESHOLD:
-        wrong.append("mmap_threshold must be a size of at most 32MiB; 0 leaves the C library as it is")
-    if not 0 < _bytes(given.get("trim_threshold", 1)) <= 1 << 30:
-        wrong.append("trim_threshold must be a size of at most 1GiB")
+    given = {name: value for name, value in asked.items() if value is not None}
+    wrong = [f"{name} is not known (known: {', '.join(_KEYS)})" for name in given if name not in _KEYS]
+    wrong += [f"{name}={given[name]!r} {key.must}" for name, key in _KEYS.items() if name in given and not key.fits(given[name])]
     if "trim_threshold" in given and _bytes(given.get("mmap_threshold", 1)) == 0:
         wrong.append("trim_threshold would end what mmap_threshold=0 leaves to the C library; give one of the two")
-    if not _within(given.get("max_split_size_mb", 21), float("inf")) or given.get("max_split_size_mb", 21) <= 20:
-        wrong.append("max_split_size_mb must be more than 20")
     if wrong:
         raise ConfigError("runtime.allocator: " + "; ".join(wrong))
     return given
@@ -113,7 +124,8 @@ def apply(
     if kind == "cpu":
         _tell_glibc(settings, environ)
         return settings
-    late = [s for s in settings if environ.get(s.variable) != s.value] if (_torch_is_imported() if imported is None else imported) else []
+    imported = "torch" in sys.modules if imported is None else imported
+    late = [s for s in settings if imported and environ.get(s.variable) != s.value]
     if wanted := [s for s in late if s.source == "runtime.allocator"]:
         raise RuntimeConflict(
             f"torch is imported already and runs with other allocator settings; restart, or set first: {_spelled(wanted)}"
@@ -131,14 +143,14 @@ def apply(
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Settings that mean something else in `after`, for people; of any kind of device, whichever this is."""
     had, wants = _meaning(before), _meaning(after)
-    names = [key for keys in KEYS.values() for key in keys if had.get(key) != wants.get(key)]
+    names = [key for key in _KEYS if had.get(key) != wants.get(key)]
     return [f"runtime.allocator.{key}={_written(after.get(key))} (it was {_written(before.get(key), had.get(key))})" for key in names]
 
 
 def in_force(kind: str, environ: Mapping[str, str] = os.environ) -> list[Setting]:
     """What the environment says now, for the doctor."""
     presets = {s.variable: s.value for s in choose(kind, {}, {})}
-    names = {"cuda": (_CUDA, *_CUDA_BEFORE), "mps": tuple(_MPS.values()), "cpu": _GLIBC_NAMES}.get(kind, ())
+    names = _CUDA if kind == "cuda" else [key.variable for key in _KEYS.values() if key.kind == kind]
     return [Setting(n, environ[n], "preset" if presets.get(n) == environ[n] else "environment") for n in names if n in environ]
 
 
@@ -147,56 +159,34 @@ def means_no_limit(setting: Setting) -> bool:
     return setting.variable == HIGH_WATERMARK and _number(setting.variable, setting.value) == 0
 
 
-def _cuda(chosen: Mapping[str, Any], asked: set[str], environ: Mapping[str, str]) -> Setting:
-    ours = ",".join(f"{key}:{chosen[key]}" for key in KEYS["cuda"] if key in chosen)
-    source = "runtime.allocator" if asked & set(KEYS["cuda"]) else "preset"
-    for name in (_CUDA, *_CUDA_BEFORE):
+def _decide(names: Sequence[str], value: str, asked: bool, environ: Mapping[str, str]) -> Setting:
+    """By the first of the variables that the environment has, else by us."""
+    for name in names:
         if name in environ:
-            if source == "runtime.allocator" and environ[name] != ours:
-                log.warning("%s=%s is set in the environment and wins over runtime.allocator (%s)", name, environ[name], ours)
+            if asked and environ[name] != value:
+                log.warning("%s=%s is set in the environment and wins over runtime.allocator (%s)", name, environ[name], value)
             return Setting(name, environ[name], "environment")
-    return Setting(_CUDA, ours, source)
+    return Setting(names[0], value, "runtime.allocator" if asked else "preset")
 
 
-def _mps(chosen: dict[str, Any], asked: set[str], environ: Mapping[str, str]) -> Iterator[Setting]:
-    for key in ("high_watermark", "low_watermark"):
-        if _MPS[key] in environ:
-            chosen[key] = _number(_MPS[key], environ[_MPS[key]])
-    # PyTorch refuses to start when low is above high, and its own low (1.4) is: so both are always set, and low follows high.
-    if chosen["high_watermark"] and chosen["low_watermark"] > chosen["high_watermark"]:
-        if "low_watermark" in asked or _MPS["low_watermark"] in environ:
-            raise ConfigError(
-                f"MPS watermarks: low {chosen['low_watermark']} is above high {chosen['high_watermark']}; PyTorch would not start"
-            )
-        chosen["low_watermark"] = chosen["high_watermark"]
-    for key, name in _MPS.items():
-        value = str(int(chosen[key])) if key == "fallback" else str(float(chosen[key]))
-        if name not in environ:
-            yield Setting(name, value, "runtime.allocator" if key in asked else "preset")
-            continue
-        if key in asked and environ[name] != value:
-            log.warning("%s=%s is set in the environment and wins over runtime.allocator.%s", name, environ[name], key)
-        yield Setting(name, environ[name], "environment")
-
-
-def _cpu(chosen: Mapping[str, Any], asked: set[str], environ: Mapping[str, str]) -> Iterator[Setting]:
-    """Both, or neither: setting one of them ends what glibc does by itself about the other."""
-    if platform.libc_ver()[0] != "glibc" or _bytes(chosen["mmap_threshold"]) == 0:
-        yield from (Setting(name, environ[name], "environment") for name in _GLIBC_NAMES if name in environ)
-        return
-    for key, (name, _) in _GLIBC.items():
-        value, source = str(_bytes(chosen[key])), "runtime.allocator" if key in asked else "preset"
-        if name in environ and key in asked and environ[name] != value:
-            log.warning("%s=%s is set in the environment and wins over runtime.allocator", name, environ[name])
-        yield Setting(name, environ[name], "environment") if name in environ else Setting(name, value, source)
+def _watermarks(chosen: Mapping[str, Any], asked: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """As the environment has them. PyTorch refuses to start when low is above high, and its own low (1.4) is: so both are always set, and
+    low follows high."""
+    given = {name: _KEYS[name].variable for name in ("high_watermark", "low_watermark") if _KEYS[name].variable in environ}
+    chosen = {**chosen, **{name: _number(variable, environ[variable]) for name, variable in given.items()}}
+    high, low = chosen["high_watermark"], chosen["low_watermark"]
+    if not high or low <= high:
+        return chosen
+    if "low_watermark" in asked or "low_watermark" in given:
+        raise ConfigError(f"MPS watermarks: low {low} is above high {high}; PyTorch would not start")
+    return {**chosen, "low_watermark": high}
 
 
 def _tell_glibc(settings: Iterable[Setting], environ: MutableMapping[str, str]) -> None:
     """This process by `mallopt`, its children by the environment; what the environment had is in force already."""
-    numbers = dict(_GLIBC.values())
     for setting in settings:
         if setting.source != "environment":
-            ctypes.CDLL(None).mallopt(numbers[setting.variable], int(setting.value))
+            ctypes.CDLL(None).mallopt(_MALLOPT[setting.variable], int(setting.value))
             environ[setting.variable] = setting.value
 
 
@@ -205,8 +195,8 @@ def kept_by_libc(environ: Mapping[str, str] = os.environ) -> int:
     threshold, between blocks in use some holes below the other (eight, as measured with random-150m). 0 with another library."""
     if platform.libc_ver()[0] != "glibc":
         return 0
-    texts = {key: environ.get(name, "") for key, (name, _) in _GLIBC.items()}
-    mapped, trimmed = (int(text) if text.isdecimal() else _bytes(PRESETS["cpu"][key]) for key, text in texts.items())
+    texts = {name: environ.get(_KEYS[name].variable, "") for name in PRESETS["cpu"]}
+    mapped, trimmed = (int(text) if text.isdecimal() else _bytes(PRESETS["cpu"][name]) for name, text in texts.items())
     return trimmed + _HOLES * mapped
 
 
@@ -226,14 +216,6 @@ def _bytes(value: Any) -> int:
     """-1 for what is no size."""
     size = parse_bytes(value) if isinstance(value, str) else value
     return size if isinstance(size, int) and not isinstance(size, bool) else -1
-
-
-def _torch_is_imported() -> bool:
-    return "torch" in sys.modules
-
-
-def _within(value: Any, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _number(name: str, text: str) -> float:

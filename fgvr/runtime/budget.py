@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 
 from fgvr.errors import ConfigError
 
@@ -19,14 +20,17 @@ def parse_budget(value: str | float | int, total: int, *, held: int = 0) -> int:
     `auto` is 0.8 of the total less what others hold. Raises ConfigError, listing the accepted forms.
     """
     if isinstance(value, str):
-        return _parse_text(value, total, held)
+        if value.strip().lower() == "auto":
+            return max(0, int(AUTO_SHARE * total) - held)
+        if size := parse_bytes(value):
+            return size
+        with suppress(ValueError):  # environment variables arrive as text: "0.8" and "17179869184" mean what the numbers mean
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise _refusal(value)
-    if value <= 1:
-        return int(value * total)
-    if value != int(value):
+    if value > 1 and value != int(value):
         raise _refusal(value)
-    return int(value)
+    return int(value * total) if value <= 1 else int(value)
 
 
 def parse_bytes(text: str) -> int | None:
@@ -36,24 +40,8 @@ def parse_bytes(text: str) -> int | None:
 
 
 def as_bytes(size: str | int) -> int:
-    """Of a size that follows its rule (`fgvr.keys`): bytes, or text with a unit."""
+    """Of a size that follows its rule (`fgvr.config.fields`): bytes, or text with a unit."""
     return parse_bytes(size) or 0 if isinstance(size, str) else size
-
-
-def _parse_text(text: str, total: int, held: int) -> int:
-    if text.strip().lower() == "auto":
-        return max(0, int(AUTO_SHARE * total) - held)
-    if (size := parse_bytes(text)) is not None:
-        if size <= 0:
-            raise _refusal(text)
-        return size
-    # Environment variables arrive as text: "0.8" and "17179869184" mean what the numbers mean.
-    for number in (int, float):
-        try:
-            return parse_budget(number(text), total, held=held)
-        except ValueError:
-            continue
-    raise _refusal(text)
 
 
 def _refusal(value: object) -> ConfigError:

@@ -1,4 +1,6 @@
-"""What a chat asks of a model beyond `MLLM.generate`: several turns, sampling, stop words, log-probabilities, text while it grows.
+"""What may be asked of an MLLM: turns of images and text, sampling, stop words, log-probabilities, text while it grows.
+
+`MLLM.generate` is a conversation of one user turn, answered greedily.
 
 A loader whose models can do this has a true attribute `converses`; its models have `converse` (see `Conversing`).
 """
@@ -7,9 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from fgvr.types import Picture
+from fgvr.types import Picture, Reply
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    ImageLike = Picture | Image
+    Images = Sequence[ImageLike | Sequence[ImageLike]]
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -19,7 +27,7 @@ class Turn:
     """One message; its pictures and texts in order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[Picture | str, ...]
+    parts: tuple[ImageLike | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,35 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def single(cls, images: ImageLike | Sequence[ImageLike], prompt: str, system: str = "", max_new_tokens: int = 128) -> Conversation:
+        """One user turn, images before the text, after a system turn if there is one."""
+        shown = tuple(images) if isinstance(images, Sequence) else (images,)
+        before = (Turn("system", (system,)),) if system else ()
+        return cls((*before, Turn("user", (*shown, prompt))), Sampling(max_new_tokens))
+
+    @property
+    def shown(self) -> list[ImageLike]:
+        """All pictures, in order."""
+        return [part for turn in self.turns for part in turn.parts if not isinstance(part, str)]
+
+    @property
+    def images(self) -> list[Image]:
+        """The same as images alone."""
+        return [part.image if isinstance(part, Picture) else part for part in self.shown]
+
+    @property
+    def text(self) -> str:
+        """All that is said, in order."""
+        return " ".join(part for turn in self.turns for part in turn.parts if isinstance(part, str))
+
+    def for_template(self) -> list[dict[str, object]]:
+        """The turns as chat templates read them."""
+        return [
+            {"role": turn.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.parts]}
+            for turn in self.turns
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +103,50 @@ Watch = Callable[[int, str, Sequence[Token]], bool]
 """Told, after each token, which conversation, its text so far (what may begin a stop word is held back), its tokens; False ends it."""
 
 
-class Conversing(Protocol):
+class Conversing:
     """A model that answers conversations; one call is one batch."""
 
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """One answer each. The same ask with the same seed gives the same answer, whatever else is in the batch, up to rounding."""
-        ...
+        raise NotImplementedError
+
+    def generate(self, images: Images, prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128) -> list[Reply]:
+        asks = [Conversation.single(*pair, system, max_new_tokens) for pair in zip(images, prompts, strict=True)]
+        answers = self.converse(asks, lambda index, text, tokens: True)
+        return [Reply(a.text.strip(), prompt_tokens=a.prompt_tokens, new_tokens=a.new_tokens) for a in answers]
+
+
+class GrowingAnswer:
+    """One answer of a batch while it grows: ends at an end mark, a stop word, the limit, or at the watcher's word."""
+
+    def __init__(self, sampling: Sampling, decode: Callable[[Sequence[int]], str]) -> None:
+        self.sampling = sampling
+        self.finish: Finish | None = None
+        self._writer = Writer(decode, sampling.stop)
+        self._tokens: list[Token] = []
+        self._new_tokens = 0
+
+    def take(self, token: int, measured: Token | None, *, is_end: bool) -> None:
+        """One more token. `measured`: with its log-probabilities, where they are asked for."""
+        self._new_tokens += 1
+        if is_end:
+            self.finish = "stop"
+            return
+        if measured is not None:
+            self._tokens.append(measured)
+        self._writer.add(token)
+        if self._writer.stopped:
+            self.finish = "stop"
+        elif self._new_tokens >= self.sampling.max_new_tokens:
+            self.finish = "length"
+
+    def show(self, watch: Watch, index: int) -> None:
+        going = watch(index, self._writer.text if self.finish else self._writer.certain, self._tokens)
+        if not going and not self.finish:
+            self.finish = "cancelled"
+
+    def answer(self, prompt_tokens: int) -> Answer:
+        return Answer(self._writer.text, self.finish or "length", prompt_tokens, self._new_tokens, tuple(self._tokens))
 
 
 class Writer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fgvr.errors import FgvrError
+from fgvr.runtime.devices import device_class
 from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.plan import need
@@ -74,7 +75,7 @@ def _changes(room: Room) -> Iterator[tuple[str, Room]]:
 
 
 def _is_possible(lever: Lever, device: str) -> bool:
-    return lever.key != "quantization" or not quantized.lacks(lever.values[-1], device)
+    return lever.key != "quantization" or not quantized.lacks(lever.values[-1], device_class(device))
 
 
 def _with(room: Room, lever: Lever, value: Any) -> Room:

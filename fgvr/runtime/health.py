@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from packaging.requirements import Requirement
+
 from fgvr.errors import FgvrError
 from fgvr.runtime import allocator
 from fgvr.runtime.cures import Room, budget_finding
-from fgvr.runtime.devices import Device, kind_of
-from fgvr.runtime.devices.fast_dtype import BF16_FLAGS, cpu_flags, fastest
+from fgvr.runtime.devices import Device, fastest_dtype
+from fgvr.runtime.devices.processor import BF16_FLAGS, cpu_flags
 from fgvr.runtime.loaders import files, quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.plan import OPTIONAL
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import ON_DISK, footprint, presence
+from fgvr.runtime.sizes import footprint
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -29,14 +30,18 @@ _FLAGS = ("avx2", "avx512f", *BF16_FLAGS)
 
 def libraries() -> Iterator[Finding]:
     """Every dependency this package declares, with the version that is installed."""
-    for name, floor in _required():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            yield Finding(name, False, "not installed", f"pip install '{name}>={floor}'")
+    for line in requires("fgvr") or ():
+        needed = Requirement(line)
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):  # of an extra, or of another system
             continue
-        fits = _numbers(found) >= _numbers(floor)
-        yield Finding(name, fits, found, "" if fits else f"needs {floor} or newer: pip install -U '{name}>={floor}'")
+        cure = f"pip install -U '{needed.name}{needed.specifier}'"
+        try:
+            found = version(needed.name)
+        except PackageNotFoundError:
+            yield Finding(needed.name, False, "not installed", cure)
+            continue
+        fits = needed.specifier.contains(found, prereleases=True)
+        yield Finding(needed.name, fits, found, "" if fits else f"needs {needed.specifier}: {cure}")
 
 
 def machine(pool: ModelPool) -> Iterator[Finding]:
@@ -46,12 +51,12 @@ def machine(pool: ModelPool) -> Iterator[Finding]:
     yield _allocator(device)
     flags = cpu_flags()
     fast = ", ".join(flag for flag in _FLAGS if flag in flags) or "no vector flags known"
-    yield Finding("processor", True, f"{os.cpu_count()} cores, {fast}; dtype=fastest is {fastest('cpu')} on it")
+    yield Finding("processor", True, f"{os.cpu_count()} cores, {fast}; dtype=fastest is {fastest_dtype('cpu')} on it")
 
 
 def _allocator(device: Device) -> Finding:
     """Settings of PyTorch's allocator for this device, as the environment has them."""
-    kind = kind_of(device.name)
+    kind = device.allocator
     settings = allocator.in_force(kind)
     detail = ", ".join(map(str, settings)) or ("nothing to set" if kind not in allocator.PRESETS else "PyTorch's defaults")
     unlimited = any(map(allocator.means_no_limit, settings))
@@ -69,8 +74,8 @@ def models(
         complete &= found.well
         yield found
         if spec.quantization:
-            lacks = quantized.lacks(spec.quantization, pool.device.name)
-            detail = quantized.needs(spec.quantization, pool.device.name)
+            lacks = quantized.lacks(spec.quantization, type(pool.device))
+            detail = quantized.needs(spec.quantization, type(pool.device))
             yield Finding(f"{spec.role} quantization", not lacks, detail, quantized.CURE if lacks else "")
     yield from map(_optional, optional)
     if complete:
@@ -84,14 +89,10 @@ def _files(spec: ModelSpec) -> Finding:
     try:
         loader = find_loader(spec)
         loader.check(spec)
-        if (describe := getattr(loader, "describe", None)) is not None:
-            return Finding(topic, True, describe(spec))
-        if spec.loader not in ON_DISK:
-            return Finding(topic, True, spec.source)
-        if getattr(loader, "locate", files.locate)(spec) is None:
+        if not loader.is_here(spec):
             return Finding(topic, False, f"{spec.source} is not on this machine", files.how_to_get(spec).replace("\n", ". "))
         footprint(spec)  # reads every header
-        return Finding(topic, True, f"{spec.source}: {presence(spec)}")
+        return Finding(topic, True, loader.describe(spec))
     except FgvrError as error:
         what, _, cure = str(error).partition("\n")
         return Finding(topic, False, what, cure.strip() or "models=tiny works offline")
@@ -126,14 +127,3 @@ def writable(home: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _required() -> Iterator[tuple[str, str]]:
-    for line in requires("fgvr") or ():
-        match = re.match(r"([\w.-]+)\s*.*?>=([\d.]+)", line)
-        if match and "extra ==" not in line:
-            yield match[1], match[2]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

@@ -108,7 +108,7 @@ class Execution:
 
         What computes in another process needs neither, and may take long enough to keep everybody here waiting.
         """
-        if getattr(self._entry.loader, "elsewhere", False):
+        if self._entry.loader.elsewhere:
             yield
             return
         with self._slots.turn(self._entry), CONSTRUCT.read():

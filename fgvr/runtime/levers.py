@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fgvr.runtime.loaders.base import SANE_PIXELS
+from fgvr.runtime.loaders.base import SANE_PIXELS, find_loader
 from fgvr.types import ModelSpec
 
 _PIXELS = tuple(tokens * 28 * 28 for tokens in (1280, 1024, 768, 512, 256))  # image tokens worth proposing
@@ -48,9 +48,9 @@ def levers(spec: ModelSpec) -> Iterator[Lever]:
         yield Lever("fewer pixels per image", spec, "max_pixels", smaller, work=0.5)
     if spec.source == "tiny":
         return
-    if spec.loader == "qwen" and spec.quantization is None:
+    if find_loader(spec).quantizes and spec.quantization is None:
         yield Lever("int8 weights", spec, "quantization", ("int8",), weights=0.38)
-    if spec.loader == "qwen" and spec.quantization in (None, "int8"):
+    if find_loader(spec).quantizes and spec.quantization in (None, "int8"):
         yield Lever("int4 weights", spec, "quantization", ("nf4",), weights=0.56)  # vision tower, words and output head stay as they are
     if spec.dtype == "float32":
         yield Lever("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)

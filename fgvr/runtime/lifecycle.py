@@ -223,7 +223,7 @@ class Lifecycle:
             entry.restores += 1
             entry.restore_seconds = now - began
         else:
-            entry.loads += not getattr(entry.loader, "elsewhere", False)  # nothing came into this process's memory
+            entry.loads += not entry.loader.elsewhere  # nothing came into this process's memory
             entry.load_seconds = now - began
         self._ledger.note()
         self._events.about("restored" if restored else "loaded", entry, bytes=measured, seconds=now - began)

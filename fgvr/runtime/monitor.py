@@ -78,6 +78,11 @@ class Monitor:
         self._pool = weakref.ref(pool, lambda _: background.stop() if background else None)
         pool.subscribe(self.hear)
 
+    def close(self) -> None:
+        """The thread ends after the step it is in."""
+        if self._thread:
+            self._thread.stop()
+
     def configure(self, runtime: Mapping[str, Any], *, prepare: Callable[[str], None]) -> None:
         """Watch with these values of `configs/runtime/` from now on; sinks that were added by hand stay. Raises ConfigError."""
         settings = MonitorSettings.of(runtime, cleanup_seconds=self._living().device.cleanup_seconds)
@@ -128,11 +133,6 @@ class Monitor:
             if events or since >= self.settings.check_interval:
                 telling = [event.kind for event in events if event.kind not in _FREQUENT] or [event.kind for event in events]
                 self._check(pool, self._sample(pool, telling[-1] if telling else "interval"))
-
-    def close(self) -> None:
-        """The thread ends after the step it is in."""
-        if self._thread:
-            self._thread.stop()
 
     # --- hearing -----------------------------------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Monitor:
         if pool.device.exact and sample.settled:
             self._compare(sample)
         if self.settings.auto_cleanup and (found.level == "critical" or found.host_low):
-            self._drop(pool, found.drop, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")
+            self._drop(pool, found.recommended, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")
         every = self.settings.cleanup_interval
         if every and now - self._cleaned >= every:
             self._cleaned = now
@@ -287,7 +287,7 @@ class Monitor:
         return pressure(status, pool.settings.policy, self.settings.watermarks, host_low=low, before=self._level, allocated=allocated)
 
     def _level_changed(self, found: Pressure) -> None:
-        names = ", ".join(found.drop) or "nothing idle"
+        names = ", ".join(found.recommended) or "nothing idle"
         rising = LEVELS.index(found.level) > LEVELS.index(self._level)
         self._level = found.level
         if rising:

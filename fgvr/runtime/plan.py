@@ -9,9 +9,11 @@ from typing import Any
 
 from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
+from fgvr.runtime.devices import device_class
 from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.sizes import Footprint, footprint, presence
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -40,9 +42,10 @@ def plan(
     specs = list(specs)
     result = describe([need(spec, device) for spec in specs], budget, reserve=reserve)
     shown = [part for spec in optional for part in _optional(spec, device)]
-    facts = [f"{spec.role}: {quantized.needs(spec.quantization, device)}" for spec in specs if spec.quantization]
-    facts += [f"{spec.role}: {said}" for spec in specs if (said := presence(spec))]
-    kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if device == "cpu" else []
+    kind = device_class(device)
+    facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
+    facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).presence(spec))]
+    kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if kind.allocator == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
 

@@ -1,4 +1,4 @@
-"""How a pool lends: one frozen record. What each value may be by itself stands in `fgvr.keys`, once."""
+"""How a pool lends: one frozen record. What each value may be by itself stands in `fgvr.config.groups`, once."""
 
 from __future__ import annotations
 

@@ -94,20 +94,15 @@ class MonitorSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """`drop`: keys of idle models in the order in which they would go; empty when nothing has to."""
+    """`memory/pressure`: whether memory is short. `recommended`: idle models in the order in which they would go."""
 
+    pressure: bool
     level: Level
+    share: float
     used: int
     limit: int
     host_low: str
-    drop: tuple[str, ...]
-
-    @property
-    def share(self) -> float:
-        return self.used / self.limit if self.limit else 1.0
-
-    def __bool__(self) -> bool:
-        return self.level in ("high", "critical") or bool(self.host_low)
+    recommended: tuple[str, ...]
 
 
 def pressure(
@@ -115,14 +110,13 @@ def pressure(
 ) -> Pressure:
     """Judge a snapshot. `allocated`: what the device itself counts, where it counts tensors; it matters when it is more than the ledger."""
     used = max(status.used, allocated)
-    level = marks.level(used / status.budget if status.budget else 1.0, before)
-    drop: tuple[str, ...] = ()
+    share = used / status.budget if status.budget else 1.0
+    level = marks.level(share, before)
+    recommended: tuple[str, ...] = ()
     if level != "ok" or host_low:
-        idle = idle_models(status.models)
-        everything = sum(model.bytes for model in idle)
-        excess = everything if host_low else used - int((marks.low - marks.margin) * status.budget)
-        drop = choose(policy, idle, excess)
-    return Pressure(level, used, status.budget, host_low, drop)
+        excess = status.used if host_low else used - int((marks.low - marks.margin) * status.budget)
+        recommended = choose(policy, idle_models(status.models), excess)
+    return Pressure(level in ("high", "critical") or bool(host_low), level, round(share, 4), used, status.budget, host_low, recommended)
 
 
 def idle_models(models: Sequence[ModelStatus], *, least: float = 0.0) -> list[ModelStatus]:

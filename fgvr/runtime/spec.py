@@ -1,12 +1,12 @@
-"""Which models, from configuration-like values. The record itself is `fgvr.types.ModelSpec`."""
+"""Which models, from values that follow their own rules already. The record itself is `fgvr.types.ModelSpec`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.fast_dtype import emulates_half, fastest
-from fgvr.runtime.sizes import would_be_half
+from fgvr.runtime.devices import device_class, fastest_dtype
+from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 
 DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
@@ -29,12 +29,10 @@ def checked(spec: ModelSpec, device: str = "auto") -> ModelSpec:
         wrong.append(f"models.{spec.role}.quantization={spec.quantization}: write null, int8 or nf4 (4 bits)")
     elif spec.quantization and spec.role != "mllm":
         wrong.append(f"models.{spec.role}.quantization={spec.quantization}: only models.mllm can be quantised")
-    if spec.batch_size < 1:
-        wrong.append(f"models.{spec.role}.batch_size={spec.batch_size}: must be at least 1")
-    if spec.max_pixels is not None and spec.max_pixels < 28 * 28:
-        wrong.append(f"models.{spec.role}.max_pixels={spec.max_pixels}: must be at least {28 * 28}")
     if wrong:
         raise ConfigError("; ".join(wrong))
     if spec.dtype == "fastest":
-        return replace(spec, dtype=fastest(device))
-    return replace(spec, dtype="float32") if would_be_half(spec) and emulates_half(device) else spec
+        return replace(spec, dtype=fastest_dtype(device))
+    loader = find_loader(spec)
+    emulated = loader.widens_half and loader.is_half(spec) and device_class(device).emulates_half(chosen_by_auto=device == "auto")
+    return replace(spec, dtype="float32") if emulated else spec

@@ -6,7 +6,7 @@ Importing it imports no pool, so a client that only reads these records starts q
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from fgvr.errors import FgvrError
@@ -37,19 +37,6 @@ class Stats:
     formatted_system_total: str
     other_processes: int
     other_processes_memory: int  # their USS together, as far as the system tells
-
-
-@dataclass(frozen=True, slots=True)
-class PressureAnswer:
-    """`memory/pressure`. `recommended`: idle models in the order in which they would go."""
-
-    pressure: bool
-    level: str
-    share: float
-    used: int
-    limit: int
-    host_low: str
-    recommended: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +80,7 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
         total_models=sum(m.here for m in status),
         total_memory_usage=status.used,
         memory_limit=status.budget,
-        memory_pressure=bool(monitor.pressure()),
+        memory_pressure=monitor.pressure().pressure,
         system_available=host.free,
         system_total=host.total,
         formatted_usage=format_bytes(status.used),
@@ -103,11 +90,6 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
         other_processes=len(others),
         other_processes_memory=sum(p.memory.uss or 0 for p in others),
     )
-
-
-def pressure(monitor: Monitor) -> PressureAnswer:
-    found = monitor.pressure()
-    return PressureAnswer(bool(found), found.level, round(found.share, 4), found.used, found.limit, found.host_low, found.drop)
 
 
 def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> tuple[ModelAnswer, ...]:
@@ -122,24 +104,10 @@ def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> tuple[ModelAnswer, ..
                 size = pool.loader(spec).estimate(spec)
             except FgvrError as missing:
                 error = error or str(missing)
-        answers.append(
-            ModelAnswer(
-                key=known.key,
-                role=known.role,
-                source=known.source,
-                state=known.state,
-                tier=pool.device.name if known.placed else "host" if known.state == "parked" else "disk",
-                bytes=size,
-                file_bytes=_file_bytes(spec),
-                leases=known.leases,
-                hits=known.hits,
-                loads=known.loads,
-                idle_seconds=round(known.idle_seconds, 3),
-                last_used=known.last_used,
-                pinned=known.pinned,
-                error=error,
-            )
-        )
+        tier = pool.device.name if known.placed else "host" if known.state == "parked" else "disk"
+        own = {"tier": tier, "bytes": size, "file_bytes": _file_bytes(spec), "idle_seconds": round(known.idle_seconds, 3), "error": error}
+        shared = {field.name: getattr(known, field.name) for field in fields(ModelAnswer) if field.name not in own}
+        answers.append(ModelAnswer(**shared, **own))
     return tuple(answers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import idle_models
 from fgvr.server.auth import CHANGE, READ, ReaderToken, holds_token
-from fgvr.server.engine import engine_of
+from fgvr.server.engine import InferenceEngine, engine_of
 from fgvr.server.http_errors import HttpError, bad_request, plan_record
 from fgvr.server.schemas import CleanupRequest, Success, codes
 from fgvr.types import MemoryPlan
@@ -23,7 +24,7 @@ from fgvr.utils.text import format_bytes
 router = APIRouter(prefix="/api/v1", tags=["memory"])
 Key = Annotated[str, Path(description="key (role-hash8) or role: mllm, encoder, joint", examples=["mllm"], max_length=80)]
 Gibibytes = Annotated[float, Query(gt=0, le=1 << 20, allow_inf_nan=False, description="the budget in GiB", examples=[18])]
-_FIGURES, _LEVER = codes(401), codes(401, 404, 409)
+_FIGURES = codes(401)
 
 
 def pool_of(request: Request) -> ModelPool:
@@ -40,7 +41,7 @@ def stats(request: Request) -> Success:
 @router.get("/memory/pressure", dependencies=READ, responses=_FIGURES)
 def pressure(request: Request) -> Success:
     """Whether memory is short, how much, and whom to drop, in order."""
-    return Success(data=status_records.pressure(watch(pool_of(request))))
+    return Success(data=watch(pool_of(request)).pressure())
 
 
 @router.get("/memory/models", dependencies=READ, responses=_FIGURES)
@@ -122,47 +123,33 @@ def limit(request: Request, limit_gb: Gibibytes) -> Success:
     return Success(data={"memory_limit": status.budget, "formatted_limit": format_bytes(status.budget), "used": status.used})
 
 
-@router.post("/models/{key}/load", dependencies=CHANGE, responses=codes(401, 404, 503, 507))
-def load(request: Request, key: Key) -> Success:
-    """Brings it in, if need be in others' place."""
-    name = _key(request, key)
-    with pool_of(request).lease(name, work=0, timeout=request.app.state.settings.deadline):
+def _load(engine: InferenceEngine, key: str) -> None:
+    with engine.pool.lease(key, work=0, timeout=engine.settings.deadline):
         pass
-    return _row(request, name)
 
 
-@router.post("/models/{key}/evict", dependencies=CHANGE, responses=_LEVER)
-def evict(request: Request, key: Key) -> Success:
-    """Drops it; 409 while it is leased or pinned."""
-    name = _key(request, key)
-    released = pool_of(request).evict(name)
-    return _row(request, name, released_bytes=released)
+def _reset(engine: InferenceEngine, key: str) -> None:
+    if any(m.leases for m in engine.pool.status() if m.key == key):
+        raise RuntimeConflict(f"{key} is leased and cannot be reset now")
+    engine.pool.reset(key)
 
 
-@router.post("/models/{key}/pin", dependencies=CHANGE, responses=_LEVER)
-def pin(request: Request, key: Key) -> Success:
-    """Never evicted under pressure from now on."""
-    name = _key(request, key)
-    pool_of(request).pin(name)
-    return _row(request, name)
+def _add_lever(name: str, act: Callable[[InferenceEngine, str], int | None], about: str, *refusals: int) -> None:
+    def pull(request: Request, key: Key) -> Success:
+        engine, found = engine_of(request), _key(request, key)
+        released = act(engine, found)
+        (row,) = status_records.models(engine.pool, [spec for spec in engine.specs.values() if spec.key == found])
+        return Success(data=asdict(row) | ({} if released is None else {"released_bytes": released}))
+
+    path = f"/models/{{key}}/{name}"
+    router.add_api_route(path, pull, methods=["POST"], name=name, description=about, dependencies=CHANGE, responses=codes(401, *refusals))
 
 
-@router.post("/models/{key}/unpin", dependencies=CHANGE, responses=_LEVER)
-def unpin(request: Request, key: Key) -> Success:
-    """Takes every pin on it back."""
-    name = _key(request, key)
-    pool_of(request).unpin(name)
-    return _row(request, name)
-
-
-@router.post("/models/{key}/reset", dependencies=CHANGE, responses=_LEVER)
-def reset(request: Request, key: Key) -> Success:
-    """Forgets a failed load and batch sizes learned when memory ran out; 409 while it is leased."""
-    name, pool = _key(request, key), pool_of(request)
-    if any(m.leases for m in pool.status() if m.key == name):
-        raise RuntimeConflict(f"{name} is leased and cannot be reset now")
-    pool.reset(name)
-    return _row(request, name)
+_add_lever("load", _load, "Brings it in, if need be in others' place.", 404, 503, 507)
+_add_lever("evict", lambda engine, key: engine.pool.evict(key), "Drops it; 409 while it is leased or pinned.", 404, 409)
+_add_lever("pin", lambda engine, key: engine.pool.pin(key), "Never evicted under pressure from now on.", 404, 409)
+_add_lever("unpin", lambda engine, key: engine.pool.unpin(key), "Takes every pin on it back.", 404, 409)
+_add_lever("reset", _reset, "Forgets a failed load and batch sizes learned when memory ran out; 409 while it is leased.", 404, 409)
 
 
 def _key(request: Request, name: str) -> str:
@@ -171,8 +158,3 @@ def _key(request: Request, name: str) -> str:
         if name in (role, spec.key):
             return spec.key
     raise HttpError(404, f"no model {name[:80]!r}", param="key", code="model_not_found")
-
-
-def _row(request: Request, key: str, **more: int) -> Success:
-    (row,) = status_records.models(pool_of(request), [spec for spec in engine_of(request).specs.values() if spec.key == key])
-    return Success(data=asdict(row) | more)

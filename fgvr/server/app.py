@@ -1,4 +1,4 @@
-"""The application: what assembly hands over, behind addresses. Making one starts no thread and loads no model."""
+"""The application: what a session hands over, behind addresses. Making one starts no thread and loads no model."""
 
 from __future__ import annotations
 

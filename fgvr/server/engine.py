@@ -7,15 +7,17 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
 from fgvr.runtime.conversation import Answer, Conversation, Sampling, Turn
 from fgvr.runtime.pool import ModelPool
-from fgvr.server.batching import Batch, BatchQueue, Job
+from fgvr.server.batching import BatchQueue, Compute, Job, Unwanted
 from fgvr.server.decoding import Decoders
 from fgvr.server.http_errors import HttpError, bad_request, stopping
 from fgvr.server.metrics import Metrics
@@ -45,7 +47,7 @@ class InferenceEngine:
             self.add_queue(name, compute, most=lambda role=role: max(1, self.specs[role].batch_size))
         metrics.watch_requests(lambda: self.inflight, lambda: {name: queue.queued for name, queue in self.queues.items()})
 
-    def add_queue(self, name: str, compute: Callable[[Batch], Sequence[Any]], *, most: Callable[[], int]) -> None:
+    def add_queue(self, name: str, compute: Compute, *, most: Callable[[], int]) -> None:
         tokens, wait = self.settings.batch_tokens, self.settings.batch_wait
         self.queues[name] = BatchQueue(name, compute, most=most, most_tokens=tokens, wait=wait, on_batch=self.metrics.on_batch)
 
@@ -98,7 +100,7 @@ class InferenceEngine:
             yield slot
         finally:
             for job in slot.jobs:
-                job.cancel()
+                job.future.cancel()
             slot.jobs.clear()
             self.decoders.leave(slot)
             self._inflight[role] -= 1
@@ -119,17 +121,15 @@ class InferenceEngine:
 
     # --- computing, in the queues' threads ---------------------------------------------------------------------------------
 
-    def _lease(self, role: str, batch: Batch) -> Any:
-        return self.pool.lease(self.specs[role], timeout=self.settings.deadline, stop=batch.stop)
+    def _lease(self, role: str, jobs: Sequence[Job]) -> Any:
+        return self.pool.lease(self.specs[role], timeout=self.settings.deadline, stop=Unwanted(jobs))
 
-    def _converse(self, batch: Batch) -> Sequence[Answer]:
-        jobs = batch.jobs
-
+    def _converse(self, jobs: Sequence[Job]) -> Sequence[Answer]:
         def watch(index: int, text: str, tokens: Sequence[Any]) -> bool:
             jobs[index].report_text((text, tokens))
-            return not jobs[index].gone.is_set()
+            return not jobs[index].gone
 
-        with self._lease("mllm", batch) as mllm:
+        with self._lease("mllm", jobs) as mllm:
             if self.converses():
                 answers = mllm.converse([job.payload for job in jobs], watch)
             else:
@@ -137,24 +137,24 @@ class InferenceEngine:
         self.metrics.on_tokens(sum(a.prompt_tokens for a in answers), sum(a.new_tokens for a in answers))
         return answers
 
-    def _score(self, batch: Batch) -> Sequence[Any]:
-        images, prompts, continuations = zip(*(job.payload for job in batch.jobs), strict=True)
-        with self._lease("mllm", batch) as mllm:
-            scores = mllm.score(list(images), list(prompts), list(continuations), system=batch.jobs[0].group)
+    def _score(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        images, prompts, continuations = zip(*(job.payload for job in jobs), strict=True)
+        with self._lease("mllm", jobs) as mllm:
+            scores = mllm.score(list(images), list(prompts), list(continuations), system=jobs[0].group)
         self.metrics.on_tokens(sum(s.prompt_tokens for s in scores), 0)
         return scores
 
-    def _embed_images(self, batch: Batch) -> Sequence[Any]:
-        with self._lease("encoder", batch) as encoder:
-            return list(encoder.encode([job.payload for job in batch.jobs]))
+    def _embed_images(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        with self._lease("encoder", jobs) as encoder:
+            return list(encoder.encode([job.payload for job in jobs]))
 
-    def _embed_texts(self, batch: Batch) -> Sequence[Any]:
-        with self._lease("encoder", batch) as encoder:
-            return list(encoder.encode_text([job.payload for job in batch.jobs]))
+    def _embed_texts(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        with self._lease("encoder", jobs) as encoder:
+            return list(encoder.encode_text([job.payload for job in jobs]))
 
-    def _match(self, batch: Batch) -> Sequence[Any]:
-        images, texts = zip(*(job.payload for job in batch.jobs), strict=True)
-        with self._lease("joint", batch) as joint:
+    def _match(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        images, texts = zip(*(job.payload for job in jobs), strict=True)
+        with self._lease("joint", jobs) as joint:
             return [float(p) for p in joint.match(list(images), list(texts))]
 
 
@@ -169,7 +169,8 @@ class Slot:
 
     async def compute(self, queue: str, payloads: Sequence[Any], *, group: Any = None, tokens: Sequence[int] | None = None) -> list[Any]:
         """Results in order. Raises HttpError as `wait`."""
-        return await self.wait(asyncio.gather(*(job.future for job in self.submit(queue, payloads, group=group, tokens=tokens))))
+        jobs = self.submit(queue, payloads, group=group, tokens=tokens)
+        return await self.wait(asyncio.gather(*map(asyncio.wrap_future, jobs)))
 
     def submit(
         self,
@@ -179,20 +180,21 @@ class Slot:
         group: Any = None,
         tokens: Sequence[int] | None = None,
         on_text: Callable[[int, Any], None] | None = None,
-    ) -> list[Job]:
-        """`on_text`: gets the place of a payload and its text while it grows."""
-        loop, client, made = asyncio.get_running_loop(), client_of(self.request), []
+    ) -> list[Future[Any]]:
+        """`on_text`: gets, in the loop, the place of a payload and its text while it grows."""
+        loop, client = asyncio.get_running_loop(), client_of(self.request)
+        begun = len(self.jobs)
         for i, payload in enumerate(payloads):
-            job = Job(payload, loop, client, group, tokens[i] if tokens else 1)
-            job.on_text = (lambda text, i=i: on_text(i, text)) if on_text else None
+            told = _in_loop(loop, partial(on_text, i)) if on_text else None
+            job = Job(payload, client, group, tokens[i] if tokens else 1, told)
             self.jobs.append(job)
-            made.append(job)
             self.engine.queues[queue].submit(job)
-        return made
+        return [job.future for job in self.jobs[begun:]]
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Its result, unless the client leaves (HttpError, 499) or `server.deadline` passes (504)."""
         wanted, left = asyncio.ensure_future(awaitable), asyncio.ensure_future(_disconnected(self.request))
+        wanted.add_done_callback(lambda done: done.cancelled() or done.exception())  # one that nobody waits for is no news for the log
         try:
             await asyncio.wait({wanted, left}, timeout=self.engine.settings.deadline, return_when=asyncio.FIRST_COMPLETED)
             if wanted.done():
@@ -210,6 +212,10 @@ class Slot:
         self.engine.metrics.refused.labels("deadline").inc()
         message = f"not done within {self.engine.settings.deadline:g} s (server.deadline)"
         return HttpError(504, message, code="deadline", retry=self.engine.retry_after())
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None]) -> Callable[[Any], object]:
+    return lambda news: loop.call_soon_threadsafe(call, news)
 
 
 def engine_of(request: Request) -> InferenceEngine:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 
 from fgvr.server.auth import CHANGE, READ
 from fgvr.server.background import in_daemon, result_of
-from fgvr.server.batching import Batch
+from fgvr.server.batching import Job
 from fgvr.server.engine import InferenceEngine
 from fgvr.server.http_errors import HttpError, to_http_error
 from fgvr.server.schemas import Success, codes
@@ -26,7 +26,7 @@ PATIENCE = 10.0  # seconds a request waits for the knowledge base before it is t
 
 
 class Recognizes(Protocol):
-    """What is used of a pipeline.Recognizer, built by assembly."""
+    """What is used of a pipeline.Recognizer, built by a Session."""
 
     def batch(self, images: Sequence[Sample]) -> list[Prediction]: ...
 
@@ -107,11 +107,11 @@ class Classifier:
         report("ready: images are classified")
         return found
 
-    def _classify(self, batch: Batch) -> Sequence[Any]:
+    def _classify(self, jobs: Sequence[Job]) -> Sequence[Any]:
         knowledge = self._knowledge  # one for the whole batch
         assert knowledge is not None, "requests wait for it before they come here"
         rows = []
-        for p in knowledge.recognizer.batch([job.payload for job in batch.jobs]):
+        for p in knowledge.recognizer.batch([job.payload for job in jobs]):
             named = {c.category: p.names.get(c.category, c.category) for c in p.fast.candidates}
             rows.append(self._to_row(p) | {"name": p.name, "answer": p.answer, "names": named})
         return rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -17,17 +16,6 @@ from fgvr.runtime.pool import ModelPool
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _JOBS = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """`memory/cache-stats`: the pool as a cache of models. A hit is a lease of a model that was there."""
-
-    hits: int
-    misses: int
-    hit_rate: float
-    evictions: int
-    reload_seconds: float
 
 
 class Metrics:
@@ -91,11 +79,13 @@ class Metrics:
     def on_alert(self, alert: Alert) -> None:
         self._alerts.labels(alert.kind).inc()
 
-    def cache_stats(self) -> CacheStats:
+    def cache_stats(self) -> dict[str, float]:
+        """The pool as a cache of models. A hit is a lease of a model that was there."""
         hits = sum(m.hits for m in self._pool.status())
         with self._lock:
-            asked = hits + self._missed
-            return CacheStats(hits, self._missed, round(hits / asked, 6) if asked else 0.0, self._evicted, round(self._reloading, 6))
+            rate = round(hits / (hits + self._missed), 6) if hits + self._missed else 0.0
+            found = {"hits": hits, "misses": self._missed, "hit_rate": rate, "evictions": self._evicted}
+            return found | {"reload_seconds": round(self._reloading, 6)}
 
 
 class _PoolCollector:

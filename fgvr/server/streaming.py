@@ -22,9 +22,9 @@ async def stream_chat(
 ) -> StreamingResponse:
     """The response. Its head is sent when the first token is there, so that an error still is an HTTP status."""
     news: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-    jobs = slot.submit("converse", asks, tokens=tokens, on_text=lambda i, text: news.put_nowait((i, text)))
-    for i, job in enumerate(jobs):
-        job.future.add_done_callback(lambda future, i=i: news.put_nowait((i, _outcome(future))))
+    futures = slot.submit("converse", asks, tokens=tokens, on_text=lambda i, text: news.put_nowait((i, text)))
+    for i, future in enumerate(futures):
+        asyncio.wrap_future(future).add_done_callback(lambda done, i=i: news.put_nowait((i, _outcome(done))))
     first = await slot.wait(news.get())
     if isinstance(first[1], Exception):
         raise first[1]

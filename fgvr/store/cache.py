@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from fgvr.errors import StoreError
 from fgvr.protocols import Cache
+from fgvr.utils.batches import chunks
 from fgvr.utils.files import HeldError, file_lock
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ _KEYS_PER_QUERY = 500
 _MOST_TOUCHED = 10_000  # keys whose last use is not written down yet
 _WAIT_SECONDS = 60
 _inherited: list[sqlite3.Connection] = []  # a forked child must not close its parent's connections
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class SqliteCache:
         found: dict[str, bytes] = {}
         wanted = dict.fromkeys(keys)
         with self._database() as database:
-            for some in _chunks(wanted, _KEYS_PER_QUERY):
+            for some in chunks(wanted, _KEYS_PER_QUERY):
                 marks = ",".join("?" * len(some))
                 rows = database.execute(f"SELECT key, value, sha256 FROM entries WHERE key IN ({marks})", some)
                 found.update((key, value) for key, value, digest in rows if sha256(value).digest() == digest)
@@ -290,9 +288,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    remaining = iter(items)
-    while some := list(islice(remaining, size)):
-        yield some

@@ -13,7 +13,9 @@ from fgvr.agents.abstain import Abstainer, certainty, fit_abstention
 from fgvr.agents.calibration import Calibrator
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import from_row, to_row
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
+from fgvr.session import Session
 from fgvr.types import Decision, Prediction
 from tests.agents.doubles import fast_result
 
@@ -84,9 +86,9 @@ def test_too_few_images_withhold_every_answer_and_say_how_many_are_needed() -> N
 
 def test_both_promises_from_the_same_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="neither promise"):
-        Calibrator(target="risk:0.1@0.1", abstain="risk:0.1@0.1")
+        fgvr.load_config("trigger.target=risk:0.1@0.1", "trigger.abstain=risk:0.1@0.1")
     with pytest.raises(ConfigError, match=r"trigger\.abstain='precision:0\.9'"):
-        Calibrator(target="slow_rate:0.6", abstain="precision:0.9")
+        fgvr.load_config("trigger.abstain=precision:0.9")
     with pytest.raises(ConfigError, match=r"trigger\.abstain='risk:2'"):
         Calibrator(target="slow_rate:0.6", abstain="risk:2")
 
@@ -107,7 +109,7 @@ def test_an_evaluation_states_what_was_withheld_and_what_is_promised(own_pool, t
     words = (*SMALL, "dataset.calibration=4", "trigger.abstain=risk:0.4@0.2")
     report = fgvr.evaluate(fgvr.load_config(*words))
     body = json.loads((report.path / "report.json").read_text())
-    rows = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     withheld = [row["abstention"]["withheld"] for row in rows]
     assert body["abstention"]["withheld"] == sum(withheld)
     assert body["abstention"]["answered"] == pytest.approx(1 - np.mean(withheld))
@@ -116,7 +118,7 @@ def test_an_evaluation_states_what_was_withheld_and_what_is_promised(own_pool, t
     assert any(note.startswith("final answers: ") for note in report.notes)
     assert "Answers given" in (report.path / "report.html").read_text()
     with pytest.raises(ConfigError, match="use mode=evaluate"):
-        modes.replay(fgvr.load_config(*words, "mode=replay", f"predictions={report.path / modes.PREDICTIONS}"))
+        modes.perform(fgvr.load_config(*words, "mode=replay", f"predictions={report.path / runs.PREDICTIONS}"))
 
 
 def test_without_calibration_images_nothing_is_promised(own_pool) -> None:
@@ -126,8 +128,8 @@ def test_without_calibration_images_nothing_is_promised(own_pool) -> None:
 
 def test_classify_says_no_answer_with_its_reason(own_pool) -> None:
     words = (*SMALL, "dataset.calibration=1", "trigger.abstain=risk:0.05@0.1")  # six images cannot carry it: everything is withheld
-    image = next(iter(modes.assembly.open_dataset(fgvr.load_config(*words)).split.test)).image
-    (answer,) = modes.classify(fgvr.load_config(*words, "mode=classify", f"image='{image}'"))
+    image = next(iter(Session(fgvr.load_config(*words)).dataset.split.test)).image
+    (answer,) = modes.perform(fgvr.load_config(*words, "mode=classify", f"image='{image}'"))
     assert str(answer).split(": ", 1)[1].startswith("no answer: certainty")
-    run = next((fgvr.assembly.home(fgvr.load_config(*words)) / "runs" / "classify").iterdir())
+    run = next((Session(fgvr.load_config(*words)).home / "runs" / "classify").iterdir())
     assert "no answer: certainty" in (run / "report.html").read_text()

@@ -7,7 +7,6 @@ import pytest
 
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import Matcher, rescore
-from fgvr.errors import ConfigError
 from fgvr.types import FastResult
 from tests.agents.doubles import class_record, fast_result, picture
 
@@ -80,9 +79,3 @@ def test_without_matches_nothing_changes() -> None:
     before = fast_result([0.6, 0.4])
     after = rescore(before, {}, fusion=Fusion(joint="score"))
     assert shares(after) == shares(before) and replace(after, agreement=before.agreement, confidence=0.0) == replace(before, confidence=0.0)
-
-
-@pytest.mark.parametrize("wrong", [{"joint": "both"}, {"joint_weight": 1.5}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match=f"fusion.{next(iter(wrong))}"):
-        Fusion(**wrong)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 import fgvr
-from fgvr import modes
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.online import OnlineRetrieval, OnlineState, OnlineUpdate, quality_of
 from fgvr.knowledge.prototypes import Prototypes, unit
 from fgvr.knowledge.statistics import Statistics
-from fgvr.pipeline import Recognizer
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Decision, History, Prediction, SlowResult
 from tests.agents.doubles import fast_result, picture
@@ -128,7 +127,7 @@ def eager(monkeypatch: pytest.MonkeyPatch):
 
 
 def answers(report: fgvr.Report) -> list:
-    rows = [json.loads(line) for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "cost"} for row in rows]
 
 
@@ -137,23 +136,22 @@ def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch
     words = (*SMALL, "trigger=always", f"online={kind}")
     whole = fgvr.evaluate(fgvr.load_config(*words, f"paths.home={tmp_path / 'whole'}"))
     cfg = fgvr.load_config(*words, f"paths.home={tmp_path / 'parts'}")
-    think = Recognizer._think
+    learn = OnlineRetrieval.learn
 
-    def dies(self, waiting, calls=[]):  # noqa: B006 - counts over calls
+    def dies(self, predictions, calls=[]):  # noqa: B006 - counts over calls
+        learn(self, predictions)
         calls.append(1)
-        if len(calls) == 4:
-            think(self, waiting)  # learned and journalled, but never recorded
+        if len(calls) == 4:  # learned and journalled, but never recorded
             raise KeyboardInterrupt
-        return think(self, waiting)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recognizer, "_think", dies)
+        patch.setattr(OnlineRetrieval, "learn", dies)
         with pytest.raises(KeyboardInterrupt):
             fgvr.evaluate(cfg)
     close_shared()
     resumed = fgvr.evaluate(cfg)
     assert answers(resumed) == answers(whole)
-    assert (resumed.path / modes.LESSONS).read_text() == (whole.path / modes.LESSONS).read_text() != ""
+    assert (resumed.path / runs.LESSONS).read_text() == (whole.path / runs.LESSONS).read_text() != ""
 
 
 def test_learning_changes_later_answers_and_switched_off_nothing_is_left_of_it(eager, monkeypatch) -> None:

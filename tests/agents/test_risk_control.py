@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+import fgvr
 from fgvr.agents.calibration import Calibrator, Deferred, Evidence
 from fgvr.agents.risk_control import joint, ladder, least_accepted, most_errors, selective, upper_limit
 from fgvr.agents.targets import Target
@@ -133,5 +134,5 @@ def test_a_risk_that_means_nothing_is_refused_with_an_example(text: str) -> None
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match="joint or selective"):
-        Calibrator(target="risk:0.1@0.1", form="marginal")
+    with pytest.raises(ConfigError, match="joint, selective"):
+        fgvr.load_config("trigger.target=risk:0.1@0.1", "trigger.form=marginal")

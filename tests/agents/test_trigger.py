@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fgvr import assembly
+import fgvr
 from fgvr.agents.calibration import FEATURES, Calibrator, Evidence, choose_threshold, fit_logistic
 from fgvr.agents.targets import Target
 from fgvr.agents.trigger import Always, Gates, Never, Random, Sare, lower_bound
 from fgvr.errors import ConfigError
+from fgvr.session import Session
 from fgvr.types import Candidate, History
 from tests.agents.doubles import fast_result
 
@@ -195,5 +196,5 @@ def test_the_lower_bound_rises_with_evidence_and_falls_with_ambiguity():
 def test_sare_at_its_published_threshold_accepts_nothing_at_four_shots_however_sure_system_1_is() -> None:
     """160 support images of 40 classes: the Hoeffding term alone is .80, so even p = 1 without any entropy stays below T = .6."""
     sure = [fast_result([1.0, 0.0], sha256=str(i), history=History(4, 4, 160)) for i in range(40)]
-    policy = assembly.policy(assembly.load_config("trigger=sare", "dataset.shots=4"))
+    policy = Session(fgvr.load_config("trigger=sare", "dataset.shots=4")).policy
     assert all(decision.escalate for decision in policy(sure))

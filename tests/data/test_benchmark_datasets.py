@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import fgvr
-from fgvr import assembly
 from fgvr.data import split_files
 from fgvr.data.benchmarks import BENCHMARKS, official_names, open_benchmark, spoken
 from fgvr.errors import ConfigError, DatasetError
+from fgvr.session import Session
+from fgvr.utils.paths import config_dir
 from fgvr.utils.text import normalise_name
 
 from .archives import TREES, Tree, photo, text
@@ -45,12 +46,12 @@ def test_an_archive_is_read_as_its_makers_meant(make, tmp_path):
 def test_every_option_composes_and_opens_its_tree(name, tmp_path):
     tree = TREES[name](tmp_path / "tree")
     cfg = fgvr.load_config(f"dataset={name}", f"dataset.root={tree.root}", "dataset.shots=3", "dataset.test_per_class=1")
-    dataset = assembly.open_dataset(cfg)
+    dataset = Session(cfg).dataset
     assert dataset.name == name and (len(dataset.split.support), len(dataset.split.test)) == (9, 3)
 
 
 def test_the_table_and_the_options_are_the_same():
-    written = {path.stem for path in (assembly.config_dir() / "dataset").glob("*.yaml")}
+    written = {path.stem for path in (config_dir() / "dataset").glob("*.yaml")}
     assert written == {*BENCHMARKS, "birds", "folder", "produce"} and set(BENCHMARKS) <= set(TREES)
 
 

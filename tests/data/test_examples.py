@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import fgvr
-from fgvr import assembly
 from fgvr.data.leaks import split_overlaps
 from fgvr.data.near_duplicates import PerceptualHash
+from fgvr.session import Session
 from fgvr.store.cache import NoCache
 from fgvr.utils.paths import PACKAGE, examples_dir
 
@@ -24,7 +24,7 @@ def test_produce_is_small_and_brings_its_licence_and_source() -> None:
 
 
 def test_produce_opens_with_eight_photographs_of_each_kind_in_each_part() -> None:
-    dataset = assembly.open_dataset(fgvr.load_config("dataset=produce"))
+    dataset = Session(fgvr.load_config("dataset=produce")).dataset
     assert len(dataset.catalog) == 20 and "Granny Smith" in dataset.catalog.names() and dataset.superclass == "fruit or vegetable"
     for part in (dataset.split.support, dataset.split.test):
         assert set(Counter(sample.label for sample in part).values()) == {8}
@@ -33,7 +33,7 @@ def test_produce_opens_with_eight_photographs_of_each_kind_in_each_part() -> Non
 
 
 def test_fewer_shots_can_be_asked_for() -> None:
-    dataset = assembly.open_dataset(fgvr.load_config("dataset=produce", "dataset.shots=3", "dataset.calibration=2"))
+    dataset = Session(fgvr.load_config("dataset=produce", "dataset.shots=3", "dataset.calibration=2")).dataset
     assert (len(dataset.split.support), len(dataset.split.calibration), len(dataset.split.test)) == (60, 40, 160)
 
 

@@ -372,7 +372,7 @@ def test_one_folder_too_high_is_pointed_out(tmp_path):
         open_folder(root=tmp_path)
 
 
-@pytest.mark.parametrize("wish", [{"shots": 0}, {"calibration": -1}, {"test_per_class": -1}, {"on_bad_image": "ignore"}])
+@pytest.mark.parametrize("wish", [{"shots": 0}, {"calibration": -1}, {"test_per_class": -1}])
 def test_senseless_wishes_are_config_errors(tmp_path, wish):
     with pytest.raises(ConfigError, match=f"dataset.{next(iter(wish))}"):
         open_folder(root=classes(tmp_path), **wish)

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import fgvr
-from fgvr import assembly, modes
+from fgvr import modes
 from fgvr.data import benchmarks
 from fgvr.data.health import diagnose
+from fgvr.session import Session
 from fgvr.types import Figures, Finding
 
 from .archives import TREES, Tree, photo
@@ -210,6 +211,6 @@ def test_the_figures_are_the_official_ones(tmp_path):
 def test_the_doctors_mode_shows_them(tmp_path, capsys):
     made = TREES["cub200"](tmp_path / "tree")
     cfg = fgvr.load_config("mode=doctor", "dataset=cub200", f"dataset.root={made.root}", "dataset.shots=2", "models=fake")
-    found = {finding.topic: finding for finding in modes.doctor(cfg).findings}
+    found = {finding.topic: finding for finding in modes.perform(cfg).findings}
     assert found["class order"].well and found["files"].well and not found["official figures"].well
-    assert assembly.open_dataset(cfg).split.split_hash in found["looked at"].detail
+    assert Session(cfg).dataset.split.split_hash in found["looked at"].detail

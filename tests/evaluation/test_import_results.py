@@ -59,7 +59,7 @@ def test_sare_results_are_read_and_its_own_score_is_put_beside_ours(tmp_path, ho
     assert import_results.main([str(file), "--out", str(tmp_path / "them")]) == 0
     words = (f"predictions={tmp_path / 'them'}", f"paths.home={home}", "evaluation.protocols=[exact,cacc,sare_fuzzy@0.3]")
     report = fgvr.load_config("mode=replay", *words)
-    report = modes.replay(report)
+    report = modes.perform(report)
     assert report.top1 == 0.5 and report.protocols["sare_fuzzy@0.3"] == scores["sare_fuzzy@0.3"]
     assert any("claims an accuracy of 1.000; by class identity it is 0.500" in note for note in report.notes)
     kept = records.read(report.path / "predictions.jsonl", report.classes)
@@ -113,7 +113,7 @@ def test_finer_lists_are_scored_as_clusters(tmp_path, home):
     for file in (tmp_path / "finer.json", written(tmp_path, "better.json", body)):
         assert import_results.main([str(file), "--out", str(tmp_path / file.stem)]) == 0
         words = ("mode=replay", f"predictions={tmp_path / file.stem}/predictions.jsonl", f"paths.home={home}")
-        pair.append(modes.replay(fgvr.load_config(*words)).path)
+        pair.append(modes.perform(fgvr.load_config(*words)).path)
     [difference] = compare.compare(pair).differences
     assert difference.n == 40
 

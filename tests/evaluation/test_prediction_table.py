@@ -96,5 +96,5 @@ def test_an_evaluation_and_its_replay_leave_the_table_too(tmp_path: Path) -> Non
     assert first.count("\n") == report.n + 1
     from fgvr import modes
 
-    replayed = modes.replay(fgvr.load_config("mode=replay", f"predictions={report.path}", "models=fake"))
+    replayed = modes.perform(fgvr.load_config("mode=replay", f"predictions={report.path}", "models=fake"))
     assert (replayed.path / "predictions.csv").read_text() == first

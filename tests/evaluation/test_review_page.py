@@ -15,6 +15,7 @@ from PIL import Image
 import fgvr
 from fgvr import modes
 from fgvr.evaluation import answers, review_page
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Candidate, Decision, FastResult, History, Prediction
 
@@ -37,7 +38,7 @@ def run(home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(run: Path) -> dict[str, dict[str, Any]]:
-    return {row["image"]: row for row in map(json.loads, (run / modes.PREDICTIONS).read_text().splitlines())}
+    return {row["image"]: row for row in map(json.loads, (run / runs.PREDICTIONS).read_text().splitlines())}
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_forty_images_are_answered_by_keyboard_on_two_days_and_scored(visit, run
     file = download(page, tmp_path)
     page.context.close()
     assert file.name == "answers.csv"
-    reviewed = modes.review(fgvr.load_config("mode=review", f"answers={file}", f"paths.home={home}"))
+    reviewed = modes.perform(fgvr.load_config("mode=review", f"answers={file}", f"paths.home={home}"))
     figures, none = reviewed.figures, sum(key == "n" for key in pressed.values())
     assert (reviewed.run, figures.reviewed, figures.unknown, figures.waiting.images) == (run, 40, none, 0)
     assert figures.named.right == 1.0 and reviewed.report is not None and reviewed.report.top1 == (40 - none) / 40
@@ -197,7 +198,7 @@ class TestOddNames:
             page.keyboard.press("1")
         file = download(page, tmp_path)
         page.context.close()
-        found = [json.loads(line) for line in (odd / modes.PREDICTIONS).read_text().splitlines()]
+        found = [json.loads(line) for line in (odd / runs.PREDICTIONS).read_text().splitlines()]
         asked = review_page.read(odd)
         wanted = {row["image"]: row["fast"]["candidates"][0]["category"] for row in found}
         first = next(iter(asked.images))

@@ -155,9 +155,8 @@ def test_a_pool_that_has_had_a_model_keeps_its_allocator(monkeypatch: pytest.Mon
 def test_settings_come_before_torch(python) -> None:
     """The whole way: configuration, pool; torch is not imported yet."""
     code = (
-        "import os, sys; from fgvr.runtime import devices; devices._nvidia = lambda: True;"
-        "import fgvr.assembly as a; from fgvr.assembly import models; models.kind_of = lambda name: 'cuda';"
-        "pool = fgvr.shared_pool(a.load_config('runtime.device=simulated:1GiB', 'runtime.allocator.max_split_size_mb=64'));"
+        "import os, sys; from fgvr.runtime.devices.simulated import SimulatedDevice; SimulatedDevice.allocator = 'cuda';"
+        "pool = fgvr.shared_pool(fgvr.load_config('runtime.device=simulated:1GiB', 'runtime.allocator.max_split_size_mb=64'));"
         "print(os.environ['PYTORCH_ALLOC_CONF'], 'torch' in sys.modules, 'mlx.core' in sys.modules)"
     )
     answer = python("-c", "import fgvr; " + code)
@@ -179,7 +178,7 @@ def test_the_doctor_shows_the_allocator(monkeypatch) -> None:
     from fgvr.runtime.pool import ModelPool
 
     class Mps(SimulatedDevice):
-        name = "mps"
+        name = allocator = "mps"
 
     def shown(device):
         return next(f for f in machine(ModelPool(device, budget=1 << 29)) if f.topic == "allocator")

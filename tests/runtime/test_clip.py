@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders.clip import LOADER, ClipEncoder
+from fgvr.runtime.loaders.clip import LOADER
+from fgvr.runtime.loaders.clip_encoder import ClipEncoder
 from fgvr.types import ModelSpec, Picture
 
 

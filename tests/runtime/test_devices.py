@@ -13,7 +13,8 @@ from fgvr.runtime.devices import pick_device
 from fgvr.runtime.devices.base import held_by_others, is_oom
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.cuda import CudaDevice
-from fgvr.runtime.devices.mlx import MlxAllocator, MlxDevice
+from fgvr.runtime.devices.mlx import MlxDevice
+from fgvr.runtime.devices.mlx_memory import MlxAllocator
 from fgvr.runtime.devices.mps import MpsDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 
@@ -205,7 +206,8 @@ def test_mlx_counts_its_own_arrays_where_nobody_counts_pytorchs() -> None:
 
 def test_a_limit_set_before_mlx_is_imported_holds_after(python) -> None:
     code = (
-        "import sys; from fgvr.runtime.devices import pick_device; from fgvr.runtime.devices.mlx import MLX; device = pick_device('mlx');"
+        "import sys; from fgvr.runtime.devices import pick_device; from fgvr.runtime.devices.mlx_memory import MLX; "
+        "device = pick_device('mlx');"
         "device.limit(123 << 20); print(device.total > 0, device.allocated(), 'mlx.core' in sys.modules); MLX.begin();"
         "import mlx.core as mx; print(mx.get_memory_limit() >> 20); a = mx.zeros((1 << 20,)); mx.eval(a); print(device.allocated() >> 20);"
         "del a; print(device.allocated() >> 20, device.reserved() >> 20); device.empty_cache(); print(device.reserved() >> 20)"

@@ -192,6 +192,26 @@ def test_the_next_stage_is_loaded_while_this_one_works(make_pool: PoolMaker) -> 
         pool.expect(["encoder"], ["nobody"])
 
 
+def test_a_next_stage_of_unknown_size_hurts_nobody(make_pool: PoolMaker) -> None:
+    """Its files are missing, say: the present stage's lease comes back all the same, and who asks for that model is told."""
+
+    class Missing(FakeLoader):
+        def estimate(self, spec: ModelSpec) -> int:
+            if spec.role == "mllm":
+                raise ModelLoadError("no such folder")
+            return super().estimate(spec)
+
+    pool = make_pool(loader=Missing())
+    pool.expect(["encoder"], ["mllm"])
+    for _ in range(2):
+        with pool.lease("encoder"):
+            pass
+    pool.prefetch("mllm", "joint")
+    assert until(lambda: state(pool, JOINT) == "resident")
+    with pytest.raises(ModelLoadError, match="no such folder"), pool.lease("mllm"):
+        pass
+
+
 def test_what_is_used_next_is_evicted_last(make_pool: PoolMaker) -> None:
     pool = make_pool(budget=95 * MIB, loader=FakeLoader(work=0))
     pool.expect(["encoder"], ["mllm"], ["joint"])

@@ -10,6 +10,7 @@ import pytest
 
 from fgvr.runtime.gc_tools import let_go
 from fgvr.runtime.loaders import libraries
+from fgvr.runtime.loaders.clip import LOADER
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -29,10 +30,10 @@ def test_the_collector_rests_while_they_are_imported_and_is_left_as_it_was(
     (gc.enable if works else gc.disable)()
     try:
         if there:
-            libraries.bring_in("clip")
+            libraries.bring_in(LOADER)
         else:
             with pytest.raises(ImportError, match="open_clip"):
-                libraries.bring_in("clip")
+                libraries.bring_in(LOADER)
         assert seen == [False] and gc.isenabled() == works
     finally:
         gc.enable()
@@ -47,14 +48,14 @@ def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace())
     monkeypatch.setattr(libraries, "_to_set_aside", None)
     gc.unfreeze()
-    libraries.bring_in("clip")
+    libraries.bring_in(LOADER)
     assert gc.get_freeze_count() == 0, "a notebook's user drops things, too"
     libraries.own_the_process()
     entry = SimpleNamespace(model=_Cycle())
-    libraries.bring_in("clip")
+    libraries.bring_in(LOADER)
     assert (frozen := gc.get_freeze_count()) > 0
     kept = _Cycle()
     libraries.own_the_process()
-    libraries.bring_in("clip")
+    libraries.bring_in(LOADER)
     assert gc.get_freeze_count() <= frozen and kept.itself, "once: a model that is dropped later must be found"
     assert let_go(entry)() is None

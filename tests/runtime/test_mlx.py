@@ -17,7 +17,8 @@ from PIL import Image
 
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.devices.mlx import MLX, MlxDevice
+from fgvr.runtime.devices.mlx import MlxDevice
+from fgvr.runtime.devices.mlx_memory import MLX
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders import mlx, qwen
 from fgvr.runtime.loaders.base import find_loader

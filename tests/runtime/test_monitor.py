@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from fgvr import keys
+import fgvr
 from fgvr.errors import ConfigError
 from fgvr.runtime import machine
 from fgvr.runtime.alerts import Alert, Alerts, Webhook
@@ -88,19 +88,19 @@ def test_pressure_names_what_would_go_in_the_policys_order(make_pool: PoolMaker)
     use(pool, "encoder", "mllm", "joint")
     pool.pin("mllm")
     found = pressure(pool.status(), pool.settings.policy, Watermarks())
-    assert (found.level, bool(found)) == ("high", True)  # 90 of 95
-    assert found.drop == (ENCODER.key,), "the encoder is the longest unused, and 60 MiB are below every mark"
+    assert (found.level, found.pressure) == ("high", True)  # 90 of 95
+    assert found.recommended == (ENCODER.key,), "the encoder is the longest unused, and 60 MiB are below every mark"
     low = pressure(pool.status(), pool.settings.policy, Watermarks(), host_low="1 GiB free")
-    assert low.drop == (ENCODER.key, JOINT.key), "a machine without memory wants all of it back; what is pinned stays"
+    assert low.recommended == (ENCODER.key, JOINT.key), "a machine without memory wants all of it back; what is pinned stays"
     with pool.lease("encoder"):
-        assert pressure(pool.status(), pool.settings.policy, Watermarks()).drop == (JOINT.key,), "what is leased cannot go"
+        assert pressure(pool.status(), pool.settings.policy, Watermarks()).recommended == (JOINT.key,), "what is leased cannot go"
 
 
 def test_no_pressure_names_nothing(make_pool: PoolMaker) -> None:
     pool = make_pool(budget=1000 * MIB)
     use(pool, "mllm")
     found = pressure(pool.status(), pool.settings.policy, Watermarks())
-    assert not found and found.drop == () and found.level == "ok"
+    assert not found.pressure and found.recommended == () and found.level == "ok"
 
 
 def test_what_the_device_counts_matters_when_it_is_more_than_the_ledger(make_pool: PoolMaker, device: SimulatedDevice) -> None:
@@ -530,8 +530,7 @@ def test_settings_come_from_plain_values_and_apply_live(make_pool: PoolMaker, mo
 )
 def test_a_setting_that_means_nothing_is_refused_by_name(change, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        keys.check({"runtime": RUNTIME | change})
-        MonitorSettings.of(RUNTIME | change)
+        fgvr.load_config().derive({f"runtime.{key}": value for key, value in change.items()})
 
 
 def test_a_webhook_variable_that_is_not_there_is_refused(make_pool: PoolMaker) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 import fgvr
-from fgvr import assembly, keys
 from fgvr.errors import ConfigError
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.cuda import CudaDevice
@@ -16,7 +15,7 @@ from fgvr.runtime.pool_settings import PoolSettings
 
 from .conftest import MIB
 
-DEFAULT = assembly.to_dict(fgvr.load_config())["runtime"]
+DEFAULT = fgvr.load_config().to_dict()["runtime"]
 
 
 def test_the_shipped_defaults_are_the_plain_pool() -> None:
@@ -44,33 +43,34 @@ def test_every_wrong_key_is_named_at_once() -> None:
         "optimize": 3, "min_residency": "long", "lease_timeout": None, "reserve": True, "scratch": 3,
     }  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        keys.check({"runtime": DEFAULT | wrong})
-    assert [key for key in wrong if f"runtime.{key}=" not in str(caught.value)] == []
+        fgvr.load_config().derive({f"runtime.{key}": value for key, value in wrong.items()})
+    assert [key for key in wrong if f"runtime.{key}" not in str(caught.value)] == []
     with pytest.raises(ConfigError, match="lru, cost_aware"):
         fgvr.load_config("runtime.policy=fifo")
 
 
-def test_a_value_that_a_notebook_has_changed_is_refused_by_name() -> None:
+def test_a_value_that_a_notebook_would_change_is_refused_by_name() -> None:
     cfg = fgvr.load_config("models=fake", "runtime.device=simulated:1GiB")
-    cfg.runtime.ttl = "soon"
     with pytest.raises(ConfigError, match=r"runtime\.ttl=soon: must be a number"):
-        fgvr.shared_pool(cfg)
+        cfg.derive({"runtime.ttl": "soon"})
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.runtime.ttl = 5
 
 
 def test_new_settings_apply_to_the_living_pool() -> None:
     close_shared()
     try:
         words = ["models=fake", "runtime.device=simulated:1GiB"]
-        pool = assembly.shared_pool(fgvr.load_config(*words))
+        pool = fgvr.shared_pool(fgvr.load_config(*words))
         assert (pool.settings.policy, pool.status().host_budget, pool.device.optimize) == (lru, 0, True)
-        assembly.shared_pool(fgvr.load_config(*words, "runtime.optimize=false"))
+        fgvr.shared_pool(fgvr.load_config(*words, "runtime.optimize=false"))
         assert not pool.device.optimize, "of what is loaded from now on"
         pool.pin("encoder")
-        again = assembly.shared_pool(fgvr.load_config(*words, "runtime.policy=cost_aware", "runtime.host_budget=64MiB", "runtime.ttl=60"))
+        again = fgvr.shared_pool(fgvr.load_config(*words, "runtime.policy=cost_aware", "runtime.host_budget=64MiB", "runtime.ttl=60"))
         assert again is pool
         assert (pool.settings.policy, pool.status().host_budget, pool.settings.ttl) == (cost_aware, 64 * MIB, 60.0)
         assert [m.role for m in pool.status() if m.pinned] == ["encoder"]  # set by hand, and nothing else was asked for
-        assembly.shared_pool(fgvr.load_config(*words, "runtime.pin=[mllm]", "runtime.priority.encoder=2"))
+        fgvr.shared_pool(fgvr.load_config(*words, "runtime.pin=[mllm]", "runtime.priority.encoder=2"))
         assert {m.role: (m.pinned, m.priority) for m in pool.status() if m.role != "joint"} == {"encoder": (False, 2), "mllm": (True, 0)}
     finally:
         close_shared()

@@ -18,6 +18,7 @@ from PIL import Image
 from fgvr import load_config
 from fgvr.errors import ConfigError, ModelLoadError, RuntimeConflict
 from fgvr.planning import plan as plan_of
+from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders import flat_weights, qwen, tensors
@@ -27,6 +28,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
 from fgvr.runtime.sizes import qwen as sizes
 from fgvr.runtime.spec import checked
+from fgvr.session import Session
 from fgvr.store.cache import MemoryCache
 from fgvr.store.cached_models import CachedMLLM
 from fgvr.types import ModelSpec, Picture
@@ -133,7 +135,8 @@ def test_the_7b_is_planned_by_its_matrices_scales_and_rest() -> None:
 def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: str, action: str, models, birds) -> None:
     model, images = models(kind), birds[0][:4]
     prompts = ["Describe the bird. " * 6, "bird", "bird", "Describe the wing."]
-    tokens = model.inputs(images, prompts)["input_ids"].shape[1]
+    asks = [Conversation.single(*pair) for pair in zip(images, prompts, strict=True)]
+    tokens = model.inputs(asks)["input_ids"].shape[1]
     pixels = 112 * 140  # as the processor scales 112 x 112
     batch = sizes.Batch(4, pixels, 4, prompt=tokens - pixels // 784, new=8, unpacked=True)
     shape = sizes.read_shape(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
@@ -231,9 +234,8 @@ def test_the_store_asks_each_form_for_itself(birds) -> None:
 
 
 def test_a_command_and_a_pool_mean_the_same_model_by_int4_and_nf4() -> None:
-    from fgvr import assembly
 
-    specs = [assembly.spec(load_config(f"models.mllm.quantization={kind}"), "mllm") for kind in ("null", "int8", "nf4", "int4")]
+    specs = [Session(load_config(f"models.mllm.quantization={kind}")).specs["mllm"] for kind in ("null", "int8", "nf4", "int4")]
     assert [spec.quantization for spec in specs] == [None, "int8", "nf4", "nf4"]
 
 
@@ -264,6 +266,7 @@ def test_a_missing_or_old_library_is_named_with_its_cure(kind: str, found: str |
 def test_a_device_that_cannot_do_it_is_refused_with_a_cure(kind: str) -> None:
     class Metal(CpuDevice):
         name = torch_name = "mps"
+        quantizes = False
 
     with pytest.raises(ModelLoadError, match="models=qwen2_5_vl_7b_mlx"):
         LOADER.load(quantised(kind), Metal())

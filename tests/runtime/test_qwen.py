@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import scoring
-from fgvr.runtime.loaders.qwen import LOADER, QwenMLLM
+from fgvr.runtime.loaders.qwen import LOADER
+from fgvr.runtime.loaders.qwen_mllm import QwenMLLM
 from fgvr.types import ModelSpec, Picture
 
 SYSTEM = "you look closely"
@@ -29,9 +32,14 @@ def mllm(spec: ModelSpec) -> QwenMLLM:
     return LOADER.load(spec, CpuDevice())
 
 
+def chat(mllm: QwenMLLM, ask: Conversation) -> str:
+    """What the model reads, image marks included once each."""
+    return mllm._tokenizer.decode(mllm.inputs([ask])["input_ids"][0])
+
+
 def full_forward(mllm: QwenMLLM, image, prompt: str, answer: str, system: str) -> float:
     """The plain way: prompt and answer in one sequence, no cache, positions found by the model itself."""
-    inputs = mllm.inputs([image], [prompt], system)
+    inputs = mllm.inputs([Conversation.single(image, prompt, system)])
     tokenizer = mllm._tokenizer
     answer_ids = torch.tensor([[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.convert_tokens_to_ids("<|im_end|>")]])
     prompt_length = inputs["input_ids"].shape[1]
@@ -49,7 +57,7 @@ def test_scores_of_a_batch_equal_plain_forward_passes(mllm: QwenMLLM, images: li
     for image, prompt, answers, score in zip(images, PROMPTS, ANSWERS, scores, strict=True):
         plain = [full_forward(mllm, image, prompt, answer, system) for answer in answers]
         assert score.log_likelihoods == pytest.approx(plain, abs=1e-3)
-        assert score.prompt_tokens == int(mllm.inputs([image], [prompt], system)["attention_mask"].sum())
+        assert score.prompt_tokens == int(mllm.inputs([Conversation.single(image, prompt, system)])["attention_mask"].sum())
 
 
 def test_scores_do_not_depend_on_an_earlier_generation(mllm: QwenMLLM, images: list[Image.Image]) -> None:
@@ -59,7 +67,7 @@ def test_scores_do_not_depend_on_an_earlier_generation(mllm: QwenMLLM, images: l
 
 
 def test_scores_do_not_depend_on_how_many_rows_go_at_once(mllm: QwenMLLM, images: list[Image.Image]) -> None:
-    inputs = mllm.inputs(images, PROMPTS)
+    inputs = mllm.inputs([Conversation.single(*pair) for pair in zip(images, PROMPTS, strict=True)])
     tokens = [[[5, 6, 2], [7, 2]], [[8, 9, 10, 11, 2]], []]
     with torch.inference_mode():
         prefix = scoring.prefill(mllm._module, inputs)
@@ -70,11 +78,11 @@ def test_scores_do_not_depend_on_how_many_rows_go_at_once(mllm: QwenMLLM, images
 
 
 def test_several_pictures_stand_before_the_text_in_the_one_user_turn(mllm: QwenMLLM, images: list[Image.Image]) -> None:
-    text = mllm.prompt_text(2, "describe", SYSTEM)
+    text = chat(mllm, Conversation.single(images[:2], "describe", SYSTEM))
     assert text.count("<|im_start|>user") == 1
     assert text.rindex("<|image_pad|>") < text.index("describe")
     assert text.startswith("<|im_start|>system")
-    assert "system" not in mllm.prompt_text(1, "describe")
+    assert "system" not in chat(mllm, Conversation.single(images[0], "describe"))
     (score,) = mllm.score([images[:2]], ["describe"], [["red"]])
     assert score.log_likelihoods[0] == pytest.approx(full_forward(mllm, images[:2], "describe", "red", ""), abs=1e-3)
 
@@ -94,10 +102,10 @@ def test_batched_answers_equal_single_answers(mllm: QwenMLLM, images: list[Image
     assert all(0 < r.new_tokens <= 12 for r in batch)
 
 
-def test_answers_are_greedy_whatever_the_folder_recommends(mllm: QwenMLLM, images: list[Image.Image]) -> None:
-    assert mllm._recommended.repetition_penalty == 1.3  # and yet
+def test_answers_are_greedy_whatever_the_folder_recommends(mllm: QwenMLLM, mllm_folder: Path, images: list[Image.Image]) -> None:
+    assert json.loads((mllm_folder / "generation_config.json").read_text())["repetition_penalty"] == 1.3  # and yet
     (reply,) = mllm.generate(images[:1], ["describe"], max_new_tokens=6)
-    inputs, tokens = mllm.inputs(images[:1], ["describe"]), []
+    inputs, tokens = mllm.inputs([Conversation.single(images[0], "describe")]), []
     while len(tokens) < 6 and not (tokens and tokens[-1] in mllm._stops):
         with torch.inference_mode():
             tokens.append(int(mllm._module(**inputs).logits[0, -1].argmax()))
@@ -116,7 +124,7 @@ def test_pictures_are_taken_as_well_as_pil_images(mllm: QwenMLLM, images: list[I
 def test_max_pixels_caps_what_a_picture_costs(mllm: QwenMLLM, spec: ModelSpec) -> None:
     huge = Image.new("RGB", (1120, 1120), "red")
     small = LOADER.load(replace(spec, max_pixels=28 * 28 * 9), CpuDevice())
-    capped, free = (m.inputs([huge], ["describe"])["input_ids"].shape[1] for m in (small, mllm))
+    capped, free = (m.inputs([Conversation.single(huge, "describe")])["input_ids"].shape[1] for m in (small, mllm))
     assert free - capped == 64 - 9
 
 

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from fgvr.agents import prompts
+from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices import pick_device
-from fgvr.runtime.loaders.qwen import LOADER, QwenMLLM
+from fgvr.runtime.loaders.qwen import LOADER
+from fgvr.runtime.loaders.qwen_mllm import QwenMLLM, chat
 from fgvr.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +30,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def mllm(tmp_path_factory: pytest.TempPathFactory) -> QwenMLLM:
+def mllm_spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     """Qwen2.5-VL of 126 M random parameters behind the real processor."""
     out = tmp_path_factory.mktemp("models") / "random-150m"
     command = [sys.executable, "scripts/make_random_models.py", "150m", "--only", "mllm", "--processor", str(DATA), "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    spec = ModelSpec("mllm", "qwen", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
-    return LOADER.load(spec, pick_device("cpu"))
+    return ModelSpec("mllm", "qwen", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
+
+
+@pytest.fixture(scope="module")
+def mllm(mllm_spec: ModelSpec) -> QwenMLLM:
+    return LOADER.load(mllm_spec, pick_device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +53,13 @@ QUESTIONS = [prompts.describe_image("bird"), prompts.choose("dog", ["beagle", "p
 
 
 def test_a_picture_of_320_by_223_costs_88_image_tokens(mllm, pictures):
-    inputs = mllm.inputs(pictures[:1], QUESTIONS[:1], prompts.SYSTEM)
+    inputs = mllm.inputs([Conversation.single(pictures[0], QUESTIONS[0], prompts.SYSTEM)])
     image_token = mllm._tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert int((inputs["input_ids"] == image_token).sum()) == 88
 
 
-def test_the_chat_is_the_one_the_real_template_makes(mllm):
-    text = mllm.prompt_text(1, "Which bird?", "Look closely.")
+def test_the_chat_is_the_one_the_real_template_makes(mllm_spec):
+    text = chat(LOADER.prepare(mllm_spec)[0], Conversation.single(Image.new("RGB", (56, 56)), "Which bird?", "Look closely."))
     assert text == (
         "<|im_start|>system\nLook closely.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Which bird?<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -78,6 +84,6 @@ def test_batched_scores_equal_scores_one_by_one(mllm, pictures):
 
 
 def test_the_cap_on_pixels_holds_for_a_photograph(mllm):
-    inputs = mllm.inputs([Image.new("RGB", (4000, 3000))], ["What is this?"])
+    inputs = mllm.inputs([Conversation.single(Image.new("RGB", (4000, 3000)), "What is this?")])
     image_token = mllm._tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert 1100 < int((inputs["input_ids"] == image_token).sum()) <= 1280

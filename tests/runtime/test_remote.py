@@ -19,6 +19,7 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import remote
 from fgvr.runtime.pool import ModelPool, close_shared
 from fgvr.runtime.remote import link
+from fgvr.session import Session
 from fgvr.types import ModelSpec
 from tests.runtime.openai_fake import SPECS, Engine
 from tests.webfake import Answer, WebFake, serving
@@ -216,7 +217,6 @@ def test_the_key_is_sent_and_never_shown(pool: ModelPool, monkeypatch: pytest.Mo
 
 
 def test_an_evaluation_with_the_tiny_models_elsewhere_equals_the_one_in_process(tmp_path) -> None:
-    from fgvr import assembly
     from fgvr.runtime.loaders.base import find_loader
 
     def evaluate(home: str, *words: str) -> dict[str, dict]:
@@ -228,7 +228,7 @@ def test_an_evaluation_with_the_tiny_models_elsewhere_equals_the_one_in_process(
         return {row["image"]: row for row in rows}
 
     cfg = fgvr.load_config("models=tiny")
-    specs = {role: assembly.spec(cfg, role) for role in SPECS}
+    specs = {role: Session(cfg).specs[role] for role in SPECS}
     loaders = {role: find_loader(spec) for role, spec in specs.items()}
     engine = Engine(models={role: loaders[role].load(spec, CpuDevice()) for role, spec in specs.items()})
     engine.fingerprints = {role: loaders[role].fingerprint(spec) for role, spec in specs.items()}

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 import fgvr
-from fgvr.assembly import spec
 from fgvr.runtime.conversation import Conversation, Sampling, Turn
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.session import Session
 
 from .conftest import ADMIN, Serve, Served, chat, data_url
 
@@ -196,7 +196,7 @@ def test_an_extreme_is_refused_by_name(serve: Serve, name: str, value: str) -> N
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    chosen = spec(fgvr.load_config("models=tiny"), "mllm")
+    chosen = Session(fgvr.load_config("models=tiny")).specs["mllm"]
     return find_loader(chosen).load(chosen, CpuDevice())
 
 
@@ -225,7 +225,7 @@ def test_a_prompt_beyond_the_models_context_is_an_error_of_ours_in_a_notebook(ti
 
 def test_a_server_refuses_it_with_the_numbers_before_anything_is_loaded(serve: Serve) -> None:
     served = serve()
-    chosen = spec(fgvr.load_config("models=tiny"), "mllm")
+    chosen = Session(fgvr.load_config("models=tiny")).specs["mllm"]
     served.pool.register(chosen)
     loader = find_loader(chosen)
     served.server.engine.specs["mllm"] = chosen

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 import fgvr
-from fgvr import assembly
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = ("dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=1")
@@ -46,7 +46,7 @@ def bird(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fgvr.utils.images import read_image
 
     folder = tmp_path_factory.mktemp("bird")
-    sample = assembly.open_dataset(fgvr.load_config(f"paths.home={folder / 'home'}", *WORLD)).split.test[0]
+    sample = Session(fgvr.load_config(f"paths.home={folder / 'home'}", *WORLD)).dataset.split.test[0]
     read_image(sample.image)[0].save(folder / "bird.png")
     return folder / "bird.png"
 
@@ -60,7 +60,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def local() -> dict[str, Any]:
     cfg = fgvr.load_config("models=tiny")
-    return {role: find_loader(spec).load(spec, CpuDevice()) for role in ("mllm", "encoder") if (spec := assembly.spec(cfg, role))}
+    return {role: find_loader(spec).load(spec, CpuDevice()) for role in ("mllm", "encoder") if (spec := Session(cfg).specs[role])}
 
 
 def turn(bird: Path) -> list[Any]:

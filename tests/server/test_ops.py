@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+import fgvr
 from fgvr.server.settings import Settings
 
 from .conftest import Serve, chat
@@ -61,10 +62,10 @@ def test_scripts_are_shell(tmp_path: Path) -> None:
 
 
 def test_the_environment_sets_what_the_command_line_leaves() -> None:
-    from fgvr.assembly import load_config, to_dict
     from fgvr.modes.serving import with_environment
+    from fgvr.session import Session
 
     overrides = {"server.port": 9000, "runtime.budget": "1073741824", "server.max_body": "1MiB"}
-    found = with_environment(load_config("mode=serve", "server.port=9001"), overrides)
+    found = with_environment(Session(fgvr.load_config("mode=serve", "server.port=9001")), overrides).config
     assert (found.server.port, found.runtime.budget, found.server.max_body) == (9001, "1073741824", "1MiB")
-    assert Settings.of(to_dict(found)["server"]).max_body == 1 << 20
+    assert Settings.of(found.to_dict()["server"]).max_body == 1 << 20

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
-from fgvr.server.batching import Batch, BatchQueue, Job
+from fgvr.server.batching import BatchQueue, Job
 from fgvr.server.http_errors import HttpError
 
 from .conftest import ADMIN, MIB, FakeRecognizer, Serve, chat, data_url, idle_failures, png, until
@@ -131,55 +131,52 @@ def test_a_deadline_ends_waiting_and_computing(serve: Serve, slow_words: SlowWor
 
 def test_clients_take_turns() -> None:
     taken: list[list[str]] = []
-    gate, loop = threading.Event(), asyncio.new_event_loop()
+    gate = threading.Event()
 
-    def compute(batch: Batch) -> list[Any]:
+    def compute(jobs: Sequence[Job]) -> list[Any]:
         gate.wait(10)
-        taken.append([job.payload for job in batch.jobs])
-        return [None] * len(batch.jobs)
+        taken.append([job.payload for job in jobs])
+        return [None] * len(jobs)
 
     queue = BatchQueue("test", compute, most=lambda: 2)
-    queue.submit(Job("first", loop, "a"))
+    queue.submit(Job("first", "a"))
     until(lambda: queue.running[0] == 1)
     for i in range(6):
-        queue.submit(Job(f"a{i}", loop, "a"))
-    queue.submit(Job("b0", loop, "b"))
-    queue.submit(Job("c0", loop, "c"))
+        queue.submit(Job(f"a{i}", "a"))
+    queue.submit(Job("b0", "b"))
+    queue.submit(Job("c0", "c"))
     gate.set()
     until(lambda: sum(map(len, taken)) == 9)
     queue.close()
-    loop.close()
     assert taken == [["first"], ["a0", "b0"], ["c0", "a1"], ["a2", "a3"], ["a4", "a5"]]
 
 
 def test_a_batch_keeps_to_its_tokens_and_its_group() -> None:
     taken: list[list[str]] = []
-    gate, loop = threading.Event(), asyncio.new_event_loop()
+    gate = threading.Event()
 
-    def compute(batch: Batch) -> list[Any]:
+    def compute(jobs: Sequence[Job]) -> list[Any]:
         gate.wait(10)
-        taken.append([job.payload for job in batch.jobs])
-        return [None] * len(batch.jobs)
+        taken.append([job.payload for job in jobs])
+        return [None] * len(jobs)
 
     queue = BatchQueue("test", compute, most=lambda: 8, most_tokens=10)
-    queue.submit(Job("first", loop))
+    queue.submit(Job("first"))
     until(lambda: queue.running[0] == 1)
     for name, group, tokens in (("a", 1, 4), ("b", 2, 4), ("c", 1, 4), ("d", 1, 4), ("e", 2, 50), ("f", 1, 1)):
-        queue.submit(Job(name, loop, name, group, tokens))
-    gone = Job("gone", loop, "gone", 1, 1)
+        queue.submit(Job(name, name, group, tokens))
+    gone = Job("gone", "gone", 1, 1)
     queue.submit(gone)
-    gone.cancel()
+    gone.future.cancel()
     gate.set()
     until(lambda: sum(map(len, taken)) == 7)
     queue.close()
-    loop.close()
     assert taken[1:] == [["a", "c", "f"], ["b"], ["d"], ["e"]]
     with pytest.raises(HttpError):
-        queue.submit(Job("late", loop))
+        queue.submit(Job("late"))
 
 
 def test_a_lane_outlives_a_bug() -> None:
-    loop = asyncio.new_event_loop()
     done: list[int] = []
 
     def report(name: str, jobs: int, seconds: float) -> None:
@@ -187,17 +184,13 @@ def test_a_lane_outlives_a_bug() -> None:
         if len(done) == 1:
             raise RuntimeError("a bug")
 
-    queue = BatchQueue(
-        "test", lambda batch: [None] * (len(batch.jobs) + ("odd" in [j.payload for j in batch.jobs])), most=lambda: 1, on_batch=report
-    )
-    jobs = [Job(name, loop) for name in ("first", "odd", "last")]
+    queue = BatchQueue("test", lambda jobs: [None] * (len(jobs) + ("odd" in [j.payload for j in jobs])), most=lambda: 1, on_batch=report)
+    jobs = [Job(name) for name in ("first", "odd", "last")]
     for job in jobs:
         queue.submit(job)
     until(lambda: len(done) == 2)
     queue.close()
-    loop.run_until_complete(asyncio.wait_for(asyncio.gather(*(job.future for job in jobs), return_exceptions=True), 5))
-    loop.close()
-    assert isinstance(jobs[1].future.exception(), HttpError) and jobs[2].future.result() is None
+    assert isinstance(jobs[1].future.exception(5), HttpError) and jobs[2].future.result(5) is None
 
 
 def test_health_is_a_real_lease(serve: Serve) -> None:

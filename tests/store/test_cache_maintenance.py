@@ -8,9 +8,11 @@ import sqlite3
 import pytest
 
 import fgvr
-from fgvr import assembly, modes
+from fgvr import modes
 from fgvr.errors import ConfigError
+from fgvr.modes import runs
 from fgvr.runtime.pool import close_shared
+from fgvr.session import Session
 from fgvr.store.cache import SqliteCache
 
 SMALL = ("models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0")
@@ -24,7 +26,7 @@ def own_pool():
 
 
 def cache(*words: str):
-    return modes.cache(fgvr.load_config("mode=cache", *words))
+    return modes.perform(fgvr.load_config("mode=cache", *words))
 
 
 def test_a_store_that_does_not_exist_is_empty_and_is_not_made(home):
@@ -67,9 +69,9 @@ def test_a_run_keeps_the_store_within_its_limit_and_gives_the_same(tmp_path):
     def run(home: str, *words: str) -> list[str]:
         report = fgvr.evaluate(fgvr.load_config(*SMALL, f"paths.home={tmp_path / home}", *words))
         close_shared()
-        return [json.loads(line)["prediction"] for line in (report.path / modes.PREDICTIONS).read_text().splitlines()]
+        return [json.loads(line)["prediction"] for line in (report.path / runs.PREDICTIONS).read_text().splitlines()]
 
     assert run("small", "store.limit=4000") == run("large") == run("off", "store.enabled=false")
-    stored = {name: modes.cache(fgvr.load_config("mode=cache", f"paths.home={tmp_path / name}")).bytes for name in ("small", "large")}
+    stored = {name: modes.perform(fgvr.load_config("mode=cache", f"paths.home={tmp_path / name}")).bytes for name in ("small", "large")}
     assert stored["small"] <= 4000 * 17 // 16 + 2000 < stored["large"]
-    assert not assembly.store_path(fgvr.load_config(f"paths.home={tmp_path / 'off'}")).exists()
+    assert not Session(fgvr.load_config(f"paths.home={tmp_path / 'off'}")).store_path.exists()

@@ -3,86 +3,98 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Self
+
+from fgvr.errors import ConfigError
 
 HALF_AN_HOUR = 1800.0
 
 
-class Device(Protocol):
-    """One place where models live. Nobody asks it for its name to learn what it can do: that is what the attributes say."""
+class Device:
+    """One place where models live. Nobody compares its name: its attributes and class methods say what it can do.
 
-    optimize: bool
-    """Whether models loaded for it get quicker layers where there are any, or compute as their libraries made them."""
-    scratch: Path | None
-    """Folder for the weights of models that take turns; only a device that `parks_on_disk` uses it. None: they are loaded again."""
+    A subclass states `name`, `total`, `free` and `allocated`. Where `allocated` counts tensors, it sets `exact`; the other attributes
+    are those of a device without special abilities. The class methods answer before any device is opened and import no tensor library
+    unless they say so.
+    """
 
-    @property
-    def name(self) -> str:
-        """`cpu`, `cuda:0`, `simulated`."""
-        ...
+    name: str
+    """As `runtime.device` names it: `cpu`, `cuda:0`."""
+    total: int
+    torch_name: str = "cpu"
+    """Where PyTorch puts tensors; a simulated device computes on the CPU."""
+    exact: bool = False
+    """Whether `allocated` counts tensors (CUDA), or only the process as a whole (CPU)."""
+    has_own_memory: ClassVar[bool] = False
+    """Whether a model that leaves it can be parked in main memory. Where both are one memory, a second copy saves nothing."""
+    quantizes: ClassVar[bool] = False
+    """Whether torchao and bitsandbytes work on it."""
+    allocator: ClassVar[str] = ""
+    """The section of `runtime.allocator` that applies: cuda, mps or cpu."""
+    host_share: ClassVar[float] = 0.0
+    """Share of main memory for parked models, where `runtime.host_budget` is auto."""
+    cleanup_seconds: ClassVar[float] = HALF_AN_HOUR
+    """Time between two clean-ups of unused memory, where `runtime.cleanup_interval` is auto."""
+    scratch: Path | None = None
+    """Folder for the weights of models that take turns. None: they are loaded again."""
+    optimize: bool = True
+    """Whether models loaded for it get quicker layers where there are any."""
 
-    @property
-    def torch_name(self) -> str:
-        """Where tensors go; a simulated device computes on the CPU."""
-        ...
+    @classmethod
+    def open(cls, argument: str) -> Self:
+        """The device; `argument` follows the colon in `runtime.device`. Raises ConfigError when it is not there."""
+        if argument:
+            raise ConfigError(f"runtime.device: nothing may follow the colon (found {argument!r})")
+        return cls()
 
-    @property
-    def exact(self) -> bool:
-        """Whether `allocated` counts tensors (CUDA), or only the process as a whole (CPU)."""
-        ...
+    @classmethod
+    def may_be_here(cls) -> bool:
+        """Whether the machine looks as if it had one; `auto` then considers it."""
+        return True
 
-    @property
-    def has_own_memory(self) -> bool:
-        """Whether a model that leaves it can be parked in main memory; where both are one memory, a second copy saves nothing."""
-        ...
+    @classmethod
+    def is_here(cls) -> bool:
+        """The same for certain; may import torch."""
+        return cls.may_be_here()
 
-    @property
-    def parks_on_disk(self) -> bool:
-        """Whether a model that leaves it can be parked in a file of `scratch`."""
-        ...
+    @classmethod
+    def fastest_dtype(cls, argument: str) -> str:
+        """What `dtype=fastest` means: the shortest type that it multiplies without emulation. May import torch."""
+        return "float32"
 
-    @property
-    def host_share(self) -> float:
-        """Share of main memory for parked models, where `runtime.host_budget` is auto."""
-        ...
-
-    @property
-    def cleanup_seconds(self) -> float:
-        """Time between two clean-ups of what nobody uses, where `runtime.cleanup_interval` is auto."""
-        ...
-
-    @property
-    def total(self) -> int: ...
+    @classmethod
+    def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
+        """Whether it has no units for float16."""
+        return False
 
     def free(self) -> int:
         """What the whole machine could still take, whoever holds the rest."""
-        ...
+        raise NotImplementedError
 
     def allocated(self) -> int:
         """In use by this process."""
-        ...
+        raise NotImplementedError
 
     def reserved(self) -> int:
         """Held by this process, including freed blocks that its allocator keeps."""
-        ...
+        return self.allocated()
 
     def peak(self) -> int:
         """The most `allocated` has been."""
-        ...
+        return self.allocated()
 
     def limit(self, size: int) -> None:
         """Let the device itself refuse what would go beyond `size`, where it can: an accounting bug then is a local, catchable OOM."""
-        ...
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait until everything that was queued is done."""
 
     def empty_cache(self) -> None:
         """Give freed blocks back to the machine."""
-        ...
 
     def is_oom(self, error: BaseException) -> bool:
         """Whether this error, or one it was raised from, means that memory ran out."""
-        ...
+        return is_oom(error)
 
 
 # PyTorch, CUDA libraries, MPS, MLX and the C allocator each say it in their own words.

@@ -10,30 +10,34 @@ from pathlib import Path
 
 import psutil
 
-from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
+from fgvr.runtime.devices import processor
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cgroup import Allowance, allowance
-from fgvr.runtime.devices.mlx import MLX
+from fgvr.runtime.devices.mlx_memory import MLX
 
 _CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-class CpuDevice:
+class CpuDevice(Device):
     """Main memory without swap. It counts the whole process, not tensors, so the pool trusts its own ledger here."""
 
-    name = "cpu"
-    torch_name = "cpu"
-    exact = False
-    has_own_memory, parks_on_disk, host_share = False, True, 0.0
-    cleanup_seconds = HALF_AN_HOUR
-    scratch: Path | None = None
-    optimize = True
+    name = allocator = "cpu"
+    quantizes = True
 
     def __init__(self, *, cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> None:
         self._cgroup, self._membership = cgroup, membership
         self._process = psutil.Process()
 
+    @classmethod
+    def fastest_dtype(cls, argument: str) -> str:
+        return "bfloat16" if processor.multiplies_bfloat16() else "float32"
+
+    @classmethod
+    def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
+        return True  # every processor
+
     @property
-    def total(self) -> int:
+    def total(self) -> int:  # type: ignore[override]
         physical = psutil.virtual_memory().total
         group = self._allowance()
         return min(physical, group.limit) if group else physical
@@ -46,9 +50,6 @@ class CpuDevice:
     def allocated(self) -> int:
         """What would come back if this process ended (unique set size): pages shared with others are not ours alone."""
         return self._process.memory_full_info().uss
-
-    def reserved(self) -> int:
-        return self.allocated()
 
     def peak(self) -> int:
         """The most that was resident, shared pages included: the kernel keeps no other high-water mark."""
@@ -68,9 +69,6 @@ class CpuDevice:
         if sys.platform == "linux":
             with contextlib.suppress(OSError, AttributeError):  # another libc
                 ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-    def is_oom(self, error: BaseException) -> bool:
-        return is_oom(error)
 
     def _allowance(self) -> Allowance | None:
         return allowance(self._cgroup, self._membership)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
+from fgvr.runtime.devices.base import Device, is_oom
+from fgvr.runtime.devices.cpu import CpuDevice
+
+_AMPERE = (8, 0)  # the first NVIDIA generation with bfloat16 units
 
 
-def cuda_available() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-class CudaDevice:
+class CudaDevice(Device):
     """Counts tensors exactly; a hard cap makes the allocator itself refuse what would exceed the budget."""
 
-    exact = True
-    has_own_memory, parks_on_disk, host_share = True, False, 0.4  # of main memory: what may be pinned
-    cleanup_seconds = HALF_AN_HOUR
-    scratch: Path | None = None
-    optimize = True
+    exact = has_own_memory = quantizes = True
+    name = torch_name = allocator = "cuda"
+    host_share = 0.4  # what may be pinned
 
     def __init__(self, index: int = 0, torch: Any = None) -> None:
         """`torch`: what stands in for PyTorch in tests."""
@@ -32,21 +27,35 @@ class CudaDevice:
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             raise ConfigError(f"device cuda:{index} is not there ({count} found); runtime.device=cpu always works")
-        self._torch = torch
-        self._index = index
-        self._total = torch.cuda.get_device_properties(index).total_memory
+        self._torch, self._index = torch, index
+        self.name = self.torch_name = f"cuda:{index}"
+        self.total = torch.cuda.get_device_properties(index).total_memory
 
-    @property
-    def name(self) -> str:
-        return f"cuda:{self._index}"
+    @classmethod
+    def open(cls, argument: str) -> Self:
+        if argument and not argument.isdigit():
+            raise ConfigError("the number of a GPU follows the colon")
+        return cls(int(argument or 0))
 
-    @property
-    def torch_name(self) -> str:
-        return self.name
+    @classmethod
+    def may_be_here(cls) -> bool:
+        return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
-    @property
-    def total(self) -> int:
-        return self._total
+    @classmethod
+    def is_here(cls) -> bool:
+        return cls.may_be_here() and _capability(0) is not None
+
+    @classmethod
+    def fastest_dtype(cls, argument: str) -> str:
+        """Imports torch. A GPU that PyTorch cannot use leaves the CPU."""
+        generation = _capability(int(argument or 0))
+        if generation is None:
+            return CpuDevice.fastest_dtype("")
+        return "bfloat16" if generation >= _AMPERE else "float32"
+
+    @classmethod
+    def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
+        return chosen_by_auto and _capability(0) is None
 
     def free(self) -> int:
         return self._torch.cuda.mem_get_info(self._index)[0]
@@ -62,7 +71,7 @@ class CudaDevice:
 
     def limit(self, size: int) -> None:
         """A hard cap: PyTorch's allocator raises beyond it. The context and libraries' workspaces come on top."""
-        self._torch.cuda.set_per_process_memory_fraction(min(1.0, size / self._total), self._index)
+        self._torch.cuda.set_per_process_memory_fraction(min(1.0, size / self.total), self._index)
 
     def synchronize(self) -> None:
         self._torch.cuda.synchronize(self._index)
@@ -77,3 +86,10 @@ class CudaDevice:
         with contextlib.suppress(RuntimeError):
             self.synchronize()  # a queued asynchronous error would otherwise surface in somebody else's call
         return True
+
+
+def _capability(index: int) -> tuple[int, int] | None:
+    """The GPU's generation; None when PyTorch cannot use it."""
+    import torch
+
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else None

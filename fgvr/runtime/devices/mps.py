@@ -10,39 +10,25 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
-from fgvr.runtime.devices.mlx import MLX, MlxAllocator
+from fgvr.runtime.devices.base import Device, is_oom
+from fgvr.runtime.devices.mlx_memory import MLX, MlxAllocator
 
 
-def mps_available() -> bool:
-    """Asks PyTorch only on Apple silicon."""
-    if sys.platform != "darwin" or platform.machine() != "arm64":
-        return False
-    import torch
-
-    return torch.backends.mps.is_available()
-
-
-class MpsDevice:
+class MpsDevice(Device):
     """PyTorch's and MLX's arrays together: they lie in the same memory."""
 
-    name = torch_name = "mps"
+    name = torch_name = allocator = "mps"
     exact = True
-    has_own_memory, parks_on_disk, host_share = False, False, 0.0
-    cleanup_seconds = HALF_AN_HOUR
-    scratch: Path | None = None
-    optimize = True
 
     def __init__(self, mps: Any = None, mlx: MlxAllocator = MLX) -> None:
         """`mps`: `torch.mps`, or what stands in for it in tests."""
         if mps is None:
-            if not mps_available():
+            if not self.is_here():
                 raise ConfigError(
                     "device mps is not there (it needs Apple silicon and a PyTorch built for it); runtime.device=cpu always works"
                 )
@@ -50,16 +36,24 @@ class MpsDevice:
 
             mps = torch.mps
         self._mps, self._mlx = mps, mlx
-        self._total = int(mps.recommended_max_memory())
+        self.total = int(mps.recommended_max_memory())
         self._peak = 0
 
-    @property
-    def total(self) -> int:
-        """Metal's recommended working set; beyond it the system swaps."""
-        return self._total
+    @classmethod
+    def may_be_here(cls) -> bool:
+        return sys.platform == "darwin" and platform.machine() == "arm64"
+
+    @classmethod
+    def is_here(cls) -> bool:
+        """Asks PyTorch only on Apple silicon."""
+        if not cls.may_be_here():
+            return False
+        import torch
+
+        return torch.backends.mps.is_available()
 
     def free(self) -> int:
-        return max(0, min(psutil.virtual_memory().available, self._total - self.reserved()))
+        return max(0, min(psutil.virtual_memory().available, self.total - self.reserved()))
 
     def allocated(self) -> int:
         allocated = self._mps.current_allocated_memory() + self._mlx.active()
@@ -76,7 +70,7 @@ class MpsDevice:
 
     def limit(self, size: int) -> None:
         # A share of the recommended working set, as a float; 0 would mean no limit at all.
-        self._mps.set_per_process_memory_fraction(float(min(1.0, max(size, 1) / self._total)))
+        self._mps.set_per_process_memory_fraction(float(min(1.0, max(size, 1) / self.total)))
         self._mlx.limit(size)
 
     def synchronize(self) -> None:

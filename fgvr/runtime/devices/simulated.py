@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from pathlib import Path
+from typing import Self
 
-from fgvr.runtime.devices.base import HALF_AN_HOUR, is_oom
+from fgvr.errors import ConfigError
+from fgvr.runtime.budget import parse_bytes
+from fgvr.runtime.devices.base import Device
 
 
 class Block:
@@ -19,26 +21,27 @@ class Block:
         self.nbytes = nbytes
 
 
-class SimulatedDevice:
+class SimulatedDevice(Device):
     """Counts `allocate`d blocks like a caching allocator: what is freed stays reserved until `empty_cache`."""
 
     name = "simulated"
-    torch_name = "cpu"
-    exact = True
-    has_own_memory, parks_on_disk, host_share = True, False, 0.0
-    cleanup_seconds = HALF_AN_HOUR
-    scratch: Path | None = None
-    optimize = True
+    exact = has_own_memory = quantizes = True
 
     def __init__(self, total: int) -> None:
-        self._total = self._limit = total
+        self.total = self._limit = total
         self._lock = threading.Lock()
         self._freed: deque[int] = deque()  # finalizers run anywhere, even under our lock, so they only enqueue
         self._allocated = self._reserved = self._peak = 0
 
-    @property
-    def total(self) -> int:
-        return self._total
+    @classmethod
+    def open(cls, argument: str) -> Self:
+        if not (size := parse_bytes(argument)):
+            raise ConfigError("a size follows the colon")
+        return cls(size)
+
+    @classmethod
+    def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
+        return True
 
     def allocate(self, nbytes: int) -> Block:
         """Raises torch.OutOfMemoryError beyond the limit."""
@@ -55,7 +58,7 @@ class SimulatedDevice:
         raise _out_of_memory(f"simulated out of memory: {nbytes} bytes wanted, {wanted - nbytes} of {self._limit} in use")
 
     def free(self) -> int:
-        return self._total - self.reserved()
+        return self.total - self.reserved()
 
     def allocated(self) -> int:
         with self._lock:
@@ -72,18 +75,12 @@ class SimulatedDevice:
 
     def limit(self, size: int) -> None:
         with self._lock:
-            self._limit = min(size, self._total)
-
-    def synchronize(self) -> None:
-        """Nothing is queued."""
+            self._limit = min(size, self.total)
 
     def empty_cache(self) -> None:
         with self._lock:
             self._drain()
             self._reserved = self._allocated
-
-    def is_oom(self, error: BaseException) -> bool:
-        return is_oom(error)
 
     def _drain(self) -> None:
         while self._freed:

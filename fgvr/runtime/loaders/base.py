@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError
-from fgvr.types import ModelSpec
+from fgvr.types import ModelSpec, Picture, PlanPart
+from fgvr.utils.plugins import find_plugin
 
 if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
+    from PIL.Image import Image
 
-LOADERS = ("clip", "timm", "qwen", "blip", "mlx", "remote", "fake", "none")
+    from fgvr.protocols import ImageLike
+    from fgvr.runtime.conversation import Conversation
+    from fgvr.runtime.devices.base import Device
+    from fgvr.runtime.sizes.footprint import Footprint
+
+SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in ("clip", "timm", "qwen", "blip", "mlx", "remote", "fake", "none")}
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 
@@ -73,39 +80,102 @@ class Movable(Protocol):
         ...
 
 
-class Loader(Protocol):
-    """Everything about one family of models. Only `load` may import a tensor library (for local folders).
+class Loader:
+    """Everything about one family of models. A subclass states `estimate`, `fingerprint` and `load`; only `load` and `prepare` may import
+    a tensor library. The other methods have answers that suit a model without special abilities."""
 
-    One with a true attribute `elsewhere` lends models that compute in another process: they take no turns and exclude no construction.
-    """
+    converses: ClassVar[bool] = False
+    """Whether its MLLMs answer conversations (`runtime.conversation.Conversing`)."""
+    elsewhere: ClassVar[bool] = False
+    """Whether its models compute in another process: they take no turns and exclude no construction."""
+    quantizes: ClassVar[bool] = False
+    """Whether it heeds `ModelSpec.quantization`."""
+    widens_half: ClassVar[bool] = False
+    """Whether its models are computed in float32 on a device that would emulate float16."""
+    has_text: ClassVar[bool] = True
+    """Encoders only: whether they have a text side."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """What `load` imports: modules, or `module:name` where the name is what pulls the module in."""
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ModelLoadError: which files are missing, where they were looked for, how to get them."""
-        ...
 
     def estimate(self, spec: ModelSpec) -> int:
-        """Bytes of the weights once loaded, from file headers or configured shapes."""
-        ...
+        """Bytes of the weights once loaded."""
+        raise NotImplementedError
 
     def work_bytes(self, spec: ModelSpec) -> int:
-        """Bytes one batch of `spec.batch_size` needs beside the weights."""
-        ...
+        """Bytes that one batch of `spec.batch_size` needs beside the weights."""
+        return 0
+
+    def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
+        """Both by parts, on this kind of device. Raises ModelLoadError when they cannot be known."""
+        from fgvr.runtime.sizes.footprint import Footprint
+
+        weights, work = self.estimate(spec), self.work_bytes(spec)
+        return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
 
     def fingerprint(self, spec: ModelSpec) -> str:
-        """Identity of weights, dtype and preprocessing; cheap, nothing is loaded."""
-        ...
+        """Identity of weights, dtype and preprocessing. Cheap: nothing is loaded."""
+        raise NotImplementedError
 
     def logit_scale(self, spec: ModelSpec) -> float:
-        """Encoders only: their inverse temperature, cheap, nothing is loaded."""
-        ...
+        """Encoders only: their inverse temperature. Cheap: nothing is loaded."""
+        raise ConfigError(f"{spec.source} is no encoder: it has no logit scale")
 
     def load(self, spec: ModelSpec, device: Device) -> Any:
-        """The model. The pool calls this while nothing else computes, and moves it to the device by `place`, if it has one, after."""
-        ...
+        """The model. The pool calls this while nothing else computes, and then the model's `place(device)`, if it has one."""
+        raise NotImplementedError
+
+    def prepare(self, spec: ModelSpec) -> Any:
+        """Make what it keeps besides weights (tokenizers), ahead of the load."""
+
+    def is_here(self, spec: ModelSpec) -> bool:
+        """Whether its files are on this machine, where it reads any."""
+        return True
+
+    def presence(self, spec: ModelSpec) -> str:
+        """For a plan: the family of a model folder, and whether its weights are here. Reads no weights; "" where there is no folder."""
+        return ""
+
+    def describe(self, spec: ModelSpec) -> str:
+        """For the doctor: what would be loaded."""
+        return ": ".join(filter(None, (spec.source, self.presence(spec))))
+
+    def is_half(self, spec: ModelSpec) -> bool:
+        """Whether the model would be computed in float16."""
+        return spec.dtype == "float16"
+
+    def check_prompt(self, spec: ModelSpec, ask: Conversation) -> None:
+        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only."""
+
+    def abilities(self, spec: ModelSpec) -> Any:
+        """What an engine behind HTTP can do; None: the model is computed here."""
+        return None
+
+
+def pil(image: ImageLike) -> Image:
+    """The image itself, of a Picture or as it is."""
+    return image.image if isinstance(image, Picture) else image
+
+
+def image_groups(images: Sequence[ImageLike | Sequence[ImageLike]]) -> list[list[Image]]:
+    """The images of each prompt."""
+    return [[pil(image) for image in (group if isinstance(group, Sequence) else [group])] for group in images]
 
 
 def find_loader(spec: ModelSpec) -> Loader:
-    """The loader named by the spec. Raises ConfigError with the known names."""
-    if spec.loader not in LOADERS:
-        raise ConfigError(f"{spec.role}: loader {spec.loader!r} is not known; known are {', '.join(LOADERS)}")
-    return importlib.import_module(f"fgvr.runtime.loaders.{spec.loader}").LOADER
+    """The loader named by the spec: a shipped one, an entry point of the group `fgvr.loaders`, or the dotted name of a Loader.
+
+    Raises ConfigError with the known names.
+    """
+    return _loader(spec.loader, f"models.{spec.role}.loader")
+
+
+@cache
+def _loader(name: str, key: str) -> Loader:
+    found = find_plugin("fgvr.loaders", name, SHIPPED, key)
+    loader = found() if isinstance(found, type) else found
+    if not isinstance(loader, Loader):
+        raise ConfigError(f"{key}={name} is no fgvr.runtime.loaders.base.Loader: {type(loader).__name__}")
+    return loader

@@ -5,16 +5,15 @@ Imports no tensor library at import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.loaders.files import first
 
 if TYPE_CHECKING:
     import torch
-
-_NAMED = 3  # tensors that a message names; the rest is counted
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -36,7 +35,7 @@ def require_family(folder: Path, config: Any, model_type: str, used: str, cure: 
 def refuse_incomplete(folder: Path, used: str, **faults: Iterable[Any]) -> None:
     """Raises ModelLoadError that names the tensors that are missing, unexpected or mismatched: the first few, and how many."""
     found = {kind: sorted(str(fault[0] if isinstance(fault, tuple) else fault) for fault in listed) for kind, listed in faults.items()}
-    words = [f"{len(names):,} {kind} ({_some(names)})" for kind, names in found.items() if names]
+    words = [f"{len(names):,} {kind} ({first(names)})" for kind, names in found.items() if names]
     if words:
         raise ModelLoadError(
             f"{folder}: its tensors are not those of {used}: {'; '.join(words)}.\nIts weights and config.json do not belong together, "
@@ -53,5 +52,52 @@ def fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor], folder: Pat
     module.load_state_dict(dict(state), strict=True, assign=True)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def assemble(
+    skeleton: Callable[[], torch.nn.Module],
+    folder: Path,
+    shards: Iterable[Path],
+    dtype: str,
+    **computed: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.nn.Module:
+    """A module with the tensors of its files, all of them or none: built on the meta device, so nothing is initialised or copied.
+
+    Args:
+        computed: by the last part of their names, buffers that every file may lack, and how they are made from a buffer of their shape.
+
+    Raises:
+        ModelLoadError: files and skeleton do not belong together.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from fgvr.runtime.loaders.tensors import torch_dtype
+
+    with torch.device("meta"):
+        module = skeleton()
+    tensors = {name: tensor for file in shards for name, tensor in load_file(file).items() if name.rpartition(".")[2] not in computed}
+    state = {name: tensor.to(torch_dtype(dtype)) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    fill(module, state, folder)
+    for name, buffer in list(module.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        if leaf in computed:
+            made = computed[leaf](buffer)
+            module.get_submodule(owner).register_buffer(
+                leaf, made.to(torch_dtype(dtype)) if buffer.is_floating_point() else made, persistent=False
+            )
+        elif buffer.is_meta:
+            raise ModelLoadError(f"{folder}: {name} is in neither the file nor our rules; please report this model")
+    return module
+
+
+def causal_mask(like: torch.Tensor) -> torch.Tensor:
+    """Of a text tower: no token sees those after it."""
+    import torch
+
+    return torch.full(like.shape, float("-inf")).triu_(1)
+
+
+def positions(like: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, ... along the last axis."""
+    import torch
+
+    return torch.arange(like.shape[-1]).expand(like.shape).clone()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.conversation import Answer, Conversation, Sampling, Token, Watch, Writer
-from fgvr.types import ModelSpec, Picture, Reply, Scores
+from fgvr.runtime.conversation import Answer, Conversation, Conversing, GrowingAnswer, Token, Watch
+from fgvr.runtime.loaders.base import Loader, pil
+from fgvr.types import ModelSpec, Picture, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
@@ -29,7 +30,7 @@ _COLOURS = ("red", "blue", "black", "white", "brown", "yellow", "green", "grey")
 _PARTS = ("crown", "back", "belly", "breast", "beak", "wing", "tail", "legs")
 
 
-class FakeLoader:
+class FakeLoader(Loader):
     """`on_load(spec)` runs inside each load, `on_move(spec, way)` inside each move (prepare, park, restore) of a `movable` model:
     raise in them to fail it, sleep in them to slow it down."""
 
@@ -45,9 +46,6 @@ class FakeLoader:
         movable: bool = False,
     ) -> None:
         self._on_load, self._on_move, self._seconds, self._work, self._movable = on_load, on_move, seconds, work, movable
-
-    def check(self, spec: ModelSpec) -> None:
-        """Nothing can be missing."""
 
     def estimate(self, spec: ModelSpec) -> int:
         return parse_bytes(spec.source.split()[-1]) or _DEFAULT_BYTES[spec.role]
@@ -145,7 +143,7 @@ class FakeEncoder(_Fake):
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         work = self._begin()
-        pixels = [np.asarray(_pil(image).convert("RGB").resize((4, 4)), np.float32).ravel() / 255 for image in images]
+        pixels = [np.asarray(pil(image).convert("RGB").resize((4, 4)), np.float32).ravel() / 255 for image in images]
         vectors = np.array([(p - p.mean()) @ _projection(p.size) + 1e-3 for p in pixels], np.float32)
         del work
         return _unit(vectors)
@@ -157,7 +155,7 @@ class FakeEncoder(_Fake):
         return _unit(np.array(vectors, np.float32))
 
 
-class FakeMLLM(_Fake):
+class FakeMLLM(_Fake, Conversing):
     """Writes a description, or picks one of the candidates it is offered; both by hash of image and prompt."""
 
     seconds = 0.0  # of one step of `converse`
@@ -166,14 +164,6 @@ class FakeMLLM(_Fake):
     def lengths(self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], system: str) -> list[int]:
         """A token is a word; pictures take none."""
         return [len(prompt.split()) for prompt in prompts]
-
-    def generate(
-        self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128
-    ) -> list[Reply]:
-        work = self._begin()
-        replies = [self._answer(image, prompt, max_new_tokens) for image, prompt in zip(images, prompts, strict=True)]
-        del work
-        return replies
 
     def score(
         self,
@@ -196,73 +186,44 @@ class FakeMLLM(_Fake):
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """A token is a word; a temperature shuffles them by the seed. `seconds` is what each step of a batch takes."""
         work = self._begin()
-        rows = [_Words(self._words(ask), ask.sampling) for ask in asks]
+        texts = [self._words(ask) for ask in asks]
+        rows = [
+            GrowingAnswer(ask.sampling, lambda ids, words=words: " ".join(words[i] for i in ids))
+            for ask, words in zip(asks, texts, strict=True)
+        ]
         for step in range(max((ask.sampling.max_new_tokens for ask in asks), default=0)):
             going = [i for i, row in enumerate(rows) if row.finish is None]
-            if not going:
-                break
-            time.sleep(self.seconds)
+            time.sleep(self.seconds if going else 0)
             for i in going:
-                rows[i].take(step)
-                if not watch(i, rows[i].writer.text if rows[i].finish else rows[i].writer.certain, rows[i].tokens):
-                    rows[i].finish = rows[i].finish or "cancelled"
+                word = texts[i][step] if step < len(texts[i]) else ""
+                rows[i].take(step, _measured(word, asks[i].sampling.top_logprobs), is_end=not word)
+                rows[i].show(watch, i)
         del work
-        return [
-            row.answer(sum(len(p.split()) for t in ask.turns for p in t.parts if isinstance(p, str)))
-            for row, ask in zip(rows, asks, strict=True)
-        ]
+        return [row.answer(len(ask.text.split())) for row, ask in zip(rows, asks, strict=True)]
 
     def _words(self, ask: Conversation) -> list[str]:
-        pictures = [part for turn in ask.turns for part in turn.parts if isinstance(part, Picture)]
-        prompt = " ".join(part for turn in ask.turns for part in turn.parts if isinstance(part, str))
-        words = str(self._answer(pictures, prompt, 1 << 20)).split()
+        words = self._answer(ask).split()
         if ask.sampling.temperature:
             seed = time.time_ns() if ask.sampling.seed is None else ask.sampling.seed % 2**32
             words = [str(word) for word in np.random.default_rng(seed).permutation(words)]
         return words
 
-    def _answer(self, image: ImageLike | Sequence[ImageLike], prompt: str, max_new_tokens: int) -> Reply:
-        seen = f"{image_key(image)} {prompt}"
-        offered = _LINES.findall(prompt)
-        if offered:
+    def _answer(self, ask: Conversation) -> str:
+        prompt = ask.text
+        seen = f"{image_key(ask.shown)} {prompt}"
+        if offered := _LINES.findall(prompt):
             letter, name = offered[int(_digest(seen), 16) % len(offered)]
-            by_name = "answer with its name" in prompt.lower()
-            text = name.strip() if by_name else letter
             if "first say" in prompt.lower():
-                text = f"It is {_describe(seen)}. Answer: {letter}"
-        else:
-            text = f"A bird with {_describe(seen)}."
-        words = text.split()[:max_new_tokens]
-        return Reply(" ".join(words), prompt_tokens=len(prompt.split()), new_tokens=len(words))
+                return f"It is {_describe(seen)}. Answer: {letter}"
+            return name.strip() if "answer with its name" in prompt.lower() else letter
+        return f"A bird with {_describe(seen)}."
 
 
-class _Words:
-    """One answer of a conversation while it grows."""
-
-    def __init__(self, words: Sequence[str], sampling: Sampling) -> None:
-        self._words, self._sampling = words, sampling
-        self.writer = Writer(lambda ids: " ".join(words[i] for i in ids), sampling.stop)
-        self.tokens: list[Token] = []
-        self.finish: Any = None
-        self._new = 0
-
-    def take(self, step: int) -> None:
-        self._new += 1
-        if step >= len(self._words):
-            self.finish = "stop"
-            return
-        self.writer.add(step)
-        if (most := self._sampling.top_logprobs) is not None:
-            word = self._words[step]
-            logprob = -_share(word)
-            self.tokens.append(Token(word, logprob, tuple((f"{word}{n or ''}", logprob - n) for n in range(most))))
-        if self.writer.stopped:
-            self.finish = "stop"
-        elif self._new >= self._sampling.max_new_tokens:
-            self.finish = "length"
-
-    def answer(self, prompt_tokens: int) -> Answer:
-        return Answer(self.writer.text, self.finish or "length", prompt_tokens, self._new, tuple(self.tokens))
+def _measured(word: str, most: int | None) -> Token | None:
+    if most is None:
+        return None
+    logprob = -_share(word)
+    return Token(word, logprob, tuple((f"{word}{n or ''}", logprob - n) for n in range(most)))
 
 
 class FakeJoint(_Fake):
@@ -282,10 +243,6 @@ def image_key(image: ImageLike | Sequence[ImageLike]) -> str:
     if isinstance(image, Sequence):
         return " ".join(image_key(part) for part in image)
     return hashlib.sha256(image.tobytes()).hexdigest()
-
-
-def _pil(image: ImageLike) -> Any:
-    return image.image if isinstance(image, Picture) else image
 
 
 def _describe(seen: str) -> str:

@@ -109,8 +109,8 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
         names = ", ".join(m.replace("|", " or ") for m in missing)
         raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{how_to_get(spec, repository)}")
     if absent := absent_shards(folder):
-        names, cure = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else ""), how_to_get(spec, repository)
-        raise ModelLoadError(f"{spec.role} {spec.source!r}: {len(absent)} of its weight files are missing in {folder}: {names}.\n{cure}")
+        missing = f"{len(absent)} of its weight files are missing in {folder}: {first(absent)}"
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {missing}.\n{how_to_get(spec, repository)}")
     return folder
 
 
@@ -130,9 +130,14 @@ def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None)
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, pattern: str = "*.safetensors") -> list[Path]:
     """Every safetensors file that is there, sorted; a link into nowhere is not."""
-    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+    return sorted(file for file in folder.glob(pattern) if file.is_file())
+
+
+def first(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def absent_shards(folder: Path) -> list[str]:

@@ -1,7 +1,4 @@
-"""What a model brings with it besides weights, ahead of its load: so that a process can be measured with all of that and without weights.
-
-A loader that is not named here imports its libraries itself when it loads; they then count as part of its first model.
-"""
+"""What a model brings with it besides weights, ahead of its load: a process can then be measured without weights."""
 
 from __future__ import annotations
 
@@ -12,17 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.types import ModelSpec
 from fgvr.utils.logging import adopt_libraries
-
-_NEEDED = {
-    "clip": ("open_clip.transform",),
-    "qwen": ("transformers:AutoProcessor", "transformers:Qwen2_5_VLForConditionalGeneration", "transformers:Qwen2_5_VLProcessor"),
-    "blip": ("transformers:BlipProcessor", "transformers:BlipConfig", "transformers:BlipForImageTextRetrieval"),
-    "mlx": ("mlx_vlm",),
-}  # module, or module:name where the name is what pulls the module in
-
 
 _to_set_aside: bool | None = None  # None: nobody has asked; False: done
 
@@ -45,12 +34,12 @@ def _set_aside() -> None:
             atexit.register(gc.unfreeze)  # nanobind reports types that are still alive at exit as leaks; takes 1.4 s
 
 
-def bring_in(loader: str) -> None:
+def bring_in(loader: Loader) -> None:
     """Import the libraries of one loader, as its first load would. Raises ImportError as that would."""
     with _collector_at_rest():
         if _to_set_aside:
             _torch_first()
-        for needed in _NEEDED.get(loader, ()):
+        for needed in loader.libraries:
             module, _, name = needed.partition(":")
             found = importlib.import_module(module)
             if name:
@@ -70,11 +59,10 @@ def _torch_first() -> None:
 
 def prepare(spec: ModelSpec) -> None:
     """Libraries, and what the loader keeps for this model (tokenizers). Raises what the load would."""
-    bring_in(spec.loader)
-    ready = getattr(find_loader(spec), "prepare", None)
-    if ready is not None:
-        with _collector_at_rest():
-            ready(spec)
+    loader = find_loader(spec)
+    bring_in(loader)
+    with _collector_at_rest():
+        loader.prepare(spec)
 
 
 @contextmanager

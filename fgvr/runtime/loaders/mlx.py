@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.devices.mlx import INSTALL, MLX
+from fgvr.runtime.devices.mlx_memory import INSTALL, MLX
 from fgvr.runtime.loaders import complete, files
-from fgvr.runtime.sizes.footprint import total
+from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.loaders.folders import FolderLoader
+from fgvr.runtime.sizes.footprint import Footprint, total
 from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Shape, find_shape, max_pixels, read_shape, work
 from fgvr.types import ModelSpec
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.loaders.mlx_model import MlxMLLM
 
-NEEDED = ("config.json", "*.safetensors", "tokenizer.json|vocab.json|tokenizer.model")
 _COMMUNITY = re.compile(r"mlx-community/(Qwen2\.5-VL-(?:3|7|32|72)B-Instruct)-(?:bf16|(\d)bit)")
 _SCALES = 4 / 64  # bytes per value for a 16-bit scale and bias per group of 64; conversions leave the vision tower at 16 bits
 _TEXT_KEYS = {
@@ -37,16 +38,17 @@ _TEXT_KEYS = {
 }
 
 
-class MlxLoader:
+class MlxLoader(FolderLoader):
     """Loader for role `mllm`. It computes one prompt at a time, whatever the batch size; the continuations of one prompt go together."""
+
+    needed = ("config.json", "*.safetensors", "tokenizer.json|vocab.json|tokenizer.model")
+    libraries = ("mlx_vlm",)
 
     def check(self, spec: ModelSpec) -> None:
         if find_spec("mlx") is None or find_spec("mlx_vlm") is None:
             raise ModelLoadError(f"{spec.role}: the mlx loader needs mlx and mlx-vlm (Apple silicon or Linux).\n{INSTALL}")
         _refuse_quantization(spec)
-        folder = files.require(spec, NEEDED)
-        if folder is not None:
-            _read_config(folder)
+        super().check(spec)
 
     def estimate(self, spec: ModelSpec) -> int:
         _refuse_quantization(spec)
@@ -68,12 +70,25 @@ class MlxLoader:
         tokens = pixels // (shape.patch * shape.merge) ** 2 + PROMPT_TOKENS
         return total(work(shape, Batch(1, pixels, size))) + tokens * shape.vocabulary * size
 
-    def fingerprint(self, spec: ModelSpec) -> str:
-        folder = files.fetch(spec, NEEDED)
-        return files.folder_fingerprint(spec, folder, extra=max_pixels(spec, folder))
+    def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
+        return Loader.footprint(self, spec, device)
 
-    def logit_scale(self, spec: ModelSpec) -> float:
-        raise ConfigError(f"{spec.source} is an MLLM: it has no logit scale")
+    def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
+        return max_pixels(spec, folder)
+
+    def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+        """Raises ModelLoadError for what mlx-vlm would misread or, worse, run."""
+        config = files.read_config(folder / "config.json")
+        if "model_file" in config:
+            raise ModelLoadError(
+                f"{folder} names Python code of its own (model_file in config.json), which mlx-vlm would run; remove the key"
+            )
+        if config.get("model_type") == "qwen2_5_vl" and "hidden_size" not in config:
+            raise ModelLoadError(f"{folder}/config.json has the nested form of transformers 5; mlx-vlm reads the hub's flat form only")
+        return config
+
+    def prepare(self, spec: ModelSpec) -> None:
+        """Nothing is made ahead: mlx-vlm's processors are replaced while it loads."""
 
     def load(self, spec: ModelSpec, device: Device) -> MlxMLLM:
         self.check(spec)
@@ -81,8 +96,8 @@ class MlxLoader:
             raise ModelLoadError(
                 f"{spec.role}: MLX models live in main memory, not on {device.name}; runtime.device=mlx, or models/mllm=qwen2_5_vl_7b"
             )
-        folder = files.fetch(spec, NEEDED)
-        config = _read_config(folder)
+        folder = self.fetch(spec)
+        config = self.read_config(spec, folder)
         dtype = files.resolve_dtype(spec.dtype, files.read_weights(files.weight_files(folder)))
         core = MLX.begin()
         with _own_processors():
@@ -126,16 +141,6 @@ def _refuse_quantization(spec: ModelSpec) -> None:
             "mlx-community/Qwen2.5-VL-7B-Instruct-4bit, or make one: "
             "python -m mlx_vlm.convert --hf-path FOLDER --mlx-path NEW -q --q-bits 8"
         )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Raises ModelLoadError for what mlx-vlm would misread or, worse, run."""
-    config = files.read_config(folder / "config.json")
-    if "model_file" in config:
-        raise ModelLoadError(f"{folder} names Python code of its own (model_file in config.json), which mlx-vlm would run; remove the key")
-    if config.get("model_type") == "qwen2_5_vl" and "hidden_size" not in config:
-        raise ModelLoadError(f"{folder}/config.json has the nested form of transformers 5; mlx-vlm reads the hub's flat form only")
-    return config
 
 
 @contextmanager

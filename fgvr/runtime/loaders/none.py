@@ -6,10 +6,11 @@ from typing import NoReturn
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.devices.base import Device
+from fgvr.runtime.loaders.base import Loader
 from fgvr.types import ModelSpec
 
 
-class NoneLoader:
+class NoneLoader(Loader):
     """It weighs nothing and answers nothing."""
 
     def check(self, spec: ModelSpec) -> None:
@@ -18,9 +19,6 @@ class NoneLoader:
         )
 
     def estimate(self, spec: ModelSpec) -> int:
-        return 0
-
-    def work_bytes(self, spec: ModelSpec) -> int:
         return 0
 
     def fingerprint(self, spec: ModelSpec) -> str:

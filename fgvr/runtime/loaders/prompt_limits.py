@@ -8,7 +8,7 @@ from typing import Any
 
 from fgvr.errors import ConfigError
 
-_PIXELS_PER_TOKEN = 28 * 28
+PIXELS_PER_TOKEN = 28 * 28
 _LONGEST = 64  # characters of a token on average, at most: what has more is refused without being tokenised
 
 
@@ -36,4 +36,4 @@ class PromptLimit:
 
     def _image_tokens(self, image: Any) -> int:
         sides = (image.width // 28 + 1) * (image.height // 28 + 1)
-        return max(4, min(sides, self.pixels // _PIXELS_PER_TOKEN))
+        return max(4, min(sides, self.pixels // PIXELS_PER_TOKEN))

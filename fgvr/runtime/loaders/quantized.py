@@ -19,7 +19,10 @@ from fgvr.errors import ModelLoadError
 if TYPE_CHECKING:
     import torch
 
+    from fgvr.runtime.devices.base import Device
+
 KEPT = ("model.visual", "lm_head")  # matched from the start of a module's name: "visual" alone would match nothing
+_WHERE = "cpu or cuda"  # where it has been tried, or is documented
 CURE = "pip install 'fgvr[quant]'"
 BLOCK = 64  # 4-bit values that share one float32 scale
 _CODE = 16 * 4  # bytes of the table of 4-bit values, which every matrix has for itself
@@ -31,7 +34,6 @@ class Kind:
 
     library: str
     floor: str  # its oldest release that is known to work
-    devices: tuple[str, ...]  # where it has been tried, or is documented
     recipe: str  # part of the fingerprint: answers change with it
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
@@ -42,8 +44,8 @@ class Kind:
 
 
 KINDS = {
-    "int8": Kind("torchao", "0.18", ("cpu", "cuda", "simulated"), "torchao int8 weight-only, a scale per row"),
-    "nf4": Kind("bitsandbytes", "0.50", ("cpu", "cuda", "simulated"), "bitsandbytes nf4, a float32 scale per 64 values"),
+    "int8": Kind("torchao", "0.18", "torchao int8 weight-only, a scale per row"),
+    "nf4": Kind("bitsandbytes", "0.50", "bitsandbytes nf4, a float32 scale per 64 values"),
 }
 
 
@@ -54,29 +56,30 @@ def kind_of(name: str) -> Kind:
     return KINDS[name]
 
 
-def require(name: str, device: str) -> None:
+def require(name: str, device: Device) -> None:
     """Raises ModelLoadError naming the cure when the library is missing or too old, or the device cannot do it. Imports nothing."""
     if missing := _missing(name):
         raise ModelLoadError(
             f"models.mllm.quantization={name}: {missing}.\nGet it: {CURE}. Works without: models.mllm.quantization=null, or models=tiny"
         )
-    if elsewhere := _elsewhere(name, device):
+    if not device.quantizes:
         raise ModelLoadError(
-            f"models.mllm.quantization={name} {elsewhere}.\n"
+            f"models.mllm.quantization={name} works on {_WHERE}, not on {device.name}.\n"
             "On Apple silicon take 4 bits by MLX: models=qwen2_5_vl_7b_mlx; else models.mllm.quantization=null"
         )
 
 
-def needs(name: str, device: str) -> str:
+def needs(name: str, device: type[Device]) -> str:
     """In words, for a plan: the library and the device, and what of both is not here. Imports nothing."""
     kind, absent = kind_of(name), lacks(name, device)
-    asks = f"{name} asks for {kind.library} {kind.floor} or newer ({CURE}) and for {_known(kind)}"
+    asks = f"{name} asks for {kind.library} {kind.floor} or newer ({CURE}) and for {_WHERE}"
     return f"{asks}; it cannot be loaded here: {'; '.join(absent)}" if absent else f"{asks}: both are here"
 
 
-def lacks(name: str, device: str) -> list[str]:
+def lacks(name: str, device: type[Device]) -> list[str]:
     """What is not here, in words; nothing when such a model can be loaded."""
-    return [text for text in (_missing(name), _elsewhere(name, device)) if text]
+    elsewhere = "" if device.quantizes else f"works on {_WHERE}, not on {device.name}"
+    return [text for text in (_missing(name), elsewhere) if text]
 
 
 def _missing(name: str) -> str:
@@ -88,15 +91,6 @@ def _missing(name: str) -> str:
     except PackageNotFoundError:
         return f"{kind.library} {kind.floor} or newer is not installed"
     return f"{kind.library} {found} is installed, {kind.floor} or newer is needed" if _numbers(found) < _numbers(kind.floor) else ""
-
-
-def _elsewhere(name: str, device: str) -> str:
-    kind, family = kind_of(name), device.partition(":")[0]
-    return "" if family in kind.devices else f"works on {_known(kind)}, not on {family}"
-
-
-def _known(kind: Kind) -> str:
-    return " or ".join(device for device in kind.devices if device != "simulated")
 
 
 def refuse_quantized_folder(config: dict[str, Any], folder: object) -> None:

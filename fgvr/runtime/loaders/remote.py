@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fgvr.errors import ConfigError
+from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.remote import replies, scoring
 from fgvr.runtime.remote.engine import Abilities, Engine
 from fgvr.runtime.remote.wire import Message, data_url, messages, parcels
@@ -34,7 +35,7 @@ CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engi
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
 
 
-class RemoteLoader:
+class RemoteLoader(Loader):
     """Every role that the other side has."""
 
     elsewhere = True
@@ -65,9 +66,6 @@ class RemoteLoader:
         return self._engine(spec).abilities
 
     def estimate(self, spec: ModelSpec) -> int:
-        return 0
-
-    def work_bytes(self, spec: ModelSpec) -> int:
         return 0
 
     def fingerprint(self, spec: ModelSpec) -> str:

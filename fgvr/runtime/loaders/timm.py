@@ -7,106 +7,86 @@ Hugging Face cache. Vectors are the pooled features before the classifier, scale
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, files
+from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.runtime.sizes.timm import CONFIG, PACKAGED, WEIGHTS, Packaged, footprint, read_config, repository
-from fgvr.types import ModelSpec, Picture
+from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
-    from fgvr.protocols import ImageLike
     from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.base import Movable
+    from fgvr.runtime.loaders.timm_encoder import TimmEncoder
 
 LOGIT_SCALE = 30.0
 """Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
 
 
-class TimmLoader:
+class TimmLoader(FolderLoader):
     """Loader for role `encoder`."""
 
+    needed = (CONFIG, WEIGHTS)
+    weights = WEIGHTS
     has_text = False
+    widens_half = True
+    libraries = ("timm.data",)
+
+    def repository(self, spec: ModelSpec) -> str | None:
+        return repository(spec)
+
+    def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+        return read_config(folder)
 
     def check(self, spec: ModelSpec) -> None:
         if (packaged := PACKAGED.get(spec.source)) is not None:
-            _packaged_file(packaged)
-        elif (folder := files.require(spec, (CONFIG, WEIGHTS), repository(spec))) is not None:
-            read_config(folder)
+            packaged_file(packaged)
+        else:
+            super().check(spec)
 
-    def footprint(self, spec: ModelSpec, device: str = "cpu") -> Footprint:
-        return footprint(spec, device)
-
-    def estimate(self, spec: ModelSpec) -> int:
-        return footprint(spec).weight_bytes
-
-    def work_bytes(self, spec: ModelSpec) -> int:
-        """The widest moment of a batch; see sizes/timm.py."""
-        return footprint(spec).work_bytes
+    def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
+        return footprint(spec)
 
     def fingerprint(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return hashlib.sha256(repr((spec.loader, spec.dtype, packaged)).encode()).hexdigest()[:12]
-        return files.folder_fingerprint(spec, files.fetch(spec, (CONFIG, WEIGHTS), repository(spec)))
+        return super().fingerprint(spec)
+
+    def is_here(self, spec: ModelSpec) -> bool:
+        return spec.source in PACKAGED or super().is_here(spec)
+
+    def presence(self, spec: ModelSpec) -> str:
+        if (packaged := PACKAGED.get(spec.source)) is not None:
+            return f"{packaged.architecture}, supported; its weights are those of the package {packaged.distribution}"
+        return super().presence(spec)
 
     def logit_scale(self, spec: ModelSpec) -> float:
         return LOGIT_SCALE
+
+    def prepare(self, spec: ModelSpec) -> None:
+        """It keeps nothing besides weights."""
 
     def load(self, spec: ModelSpec, device: Device) -> TimmEncoder:
         from timm.data import create_transform, resolve_data_config
 
         from fgvr.runtime.loaders import optimize_layers, tensors
+        from fgvr.runtime.loaders.timm_encoder import TimmEncoder
 
         tensors.set_threads()
         packaged = PACKAGED.get(spec.source)
-        module: Any = _packaged(packaged) if packaged else _folder(spec)
-        dtype = spec.dtype if spec.dtype != "auto" else "float32" if packaged else _folder_dtype(spec)
+        module: Any = _packaged(packaged) if packaged else _folder(self.fetch(spec))
+        dtype = spec.dtype if spec.dtype != "auto" else "float32" if packaged else self._dtype(spec)
         module = tensors.freeze(module.to(tensors.torch_dtype(dtype)))
-        optimize_layers.optimize(module, device, steady=True)
+        optimize_layers.optimize(module, device)
         transform = create_transform(**resolve_data_config({}, model=module), is_training=False)
-        return TimmEncoder(self.fingerprint(spec), module, transform)
+        return TimmEncoder(self.fingerprint(spec), LOGIT_SCALE, module, transform)
 
-
-class TimmEncoder:
-    """protocols.Encoder on one batch per call, images only. The forward pass keeps no state."""
-
-    has_text = False
-    logit_scale = LOGIT_SCALE
-
-    def __init__(self, fingerprint: str, module: Any, transform: Any) -> None:
-        from fgvr.runtime.loaders.tensors import module_bytes
-
-        self.fingerprint = fingerprint
-        self.nbytes = module_bytes(module)
-        self.movable: Movable | None = None
-        self._module, self._transform = module, transform
-
-    def place(self, device: Device) -> None:
-        from fgvr.runtime.loaders import flat_weights
-
-        self.movable = flat_weights.place(self._module, device)
-
-    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
-        import torch
-
-        if not images:
-            return np.zeros((0, 0), np.float32)
-        pixels = torch.stack([self._transform(i.image if isinstance(i, Picture) else i) for i in images])
-        weight = next(self._module.parameters())
-        with torch.inference_mode():
-            vectors = self._module(pixels.to(weight.device, weight.dtype))
-        rows = vectors.float().cpu().numpy()
-        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        raise ConfigError("this encoder reads no text (models/encoder is an image encoder of timm): choose one with a text side")
+    def _dtype(self, spec: ModelSpec) -> str:
+        return files.resolve_dtype(spec.dtype, files.read_weights([self.fetch(spec) / WEIGHTS]))
 
 
 def _packaged(packaged: Packaged) -> Any:
@@ -116,7 +96,7 @@ def _packaged(packaged: Packaged) -> Any:
 
     with torch.device("meta"):
         module = timm.create_model(packaged.architecture, pretrained=False, num_classes=0)
-    file = _packaged_file(packaged)
+    file = packaged_file(packaged)
     _require_content(file, packaged)
     tensors = [t for name, t in torch.load(file, map_location="cpu", weights_only=True).items() if not name.endswith(_COUNTER)]
     expected = module.state_dict()
@@ -133,11 +113,10 @@ _COUNTER = "num_batches_tracked"
 _CLASSIFIER = ("weight", "bias")  # the last two tensors, for the thousand kinds of ImageNet
 
 
-def _folder(spec: ModelSpec) -> Any:
+def _folder(folder: Path) -> Any:
     import timm
     from safetensors.torch import load_file
 
-    folder = files.fetch(spec, (CONFIG, WEIGHTS), repository(spec))
     config = read_config(folder)
     given = config["pretrained_cfg"]
     try:
@@ -155,12 +134,7 @@ def _folder(spec: ModelSpec) -> Any:
     return module
 
 
-def _folder_dtype(spec: ModelSpec) -> str:
-    folder = files.fetch(spec, (CONFIG, WEIGHTS), repository(spec))
-    return files.resolve_dtype(spec.dtype, files.read_weights([folder / WEIGHTS]))
-
-
-def _packaged_file(packaged: Packaged) -> Path:
+def packaged_file(packaged: Packaged) -> Path:
     """Where the package keeps its tensors; the package is found, not imported. Raises ModelLoadError."""
     found = find_spec(packaged.package)
     places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
-from fgvr.runtime.sizes.footprint import Footprint
+from fgvr.runtime.sizes.footprint import Footprint, count_values, origin, published, value_bytes
 from fgvr.types import ModelSpec, PlanPart
 
 CONFIG = "config.json"
@@ -67,26 +66,17 @@ KNOWN = {
 }
 
 
-def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
+def footprint(spec: ModelSpec, folder: Path | None) -> Footprint:
     """Raises ModelLoadError when the folder is not here and the source is not a published one."""
-    shape, found = _shape(spec, files.locate(spec)), shards(spec)
-    if found:
-        dtype = files.resolve_dtype(spec.dtype, files.read_weights(found))
-        counts, origin = _file_counts(found), f"{len(found)} file" + ("s" if len(found) > 1 else "")
-    else:
-        dtype = "float32" if spec.dtype == "auto" else spec.dtype
-        counts, origin = shape.counts(), "by its published configuration"
-    size = files.DTYPE_BYTES[dtype]
+    config = folder / CONFIG if folder else None
+    shape = read_shape(files.read_config(config)) if config and config.is_file() else published(spec, spec.source, KNOWN)
+    found = files.weight_files(folder) if folder else []
+    size = value_bytes(spec, found)
+    counts = count_values(found, shape.counts(), _part) if found else shape.counts()
     return Footprint(
-        weights=tuple(PlanPart(name, values * size, origin if name == "vision tower" else "") for name, values in counts.items() if values),
+        weights=tuple(PlanPart(name, values * size, origin(found) if name == "vision tower" else "") for name, values in counts.items()),
         work=work(shape, spec.batch_size),
     )
-
-
-def shards(spec: ModelSpec) -> list[Path]:
-    """The weight files, where they are on this machine."""
-    folder = files.locate(spec)
-    return files.weight_files(folder) if folder else []
 
 
 def read_shape(config: dict[str, Any]) -> Shape:
@@ -117,20 +107,9 @@ def work(shape: Shape, batch: int) -> tuple[PlanPart, ...]:
     return (PlanPart(f"{batch} pictures, widest layer", batch * looking), PlanPart(f"{batch} texts beside them", batch * reading))
 
 
-def _shape(spec: ModelSpec, folder: Path | None) -> Shape:
-    if folder is not None and (folder / CONFIG).is_file():
-        return read_shape(files.read_config(folder / CONFIG))
-    if spec.source in KNOWN:
-        return KNOWN[spec.source]
-    files.require(spec, (CONFIG,))
-    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
-
-
-def _file_counts(shards: list[Path]) -> dict[str, int]:
-    counts = {"vision tower": 0, "text layers": 0, "word embeddings": 0, "heads": 0}
-    for name, values in files.tensor_values(shards):
-        if name.endswith("position_ids"):
-            continue
-        where = "vision tower" if name.startswith("vision_model.") else "text layers" if name.startswith("text_encoder.") else "heads"
-        counts["word embeddings" if "word_embeddings" in name else where] += values
-    return counts
+def _part(tensor: str) -> str:
+    if tensor.endswith("position_ids"):
+        return ""
+    if "word_embeddings" in tensor:
+        return "word embeddings"
+    return "vision tower" if tensor.startswith("vision_model.") else "text layers" if tensor.startswith("text_encoder.") else "heads"

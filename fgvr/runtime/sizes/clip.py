@@ -3,9 +3,8 @@
 The causal mask, in no file, is 23 KiB more.
 
 Widest is the MLP of a block: for `T` tokens of width `w` and inner width `m`, `T (4 w + 3 m) s` bytes with QuickGELU (`2 m` with GELU):
-the block's input, its residual, the norm's output and the sum, and the activations. A CPU in bfloat16 computes attention over few tokens
-in steps, with two matrices of scores for `h` heads: `T (7 w + 2 h T) s`. Pixels stay in float32 beside their copy in the
-model's type.
+the block's input, its residual, the norm's output and the sum, and the activations. Pixels stay in float32 beside their copy in the model's
+type.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
-from fgvr.runtime.sizes.footprint import Footprint, widest
+from fgvr.runtime.sizes.footprint import Footprint, count_values, origin, published, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -30,7 +28,6 @@ REPOSITORIES = {
     "ViT-B-32/laion2b_s34b_b79k": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
     "ViT-H-14/laion2b_s32b_b79k": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
-FEW_TOKENS = 260  # up to which a CPU computes bfloat16 attention in steps; see loaders/optimize_layers.py
 TEXTS = 64  # through the text tower at once
 _UNKNOWN = 48 << 20  # bytes per image, for towers that are no plain transformers
 
@@ -50,7 +47,6 @@ class Shape:
     text_inner: int
     context: int = 77
     vocabulary: int = 49408
-    head: int = 64  # width of one of the image tower's
     quick: bool = False  # QuickGELU keeps one more activation than GELU
 
     @property
@@ -79,40 +75,22 @@ KNOWN = {
 }
 
 
-def repository(spec: ModelSpec) -> str | None:
-    """The hub repository behind open_clip's own names, where it is known without open_clip."""
-    return REPOSITORIES.get(spec.source)
-
-
-def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
+def footprint(spec: ModelSpec, folder: Path | None) -> Footprint:
     """Raises ModelLoadError when the folder is not here and the architecture is not one of `KNOWN`."""
-    folder = files.locate(spec, repository(spec))
-    if folder is not None and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
-        shape: Shape | None = read_shape(files.read_config(folder / CONFIG)["model_cfg"])
-        weights = files.read_weights([folder / WEIGHTS])
-        dtype = files.resolve_dtype(spec.dtype, weights)
-        counts, origin = _file_counts(folder / WEIGHTS), "1 file"
+    found = files.weight_files(folder, WEIGHTS) if folder else []
+    size = value_bytes(spec, found)
+    if folder is not None and found and (folder / CONFIG).is_file():
+        shape = read_shape(files.read_config(folder / CONFIG)["model_cfg"])
+        counts = count_values(found, ("image tower", "text tower", "word embeddings"), _part)
     else:
         architecture, _, tag = spec.source.partition("/")
-        known = KNOWN.get(architecture)
-        if known is None:
-            files.require(spec, (CONFIG, WEIGHTS), repository(spec))
-            raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
-        shape = replace(known, quick=tag == "openai")
-        dtype = "float32" if spec.dtype == "auto" else spec.dtype
-        counts, origin = shape.counts(), "by its architecture"
-    size = files.DTYPE_BYTES[dtype]
+        shape = replace(published(spec, architecture, KNOWN), quick=tag == "openai")
+        counts = shape.counts()
     return Footprint(
-        weights=tuple(PlanPart(name, values * size, origin if name == "image tower" else "") for name, values in counts.items()),
-        work=work(shape, spec.batch_size, size, device) if shape else (PlanPart("activations", spec.batch_size * _UNKNOWN),),
+        weights=tuple(PlanPart(name, values * size, origin(found) if name == "image tower" else "") for name, values in counts.items()),
+        work=work(shape, spec.batch_size, size) if shape else (PlanPart("activations", spec.batch_size * _UNKNOWN),),
         facts=tuple(_facts(shape, size)) if shape else (),
     )
-
-
-def shards(spec: ModelSpec) -> list[Path]:
-    """The weight file, where it is on this machine."""
-    folder = files.locate(spec, repository(spec))
-    return [folder / WEIGHTS] if folder is not None and (folder / WEIGHTS).is_file() else []
 
 
 def read_shape(config: dict[str, Any]) -> Shape | None:
@@ -134,18 +112,15 @@ def read_shape(config: dict[str, Any]) -> Shape | None:
         text_inner=int(text_width * text.get("mlp_ratio", 4.0)),
         context=text.get("context_length", 77),
         vocabulary=text.get("vocab_size", 49408),
-        head=vision.get("head_width", 64),
         quick=config.get("quick_gelu", False),
     )
 
 
-def work(shape: Shape, batch: int, size: int, device: str = "cpu") -> tuple[PlanPart, ...]:
+def work(shape: Shape, batch: int, size: int) -> tuple[PlanPart, ...]:
     """Images of one batch, or `TEXTS` texts, whichever takes more."""
     kept = 3 if shape.quick else 2
     pixels = batch * 3 * shape.side**2
     widest_block = 4 * shape.width + kept * shape.inner
-    if size < 4 and device.startswith("cpu") and shape.tokens <= FEW_TOKENS:
-        widest_block = max(widest_block, 7 * shape.width + 2 * shape.width // shape.head * shape.tokens)  # attention in steps
     images = batch * shape.tokens * widest_block * size
     texts = TEXTS * shape.context * (4 * shape.text_width + kept * shape.text_inner) * size
     return widest(
@@ -160,9 +135,5 @@ def _facts(shape: Shape, size: int) -> list[str]:
     return [f"per image of {shape.side} x {shape.side}: {format_bytes(alone)}"]
 
 
-def _file_counts(file: Path) -> dict[str, int]:
-    counts = {"image tower": 0, "text tower": 0, "word embeddings": 0}
-    for name, values in files.tensor_values([file]):
-        where = "image tower" if name.startswith("visual.") else "word embeddings" if "token_embedding" in name else "text tower"
-        counts[where] += values
-    return counts
+def _part(tensor: str) -> str:
+    return "image tower" if tensor.startswith("visual.") else "word embeddings" if "token_embedding" in tensor else "text tower"

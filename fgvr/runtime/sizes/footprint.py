@@ -1,11 +1,17 @@
-"""The record every family answers with."""
+"""The record every family answers with, and what the families compute alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
-from fgvr.types import PlanPart
+from fgvr.errors import ModelLoadError
+from fgvr.runtime.loaders import files
+from fgvr.types import ModelSpec, PlanPart
+
+Shape = TypeVar("Shape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +39,32 @@ def total(parts: Iterable[PlanPart]) -> int:
 def widest(*moments: tuple[PlanPart, ...]) -> tuple[PlanPart, ...]:
     """Of several moments of one call, the one that needs most."""
     return max(moments, key=total)
+
+
+def value_bytes(spec: ModelSpec, shards: Sequence[Path], otherwise: str = "float32") -> int:
+    """Bytes per value once loaded. `otherwise`: what `dtype=auto` means without files."""
+    if shards:
+        return files.DTYPE_BYTES[files.resolve_dtype(spec.dtype, files.read_weights(shards))]
+    return files.DTYPE_BYTES[otherwise if spec.dtype == "auto" else spec.dtype]
+
+
+def count_values(shards: Sequence[Path], names: Iterable[str], part_of: Callable[[str], str]) -> dict[str, int]:
+    """Values of each part, from file headers. `part_of` names a tensor's part, "" = counted nowhere."""
+    counts = dict.fromkeys(names, 0)
+    for name, values in files.tensor_values(shards):
+        if part := part_of(name):
+            counts[part] += values
+    return counts
+
+
+def origin(shards: Sequence[Path]) -> str:
+    """Where the numbers of weights come from."""
+    return f"{len(shards)} file" + "s" * (len(shards) > 1) if shards else "by its published configuration"
+
+
+def published(spec: ModelSpec, name: str, known: Mapping[str, Shape]) -> Shape:
+    """The shape of a published model that is not on this machine. Raises ModelLoadError for an unknown one."""
+    if name in known:
+        return known[name]
+    files.require(spec, ())
+    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")

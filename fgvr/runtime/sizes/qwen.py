@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
+from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import complete, files, quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS
-from fgvr.runtime.sizes.footprint import Footprint, total, widest
+from fgvr.runtime.sizes.footprint import Footprint, count_values, origin, published, total, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -132,16 +134,12 @@ def read_shape(config: dict[str, Any]) -> Shape:
     )
 
 
-def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
+def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Footprint:
     """Raises ModelLoadError when the folder is not here and the source is not a published one."""
-    folder = files.locate(spec)
     shape = find_shape(spec, folder)
     shards = files.weight_files(folder) if folder else []
-    weights = files.read_weights(shards) if shards else None
-    dtype = files.resolve_dtype(spec.dtype, weights) if weights else "bfloat16" if spec.dtype == "auto" else spec.dtype
-    size = files.DTYPE_BYTES[dtype]
-    image = max_pixels(spec, folder)
-    batch = Batch(spec.batch_size, image, size, unpacked=bool(spec.quantization))
+    size = value_bytes(spec, shards, "bfloat16")
+    batch = Batch(spec.batch_size, max_pixels(spec, folder), size, unpacked=bool(spec.quantization))
     return Footprint(
         weights=_weights(spec, shape, shards, size),
         work=work(shape, batch, device),
@@ -165,10 +163,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def find_shape(spec: ModelSpec, folder: Path | None) -> Shape:
     if folder is not None and (folder / "config.json").is_file():
         return read_shape(read_config(folder))
-    if spec.source in KNOWN:
-        return KNOWN[spec.source]
-    files.require(spec, ("config.json",))
-    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
+    return published(spec, spec.source, KNOWN)
 
 
 def context(spec: ModelSpec, folder: Path | None) -> int:
@@ -196,27 +191,17 @@ def max_pixels(spec: ModelSpec, folder: Path | None) -> int:
 
 
 def _weights(spec: ModelSpec, shape: Shape, shards: list[Path], size: int) -> tuple[PlanPart, ...]:
-    counts = _file_counts(shards, tied=shape.tied) if shards else shape.counts()
-    origin = f"{len(shards)} files" if shards else "by its published configuration"
+    def part(tensor: str) -> str:
+        if tensor.endswith("lm_head.weight"):
+            return "" if shape.tied else "output head"
+        return "vision tower" if "visual." in tensor else "embeddings" if "embed_tokens." in tensor else "language layers"
+
+    counts = count_values(shards, PARTS, part) if shards else shape.counts()
     parts = {name: counts[name] * size for name in PARTS if counts[name]}
     if spec.quantization:
         parts["language layers"] = _quantized(spec.quantization, shape, counts["language layers"], size)
-    notes = {"vision tower": origin, "language layers": spec.quantization or ""}
+    notes = {"vision tower": origin(shards), "language layers": spec.quantization or ""}
     return tuple(PlanPart(name, value, notes.get(name, "")) for name, value in parts.items())
-
-
-def _file_counts(shards: list[Path], *, tied: bool) -> dict[str, int]:
-    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
-    for name, values in files.tensor_values(shards):
-        if name.endswith("lm_head.weight"):
-            counts["output head"] += 0 if tied else values
-        elif "visual." in name:
-            counts["vision tower"] += values
-        elif "embed_tokens." in name:
-            counts["embeddings"] += values
-        else:
-            counts["language layers"] += values
-    return counts
 
 
 def _quantized(name: str, shape: Shape, values: int, size: int) -> int:
@@ -242,10 +227,10 @@ class Batch:
     unpacked: bool = False  # quantised: each matrix is made whole again while it is used
 
 
-def work(shape: Shape, batch: Batch, device: str = "cpu") -> tuple[PlanPart, ...]:
+def work(shape: Shape, batch: Batch, device: type[Device] = CpuDevice) -> tuple[PlanPart, ...]:
     """The widest of the moments on this device."""
     moments = (tower(shape, batch), prefill(shape, batch), decode(shape, batch), score(shape, batch))
-    return widest(*moments, prepare(shape, batch)) if device.startswith("cpu") else widest(*moments)
+    return widest(*moments) if device.has_own_memory else widest(*moments, prepare(shape, batch))
 
 
 def prepare(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
@@ -358,11 +343,11 @@ def _facts(shape: Shape, batch: Batch) -> Iterator[str]:
 # --- main memory -------------------------------------------------------------------------------------------------------------
 
 
-def _host(spec: ModelSpec, folder: Path | None, shape: Shape, batch: Batch, device: str) -> tuple[PlanPart, ...]:
+def _host(spec: ModelSpec, folder: Path | None, shape: Shape, batch: Batch, device: type[Device]) -> tuple[PlanPart, ...]:
     tokenizer = folder / "tokenizer.json" if folder else None
     words = tokenizer.stat().st_size if tokenizer and tokenizer.is_file() else 46 * shape.vocabulary  # as the published file has per word
     parts = [PlanPart("tokenizer", _HOST * words)]
-    if not device.startswith("cpu"):
+    if device.has_own_memory:
         parts.append(PlanPart("image processor", total(prepare(shape, batch)), f"batch of {batch.count}"))
         if not spec.quantization:
             parts.append(PlanPart("weights", sum(shape.counts().values()) * batch.size, "the copy an eviction goes back to"))

@@ -1,0 +1,213 @@
+"""The whole configuration as one frozen record, and its complaints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from fgvr.config import groups
+from fgvr.config.factories import locate
+from fgvr.config.fields import (
+    ABSENT,
+    NEEDED,
+    OWN,
+    Learning,
+    Must,
+    Natural,
+    Text,
+    complaint,
+    entries_must_be,
+    group_of,
+    must_be,
+    needed,
+    spelled,
+)
+from fgvr.config.groups import Group
+from fgvr.errors import ConfigError
+from fgvr.utils.files import short_hash
+from fgvr.utils.text import nearest
+
+ORACLE = (
+    "trigger=oracle decides by the labels, so it exists in evaluations only: write trigger=calibrated, or trigger=always to send "
+    "every image to System 2"
+)
+_UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no label
+_NO_ANSWERS = ("replay", "compare", "memory", "cache", "plan")  # modes that ask no model
+_RENDERED = "fgvr.data.datasets.open_birds"
+_NO_RESULT = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "published")  # keys that change no result
+
+
+class Config(Group):
+    """What one command means. `load_config` makes it from words; `derive` makes another one from it."""
+
+    mode: Text
+    seed: Natural
+    online: Learning
+    store: groups.Store
+    server: groups.Server
+    run: groups.Run
+    paths: groups.Paths
+    logging: groups.Logging
+    runtime: groups.Runtime
+    dataset: groups.Dataset
+    models: groups.Models
+    fusion: groups.Fusion
+    trigger: groups.Trigger
+    slow: groups.Slow
+    knowledge: groups.Knowledge
+    evaluation: groups.Evaluation
+    published: groups.Published = ABSENT
+    # of single modes
+    pinned_trigger: Text | None = ABSENT
+    image: Annotated[Text, Must(NEEDED["image"])] = ABSENT
+    images: Annotated[Text, Must(NEEDED["images"])] = ABSENT
+    predictions: Annotated[Text, Must(NEEDED["predictions"])] = ABSENT
+    answers: Annotated[Text, Must(NEEDED["answers"])] = ABSENT
+    fetch: groups.Fetch = ABSENT
+    review: groups.Review = ABSENT
+    runs: Annotated[Text | list[Text], Must(NEEDED["runs"])] = ABSENT
+    action: Text = ABSENT
+    limit: Any = ABSENT
+    baselines: groups.Baselines = ABSENT
+    experience: groups.Experience = ABSENT
+    discover: groups.Discover = ABSENT
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Config:
+        """From dicts and lists. Raises ConfigError with a line for each wrong key."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError("\n".join(dict.fromkeys(_complaint(one, values) for one in error.errors(include_url=False)))) from None
+
+    def derive(self, changes: Mapping[str, Any]) -> Config:
+        """With other values for some dotted keys; a dict replaces a section as a whole. Raises ConfigError."""
+        values = self.to_dict()
+        for key, value in changes.items():
+            *parents, name = key.split(".")
+            section = values
+            for parent in parents:
+                section = section[parent]
+            section[name] = value
+        return Config.of(values)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a dotted key."""
+        node: Any = self
+        for name in key.split("."):
+            if not (isinstance(node, Group) and name in node):
+                return default
+            node = node[name]
+        return node
+
+    @property
+    def key(self) -> str:
+        """12 hex digits over everything that can change a run's results."""
+        return short_hash({key: value for key, value in self.to_dict().items() if key not in _NO_RESULT})
+
+    @property
+    def trigger_name(self) -> str:
+        """What reports call the trigger."""
+        return getattr(locate(self.trigger.factory), "name", self.trigger.factory)
+
+    @property
+    def asks_mllm(self) -> bool:
+        """Whether System 2 is an MLLM; a person answers later, and `none` never."""
+        return self.slow.decoder not in ("none", "person")
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether an MLLM answers every support image while the base is built."""
+        return self.knowledge.rehearse and self.asks_mllm
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the MLLM may be asked at all."""
+        return self.asks_mllm and (self.trigger_name != "never" or self.evaluation.record == "all")
+
+    @property
+    def learning(self) -> Literal["statistics", "prototypes"] | None:
+        """What System 1 learns while it runs."""
+        return None if self.online == "off" else self.online
+
+    # --- what values mean together -------------------------------------------------------------------------------------------
+
+    @model_validator(mode="after")
+    def _trigger_fits_mode(self) -> Config:
+        if self.pinned_trigger and (given := self.trigger_name) != self.pinned_trigger:
+            raise complaint(
+                f"mode={self.mode} means trigger={self.pinned_trigger}, but trigger={given} was given; write mode=evaluate trigger={given}"
+            )
+        if self.mode in _UNLABELLED and self.trigger_name == "oracle":
+            raise complaint(ORACLE)
+        return self
+
+    @model_validator(mode="after")
+    def _models_fit_images(self) -> Config:
+        """The shipped tiny models have learned rendered birds and nothing else; a replay asks no model."""
+        tiny = [role for role in ("encoder", "mllm") if self.models[role].source == "tiny"]
+        if tiny and not self.models.force and self.dataset.factory != _RENDERED and self.mode not in _NO_ANSWERS:
+            raise complaint(
+                f"models=tiny ({' and '.join(tiny)}) knows rendered birds only, and dataset={self.dataset.name or 'folder'} holds other "
+                "images: write models=photos, or models.force=true to see meaningless answers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> Config:
+        if self.mode == "slowonly" and self.slow.decoder == "none":
+            raise complaint("mode=slowonly asks System 2 about every image, and slow=none has none: choose an MLLM, or write mode=fastonly")
+        return self
+
+    @model_validator(mode="after")
+    def _learning_is_possible(self) -> Config:
+        if self.learning and self.trigger.promises:
+            raise complaint(
+                f"online={self.online} changes System 1 while it runs, so no risk can be promised: write online=off, or another target"
+            )
+        if self.learning and self.trigger.abstain:
+            raise complaint("what a run learns changes its answers, so no risk of theirs can be promised: write online=off")
+        if self.learning and self.fusion.classifier == "linear":
+            raise complaint(f"online={self.online} learns prototypes and their histories: write online=off, or fusion=prototypes")
+        if self.learning and self.fusion.joint:
+            raise complaint(
+                f"online={self.online} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weight_can_be_fitted(self) -> Config:
+        if self.slow.weight == "fitted" and self.slow.arbitrate == "pool" and not self.knowledge.rehearse:
+            raise complaint("slow.weight=fitted is fitted on what knowledge.rehearse=false leaves out; write slow.weight=0.5, say")
+        return self
+
+
+def _complaint(error: ErrorDetails, values: Mapping[str, Any]) -> str:
+    """One line: the key, its value, and what may stand there."""
+    if error["type"] == OWN:
+        return error["msg"]
+    path: list[str] = []
+    model: type[BaseModel] | None = Config
+    field: FieldInfo | None = None
+    value: Any = values
+    for name in map(str, error["loc"]):
+        if model is None:
+            break
+        path.append(name)
+        field = next((one for key, one in model.model_fields.items() if name in (key, one.alias)), None)
+        model, parent = (group_of(field) if field else None), model
+        value = value.get(name) if isinstance(value, Mapping) else None
+        if field is None:
+            near = nearest(name, parent.model_fields)
+            return f"{'.'.join(path)}: no such key here" + (f". Nearest: {', '.join(near)}" if near else "")
+    key = ".".join(path)
+    if error["type"] == "missing":
+        return needed(key)
+    if field is None or model is not None:
+        return f"{key}={spelled(value)}: is a section of keys: write {key}.KEY=VALUE"
+    entry = next((part for part in error["loc"][len(path) :] if isinstance(part, int)), None)
+    return f"{key}={spelled(value)}: {must_be(field) if entry is None else f'entry {value[entry]!r} {entries_must_be(field)}'}"

@@ -1,0 +1,23 @@
+"""mode=compare: finished runs beside each other. No model is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fgvr.errors import ConfigError
+from fgvr.evaluation import compare as comparing
+from fgvr.modes.showing import to_json, to_text
+from fgvr.session import Session
+
+
+def compare(session: Session) -> comparing.Comparison:
+    """Finished runs beside each other, paired by image; nothing is computed anew."""
+    runs = session.config.runs
+    given = [runs] if isinstance(runs, str) else runs
+    if not given:
+        raise ConfigError("runs=[]: give the folders of two runs, as in runs=[A,B], or of one sweep")
+    return comparing.compare([Path(run).expanduser() for run in given])
+
+
+to_json.register(comparing.Comparison, comparing.to_json)
+to_text.register(comparing.Comparison, comparing.tables)

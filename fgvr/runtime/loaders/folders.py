@@ -1,0 +1,129 @@
+"""What loaders of model folders have in common."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.loaders import complete, files, libraries, processor_cache
+from fgvr.runtime.loaders.base import Loader
+from fgvr.types import ModelSpec
+
+if TYPE_CHECKING:
+    from fgvr.runtime.devices.base import Device
+
+
+class Opened(NamedTuple):
+    """A frozen module with its layers optimised, the folder's configuration, and the tokenizer or processor with its lock."""
+
+    module: Any
+    config: dict[str, Any]
+    processor: Any
+    lock: threading.Lock
+
+
+class FolderLoader(Loader):
+    """Reads folders that are shipped, local, or in the Hugging Face cache.
+
+    A subclass states `needed`, `footprint`, `open_processor`, `build`, and a `load` that wraps what `open` returns.
+    """
+
+    needed: ClassVar[tuple[str, ...]]
+    """Files without which nothing can be loaded; `a|b` = either."""
+    weights: ClassVar[str] = "*.safetensors"
+
+    def repository(self, spec: ModelSpec) -> str | None:
+        """The hub repository, where the source is another name for it."""
+        return None
+
+    def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+        """The model's configuration. Raises ModelLoadError when the folder holds another kind of model."""
+        return files.read_config(folder / "config.json")
+
+    def locate(self, spec: ModelSpec) -> Path | None:
+        return files.locate(spec, self.repository(spec))
+
+    def fetch(self, spec: ModelSpec) -> Path:
+        """The whole folder; downloads it where that is allowed. Raises ModelLoadError."""
+        return files.fetch(spec, self.needed, self.repository(spec))
+
+    def open_processor(self, spec: ModelSpec, folder: Path) -> Any:
+        """The tokenizer or processor; made once per process."""
+        raise NotImplementedError
+
+    def build(self, spec: ModelSpec, folder: Path, config: dict[str, Any], dtype: str, device: Device) -> Any:
+        """The module with its weights, on the CPU unless it is quantised."""
+        raise NotImplementedError
+
+    def prepare(self, spec: ModelSpec) -> tuple[Any, threading.Lock]:
+        folder = self.fetch(spec)
+        return processor_cache.once(self.fingerprint(spec), lambda: self.open_processor(spec, folder))
+
+    def open(self, spec: ModelSpec, device: Device) -> Opened:
+        """All that a loaded model needs. Raises ModelLoadError."""
+        folder = self.fetch(spec)
+        config = self.read_config(spec, folder)
+        dtype = files.resolve_dtype(spec.dtype, files.read_weights(files.weight_files(folder, self.weights)))
+        libraries.bring_in(self)
+        from fgvr.runtime.loaders import optimize_layers, tensors
+
+        tensors.set_threads()
+        module = tensors.freeze(self.build(spec, folder, config, dtype, device))
+        if not spec.quantization:
+            optimize_layers.optimize(module, device)
+        return Opened(module, config, *self.prepare(spec))
+
+    def check(self, spec: ModelSpec) -> None:
+        if (folder := files.require(spec, self.needed, self.repository(spec))) is not None:
+            self.read_config(spec, folder)
+
+    def estimate(self, spec: ModelSpec) -> int:
+        return self.footprint(spec, CpuDevice).weight_bytes
+
+    def work_bytes(self, spec: ModelSpec) -> int:
+        return self.footprint(spec, CpuDevice).work_bytes
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        folder = self.fetch(spec)
+        return files.folder_fingerprint(spec, folder, extra=self.fingerprint_extra(spec, folder))
+
+    def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
+        """What else of the loading changes answers."""
+        return None
+
+    def is_here(self, spec: ModelSpec) -> bool:
+        return self.locate(spec) is not None
+
+    def presence(self, spec: ModelSpec) -> str:
+        folder = self.locate(spec)
+        if folder is None:
+            return f"{spec.source} is not on this machine: sizes are those of the published model"
+        config = folder / "config.json"
+        kind = complete.family(files.read_config(config)) if config.is_file() else "an encoder of open_clip"
+        if absent := files.absent_shards(folder):
+            weights = f"{len(absent)} of its weight files are missing ({files.first(absent)})"
+        else:
+            weights = "its weights are here" if files.weight_files(folder, self.weights) else "its weights are missing"
+        return f"{kind}, supported; {weights}"
+
+    def is_half(self, spec: ModelSpec) -> bool:
+        if spec.dtype != "auto":
+            return spec.dtype == "float16"
+        folder = self.locate(spec)
+        found = files.weight_files(folder, self.weights) if folder else []
+        stats = [file.stat() for file in found]
+        large = sum(stat.st_size for stat in stats) >= files.HASH_WHOLE
+        return large and _stored_in_half(tuple(found), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _stored_in_half(shards: tuple[Path, ...], _as_of: tuple[tuple[int, int], ...]) -> bool:
+    """Read once as long as the files stay what they are."""
+    try:
+        return files.resolve_dtype("auto", files.read_weights(shards)) == "float16"
+    except ModelLoadError:  # damaged: said, with the cure, by whoever loads it or looks after the files
+        return False

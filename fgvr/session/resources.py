@@ -1,0 +1,183 @@
+"""Images, the store, the pool and the models of a configuration."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from fgvr import planning
+from fgvr.config.configuration import Config
+from fgvr.config.factories import instantiate
+from fgvr.data import learned
+from fgvr.data.datasets import Dataset
+from fgvr.data.near_duplicates import PerceptualHash
+from fgvr.errors import ConfigError
+from fgvr.evaluation import protocols
+from fgvr.evaluation.protocols import Sentences
+from fgvr.protocols import Cache, reads_text
+from fgvr.runtime import allocator
+from fgvr.runtime import pool as pools
+from fgvr.runtime.budget import as_bytes
+from fgvr.runtime.devices import device_class, pick_device
+from fgvr.runtime.loaders.libraries import prepare
+from fgvr.runtime.monitor import watch
+from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.pool_settings import PoolSettings
+from fgvr.store.cache import NoCache, SqliteCache
+from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
+from fgvr.types import ROLES, ModelSpec
+
+_DEPENDS_ON = {
+    "dataset": ("dataset", "knowledge.learned", "paths"),
+    "specs": ("models", "runtime"),
+    "pool": ("models", "runtime", "paths"),
+    "abilities": ("models", "runtime"),
+    "store": ("store", "paths"),
+    "perceptual_hash": ("store", "paths"),
+}
+"""Parts that derived sessions share while these keys stay the same."""
+
+
+class Resources:
+    """What a configuration works with: its images, the machine's memory of answers, its models."""
+
+    def __init__(self, config: Config, **made: Any) -> None:
+        """Args: made: parts that are there already, by their names here."""
+        self.config = config
+        self.__dict__.update(made)
+
+    def derive(self, changes: Mapping[str, Any], **made: Any) -> Self:
+        """With other values for some keys, and what is `made` in place of its own parts. Both share what stays the same."""
+        config = self.config.derive(changes) if changes else self.config
+        shared = {
+            name: self.__dict__[name]
+            for name, keys in _DEPENDS_ON.items()
+            if name in self.__dict__ and all(config.get(key) == self.config.get(key) for key in keys)
+        }
+        return type(self)(config, **shared | made)
+
+    # --- places, images, memory
+
+    @cached_property
+    def home(self) -> Path:
+        return Path(self.config.paths.home).expanduser()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The configured images; photographs that a person has named in a review are among the support (`knowledge.learned`)."""
+        dataset: Dataset = instantiate(self.config.dataset)
+        table = self.config.knowledge.learned
+        return dataset if table is None else learned.join(dataset, Path(table).expanduser(), cache_dir=self.home / "store")
+
+    @property
+    def store_path(self) -> Path:
+        return self.home / "store" / "cache.sqlite"
+
+    @property
+    def store_limit(self) -> int | None:
+        """Bytes of values the store may hold; None: no limit."""
+        limit = self.config.store.limit
+        return None if limit is None else as_bytes(limit)
+
+    @cached_property
+    def store(self) -> Cache:
+        """The machine's memory of embeddings and replies, or one that forgets (`store.enabled=false`)."""
+        return _store(self.store_path, self.store_limit) if self.config.store.enabled else NoCache()
+
+    @cached_property
+    def perceptual_hash(self) -> PerceptualHash:
+        """The perceptual hashes of pictures, kept in the store."""
+        return PerceptualHash(self.store)
+
+    # --- models
+
+    @cached_property
+    def specs(self) -> dict[str, ModelSpec]:
+        """By role."""
+        return {role: planning.spec(self.config, role) for role in ROLES}
+
+    @cached_property
+    def pool(self) -> ModelPool:
+        """The process's one ModelPool, set as this configuration says, its models known under their roles. Nothing is loaded."""
+        runtime = self.config.runtime.to_dict()
+        with suppress(ConfigError):  # there is none yet
+            pools.shared().refuse_other_allocator(runtime["allocator"])  # before glibc is told
+        allocator.apply(device_class(runtime["device"]).allocator, runtime["allocator"])  # before anything imports torch
+        device = pick_device(runtime["device"])
+        settings = PoolSettings.of(runtime, device)
+        pool = pools.shared(lambda: ModelPool(device, settings))
+        pool.configure(settings, device=device)
+        scratch = runtime["scratch"]
+        pool.device.scratch = self.home / "scratch" if scratch == "auto" else Path(scratch).expanduser() if scratch else None
+        pool.device.optimize = runtime["optimize"]
+        watch(pool).configure(runtime, prepare=lambda role: prepare(self.specs[role]))
+        for role in self.config.models.present:
+            pool.register(self.specs[role])
+        return pool
+
+    @cached_property
+    def encoder(self) -> CachedEncoder:
+        return CachedEncoder(self.pool.leased(self.specs["encoder"]), self.store)
+
+    @cached_property
+    def mllm(self) -> CachedMLLM:
+        return CachedMLLM(self.pool.leased(self.specs["mllm"]), self.store)
+
+    @cached_property
+    def joint(self) -> CachedJointEncoder:
+        return CachedJointEncoder(self.pool.leased(self.specs["joint"]), self.store)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the models that a base is made with, by role."""
+        return {role: getattr(self, role).fingerprint for role in ("encoder", "mllm") if role in self.config.models.present}
+
+    @cached_property
+    def abilities(self) -> Any:
+        """What the engine behind `models.mllm` can do (`Abilities`); None where the model is computed here. Raises RemoteError."""
+        return self.pool.loader(self.specs["mllm"]).abilities(self.specs["mllm"])
+
+    @property
+    def sentences(self) -> Sentences | None:
+        """The run's own text encoder, as protocols compare names with it; asked only by those that do. None without a text side.
+
+        Raises ConfigError where a protocol of this evaluation needs one.
+        """
+        if not reads_text(self.encoder):
+            if needing := [name for name in self.config.evaluation.protocols if protocols.get(name).encoder]:
+                raise ConfigError(
+                    f"evaluation.protocols: {', '.join(needing)} compares names with a text encoder, and "
+                    f"{self.config.models.encoder.source} reads no text: leave it out, or choose another models/encoder"
+                )
+            return None
+        return Sentences(f"{self.config.models.encoder.source} (the run's own text encoder)", lambda texts: self.encoder.encode_text(texts))
+
+    @property
+    def stages(self) -> list[tuple[str, ...]]:
+        """The models that a run uses for each batch, in order; no MLLM where System 2 is never asked."""
+        looks = [("encoder",), *([("joint",)] if self.config.fusion.joint else [])]
+        return [*looks, *([("mllm",)] if self.config.thinks else [])]
+
+    @contextmanager
+    def looking_ahead(self, *stages: Sequence[str]) -> Iterator[None]:
+        """Inside, the pool knows the order in which roles are used, over and over: the next stage's models are brought in while the
+        present one's work, if there is room, and what is used soonest is evicted last. Not for models that may not be needed: they would
+        be loaded."""
+        self.pool.expect(*stages)
+        try:
+            yield
+        finally:
+            self.pool.expect()
+
+
+@lru_cache(maxsize=1)
+def _store(path: Path, limit: int | None) -> SqliteCache:
+    """Stays open from job to job: closing writes down when each entry was last used."""
+    return SqliteCache(path, max_bytes=limit)
+
+
+atexit.register(_store.cache_clear)

@@ -1,0 +1,95 @@
+"""Parts from outside the package: the examples of CONTRIBUTING.md as they stand there, by the public command line alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL))
+SMALL = ["models=fake", "trigger=never", "knowledge.rehearse=false", "slow.weight=0.5", "logging.quiet=true"]
+BIRDS = ["dataset.genera=[2]", "dataset.test_per_class=2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in EXAMPLES.items():
+        file = tmp_path / "outside" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return tmp_path / "outside"
+
+
+def run(folder: Path, *words: str) -> CompletedProcess[str]:
+    """`discovering.py` in a process of its own."""
+    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
+    environment = os.environ | {"PYTHONPATH": paths, "FGVR_HOME": str(folder.parent / "home")}
+    command = [sys.executable, str(ROOT / "discovering.py"), f"hydra.searchpath=[{folder}]", *words]
+    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=110)
+
+
+def report(folder: Path) -> dict:
+    (file,) = (folder.parent / "home" / "runs").rglob("report.json")
+    return json.loads(file.read_text())
+
+
+def test_there_is_one_python_file_and_one_yaml_file_for_each_kind_of_part() -> None:
+    kinds = [name.rpartition("/")[0] for name in EXAMPLES if name.endswith(".yaml")]
+    assert sorted(kinds) == ["dataset", "models/encoder", "models/mllm", "runtime", "trigger"]
+    assert len(EXAMPLES) == 2 * len(kinds)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*BIRDS, "trigger=shy", "trigger.least=2"],
+        ["dataset=squares"],
+        ["dataset=squares", "models/encoder=colours"],
+        [*BIRDS, "models/mllm=brief", "trigger=always"],
+        [*BIRDS, "runtime=modest"],
+    ],
+    ids=["trigger", "dataset", "encoder", "mllm", "device"],
+)
+def test_a_part_from_outside_takes_part_in_an_evaluation(folder: Path, words: list[str], request: pytest.FixtureRequest) -> None:
+    answer = run(folder, "mode=evaluate", *SMALL, *words)
+    assert answer.returncode == 0, answer.stderr
+    found = report(folder)
+    assert found["n"] > 0
+    match request.node.callspec.id:
+        case "trigger":
+            assert found["slow_rate"] == 1, "shy.Shy was asked: nothing is surer than 2"
+        case "encoder":
+            assert found["top1"] == 1, "colours tell coloured squares apart"
+        case "mllm":
+            assert found["slow_rate"] == 1
+
+
+def test_an_installed_package_registers_short_names(folder: Path) -> None:
+    metadata = folder / "strange-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fgvr.loaders]\nbrief = brief:BriefLoader\n[fgvr.devices]\nmodest = modest:Modest\n")
+    answer = run(folder, "mode=doctor", "models=fake", *BIRDS, "models.mllm.loader=brief", "runtime.device=modest", "logging.json=true")
+    assert "modest.Modest: " in answer.stdout and "brief" not in answer.stderr, answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["models.mllm.loader=nothing"], "models.mllm.loader=nothing is not known; known are clip, qwen"),
+        (["models.mllm.loader=nowhere.Loader"], "No module named 'nowhere'"),
+        (["models.mllm.loader=brief.Brief"], "is no fgvr.runtime.loaders.base.Loader"),
+        (["runtime.device=nowhere.Device"], "No module named 'nowhere'"),
+    ],
+)
+def test_a_part_that_is_none_is_refused_by_name(folder: Path, words: list[str], said: str) -> None:
+    answer = run(folder, "mode=plan", "models=fake", *words)
+    assert answer.returncode == 2 and said in answer.stderr, answer.stderr
+    assert "Traceback" not in answer.stderr
