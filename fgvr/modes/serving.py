@@ -19,6 +19,7 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
+from fgvr.types import ROLES
 
 if TYPE_CHECKING:
     from fgvr.server.knowledge import Knowledge
@@ -39,10 +40,11 @@ def serve(session: Session) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch comes in: idle OpenMP threads else spin on what the loop needs
     environment = Environment.read()
     session = with_environment(session, environment.overrides)
-    config, specs = session.config, session.specs
+    config = session.config
+    specs = {role: session.specs[role] for role in config.models.present}
     settings, tokens = Settings.of(config.server.to_dict()), Tokens.of(environment)
     pool = session.pool
-    bundle = {key: value for key, value in config.models.to_dict().items() if key not in specs}
+    bundle = {key: value for key, value in config.models.to_dict().items() if key not in ROLES}
     server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, config), to_row=to_row, bundle=bundle)
     try:
         server.classifier.begin(tell)

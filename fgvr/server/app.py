@@ -57,7 +57,7 @@ def make_app(
     bundle: Mapping[str, Any] | None = None,
 ) -> Server:
     """Args:
-    specs: the model of each role, registered with the pool.
+    specs: the model of each role there is, registered with the pool.
     open_knowledge: called with the first classification and with each reload.
     bundle: how prompts are meant for the models lent here, for `models=remote`.
     """

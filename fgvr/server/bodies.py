@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from fgvr.server.background import in_thread
 from fgvr.server.http_errors import bad_request
 from fgvr.server.settings import Settings
 
+_LARGE = 1 << 16
 _CHUNK = 1 << 20
 _KEYS = 64  # of one object
 _MARKS = tuple(b",[{")  # each begins a value
@@ -20,8 +22,12 @@ _MARKS_PER_ITEM = 32
 _LISTS = {"messages": "max_messages"} | dict.fromkeys(("input", "continuations", "images", "texts", "names", "models"), "max_items")
 
 
-def check_json(data: bytes, settings: Settings) -> None:
-    """Raises HttpError (400) for what is no JSON or has more in it than any request needs."""
+async def check_json(data: bytes, settings: Settings) -> None:
+    """Raises HttpError (400) for what is no JSON or has more in it than any request needs. A large body is read in a thread."""
+    await in_thread(_check, data, settings) if len(data) > _LARGE else _check(data, settings)
+
+
+def _check(data: bytes, settings: Settings) -> None:
     most = settings.max_prompt_chars + _MARKS_PER_ITEM * (settings.max_messages + settings.max_items)
     if _has_more_marks(data, most):
         raise bad_request(f"the body has too many values and commas: at most {most:,} in one request", code="too_many_values")

@@ -21,7 +21,7 @@ from fgvr.server.settings import Settings
 from fgvr.types import Sample
 
 router = APIRouter(prefix="/api/v1", dependencies=READ, tags=["recognition"])
-_COMPUTED = codes(400, 401, 413, 429, 503, 504, 507)
+_COMPUTED = codes(400, 401, 404, 413, 429, 503, 504, 507)
 _FIELDS = ("images", "image", "file")
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {

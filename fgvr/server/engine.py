@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class InferenceEngine:
-    """`specs`: the model of each role. Queues may be added (classification has its own)."""
+    """`specs`: the model of each role there is. Queues may be added (classification has its own)."""
 
     def __init__(self, pool: ModelPool, specs: Mapping[str, ModelSpec], settings: Settings, metrics: Metrics) -> None:
         self.pool, self.specs, self.settings, self.metrics = pool, dict(specs), settings, metrics
@@ -44,7 +44,8 @@ class InferenceEngine:
             ("embed_texts", "encoder", self._embed_texts),
             ("match", "joint", self._match),
         ):
-            self.add_queue(name, compute, most=lambda role=role: max(1, self.specs[role].batch_size))
+            if role in self.specs:
+                self.add_queue(name, compute, most=lambda role=role: max(1, self.specs[role].batch_size))
         metrics.watch_requests(lambda: self.inflight, lambda: {name: queue.queued for name, queue in self.queues.items()})
 
     def add_queue(self, name: str, compute: Compute, *, most: Callable[[], int]) -> None:
@@ -53,9 +54,16 @@ class InferenceEngine:
 
     # --- which model -------------------------------------------------------------------------------------------------------
 
+    def spec_of(self, role: str) -> ModelSpec:
+        """Raises HttpError (404): this server has none."""
+        if role not in self.specs:
+            message = f"this server has no {role}; it was started with models/{role}=none"
+            raise HttpError(404, message, param="model", code="model_not_found")
+        return self.specs[role]
+
     def named(self, name: str, role: str) -> ModelSpec:
         """The model of a role by role, key or source. Raises HttpError (404)."""
-        spec = self.specs[role]
+        spec = self.spec_of(role)
         if name in (role, spec.key, spec.source):
             return spec
         raise HttpError(404, f"no model {name[:80]!r} for this; it is {role!r} ({spec.key})", param="model", code="model_not_found")
@@ -90,12 +98,13 @@ class InferenceEngine:
         return None
 
     @contextmanager
-    def slot(self, request: Request, role: str) -> Iterator[Slot]:
-        """For work with this model. Raises HttpError: 429 when all are taken, 503 while draining."""
+    def slot(self, request: Request, role: str) -> Iterator[RequestSlot]:
+        """For work with this model. Raises HttpError: 404 without one, 429 when all are taken, 503 while draining."""
+        self.spec_of(role)
         if (error := self.why_full()) is not None:
             raise error
         self._inflight[role] += 1
-        slot = Slot(self, request)
+        slot = RequestSlot(self, request)
         try:
             yield slot
         finally:
@@ -159,7 +168,7 @@ class InferenceEngine:
 
 
 @dataclass(eq=False)
-class Slot:
+class RequestSlot:
     """One of `server.max_inflight`: a request that is being served, what it waits for, and the pixels it has had decoded."""
 
     engine: InferenceEngine
@@ -225,16 +234,16 @@ def engine_of(request: Request) -> InferenceEngine:
 def _slot_for(role: str) -> Any:
     """A parameter of a handler; FastAPI leaves the slot when the answer is sent, a stream's end included."""
 
-    async def take(request: Request) -> AsyncIterator[Slot]:
+    async def take(request: Request) -> AsyncIterator[RequestSlot]:
         with engine_of(request).slot(request, role) as slot:
             yield slot
 
     return Depends(take)
 
 
-MllmSlot = Annotated[Slot, _slot_for("mllm")]
-EncoderSlot = Annotated[Slot, _slot_for("encoder")]
-JointSlot = Annotated[Slot, _slot_for("joint")]
+MllmSlot = Annotated[RequestSlot, _slot_for("mllm")]
+EncoderSlot = Annotated[RequestSlot, _slot_for("encoder")]
+JointSlot = Annotated[RequestSlot, _slot_for("joint")]
 
 
 def _generate(mllm: Any, ask: Conversation) -> Answer:

@@ -25,12 +25,12 @@ class Health(BaseModel):
 
 
 class ReadinessProbe:
-    """Borrows `server.health_model` in a thread of its own; whoever asks meanwhile waits for the same try."""
+    """Borrows `server.health_model` (or what there is) in a thread of its own; whoever asks meanwhile waits for the same try."""
 
     def __init__(self, engine: InferenceEngine, is_starting: Callable[[], bool]) -> None:
         """Args: is_starting: whether the knowledge base is being built or opened."""
         self._engine, self._is_starting = engine, is_starting
-        self._spec = engine.specs[engine.settings.health_model]
+        self._spec = engine.specs.get(engine.settings.health_model) or next(iter(engine.specs.values()))
         self._trying: Future[str] | None = None
         self._tried = -math.inf
 

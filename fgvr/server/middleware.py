@@ -10,7 +10,6 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fgvr.server.background import in_thread
 from fgvr.server.bodies import check_json
 from fgvr.server.http_errors import HttpError, answer, bad_request
 from fgvr.server.metrics import Metrics
@@ -104,7 +103,7 @@ class Middleware:
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = await self._read_body(receive, who)
                 if body and not headers.get("content-type", "").startswith("multipart/form-data"):
-                    await in_thread(check_json, body, self._settings)
+                    await check_json(body, self._settings)
                 receive = _replay(body, receive)
                 del body
                 if scope["path"] in _COMPUTING and (error := self._why_full()) is not None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from fgvr.errors import ImageError
-from fgvr.server.engine import Slot
+from fgvr.server.engine import RequestSlot
 from fgvr.server.http_errors import bad_request
 from fgvr.server.settings import Settings
 from fgvr.types import Picture
@@ -27,7 +27,7 @@ FORMATS = tuple(form for form in _ACCEPTED if form in Image.OPEN)
 """Those of the command line that this Pillow has."""
 
 
-def open_picture(source: str | bytes, slot: Slot, *, param: str) -> Picture:
+def open_picture(source: str | bytes, slot: RequestSlot, *, param: str) -> Picture:
     """From an encoded image, a data URL, or a host that `server.image_hosts` names; upright RGB, the hash is of the file's bytes.
 
     Raises HttpError (400), also when the request has had too many pixels with this one.
@@ -46,7 +46,7 @@ def open_picture(source: str | bytes, slot: Slot, *, param: str) -> Picture:
     return picture
 
 
-def open_pictures(sources: Sequence[str], slot: Slot, *, param: str) -> list[Picture]:
+def open_pictures(sources: Sequence[str], slot: RequestSlot, *, param: str) -> list[Picture]:
     return [open_picture(source, slot, param=f"{param}.{i}") for i, source in enumerate(sources)]
 
 

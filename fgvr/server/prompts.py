@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.server import pictures
-from fgvr.server.engine import InferenceEngine, Slot
+from fgvr.server.engine import InferenceEngine, RequestSlot
 from fgvr.server.http_errors import bad_request
 from fgvr.server.schemas import ImagePart, Message, RefusalPart
 from fgvr.server.settings import Settings
@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>")
 _ROLES = {"developer": "system"}
 
 
-def turns_of(messages: Sequence[Message], slot: Slot) -> tuple[Turn, ...]:
+def turns_of(messages: Sequence[Message], slot: RequestSlot) -> tuple[Turn, ...]:
     """Decoded and checked. Raises HttpError naming the message."""
     settings = slot.engine.settings
     count = sum(max(1, len(message.parts)) for message in messages)

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from fgvr.runtime.conversation import Answer, Conversation
-from fgvr.server.engine import Slot
+from fgvr.server.engine import RequestSlot
 from fgvr.server.http_errors import HttpError, body, to_http_error
 from fgvr.server.schemas import Logprobs, Usage, finish_reason
 
@@ -18,7 +18,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def stream_chat(
-    slot: Slot, asks: Sequence[Conversation], tokens: Sequence[int], head: dict[str, Any], *, usage: bool
+    slot: RequestSlot, asks: Sequence[Conversation], tokens: Sequence[int], head: dict[str, Any], *, usage: bool
 ) -> StreamingResponse:
     """The response. Its head is sent when the first token is there, so that an error still is an HTTP status."""
     news: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()

@@ -96,12 +96,14 @@ def serve() -> Iterator[Serve]:
         reader: str | None = None,
         recognizer: Any = None,
         bundle: dict[str, Any] | None = None,
+        roles: Sequence[str] = tuple(SPECS),
         **settings: Any,
     ) -> Served:
         device = SimulatedDevice(1000 * MIB)
         loader = loader or FakeLoader(work=MIB)
         pool = ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=10.0)
-        for spec in SPECS.values():
+        specs = {role: SPECS[role] for role in roles}
+        for spec in specs.values():
             pool.register(spec)
         recognizer = recognizer or FakeRecognizer()
         build = recognizer if callable(recognizer) else lambda: recognizer
@@ -111,7 +113,7 @@ def serve() -> Iterator[Serve]:
             return made if isinstance(made, Knowledge) else Knowledge(made, (KnownClass("1", "crow", 3),), "0" * 64)
 
         chosen = Settings(port=0, **settings)
-        server = make_app(pool, SPECS, chosen, Tokens("secret-admin", reader), open_knowledge=open_knowledge, to_row=to_row, bundle=bundle)
+        server = make_app(pool, specs, chosen, Tokens("secret-admin", reader), open_knowledge=open_knowledge, to_row=to_row, bundle=bundle)
         config = config_of(server, chosen)
         config.port = 0
         process = Process(config, server)

@@ -305,3 +305,15 @@ def test_a_model_that_cannot_fit_or_load_is_no_500(serve: Serve) -> None:
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2"), answer.text
     assert failing.get("/health").status_code == 503
     assert isinstance(answer, httpx.Response)
+
+
+def test_a_server_without_an_mllm_is_ready_and_says_what_it_lacks(serve: Serve) -> None:
+    """As `models=photos` is: an encoder alone."""
+    served = serve(roles=("encoder",))
+    assert served.get("/health").status_code == 200
+    assert [row["role"] for row in served.get("/v1/models").json()["data"]] == ["encoder"]
+    assert served.post("/api/v1/classify", {"images": [data_url()]}).status_code == 200
+    for path, body in (("/v1/chat/completions", chat()), ("/v1/match", {"images": [data_url()], "texts": ["a"]})):
+        answer = served.post(path, body)
+        assert (answer.status_code, answer.json()["error"]["code"], "=none" in answer.text) == (404, "model_not_found", True)
+    assert served.post("/api/v1/query", {"question": "what"}).status_code == 404

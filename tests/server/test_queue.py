@@ -176,7 +176,7 @@ def test_a_batch_keeps_to_its_tokens_and_its_group() -> None:
         queue.submit(Job("late"))
 
 
-def test_a_lane_outlives_a_bug() -> None:
+def test_a_queue_outlives_a_bug() -> None:
     done: list[int] = []
 
     def report(name: str, jobs: int, seconds: float) -> None:
