@@ -119,6 +119,10 @@ class Loader:
     def prepare(self, spec: ModelSpec) -> Any:
         """Make what it keeps besides weights (tokenizers), ahead of the load."""
 
+    def hub_repository(self, spec: ModelSpec) -> str | None:
+        """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
+        return None
+
     def is_here(self, spec: ModelSpec) -> bool:
         """Whether its files are on this machine, where it reads any."""
         return True

@@ -46,6 +46,11 @@ class FolderLoader(Loader):
         """The model's configuration. Raises ModelLoadError when the folder holds another kind of model."""
         return files.read_config(folder / "config.json")
 
+    def hub_repository(self, spec: ModelSpec) -> str | None:
+        if spec.source == "tiny" or Path(spec.source).expanduser().exists():
+            return None
+        return self.repository(spec) or (spec.source if files.is_repository(spec.source) else None)
+
     def locate(self, spec: ModelSpec) -> Path | None:
         return files.locate(spec, self.repository(spec))
 
