@@ -5,6 +5,9 @@ A trick that buys less than a tenth is not worth its code. The ratio is of the l
 
 from __future__ import annotations
 
+from fgvr.session import Session
+import fgvr
+
 import os
 import subprocess
 import sys
@@ -16,7 +19,6 @@ from typing import Any
 from benchmarks.bench import bench
 from benchmarks.measure import ROOT
 from benchmarks.race import Lap, Races, Way, race
-from fgvr import assembly
 from fgvr.runtime.batches import longest_first
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
@@ -99,7 +101,7 @@ def _by_length(models: str, repeat: int, size: int) -> list[Lap]:
 
 
 def _processors(models: str, repeat: int) -> list[Lap]:
-    spec = assembly.spec(assembly.load_config(f"models={models}"), "mllm")
+    spec = Session(fgvr.load_config(f"models={models}")).specs["mllm"]
     device = CpuDevice()
     loader: Any = ModelPool(device, budget=device.total).loader(spec)
     folder = loader.fetch(spec)
@@ -114,7 +116,7 @@ def _processors(models: str, repeat: int) -> list[Lap]:
 
 def _host_tier(models: str, repeat: int) -> list[Lap]:
     """On a simulated GPU: loaded again, against restored from main memory."""
-    spec = replace(assembly.spec(assembly.load_config(f"models={models}"), "encoder"), dtype="float32")
+    spec = replace(Session(fgvr.load_config(f"models={models}")).specs["encoder"], dtype="float32")
     ways = []
     with ExitStack() as stack:
         for name, host in (("off", 0), ("on", 8 << 30)):

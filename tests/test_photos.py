@@ -139,12 +139,13 @@ def test_discovery_by_words_is_refused_with_the_cure(folder: Path) -> None:
 
 
 def test_baselines_leave_out_what_is_not_there(folder: Path) -> None:
-    from fgvr.assembly import OURS, chosen_baselines
+    from fgvr.modes.baseline_table import OURS, chosen_baselines
+    from fgvr.session import Session
 
-    cfg = fgvr.load_config("mode=baselines", *photos(folder))
-    assert chosen_baselines(cfg) == ["image_prototypes", "linear_discriminant", "knn", "cache", "linear_probe", OURS]
+    session = Session(fgvr.load_config("mode=baselines", *photos(folder)))
+    assert chosen_baselines(session) == ["image_prototypes", "linear_discriminant", "knn", "cache", "linear_probe", OURS]
     with pytest.raises(ConfigError, match="zero_shot .*reads no text"):
-        chosen_baselines(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=zero_shot")))
+        chosen_baselines(Session(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=zero_shot"))))
     found = fgvr.modes.run(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=[image_prototypes,cache]")))
     assert {report.n for report in found.reports.values()} == {3}
 
@@ -156,8 +157,9 @@ def test_gates_decide_by_what_images_alone_say(folder: Path) -> None:
 
 def test_the_doctor_says_beforehand_what_can_be_promised(folder: Path) -> None:
     from fgvr.modes.checking import doctor
+    from fgvr.session import Session
 
-    said = {f.topic: f for f in doctor(fgvr.load_config("mode=doctor", *photos(folder))).findings}
+    said = {f.topic: f for f in doctor(Session(fgvr.load_config("mode=doctor", *photos(folder)))).findings}
     assert said["promise"].well and "12 calibration images can certify risk:E@0.1" in said["promise"].detail
     assert "slow" not in said, "no MLLM is asked, so none can be asked wrongly"
 
