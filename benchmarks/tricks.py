@@ -90,13 +90,13 @@ def _by_length(models: str, repeat: int, size: int) -> list[Lap]:
     """Photographs of several sizes, in batches of half of them: in their order, and as the pool sorts them."""
     with bench(models, images=size) as b:
         pictures = [Picture(b.open(f).image.resize((500, 375) if i % 2 else (160, 120)), str(i)) for i, f in enumerate(b.files)]
-        prompts, model = [_QUESTION] * size, b.mllm.model
-        orders = {"off": list(range(size)), "on": longest_first(model.lengths(pictures, prompts, ""))}
+        prompts = [_QUESTION] * size
+        orders = {"off": list(range(size)), "on": longest_first(b.mllm.model.lengths(pictures, prompts, ""))}
 
         def way(order: list[int]) -> Callable[[], Any]:
             halves = order[: size // 2], order[size // 2 :]
             return lambda: (
-                [model.score([pictures[i] for i in half], prompts[: len(half)], [_ANSWERS] * len(half)) for half in halves] and {}
+                [b.mllm.model.score([pictures[i] for i in half], prompts[: len(half)], [_ANSWERS] * len(half)) for half in halves] and {}
             )
 
         return race([Way(name, way(order)) for name, order in orders.items()], items=size, repeat=repeat)

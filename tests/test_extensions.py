@@ -84,7 +84,7 @@ def test_an_installed_package_registers_short_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["models.mllm.loader=nothing"], "models.mllm.loader=nothing is not known; known are clip, timm, qwen"),
+        (["models.mllm.loader=nothing"], "models.mllm.loader=nothing is not known; known are clip, "),
         (["models.mllm.loader=nowhere.Loader"], "No module named 'nowhere'"),
         (["models.mllm.loader=brief.Brief"], "is no fgvr.runtime.loaders.base.Loader"),
         (["runtime.device=nowhere.Device"], "No module named 'nowhere'"),
