@@ -242,7 +242,7 @@ class Lifecycle:
         return self._drop(entry) if entry.is_parked else self._release(entry, park=park)
 
     def _release(self, entry: Entry, *, park: bool) -> int:
-        """Drops references, runs gc only if somebody is left, empties the device's cache, and reads what is allocated. Bytes that came back."""
+        """Drops references (gc only if somebody is left), empties the device's cache, looks. Returns the bytes that came back."""
         charge, began = entry.charge, time.monotonic()
         watch: weakref.ref[Any] | None = None
         parked, allocated, before, after = False, None, 0, 0
