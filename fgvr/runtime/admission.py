@@ -96,7 +96,7 @@ class Admission:
         return self._evict(ask, victims)
 
     def withdraw(self, ask: Request) -> bool:
-        """Granted, refused, timed out or interrupted: no mark, ticket or half-done state of this request stays behind.
+        """Takes back what a request that is granted, refused, timed out or interrupted has marked: its ticket, drains, half-done moves.
 
         Returns whether there was anything, so whether others have reason to look again.
         """
@@ -168,7 +168,7 @@ class Admission:
             entry.state = entry.at_rest
 
     def _refuse_what_never_fits(self, ask: Request) -> None:
-        """Judged before any eviction: even with everybody else gone, this does not fit."""
+        """Raises OutOfBudget, before any eviction, for what would not fit even with everybody else gone."""
         ledger, own = self._ledger, self._own(ask)
         together = ledger.needed_together(ask.entries, own)
         needed = sum(e.charge or e.size for e in together) + ask.work + sum(g.work for g in own) + ledger.reserve

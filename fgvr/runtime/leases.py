@@ -30,7 +30,7 @@ class Leases:
         self._lifecycle, self._events = lifecycle, events
 
     def acquire(self, batches: Mapping[Entry, int], work: int, began: float, timeout: float, stop: threading.Event | None) -> Request:
-        """All of these, each for batches of so many items, or none: every exception leaves nothing behind."""
+        """Grants all of these, each for batches of so many items, or raises and leaves nothing behind."""
         ask = Request(batches, work, threading.current_thread().name, _HELD.get(), began, stop)
         try:
             while not ask.granted:
@@ -50,7 +50,7 @@ class Leases:
             raise
 
     def give_back(self, grant: Request) -> None:
-        """The end of a lease."""
+        """Ends a lease; does nothing for one that has ended."""
         with self._condition:
             if grant not in self._ledger.grants:
                 return
@@ -88,7 +88,7 @@ class Leases:
             self._lifecycle.evict(action.entries)
 
     def _pause(self, ask: Request, wait: Wait, deadline: float, timeout: float) -> bool:
-        """Sleeps until something changes; whether time alone may have helped. Raises LeaseTimeout."""
+        """Sleeps until something changes. Returns whether time alone may have helped; raises LeaseTimeout."""
         if ask.stop is not None and ask.stop.is_set():
             raise LeaseTimeout(f"told to stop while waiting for {', '.join(e.key for e in ask.entries)}")
         left = deadline - time.monotonic()

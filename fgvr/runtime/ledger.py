@@ -178,7 +178,7 @@ class Ledger:
         self.apply(settings)
 
     def apply(self, settings: PoolSettings) -> None:
-        """From now on. Pins and priorities that were set by hand stay, unless other ones than before are asked for."""
+        """Takes new settings. Pins and priorities that were set by hand stay, unless other ones than before are asked for."""
         before, self.settings = self.settings, settings
         self.limit, self.reserve, self.max_models, self.policy = settings.budget, settings.reserve, settings.max_models, settings.policy
         self.host_limit, self.min_residency, self.preallocate = settings.host_budget, settings.min_residency, settings.preallocate
@@ -188,7 +188,7 @@ class Ledger:
     # --- who ---------------------------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> Entry:
-        """By role or key. Raises ConfigError with the known names."""
+        """The entry of a role or key. Raises ConfigError with the known names."""
         entry = self.entries.get(self.aliases.get(name, name))
         if entry is None:
             known = ", ".join([*self.aliases, *self.entries]) or "none; register a ModelSpec or build a recognizer first"
@@ -206,7 +206,7 @@ class Ledger:
         return max((level for name, level in self.priorities.items() if self.aliases.get(name, name) == entry.key), default=0)
 
     def idle(self, *, besides: Iterable[Entry] = (), now: float | None = None) -> list[Entry]:
-        """What may be evicted now."""
+        """Models that may be evicted now."""
         now, kept = time.monotonic() if now is None else now, set(besides)
         return [
             e
@@ -233,7 +233,7 @@ class Ledger:
 
     @property
     def used(self) -> int:
-        """Bytes spoken for."""
+        """Bytes of all models, leases and the reserve, and what did not come back."""
         total = self.reserve + self.unreturned
         for entry in self.entries.values():
             total += entry.charge
@@ -269,7 +269,7 @@ class Ledger:
         return list(needed)
 
     def victims(self, idle: Sequence[Entry], short: Shortage) -> tuple[Entry, ...]:
-        """Whom of the idle to evict."""
+        """The idle models to evict, by the policy."""
         now = time.monotonic()  # one for all: who is interrupted between two looks would see the later one as idle for longer
         return tuple(self.entries[key] for key in choose(self.policy, (self.status(e, now) for e in idle), short.bytes, short.slots))
 

@@ -1,7 +1,7 @@
-"""Bringing models in and taking them out, outside the pool's condition. The ledger was told before; it learns the outcome after.
+"""Loading and evicting, outside the pool's condition: the ledger is told before, and learns the outcome after.
 
-In: from disk (construct, then place) or from main memory (restore). Out: into main memory when there is
-room and the model can be moved, else away. Either way the charge ends only when the device shows the memory as free.
+A model comes from disk (construct, then place) or from main memory (restore). It leaves for main memory where there is room and it can be
+moved, else it is dropped. Either way its charge ends only when the device shows the memory as free.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Lifecycle:
         self.closed = False
 
     def load(self, entry: Entry, timeout: float, *, patient: bool = False) -> None:
-        """Settles the entry as resident or failed; on interruption as what it was. After an OOM: evict all idle, once more, then give up.
+        """Makes the entry resident or failed, or what it was when interrupted. After an OOM all idle models go, and it is tried once more.
 
         `patient`: wait for a moment when nothing computes instead of asking for one.
         """
@@ -242,7 +242,7 @@ class Lifecycle:
         return self._drop(entry) if entry.is_parked else self._release(entry, park=park)
 
     def _release(self, entry: Entry, *, park: bool) -> int:
-        """References, then gc only if somebody is left, then the device's cache, then look. The charge ends only when it is gone."""
+        """Drops references (gc only if somebody is left), empties the device's cache, looks. Returns the bytes that came back."""
         charge, began = entry.charge, time.monotonic()
         watch: weakref.ref[Any] | None = None
         parked, allocated, before, after = False, None, 0, 0
@@ -296,9 +296,10 @@ class Lifecycle:
                     entry.host_charge = size
                     return True
                 victims = ledger.host_victims(more, besides=entry)
-                if ledger.host_used + more - sum(e.host_charge for e in victims) > ledger.host_limit:
-                    log.info("%s: no room in main memory for %s (runtime.host_budget)", entry.key, format_bytes(size))
-                    return False
+                enough = ledger.host_used + more - sum(e.host_charge for e in victims) <= ledger.host_limit
+            if not enough:
+                log.info("%s: no room in main memory for %s (runtime.host_budget)", entry.key, format_bytes(size))
+                return False
             if not self.evict(self._begin_eviction(lambda: ledger.host_victims(more, besides=entry))):
                 return False
         return False
