@@ -14,7 +14,22 @@ from benchmarks.measure import machine
 from fgvr.errors import FgvrError
 from fgvr.utils.files import atomic_write
 
-NAMES = ("floors", "startup", "load", "runtime", "encode", "prefix", "batching", "slow", "fastslow", "kb", "retrieval", "sweep", "stream")
+NAMES = (
+    "floors",
+    "startup",
+    "load",
+    "runtime",
+    "tricks",
+    "encode",
+    "prefix",
+    "batching",
+    "slow",
+    "fastslow",
+    "kb",
+    "retrieval",
+    "sweep",
+    "stream",
+)
 STDOUT = Path("-")
 APART = ("batching", "stream")  # not in `all`: bfloat16 where it is emulated, and half an hour
 

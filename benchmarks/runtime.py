@@ -105,7 +105,6 @@ def measure(*, models: str, repeat: int) -> Report:
     cfg = fgvr.load_config(f"models={models}")
     specs = [Session(cfg).specs[role] for role in ROLES]
     device = CpuDevice()
-    device.scratch = Session(cfg).home / "scratch"
     pool = ModelPool(device, budget=device.total)
     pictures = [Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8))]
     for spec in specs:

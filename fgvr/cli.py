@@ -106,6 +106,7 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
         (job or _mode)(load_config(*overrides))
         return
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from fgvr.config.composing import resolved
 
@@ -117,7 +118,7 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
 
     def once(cfg: Any) -> None:
         try:
-            (job or _mode)(resolved(cfg))
+            (job or _mode)(resolved(cfg, HydraConfig.get().overrides.task))
         except Exception as error:
             if sweep:
                 raise

@@ -28,7 +28,8 @@ from fgvr import build_knowledge_base, evaluate, load_config
 from fgvr.errors import OutOfBudget
 from fgvr.runtime import pool as pools
 from fgvr.runtime.devices.simulated import Block, SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
+from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM, FakeWeights
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import clip, footprint, qwen
 from fgvr.types import ModelSpec, PlanPart
@@ -65,11 +66,8 @@ class Card(SimulatedDevice):
 # --- models of real sizes ----------------------------------------------------------------------------------------------------
 
 
-class StoryLoader:
+class StoryLoader(Loader):
     """The real family's sizes, a fake's answers."""
-
-    def check(self, spec: ModelSpec) -> None:
-        """Nothing can be missing."""
 
     def estimate(self, spec: ModelSpec) -> int:
         return footprint(spec, "cuda:0").weight_bytes
@@ -101,7 +99,7 @@ class _Sized:
 
 class StoryEncoder(_Sized, FakeEncoder):
     def __init__(self, spec: ModelSpec, fingerprint: str, nbytes: int, device: Any) -> None:
-        FakeEncoder.__init__(self, fingerprint, nbytes, 0, device)
+        FakeEncoder.__init__(self, fingerprint, FakeWeights(nbytes, device), 0, device)
         self._device, self._shape = device, clip.KNOWN[spec.source.split("/")[0]]
 
     def encode(self, images: Any) -> Any:
@@ -115,7 +113,7 @@ class StoryEncoder(_Sized, FakeEncoder):
 
 class StoryMLLM(_Sized, FakeMLLM):
     def __init__(self, spec: ModelSpec, fingerprint: str, nbytes: int, device: Any) -> None:
-        FakeMLLM.__init__(self, fingerprint, nbytes, 0, device)
+        FakeMLLM.__init__(self, fingerprint, FakeWeights(nbytes, device), 0, device)
         self._device, self._spec, self._shape = device, spec, qwen.KNOWN[spec.source]
 
     def generate(self, images: Any, prompts: Any, **options: Any) -> Any:

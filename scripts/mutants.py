@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "nobody is woken when a lease comes back",
         "leases.py",
-        '            self._events.lent("return", grant, now - grant.since)\n            self._condition.notify_all()\n',
-        '            self._events.lent("return", grant, now - grant.since)\n',
+        '            self._events.lent("return", grant, now - grant.granted)\n            self._condition.notify_all()\n',
+        '            self._events.lent("return", grant, now - grant.granted)\n',
     ),
     Mutant(
         "a failed load keeps its charge",
@@ -80,10 +80,12 @@ MUTANTS = (
     Mutant(
         "the TTL looks at the time only",
         "housekeeping.py",
-        "            idle = self._ledger.idle()\n",
-        '            idle = [e for e in self._ledger.entries.values() if e.state == "resident"]\n',
+        "for e in ledger.idle()}",
+        'for e in ledger.entries.values() if e.state == "resident"}',
     ),
-    Mutant("a parked model is loaded a second time", "lifecycle.py", "restoring = entry.model is not None", "restoring = False"),
+    Mutant(
+        "a parked model is loaded a second time", "lifecycle.py", "restoring, began = entry.model is not None,", "restoring, began = False,"
+    ),
     Mutant(
         "what can never fit is not refused",
         "admission.py",

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--target", default="risk:0.1@0.1")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     known, fusion = features(options.folder, options.overrides)
     epsilon = float(options.target.partition(":")[2].partition("@")[0])
     draws = [

@@ -37,7 +37,7 @@ def main(words: list[str]) -> None:
     for prediction in predictions:
         by_kind.setdefault(str(prediction.label), []).append(prediction)
     chosen = [prediction for kind in by_kind.values() for prediction in kind[:EACH]]
-    draw_sheet(chosen, files).save(SHEET, quality=78, optimize=True, progressive=True)
+    draw_sheet(chosen, files).save(SHEET, quality=72, optimize=True, progressive=True)
     low, high = report.top1_interval
     right = sum(p.correct is True for p in chosen)
     print(f"{SHEET}: {right} of {len(chosen)} shown are right; of all {report.n} {report.top1:.3f} [{low:.3f}, {high:.3f}]")
@@ -60,9 +60,9 @@ def draw_tile(prediction: Prediction, file: Path) -> Image.Image:
     tile.paste(colour, (0, 0, side, side))
     tile.paste(ImageOps.fit(read_image(file)[0], (SIDE, SIDE)), (FRAME, FRAME))
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
-    pen.text((1, side), f"{prediction.name} {prediction.confidence:.2f}", colour, font)
-    if not prediction.correct:
-        pen.text((1, side + LINE), f"is {prediction.names.get(str(prediction.label), prediction.label)}", INK, font)
+    truth = "" if prediction.correct else f", is {prediction.names.get(str(prediction.label), prediction.label)}"
+    pen.text((1, side), prediction.name, colour, font)
+    pen.text((1, side + LINE), f"{prediction.confidence:.2f}{truth}", INK, font)
     return tile
 
 

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL))
 SMALL = ["models=fake", "trigger=never", "knowledge.rehearse=false", "slow.weight=0.5", "logging.quiet=true"]
+pytestmark = pytest.mark.timeout(400)  # processes of their own, beside whatever else runs
 BIRDS = ["dataset.genera=[2]", "dataset.test_per_class=2"]
 
 
@@ -32,7 +33,7 @@ def run(folder: Path, *words: str) -> CompletedProcess[str]:
     paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
     environment = os.environ | {"PYTHONPATH": paths, "FGVR_HOME": str(folder.parent / "home")}
     command = [sys.executable, str(ROOT / "discovering.py"), f"hydra.searchpath=[{folder}]", *words]
-    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=390)
 
 
 def report(folder: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import fgvr
 from fgvr.errors import ConfigError
+from fgvr.evaluation import report as reports
 
 COLOURS = {"lemon": (230, 210, 40), "lime": (60, 160, 50), "plum": (80, 30, 90)}
 
@@ -85,7 +88,10 @@ def test_doubtful_photographs_keep_the_fast_answer_and_are_unsure(folder: Path) 
     cfg = fgvr.load_config(*photos(folder, "trigger.target=slow_rate:0.5"))
     report = fgvr.evaluate(cfg)
     assert report.n == 3 and report.top1 == 1.0
-    assert report.asked["mllm_calls"] == 0
+    assert report.asked["mllm_calls"] == 0 and report.unsure == (report.slow_rate > 0)
+    shown = Console(width=120, record=True, file=io.StringIO())
+    shown.print(reports.terminal(report))
+    assert ("unsure, and nobody has looked again" in shown.export_text()) == report.unsure
     rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
     assert {row["by"] for row in rows} == {"fast"} and all(row["slow"] is None for row in rows)
     recognizer = fgvr.build_recognizer(cfg)
@@ -112,3 +118,69 @@ def test_an_image_encoder_beside_an_mllm_has_descriptions_for_system_2_only(fold
     rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
     assert {row["by"] for row in rows} == {"slow"}
     assert {c["text_score"] for row in rows for c in row["fast"]["candidates"]} == {None}
+
+
+# --- what needed words does without, and says so ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["evaluation.protocols=[exact,sacc]"], "reads no text"),
+    (["models/mllm=fake", "slow=analyse"], "reads no text"),
+    (["online=prototypes"], "fusion=prototypes"),
+])  # fmt: skip
+def test_what_compares_words_is_refused_before_anything_is_computed(folder: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fgvr.evaluate(fgvr.load_config(*photos(folder, *words)))
+
+
+def test_discovery_by_words_is_refused_with_the_cure(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="text side"):
+        fgvr.discover(folder / "train", "models=photos")
+
+
+def test_baselines_leave_out_what_is_not_there(folder: Path) -> None:
+    from fgvr.assembly import OURS, chosen_baselines
+
+    cfg = fgvr.load_config("mode=baselines", *photos(folder))
+    assert chosen_baselines(cfg) == ["image_prototypes", "linear_discriminant", "knn", "cache", "linear_probe", OURS]
+    with pytest.raises(ConfigError, match="zero_shot .*reads no text"):
+        chosen_baselines(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=zero_shot")))
+    found = fgvr.modes.run(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=[image_prototypes,cache]")))
+    assert {report.n for report in found.reports.values()} == {3}
+
+
+def test_gates_decide_by_what_images_alone_say(folder: Path) -> None:
+    report = fgvr.evaluate(fgvr.load_config(*photos(folder, "trigger=gates")))
+    assert report.n == 3
+
+
+def test_the_doctor_says_beforehand_what_can_be_promised(folder: Path) -> None:
+    from fgvr.modes.checking import doctor
+
+    said = {f.topic: f for f in doctor(fgvr.load_config("mode=doctor", *photos(folder))).findings}
+    assert said["promise"].well and "12 calibration images can certify risk:E@0.1" in said["promise"].detail
+    assert "slow" not in said, "no MLLM is asked, so none can be asked wrongly"
+
+
+def test_a_base_made_with_another_encoder_is_refused_with_both_named(folder: Path, tmp_path: Path) -> None:
+    place = f"knowledge.path={tmp_path / 'base'}"
+    fgvr.build_knowledge_base(fgvr.load_config("mode=build_knowledge_base", *photos(folder, place)))
+    with pytest.raises(fgvr.KnowledgeError, match="efficientnet_lite0.*fake"):
+        fgvr.build_recognizer(fgvr.load_config(*photos(folder, place, "models/encoder=fake")))
+
+
+def test_one_photograph_of_a_class_is_used_and_the_trigger_says_what_it_lacks(folder: Path) -> None:
+    recognizer = fgvr.fit(folder, "dataset.shots=1", "trigger=never")
+    assert recognizer(folder / "test" / "plum" / "3.png").name == "plum"
+    with pytest.raises(ConfigError, match=r"dataset\.shots=2 or more"):
+        fgvr.fit(folder, "dataset.shots=1")
+
+
+def test_the_linear_classifier_changes_a_record_so_a_replay_refuses_to_change_it(folder: Path) -> None:
+    from fgvr.modes import run
+
+    report = fgvr.evaluate(fgvr.load_config(*photos(folder)))
+    again = run(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=linear", "trigger.target=slow_rate:0"))
+    assert again.top1 == report.top1 and again.slow_rate == 0
+    with pytest.raises(ConfigError, match="run again"):
+        run(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=prototypes", "fusion.shrinkage=0.5"))

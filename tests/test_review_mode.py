@@ -101,6 +101,10 @@ def test_the_answers_settle_the_images_and_each_part_is_scored(run: fgvr.Report,
         else:
             assert (row["by"], row["prediction"]) == ("person", told[image])
             assert row["slow"]["status"] == ("answered" if told[image] else "unknown") and row["fast"] == before[image]["fast"]
+    with open(reviewed.path / "predictions.csv", encoding="utf-8", newline="") as table:
+        listed = {row["file"]: row for row in csv.DictReader(table)}
+    assert {image for image, row in listed.items() if row["by"] == "person"} == set(told)
+    assert listed[images[0]]["class"] == "unknown" and [i for i, row in listed.items() if row["unsure"] == "yes"] == [images[2]]
     figures, named = reviewed.figures, len(told) - 1
     fast = [row for row in before.values() if not row["decision"]["escalate"]]
     assert (figures.reviewed, figures.unknown, figures.waiting.images, figures.named.images) == (len(told), 1, 1, named)

@@ -36,7 +36,8 @@ class Expectation:
     n: int
 
     def __str__(self) -> str:
-        return f"expects slow rate {self.slow_rate:.2f}, fast precision {self.precision:.2f} (leave-one-out estimate, n={self.n})"
+        fast = f"top-1 accuracy {self.precision:.2f} on the others"
+        return f"expects {self.slow_rate:.0%} escalated to System 2, {fast} (leave-one-out estimate, n={self.n})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

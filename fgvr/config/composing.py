@@ -31,14 +31,14 @@ def load_config(*overrides: str) -> Config:
         RemoteError: of `models=remote`, when its server does not answer.
     """
     try:
-        return resolved(composed(tidy(overrides)))
+        return resolved(composed(tidy(overrides)), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, overrides) from error
 
 
-def resolved(cfg: DictConfig) -> Config:
+def resolved(cfg: DictConfig, words: Sequence[str]) -> Config:
     """What Hydra has composed, checked. Raises ConfigError, RemoteError, and OmegaConf's errors for a value that is missing."""
-    return Config.of(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+    return Config.of(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), words)  # type: ignore[arg-type]
 
 
 def explained(error: BaseException, overrides: Sequence[str]) -> FgvrError:

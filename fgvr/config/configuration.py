@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fgvr.config import groups
+from fgvr.config.command import building_command
 from fgvr.config.factories import locate
 from fgvr.config.fields import (
     ABSENT,
@@ -76,13 +77,23 @@ class Config(Group):
     experience: groups.Experience = ABSENT
     discover: groups.Discover = ABSENT
 
+    _words: tuple[str, ...] = PrivateAttr(())
+
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Config:
-        """From dicts and lists. Raises ConfigError with a line for each wrong key."""
+    def of(cls, values: Mapping[str, Any], words: Sequence[str] = ()) -> Config:
+        """From dicts and lists. Raises ConfigError with a line for each wrong key.
+
+        Args: words: the command that it comes from, for messages.
+        """
         try:
-            return cls.model_validate(dict(values))
+            config = cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigError("\n".join(dict.fromkeys(_complaint(one, values) for one in error.errors(include_url=False)))) from None
+        config._words = tuple(words)
+        return config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.to_dict() == other.to_dict()
 
     def derive(self, changes: Mapping[str, Any]) -> Config:
         """With other values for some dotted keys; a dict replaces a section as a whole. Raises ConfigError."""
@@ -93,7 +104,7 @@ class Config(Group):
             for parent in parents:
                 section = section[parent]
             section[name] = value
-        return Config.of(values)
+        return Config.of(values, self._words)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key."""
@@ -108,6 +119,11 @@ class Config(Group):
     def key(self) -> str:
         """12 hex digits over everything that can change a run's results."""
         return short_hash({key: value for key, value in self.to_dict().items() if key not in _NO_RESULT})
+
+    @property
+    def building_command(self) -> str:
+        """How a person builds the knowledge base that this configuration means."""
+        return building_command(self._words, self.mode)
 
     @property
     def trigger_name(self) -> str:

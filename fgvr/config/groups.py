@@ -357,7 +357,6 @@ class Runtime(Group):
     lease_timeout: NotNegative
     host_budget: Annotated[Size, Must("a whole number of bytes, or a size such as 2GiB, or auto")] | Literal["auto"]
     preallocate: bool
-    scratch: Text | None
     optimize: bool
     ttl: NotNegative | None
     min_residency: NotNegative

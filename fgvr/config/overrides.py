@@ -30,7 +30,6 @@ PATH_KEYS = {
     "source",
     "split_file",
     "cache_dir",
-    "scratch",
     "logs",
 }  # last part of a key whose value is a path
 PATHS_KEYS = {"runs"}  # whose value is a path, or a list of them in brackets

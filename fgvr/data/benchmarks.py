@@ -51,7 +51,7 @@ def _read_table(path: Path) -> dict[str, BenchmarkDataset]:
         classes, train, test = row.pop("figures")
         figures = Figures(classes, train, test, row.pop("train_each", None), row.pop("test_each", None))
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        found[name] = BenchmarkDataset(figures=figures, read=layouts.READERS[name], **fields)
+        found[name] = BenchmarkDataset(figures=figures, read=getattr(layouts, f"read_{name}"), **fields)
     return found
 
 

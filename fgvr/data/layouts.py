@@ -1,4 +1,4 @@
-"""How each published archive lists its classes, its images and its official split. One reader per archive, from what its makers wrote.
+"""How each published archive lists its classes, its images and its official split. `read_<dataset>` follows what its makers wrote.
 
 Readers believe the archive: nothing is downloaded, guessed or put right here; names for people come from `data.names`.
 """
@@ -17,7 +17,7 @@ Reader = Callable[[Archive, int], Contents]
 """Takes the archive and the partition (1 where there is only one)."""
 
 
-def read_cub(archive: Archive, partition: int) -> Contents:
+def read_cub200(archive: Archive, partition: int) -> Contents:
     """Four lists of `number value`, joined by the image's number; in train_test_split.txt 1 is train."""
     labels, training = archive.pairs("image_class_labels.txt"), archive.pairs("train_test_split.txt")
     rows = []
@@ -28,7 +28,7 @@ def read_cub(archive: Archive, partition: int) -> Contents:
     return Contents(list(archive.pairs("classes.txt").items()), rows)
 
 
-def read_dogs(archive: Archive, partition: int) -> Contents:
+def read_dogs120(archive: Archive, partition: int) -> Contents:
     """train_list.mat and test_list.mat; the class is the folder, whose name starts with the synset's id."""
     classes: dict[str, str] = {}
     rows = []
@@ -44,7 +44,7 @@ def read_dogs(archive: Archive, partition: int) -> Contents:
     return Contents([(name.partition("-")[0], name) for _, name in ordered], rows)
 
 
-def read_cars(archive: Archive, partition: int) -> Contents:
+def read_cars196(archive: Archive, partition: int) -> Contents:
     """The layout whose pictures are there: one .mat for all images, class folders with CSV, devkit (as published, and as torchvision
     wants it), or parquet files. Copies in use bring the lists of several."""
     layouts = {"cars_annos.mat": _cars_in_one_file, "anno_train.csv": _cars_by_folder, "devkit": _cars_devkit, "data": read_parquet}
@@ -105,7 +105,7 @@ def _cars_by_folder(archive: Archive) -> Contents:
     return Contents(_counted(names), rows)
 
 
-def read_flowers(archive: Archive, partition: int) -> Contents:
+def read_flowers102(archive: Archive, partition: int) -> Contents:
     """imagelabels.mat by image number, setid.mat: trnid and valid are support, tstid is test, as its makers wrote (papers swap them)."""
     labels = [str(int(label)) for label in _listed(archive.mat("imagelabels.mat", "labels"))]
     rows = []
@@ -117,7 +117,7 @@ def read_flowers(archive: Archive, partition: int) -> Contents:
     return Contents([(id, id) for id in sorted(set(labels), key=int)], rows)
 
 
-def read_pets(archive: Archive, partition: int) -> Contents:
+def read_pets37(archive: Archive, partition: int) -> Contents:
     """trainval.txt and test.txt: `image class species breed`; the class's name is the image's without its number. # starts a comment."""
     classes: dict[str, str] = {}
     rows = []
@@ -132,7 +132,7 @@ def read_pets(archive: Archive, partition: int) -> Contents:
     return Contents(sorted(classes.items(), key=lambda item: int(item[0])), rows)
 
 
-def read_aircraft(archive: Archive, partition: int) -> Contents:
+def read_aircraft100(archive: Archive, partition: int) -> Contents:
     """variants.txt, and images_variant_*.txt: a seven-digit image and its variant, which may hold blanks."""
     variants = [name for _, name in archive.lines("data/variants.txt")]
     rows = [
@@ -143,7 +143,7 @@ def read_aircraft(archive: Archive, partition: int) -> Contents:
     return Contents([(name, name) for name in variants], rows)
 
 
-def read_food(archive: Archive, partition: int) -> Contents:
+def read_food101(archive: Archive, partition: int) -> Contents:
     """meta/classes.txt, and meta/{train,test}.json: class -> images without suffix."""
     rows = []
     for part in ("train", "test"):
@@ -153,7 +153,7 @@ def read_food(archive: Archive, partition: int) -> Contents:
     return Contents([(name, name) for _, name in archive.lines("meta/classes.txt")], rows)
 
 
-def read_dtd(archive: Archive, partition: int) -> Contents:
+def read_dtd47(archive: Archive, partition: int) -> Contents:
     """labels/{train,val,test}N.txt, N from 1 to 10; train and val are support."""
     rows = [
         Row(f"images/{line}", line.partition("/")[0], part == "test", where)
@@ -163,11 +163,11 @@ def read_dtd(archive: Archive, partition: int) -> Contents:
     return Contents([(name, name) for name in archive.folders("images")], rows)
 
 
-def read_eurosat(archive: Archive, partition: int) -> Contents:
+def read_eurosat10(archive: Archive, partition: int) -> Contents:
     return _class_folders(archive, ".")
 
 
-def read_caltech(archive: Archive, partition: int) -> Contents:
+def read_caltech101(archive: Archive, partition: int) -> Contents:
     return _class_folders(archive, "101_ObjectCategories", ignored=("BACKGROUND_Google",))
 
 
@@ -178,7 +178,7 @@ def _class_folders(archive: Archive, below: str, *, ignored: tuple[str, ...] = (
     return Contents([(name, name) for name in names], rows, official=False)
 
 
-def read_sun(archive: Archive, partition: int) -> Contents:
+def read_sun397(archive: Archive, partition: int) -> Contents:
     """ClassName.txt and Training_NN.txt, Testing_NN.txt, NN from 01 to 10; the lists often lie beside the pictures' folder."""
     rows = []
     for part in ("Training", "Testing"):
@@ -189,7 +189,7 @@ def read_sun(archive: Archive, partition: int) -> Contents:
     return Contents([(name, name) for _, name in archive.lines("ClassName.txt")], rows)
 
 
-def read_ucf(archive: Archive, partition: int) -> Contents:
+def read_ucf101(archive: Archive, partition: int) -> Contents:
     """The middle frame of each video, by the video lists trainlistNN.txt and testlistNN.txt, NN from 01 to 03.
 
     Frames lie as CoOp cut them: `UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg`.
@@ -204,7 +204,7 @@ def read_ucf(archive: Archive, partition: int) -> Contents:
     return Contents([(name, name) for _, (_, name) in archive.words(f"{lists}/classInd.txt", 2)], rows)
 
 
-def read_imagenet(archive: Archive, partition: int) -> Contents:
+def read_imagenet1k(archive: Archive, partition: int) -> Contents:
     """train/<synset>/ is support; val/ is the test: sorted into synset folders, or flat with the devkit's or Kaggle's answers."""
     synsets = archive.folders("train")
     rows = [Row(key, synset, False, f"folder train/{synset}") for synset in synsets for key in archive.images(f"train/{synset}")]
@@ -227,7 +227,7 @@ def _devkit_answers(archive: Archive) -> Iterator[Row]:
         yield Row(f"val/ILSVRC2012_val_{number:08d}.JPEG", synsets.get(id, f"ILSVRC2012_ID {id}"), True, where)
 
 
-def read_birdsnap(archive: Archive, partition: int) -> Contents:
+def read_birdsnap500(archive: Archive, partition: int) -> Contents:
     """species.txt, images.txt (with the md5 of every picture) and test_images.txt, tables with headers; pictures below images/."""
     classes = [(row["id"], row["common"]) for _, row in archive.table("species.txt")]
     tested = {line for where, line in archive.lines("test_images.txt") if not where.endswith(", line 1")}
@@ -261,21 +261,3 @@ def _same_length(archive: Archive, path: str, files: Any, labels: Any) -> Iterat
     if len(files) != len(labels):
         raise DatasetError(f"{archive.root / path}: {len(files)} files but {len(labels)} labels; extract it again")
     return ((file, int(label)) for file, label in zip(files, labels, strict=True))
-
-
-READERS: dict[str, Reader] = {
-    "cub200": read_cub,
-    "dogs120": read_dogs,
-    "cars196": read_cars,
-    "flowers102": read_flowers,
-    "pets37": read_pets,
-    "aircraft100": read_aircraft,
-    "food101": read_food,
-    "dtd47": read_dtd,
-    "eurosat10": read_eurosat,
-    "sun397": read_sun,
-    "ucf101": read_ucf,
-    "caltech101": read_caltech,
-    "imagenet1k": read_imagenet,
-    "birdsnap500": read_birdsnap,
-}

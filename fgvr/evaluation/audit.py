@@ -6,7 +6,6 @@ accepts none. `scripts/audit_scorer.py` prints the table of class lists.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from fgvr.errors import ConfigError, DatasetError
@@ -20,8 +19,6 @@ def accepted_wrong(names: Sequence[str], chosen: Protocol) -> float:
         raise ConfigError(f"{chosen} calls no single name right or wrong, so there is nothing to audit")
     if len(names) < 2:
         raise DatasetError("an audit needs at least two classes")
-    if chosen.name.startswith("sare_fuzzy@"):
-        return _fuzzy(names, float(chosen.name.partition("@")[2]))
     wrong = sum(chosen.accepts(answer, truth) for i, truth in enumerate(names) for j, answer in enumerate(names) if i != j)
     return wrong / (len(names) * (len(names) - 1))
 
@@ -36,16 +33,3 @@ def remarks(measure: Sequence[str], names: Sequence[str], sentences: Sentences |
     ]
     encoded = [str(one) for one in chosen if one.encoder and sentences is not None]
     return told + ([f"{', '.join(encoded)}: names are compared by {sentences.name}"] if sentences is not None and encoded else [])
-
-
-def _fuzzy(names: Sequence[str], threshold: float) -> float:
-    """As `protocols.similar` pair by pair, several times faster: difflib prepares each truth once, and its upper bounds spare the rest."""
-    wrong = 0
-    matcher = difflib.SequenceMatcher(None)
-    for i, truth in enumerate(names):
-        matcher.set_seq2(truth)
-        for j, answer in enumerate(names):
-            if i != j:
-                matcher.set_seq1(answer)
-                wrong += matcher.real_quick_ratio() >= threshold and matcher.quick_ratio() >= threshold and matcher.ratio() >= threshold
-    return wrong / (len(names) * (len(names) - 1))

@@ -1,7 +1,7 @@
-"""Runs beside each other: what differs on the same images, whether it is more than chance, and which images flipped.
+"""Comparison of runs: what differs on the same images, whether it is more than chance, and which images flipped.
 
-Runs are paired by image content, so a difference is never one of test sets. Over several runs: one row each, and means over seeds, where
-runs differ in nothing else.
+Runs are paired by image content, so a difference is never one of test sets. Several runs get one row each, and means over seeds where
+they differ in nothing else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from fgvr.evaluation import metrics, records, uncertainty
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Prediction
 from fgvr.utils.files import canonical_json, read_json
+from fgvr.utils.text import dotted
 
 _DRAWS = {"seed": "seed", "dataset.split_seed": "split", "dataset.seed": "world", "trigger.seed": "trigger"}
-"""What makes another draw of the same thing: key -> how it is shown. That of a trigger follows `seed` unless it was given."""
+"""Keys that make another draw of the same thing, and how each is shown. A trigger's seed follows `seed` unless it was given."""
 _SHOWN = 10  # rows of a long table on the terminal; the JSON has all
 
 
@@ -123,14 +124,12 @@ class Comparison:
 def compare(paths: Sequence[Path]) -> Comparison:
     """Runs against the first one, or the jobs of one sweep folder beside each other."""
     sweep = len(paths) == 1
-    folders = _jobs(paths[0]) if sweep else list(paths)
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in (_jobs(paths[0]) if sweep else paths)]
     if len({run.name for run in runs}) < len(runs):
         raise ConfigError("runs: one run is given twice")
     names = {category: name for run in runs for category, name in run.report["classes"].items()}
-    differences = () if sweep else tuple(difference(runs[0], other) for other in runs[1:])
     rows = _rows(runs)
-    return Comparison(rows, _cells(runs, rows), differences, names)
+    return Comparison(rows, _cells(runs, rows), () if sweep else tuple(difference(runs[0], other) for other in runs[1:]), names)
 
 
 def read_run(path: Path) -> Run:
@@ -142,7 +141,7 @@ def read_run(path: Path) -> Run:
     config = folder / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
     predictions = records.read(folder / "predictions.jsonl", report["classes"])
-    return Run(folder, report, _flat(settings), tuple(p for p in predictions if p.label is not None))
+    return Run(folder, report, dotted(settings), tuple(p for p in predictions if p.label is not None))
 
 
 def difference(a: Run, b: Run) -> Difference:
@@ -245,14 +244,6 @@ def _varied(runs: Sequence[Run]) -> list[str]:
     return [key for key in shared if key not in known and any(other[key] != first[key] for other in others)]
 
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """`{"trigger": {"form": "joint"}}` -> `{"trigger.form": "joint"}`."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return flat
-
-
 # --- for people and for machines ---------------------------------------------------------------------------------------------
 
 
@@ -288,6 +279,9 @@ def _table_of_runs(rows: Sequence[Row]) -> Table:
 
 
 def _differences(d: Difference, names: Mapping[str, str]) -> list[RenderableType]:
+    def named(category: str) -> str:
+        return names.get(category, category)
+
     facts = Table(title=f"{d.b} against {d.a}, {d.n} images", title_justify="left", show_header=False)
     facts.add_row("top-1 accuracy", f"{d.top1[0]:.3f} -> {d.top1[1]:.3f}  ({d.gain:+.3f})")
     facts.add_row("95 % of the gain: images / classes", f"{_interval(d.image_bootstrap)} / {_interval(d.class_bootstrap)}")
@@ -298,13 +292,11 @@ def _differences(d: Difference, names: Mapping[str, str]) -> list[RenderableType
         facts.add_row("images only one of them has", f"{d.left_out} (left out)")
     classes = Table("class", "images", "first", "second", title="classes that changed most", title_justify="left")
     for category, n, a, b in [c for c in d.classes if c[2] != c[3]][:_SHOWN]:
-        classes.add_row(names.get(category, category), str(n), f"{a:.2f}", f"{b:.2f}")
+        classes.add_row(named(category), str(n), f"{a:.2f}", f"{b:.2f}")
     pairs = Table("truth", "taken for", "first", "second", title="confusions that changed most", title_justify="left")
     for truth, answer, a, b in [c for c in d.pairs if c[2] != c[3]][:_SHOWN]:
-        pairs.add_row(names.get(truth, truth), names.get(answer, answer), str(a), str(b))
-    flips = [
-        Text(f"{f.image}: {names.get(f.a, f.a)} -> {names.get(f.b, f.b)} (is {names.get(f.label, f.label)})") for f in d.flips[:_SHOWN]
-    ]
+        pairs.add_row(named(truth), named(answer), str(a), str(b))
+    flips = [Text(f"{f.image}: {named(f.a)} -> {named(f.b)} (is {named(f.label)})") for f in d.flips[:_SHOWN]]
     more = [Text(f"and {len(d.flips) - _SHOWN} more (logging=json lists all)")] if len(d.flips) > _SHOWN else []
     return [facts, classes, pairs, *flips, *more]
 

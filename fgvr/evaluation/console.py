@@ -91,11 +91,7 @@ def _reasons(p: Prediction) -> list[RenderableType]:
         slow = p.slow.probabilities.get(candidate.category) if p.slow else None
         shown = (candidate.probability, candidate.image_score, candidate.text_score, slow)
         table.add_row(_name(p, candidate.category), *("" if value is None else f"{value:.3f}" for value in shown))
-    doubted = "unsure, and nobody has looked again" if p.unsure else "escalated to System 2"
-    verdict, place = (doubted, "below") if p.decision.escalate else ("answered by System 1", "not below")
-    terms = ", ".join(f"{name.replace('_', ' ')} {value:+.2f}" for name, value in p.decision.terms.items())
-    why = f"score {p.decision.score:.3f} is {place} the threshold {p.decision.threshold:.3f}" + (f" ({terms})" if terms else "")
-    lines: list[RenderableType] = [table, Text(f"{verdict}: {why}")]
+    lines: list[RenderableType] = [table, Text(p.reason)]
     if p.slow is not None and p.slow.rationale:
         lines.append(Text(f"System 2: {p.slow.rationale}"))
     return lines

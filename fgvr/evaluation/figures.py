@@ -1,4 +1,4 @@
-"""An evaluation's figures, each computed once from the predictions: the terminal, report.json and the page all read this record."""
+"""An evaluation's figures. Each is computed once from the predictions; the terminal, report.json and the page all read this record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_steps import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
-from fgvr.types import Cost, Prediction, Report
+from fgvr.types import Asked, Cost, Prediction, Report
 
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
@@ -26,7 +26,7 @@ WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunFigures:
-    """What a run's report says beside the fields of `Report`."""
+    """The figures of a run's report besides the fields of `Report`."""
 
     intervals: Mapping[str, Mapping[str, Interval]]  # by protocol: the two of `uncertainty`
     fast_top1: float
@@ -41,7 +41,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True)
 class RunReport(Report):
-    """A report that still holds what it was made from, so that it can be written."""
+    """A report with what it was made from, so that it can be written."""
 
     predictions: Sequence[Prediction] = field(default=(), repr=False)  # perhaps read from the disk one by one: walk them, hold none
     seen: Outcomes = field(kw_only=True, repr=False)
@@ -52,6 +52,10 @@ class RunReport(Report):
     memory: MemoryHistory | None = field(default=None, repr=False)
     review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
+
+    @property
+    def unsure(self) -> bool:
+        return self.review is None and super(RunReport, self).unsure
 
 
 def make_report(
@@ -78,16 +82,20 @@ def make_report(
     sentences: protocols.Sentences | None = None,
     review: Mapping[str, Any] | None = None,
 ) -> RunReport:
-    """Score the labelled predictions. `pictures` (image key -> file, PIL image or array) and `known` (class id -> support images) are
-    looked at for thumbnails only; `slow_right`: whether each labelled image would be right with System 2, where that is known for all;
-    `decode_wait`: seconds the models waited for pictures, `cache_hits`: embeddings and replies that were remembered, each where that was
-    measured; `provenance` is shown as it is. The predictions are
-    walked, several times, and none is kept.
+    """Score the labelled predictions. They are walked several times, and none is kept.
+
+    Args:
+        pictures: image key -> file, PIL image or array, for thumbnails; known: class id -> support images, likewise.
+        slow_right: whether each labelled image would be right with System 2, where that is known for all.
+        decode_wait: seconds that the models waited for images, where that was measured.
+        cache_hits: embeddings and replies that were in the store, where that was measured.
     """
     seen = outcomes(predictions)
     measured = protocols.measured(seen, measure, sentences)
     figures = _figures(predictions, seen, _intervals(measured, seen), memory, slow_right)
-    measured_cost = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
+    total = sum((p.cost for p in predictions), Cost())
+    optional = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
+    cost = _work(total) | {"seconds": round(total.seconds, 3)} | {key: value for key, value in optional.items() if value is not None}
     return RunReport(
         n=len(seen),
         top1=metrics.accuracy(seen.right),
@@ -97,8 +105,8 @@ def make_report(
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
         protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
-        asked=_total_asked(predictions),
-        cost=_total_cost(predictions) | {key: value for key, value in measured_cost.items() if value is not None},
+        asked={} if total.asked is None else _work(total.asked),  # empty where a prediction does not tell
+        cost=cost,
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
         notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
@@ -154,22 +162,8 @@ def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> di
     return {name: {"image_bootstrap": images, "class_bootstrap": classes} for name, images, classes in pairs}
 
 
-def _total_cost(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """What was computed for all images together, in the order of the file format."""
-    total = sum((p.cost for p in predictions), Cost())
-    return {
-        "encoder_forwards": total.encoder_forwards,
-        "mllm_calls": total.mllm_calls,
-        "prompt_tokens": total.prompt_tokens,
-        "new_tokens": total.new_tokens,
-        "seconds": round(total.seconds, 3),
-    }
-
-
-def _total_asked(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """What was asked of the models for all images together; empty where a prediction does not tell."""
-    total = sum((p.cost for p in predictions), Cost()).asked
-    return {} if total is None else {name: getattr(total, name) for name in WORK}
+def _work(work: Asked | Cost) -> dict[str, float]:
+    return {name: getattr(work, name) for name in WORK}
 
 
 def _stage_seconds(memory: MemoryHistory | None) -> dict[str, dict[str, float]] | None:

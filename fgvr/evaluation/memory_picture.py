@@ -1,9 +1,13 @@
-"""A run's memory as one self-contained SVG: the budget, models stacked under it, working memory, what the process really held, and a lane
-per model that shows when it was loading, resident and in use. Light and dark, no script, no network."""
+"""A run's memory as one self-contained SVG, without script or network.
+
+It shows the budget, the models stacked under it, working memory and what the process held. A lane per model shows when it was loading,
+resident and in use.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from fgvr.evaluation import html
 from fgvr.evaluation.memory_steps import Mark, MemoryHistory, Span, Step
@@ -14,12 +18,12 @@ _TIMES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 360
 
 
 def draw(history: MemoryHistory) -> str:
-    """The picture, as a document of its own that may also stand inside a page."""
+    """The chart as a document of its own, which may also stand inside a page."""
     return html.render("memory.svg", p=MemoryChart(history))
 
 
 def summary(history: MemoryHistory) -> str:
-    """What the picture shows, in one sentence."""
+    """The chart in one sentence."""
     loads, evictions = sum(t.loads for t in history.totals), sum(t.evictions for t in history.totals)
     return (
         f"Memory over {html.duration(history.seconds)}: at most {format_bytes(history.peak)} of a budget of {format_bytes(history.limit)}; "
@@ -77,27 +81,21 @@ class MemoryChart:
 
     def _area(self, steps: Sequence[Step], below: Sequence[int], above: Sequence[int]) -> str:
         ends = [*(s.t for s in steps[1:]), self.seconds]
-        forth = [f"L{self.x(t):.1f} {self.y(v):.1f}" for s, end, v in zip(steps, ends, above, strict=True) for t in (s.t, end)]
-        back = [f"L{self.x(t):.1f} {self.y(v):.1f}" for s, end, v in zip(steps, ends, below, strict=True) for t in (s.t, end)]
-        return f"M{forth[0][1:]}{''.join(forth[1:])}{''.join(reversed(back))}Z"
+        forth, back = (
+            [f"{self.x(t):.1f} {self.y(v):.1f}" for s, end, v in zip(steps, ends, edge, strict=True) for t in (s.t, end)]
+            for edge in (above, below)
+        )
+        return f"M{'L'.join([*forth, *reversed(back)])}Z"
 
     def limit(self) -> str:
         """The budget as a path, a step where it changed."""
-        path, last = [], None
-        for step in self.history.steps:
-            if last is None:
-                path.append(f"M{self.x(step.t):.1f} {self.y(step.limit):.1f}")
-            elif step.limit != last:
-                path.append(f"H{self.x(step.t):.1f}V{self.y(step.limit):.1f}")
-            last = step.limit
-        return f"{''.join(path)}H{self.right}"
+        steps = self.history.steps
+        turns = [f"H{self.x(step.t):.1f}V{self.y(step.limit):.1f}" for last, step in pairwise(steps) if step.limit != last.limit]
+        return f"M{self.x(steps[0].t):.1f} {self.y(steps[0].limit):.1f}{''.join(turns)}H{self.right}"
 
     def marks(self) -> list[Mark]:
-        """Two of a kind at one place look like one."""
-        first: dict[tuple[int, str], Mark] = {}
-        for mark in self.history.marks:
-            first.setdefault((round(self.x(mark.t)), mark.kind), mark)
-        return list(first.values())
+        """One mark of a kind per place; several would look like one."""
+        return list({(round(self.x(mark.t)), mark.kind): mark for mark in reversed(self.history.marks)}.values())[::-1]
 
     def spans(self, key: str) -> list[Span]:
         return _merged([span for span in self.history.spans if span.key == key], self.seconds)
@@ -128,20 +126,15 @@ def _thinned(steps: Sequence[Step], seconds: float, columns: int = 1000) -> list
 
 
 def _merged(spans: Sequence[Span], seconds: float, columns: int = 800) -> list[Span]:
-    """The spans themselves; when there are more than could be told apart, one per run of columns with the same, busiest state."""
+    """The spans themselves; one per column with its busiest state when there are more than columns."""
     if len(spans) <= columns:
         return list(spans)
     busiest: dict[int, str] = {}
     for span in spans:
         for column in range(int(span.start / seconds * columns), int(span.end / seconds * columns) + 1):
             busiest[column] = min(busiest.get(column, span.state), span.state, key=_BUSY.index)
-    merged: list[Span] = []
-    for column, state in sorted(busiest.items()):
-        start, end = column * seconds / columns, min(seconds, (column + 1) * seconds / columns)
-        if merged and merged[-1].state == state and start - merged[-1].end < 0.5 * seconds / columns:
-            start = merged.pop().start
-        merged.append(Span(spans[0].key, state, start, end))
-    return merged
+    width = seconds / columns
+    return [Span(spans[0].key, state, column * width, min(seconds, (column + 1) * width)) for column, state in sorted(busiest.items())]
 
 
 def _byte_ticks(most: int) -> tuple[int, int]:

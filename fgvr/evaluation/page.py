@@ -63,7 +63,7 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     held = report.figures.abstention
     return [
         ("System 1 alone", f"{report.figures.fast_top1:.1%}", "top-1 accuracy without System 2"),
-        ("Escalated to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
+        ("Unsure" if report.unsure else "Escalated to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
         *([("Answers given", f"{held['answered']:.1%}", f"{held['answered_and_wrong']:.1%} of all answered and wrong")] if held else []),
         ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
         ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
@@ -72,7 +72,7 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
 
 
 def _trade_off(seen: Outcomes) -> charts.Chart:
-    """Accuracy against slow rate: the whole curve when every image was thought over, else as far as slow answers were recorded."""
+    """Accuracy against the escalated share: the whole curve when System 2 answered every image, else as far as recorded."""
     score = seen.score if len(np.unique(seen.score)) > 1 else seen.fast_confidence
     slow_right = np.where(seen.escalated, seen.right, seen.fast_right)
     rate, fast, final = float(seen.escalated.mean()), float(seen.fast_right.mean()), float(seen.right.mean())
@@ -89,7 +89,7 @@ def _trade_off(seen: Outcomes) -> charts.Chart:
     else:
         known = ours.rate <= rate + 1e-9
         lines = [charts.Line("by the trigger's score, as far as recorded", ours.rate[known], ours.accuracy[known], "ours")]
-    return charts.chart("Accuracy against slow rate", "share of images escalated to System 2", "top-1 accuracy", lines, points)
+    return charts.chart("Accuracy against the escalated share", "share of images escalated to System 2", "top-1 accuracy", lines, points)
 
 
 def _selective(seen: Outcomes) -> charts.Chart:
@@ -202,8 +202,8 @@ def _cost(report: RunReport) -> Table:
 
     slow = f"{int(report.seen.escalated.sum()):,}"
     rows = [
-        ("System 1 looks", f"{report.n:,}", *work("encoder_forwards"), "", "", *used.get("encoder", ("–", "–"))),
-        ("System 2 thinks", slow, *work("mllm_calls"), *work("prompt_tokens", "new_tokens"), *used.get("mllm", ("–", "–"))),
+        ("System 1", f"{report.n:,}", *work("encoder_forwards"), "", "", *used.get("encoder", ("–", "–"))),
+        ("System 2", slow, *work("mllm_calls"), *work("prompt_tokens", "new_tokens"), *used.get("mllm", ("–", "–"))),
     ]
     if "joint" in used:
         rows.append(("joint encoder", "", "", "", "", "", *used["joint"]))

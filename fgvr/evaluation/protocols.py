@@ -194,7 +194,8 @@ def _text_inclusion(outcomes: Outcomes) -> np.ndarray:
 
 def similar(answer: str, truth: str, threshold: float) -> bool:
     """`is_similar` of the public SARE code: difflib's ratio, case-sensitive, answer first (the ratio is not symmetric)."""
-    return difflib.SequenceMatcher(None, answer, truth).ratio() >= threshold
+    matcher = difflib.SequenceMatcher(None, answer, truth)
+    return matcher.real_quick_ratio() >= threshold and matcher.quick_ratio() >= threshold and matcher.ratio() >= threshold
 
 
 def _sare_fuzzy(threshold: float) -> Protocol:

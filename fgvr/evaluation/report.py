@@ -109,13 +109,16 @@ def terminal(report: Report) -> RenderableType:
         bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
         table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
     table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
-    table.add_row("escalated to System 2", f"{report.slow_rate:.1%}")
+    table.add_row("unsure, and nobody has looked again" if report.unsure else "escalated to System 2", f"{report.slow_rate:.1%}")
+    if report.unsure and isinstance(report, RunReport) and report.slow_rate < 1:
+        table.add_row("accuracy where it is sure", f"{report.seen.right[~report.seen.escalated].mean():.3f}")
     if figures and (held := figures.abstention):
         table.add_row("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; accuracies count their best guesses too)")
         table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")
     if figures and figures.unreadable:
         table.add_row("unreadable answers of System 2", f"{figures.unreadable:,} (System 1's answer stands)")
-    table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
+    if not report.unsure:
+        table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
     for name, value in report.cost.items():
         if name == "decode_wait":
             table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")

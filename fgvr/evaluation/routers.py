@@ -1,7 +1,7 @@
-"""Who should think slowly? Accuracy against slow rate for any router, between the random floor and the oracle.
+"""Accuracy against the share escalated to System 2, for any router, between the random floor and the oracle.
 
-A router orders images by a score and sends the lowest to System 2. With f, s in {0, 1} for System 1 and 2 being right, sending the set E
-gives accuracy (sum f + sum over E of (s - f)) / n; a router is better the earlier it meets the images with s - f = 1.
+A router orders images by a score and escalates the lowest first. With f, s in {0, 1} for System 1 and 2 being right, escalating the set E
+gives accuracy (sum f + sum over E of (s - f)) / n. A router is better the earlier it meets the images with s - f = 1.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 from fgvr.errors import ConfigError
 from fgvr.types import Prediction, Report
 from fgvr.utils.files import atomic_write
+from fgvr.utils.text import dotted
 
 FILE = "metrics.jsonl"
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
@@ -83,7 +84,8 @@ def tracked(name: str | None, folder: Path, run: str, config: Mapping[str, Any])
         return
     other = _start(name, folder, run)
     try:
-        other.store_init_configuration(_flat(config))
+        values = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in dotted(config).items()}
+        other.store_init_configuration(values)
         yield Tracker(folder / FILE, [other])
     finally:
         other.finish()
@@ -103,14 +105,3 @@ def _start(name: str, folder: Path, run: str) -> Any:
     except ImportError as error:
         raise ConfigError(f"logging={name}: {error}; pip install {TRACKERS[name]}, or logging=default") from error
     return tracker
-
-
-def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """`{"trigger": {"form": "joint"}}` -> `{"trigger.form": "joint"}`; what is no plain value as text."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{key}.")
-        else:
-            flat[f"{before}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

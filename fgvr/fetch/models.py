@@ -23,19 +23,10 @@ from fgvr.errors import FgvrError, ModelLoadError, RemoteError, StoreError
 from fgvr.fetch.published import Download
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
-from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
-
-
-def hub_repository(spec: ModelSpec) -> str | None:
-    """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
-    loader = find_loader(spec)
-    if not isinstance(loader, FolderLoader) or spec.source == "tiny" or Path(spec.source).expanduser().exists():
-        return None
-    return loader.repository(spec) or (spec.source if files.is_repository(spec.source) else None)
 
 
 def plan_model(spec: ModelSpec, repository: str) -> Download | None:
@@ -75,8 +66,7 @@ def fetch_model(spec: ModelSpec, repository: str) -> Path:
 
 
 def _ignored(spec: ModelSpec) -> list[str]:
-    """Repositories of open_clip hold the weights a second time, for other programs."""
-    return ["model.safetensors"] if spec.loader == "clip" else []
+    return list(getattr(find_loader(spec), "unneeded", ()))
 
 
 @contextmanager

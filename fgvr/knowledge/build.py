@@ -172,7 +172,7 @@ def _encode_images(
     indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
 ) -> tuple[np.ndarray, list[str]]:
     vectors, hashes = [], []
-    for batch in track(batches(len(indices), components.encode_batch), "support images"):
+    for batch in track(batches(len(indices), components.encode_batch), "support images", len(indices), weigh=len):
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
         vectors.append(shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1)))
@@ -224,7 +224,7 @@ def _write_descriptions(
     wanted: list[int | None] = [None, 0, 1] if components.cross_fit else [None]
     jobs = [(c, without, own) for without in wanted for c in range(len(categories)) if (own := chosen(c, without))]
     written: dict[tuple[int, int | None], Description] = {}
-    for batch in track(batches(len(jobs), components.describe_batch), "descriptions"):
+    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
         asked = [jobs[i] for i in batch]
         requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
         for (c, without, _), description in zip(asked, describe(requests), strict=True):

@@ -23,7 +23,7 @@ def find_or_build(
     mend: bool,
     fresh: bool,
     key: str,
-    command: Callable[[], str],
+    command: str,
 ) -> KnowledgeBase:
     """The base of this origin in this folder.
 
@@ -57,7 +57,7 @@ def find_or_build(
             f"{folder} is a file; knowledge.path takes the folder of a knowledge base, such as knowledge.path={folder.parent}/base"
         )
     if when == "never":
-        raise KnowledgeError(f"no knowledge base at {folder}; build it with: {command()}")
+        raise KnowledgeError(f"no knowledge base at {folder}; build it with: {command}")
     if file := next((parent for parent in folder.parents if parent.is_file()), None):
         raise KnowledgeError(f"{file} is a file, so nothing can lie below it; choose another {key}")
     if key == "knowledge.path" and (strange := knowledge_base.strange_files(folder)):

@@ -64,11 +64,12 @@ def _dataset(config: Config) -> Iterator[tuple[Download, Callable[[], object]]]:
 
 
 def _models(session: Session) -> Iterator[tuple[Download, Callable[[], object]]]:
-    from fgvr.fetch.models import fetch_model, hub_repository, plan_model
+    from fgvr.fetch.models import fetch_model, plan_model
+    from fgvr.runtime.loaders.base import find_loader
 
     for role in planning.used(session.config):
         spec = session.specs[role]
-        if (repository := hub_repository(spec)) is not None and (download := plan_model(spec, repository)) is not None:
+        if (repository := find_loader(spec).hub_repository(spec)) is not None and (download := plan_model(spec, repository)) is not None:
             yield download, lambda spec=spec, repository=repository: fetch_model(spec, repository)
 
 

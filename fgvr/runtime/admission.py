@@ -7,34 +7,18 @@ A holder of leases never waits for others' leases: it is told WouldDeadlock.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fgvr.errors import OutOfBudget, WouldDeadlock
-from fgvr.runtime.ledger import Entry, Grant, Ledger, Shortage
+from fgvr.runtime.ledger import Entry, Ledger, Request, Shortage
 from fgvr.runtime.plan import Need, describe
 from fgvr.types import MemoryPlan, PlanPart
 from fgvr.utils.text import format_bytes
 
 _LOOK_SECONDS = 0.5
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """One caller's wish, and its ticket in the queue."""
-
-    entries: tuple[Entry, ...]
-    work: int
-    holder: str
-    own: tuple[Grant, ...]  # leases the caller already holds
-    since: float  # when it was asked, by the monotonic clock
-    batches: tuple[int, ...]  # batch size of each entry that `work` is for
-    stop: threading.Event | None = None  # set = whoever asks does not want it any more
-    loaded: set[Entry] = field(default_factory=set)
-    grant: Grant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +42,8 @@ class Wait:
     seconds: float | None = None
 
 
-Action = Grant | Load | Evict | Wait
+Action = Load | Evict | Wait | None
+"""None: it is granted."""
 
 
 class Admission:
@@ -79,7 +64,7 @@ class Admission:
         short = self._ledger.shortage(absent, ask.work)
         blocked = not nested and any(e.drain_for not in (None, ask) for e in ask.entries)
         if not (absent or moving or short or blocked):
-            return self._grant(ask)
+            return self._grant(ask, now)
         if not nested and (absent or short or blocked) and ask not in self._queue:
             self._queue.append(ask)
         if moving or not (nested or self._queue[0] is ask):
@@ -93,7 +78,7 @@ class Admission:
 
         Takes no ticket, drains nothing, evicts only what is planned to be used later still, and keeps out of the way of whoever waits.
         """
-        (entry,) = ask.entries
+        (entry,) = ask.batches
         if self._queue or entry.state not in ("absent", "parked"):
             return None
         together = self._ledger.together([entry], [])
@@ -145,7 +130,7 @@ class Admission:
     def timeout_text(self, ask: Request, seconds: float) -> str:
         """Who holds what, for a LeaseTimeout."""
         now = time.monotonic()
-        held = [f"{g} for {now - g.since:.0f} s" for g in self._ledger.grants]
+        held = [f"{lease} for {now - since:.0f} s" for lease, since in self._ledger.held()]
         stuck = [f"{e.key}: {e.alert}" for e in self._ledger.entries.values() if e.alert]
         wanted = ", ".join(e.key for e in ask.entries)
         lines = [f"no place for {wanted} within {seconds:g} s (runtime.lease_timeout)", *held, *stuck]
@@ -158,7 +143,7 @@ class Admission:
 
     # --- steps -------------------------------------------------------------------------------------------------------------
 
-    def _own(self, ask: Request) -> list[Grant]:
+    def _own(self, ask: Request) -> list[Request]:
         return [g for g in ask.own if g in self._ledger.grants]
 
     def _describe(self, notes: Mapping[Entry, str], limit: int, work: int) -> MemoryPlan:
@@ -195,15 +180,13 @@ class Admission:
         if ledger.max_models is not None and len(together) > ledger.max_models:
             raise OutOfBudget(f"{names}: {len(together)} models at once, runtime.max_models={ledger.max_models}", self.plan(ask))
 
-    def _grant(self, ask: Request) -> Grant:
-        grant = ask.grant = Grant(ask.entries, ask.work, ask.holder, ask.batches)
-        for entry, batch in zip(ask.entries, ask.batches, strict=True):
-            entry.lend(batch)
+    def _grant(self, ask: Request, now: float) -> None:
+        ask.granted = now
+        for entry, batch in ask.batches.items():
+            entry.lend(batch, now, ask.holder)
             entry.hits += entry not in ask.loaded
-            entry.used(grant.since, ask.holder)
-        self._ledger.grants.add(grant)
+        self._ledger.grants.add(ask)
         self._ledger.note()
-        return grant
 
     def _reserve(self, ask: Request, entry: Entry) -> Load:
         entry.state, entry.charge, entry.mover = "loading", entry.size, ask

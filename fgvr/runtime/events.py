@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fgvr.runtime.ledger import Entry, Grant, Ledger
+from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Events:
         work = entry.work if kind == "loading" else 0
         self.note(kind, key=entry.key, role=entry.spec.role, work=work, **figures)
 
-    def lent(self, kind: Literal["lease", "return"], grant: Grant, seconds: float) -> None:
+    def lent(self, kind: Literal["lease", "return"], grant: Request, seconds: float) -> None:
         """Note a lease that was given or returned. Call under the pool's condition, like `about`."""
         if self._listeners:
             keys = tuple(e.key for e in grant.entries)

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from fgvr.errors import FgvrError
-from fgvr.runtime.admission import Admission, Load, Request
+from fgvr.runtime.admission import Admission, Load
 from fgvr.runtime.background import Background
 from fgvr.runtime.events import Events
-from fgvr.runtime.ledger import Entry, Ledger
+from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.sizing import measure
 
@@ -101,7 +101,7 @@ class Housekeeping:
 
     def _fetch(self, entry: Entry) -> None:
         """Bring one model in, as long as that is at nobody's cost."""
-        ask = Request((entry,), entry.work, NAME, (), time.monotonic(), (entry.spec.batch_size,))
+        ask = Request({entry: entry.spec.batch_size}, entry.work, NAME)
         try:
             while not self.thread.stopped:
                 with self._condition:

@@ -11,14 +11,14 @@ from contextvars import ContextVar
 from typing import Any
 
 from fgvr.errors import FgvrError, LeaseTimeout
-from fgvr.runtime.admission import Admission, Load, Request, Wait
+from fgvr.runtime.admission import Admission, Load, Wait
 from fgvr.runtime.events import Events
-from fgvr.runtime.ledger import Entry, Grant, Ledger
+from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.runtime.lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 
-_HELD: ContextVar[tuple[Grant, ...]] = ContextVar("fgvr_leases", default=())  # leases of this thread or task, over all pools
+_HELD: ContextVar[tuple[Request, ...]] = ContextVar("fgvr_leases", default=())  # leases of this thread or task, over all pools
 _STOP_SECONDS = 0.1  # how often a waiter looks whether it is told to stop
 
 
@@ -29,38 +29,36 @@ class Leases:
         self._condition, self._ledger, self._admission = condition, ledger, admission
         self._lifecycle, self._events = lifecycle, events
 
-    def acquire(self, batches: Mapping[Entry, int], work: int, began: float, timeout: float, stop: threading.Event | None) -> Grant:
+    def acquire(self, batches: Mapping[Entry, int], work: int, began: float, timeout: float, stop: threading.Event | None) -> Request:
         """All of these, each for batches of so many items, or none: every exception leaves nothing behind."""
-        ask = Request(tuple(batches), work, threading.current_thread().name, _HELD.get(), began, tuple(batches.values()), stop)
+        ask = Request(batches, work, threading.current_thread().name, _HELD.get(), began, stop)
         try:
-            while ask.grant is None:
+            while not ask.granted:
                 self._step(ask, began + timeout, timeout)
-            _HELD.set((*(g for g in ask.own if g in self._ledger.grants), ask.grant))
+            _HELD.set((*(g for g in ask.own if g in self._ledger.grants), ask))
             self._events.deliver()
             if log.isEnabledFor(logging.DEBUG):
                 for key in (e.key for e in ask.entries if e not in ask.loaded):
                     log.debug("reusing %s", key)
-            return ask.grant
+            return ask
         except BaseException:
             with self._condition:
                 self._admission.leave(ask)
                 self._condition.notify_all()
-            if ask.grant is not None:
-                self.give_back(ask.grant)
+            self.give_back(ask)
             self._events.deliver()
             raise
 
-    def give_back(self, grant: Grant) -> None:
+    def give_back(self, grant: Request) -> None:
         """The end of a lease."""
         with self._condition:
             if grant not in self._ledger.grants:
                 return
             self._ledger.grants.discard(grant)
             now = time.monotonic()
-            for entry, batch in zip(grant.entries, grant.batches, strict=True):
-                entry.take_back(batch)
-                entry.last_used = now
-            self._events.lent("return", grant, now - grant.since)
+            for entry, batch in grant.batches.items():
+                entry.take_back(batch, now)
+            self._events.lent("return", grant, now - grant.granted)
             self._condition.notify_all()
         _HELD.set(tuple(g for g in _HELD.get() if g is not grant))
         if self._lifecycle.closed:
@@ -79,8 +77,8 @@ class Leases:
                     break
                 if self._pause(ask, action, deadline, timeout):
                     return
-            if isinstance(action, Grant):
-                self._events.lent("lease", action, action.since - ask.since)
+            if action is None:
+                self._events.lent("lease", ask, ask.granted - ask.asked)
                 if self._admission.leave(ask):
                     self._condition.notify_all()
                 return
@@ -104,9 +102,9 @@ class Leases:
 class Lease(contextlib.AbstractContextManager[Any]):
     """Models leased for the length of a `with` block."""
 
-    def __init__(self, enter: Callable[[], tuple[Grant, list[Any]]], leave: Callable[[Grant], None]) -> None:
+    def __init__(self, enter: Callable[[], tuple[Request, list[Any]]], leave: Callable[[Request], None]) -> None:
         self._enter, self._leave = enter, leave
-        self._grant: Grant | None = None
+        self._grant: Request | None = None
 
     def __enter__(self) -> Any:
         if self._grant is not None:

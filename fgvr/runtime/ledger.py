@@ -11,8 +11,9 @@ Invariant: charges of all models + working memory of all leases + reserve + what
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,7 +51,6 @@ class Entry:
     charge: int = 0  # bytes on the device's ledger now
     host_charge: int = 0  # bytes in main memory now
     model: Any = None
-    leases: int = 0
     lent: tuple[int, ...] = ()  # batch size of each running lease: no batch may be larger than what all of them have memory for
     hits: int = 0
     loads: int = 0
@@ -95,12 +95,9 @@ class Entry:
         """What the model holds in main memory beside, or instead of, its place on the device."""
         return movable.host_nbytes if (movable := self.movable) is not None else 0
 
-    def used(self, now: float, holder: str) -> None:
-        """A lease begins."""
-        if self.last_holder:
-            gap = now - self.last_used
-            self.gap = gap if not self.gap else _NEWEST * gap + (1 - _NEWEST) * self.gap
-        self.last_used, self.last_holder, self.used_at = now, holder, time.time()
+    @property
+    def leases(self) -> int:
+        return len(self.lent)
 
     @property
     def work(self) -> int:
@@ -117,27 +114,40 @@ class Entry:
         size = self.batch_size
         return min(size, self.sizes.get(call, size))
 
-    def lend(self, batch_size: int) -> None:
-        self.leases, self.lent = self.leases + 1, (*self.lent, batch_size)
+    def lend(self, batch_size: int, now: float, holder: str) -> None:
+        """A lease begins."""
+        if self.last_holder:
+            gap = now - self.last_used
+            self.gap = gap if not self.gap else _NEWEST * gap + (1 - _NEWEST) * self.gap
+        self.lent = (*self.lent, batch_size)
+        self.last_used, self.last_holder, self.used_at = now, holder, time.time()
 
-    def take_back(self, batch_size: int) -> None:
+    def take_back(self, batch_size: int, now: float) -> None:
+        """A lease ends."""
         left = list(self.lent)
         left.remove(batch_size)
-        self.leases, self.lent, self.used_at = self.leases - 1, tuple(left), time.time()
+        self.lent, self.last_used, self.used_at = tuple(left), now, time.time()
 
 
 @dataclass(eq=False, slots=True)
-class Grant:
-    """An active lease: what is borrowed, by whom, with how much working memory, for batches of which sizes (one for each entry)."""
+class Request:
+    """Models that a caller borrows: its ticket while it waits, its lease from the moment it is granted."""
 
-    entries: tuple[Entry, ...]
-    work: int
+    batches: Mapping[Entry, int]  # each model, and for batches of how many items
+    work: int  # bytes of working memory for these batches
     holder: str
-    batches: tuple[int, ...]
-    since: float = field(default_factory=time.monotonic)
+    own: tuple[Request, ...] = ()  # leases the caller already holds
+    asked: float = field(default_factory=time.monotonic)
+    stop: threading.Event | None = None  # set = whoever asks does not want it any more
+    loaded: set[Entry] = field(default_factory=set)
+    granted: float = 0.0  # by the monotonic clock, like `asked`; 0 = not yet
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(self.batches)
 
     def __str__(self) -> str:
-        return f"{'+'.join(e.key for e in self.entries)} by {self.holder}"
+        return f"{'+'.join(e.key for e in self.batches)} by {self.holder}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +170,7 @@ class Ledger:
         self.aliases: dict[str, str] = {}  # role -> key
         self.pins = set(settings.pin)  # as given: a pin on a role follows the role
         self.priorities = dict(settings.priority)  # as given, likewise
-        self.grants: set[Grant] = set()
+        self.grants: set[Request] = set()  # running leases
         self.stages: tuple[frozenset[str], ...] = ()  # names, in the order in which they are used, over and over
         self.stage = 0  # the one that runs
         self.unreturned = 0  # bytes of evicted models that the device does not show as free
@@ -184,6 +194,10 @@ class Ledger:
             known = ", ".join([*self.aliases, *self.entries]) or "none; register a ModelSpec or build a recognizer first"
             raise ConfigError(f"no model {name!r} in the pool; known are: {known}")
         return entry
+
+    def held(self) -> list[tuple[str, float]]:
+        """Running leases, as "models by thread", and since when each is held, by the monotonic clock."""
+        return [(str(grant), grant.granted) for grant in self.grants]
 
     def pinned(self, entry: Entry) -> bool:
         return any(self.aliases.get(name, name) == entry.key for name in self.pins)
@@ -246,7 +260,7 @@ class Ledger:
     def _places_taken(self) -> int:
         return sum(e.state in ("loading", "resident", "evicting") for e in self.entries.values())
 
-    def together(self, entries: Iterable[Entry], own: Iterable[Grant]) -> list[Entry]:
+    def together(self, entries: Iterable[Entry], own: Iterable[Request]) -> list[Entry]:
         """What has to be resident at once for this request: it, the holder's own leases, and what is pinned and there."""
         needed = dict.fromkeys(entries)
         needed.update(dict.fromkeys(e for g in own for e in g.entries))

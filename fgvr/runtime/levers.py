@@ -48,9 +48,10 @@ def levers(spec: ModelSpec) -> Iterator[Lever]:
         yield Lever("fewer pixels per image", spec, "max_pixels", smaller, work=0.5)
     if spec.source == "tiny":
         return
-    if find_loader(spec).quantizes and spec.quantization is None:
+    quantizes = find_loader(spec).quantizes
+    if quantizes and spec.quantization is None:
         yield Lever("int8 weights", spec, "quantization", ("int8",), weights=0.38)
-    if find_loader(spec).quantizes and spec.quantization in (None, "int8"):
+    if quantizes and spec.quantization in (None, "int8"):
         yield Lever("int4 weights", spec, "quantization", ("nf4",), weights=0.56)  # vision tower, words and output head stay as they are
     if spec.dtype == "float32":
         yield Lever("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)

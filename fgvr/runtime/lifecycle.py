@@ -1,6 +1,6 @@
 """Bringing models in and taking them out, outside the pool's condition. The ledger was told before; it learns the outcome after.
 
-In: from disk (construct, then place) or from main memory (restore). Out: into main memory (on the CPU: into a flat file) when there is
+In: from disk (construct, then place) or from main memory (restore). Out: into main memory when there is
 room and the model can be moved, else away. Either way the charge ends only when the device shows the memory as free.
 """
 
@@ -119,7 +119,7 @@ class Lifecycle:
         if self._ledger.unreturned:
             allocated = self._device.allocated() if self._device.exact else None
             with self._condition:
-                left = self._kept() if allocated is None else self._excess(allocated)
+                left = 0 if allocated is None else self._excess(allocated)
                 self._ledger.unreturned = min(self._ledger.unreturned, left)
                 self._condition.notify_all()
 
@@ -254,8 +254,7 @@ class Lifecycle:
             if not parked:
                 watch = let_go(entry)
             self._device.synchronize()
-            if not parked or entry.model.movable.cached:  # else the next forward pass pays for its working memory anew, for nothing
-                self._device.empty_cache()
+            self._device.empty_cache()
             allocated = self._look(entry) if self._device.exact else None
         finally:
             survivor = watch() if watch is not None else None
@@ -277,7 +276,7 @@ class Lifecycle:
         return released
 
     def _park(self, entry: Entry) -> bool:
-        """Whether the model now lies in main memory or in a flat file, and only there."""
+        """Whether the model now lies in main memory, and only there."""
         if entry.movable is None or self.closed or not self._claimed(entry, entry.movable.host_needed):
             return False
         try:
@@ -289,11 +288,8 @@ class Lifecycle:
             return False
 
     def _claimed(self, entry: Entry, size: int) -> bool:
-        """Whether there is a place to park it, others' oldest copies making room. A file is written only for a model that takes turns:
-        that has gone and come back."""
+        """Whether main memory has a place to park it, others' oldest copies making room."""
         ledger = self._ledger
-        if not size:
-            return entry.loads > 1 or entry.restores > 0
         more = size - entry.host_charge
         while ledger.host_limit:
             with self._condition:
@@ -340,7 +336,7 @@ class Lifecycle:
             entry.state = "resident"
             return 0
         charge, entry.state, entry.charge = entry.charge, entry.at_rest, 0
-        left = self._kept() if allocated is None else self._excess(allocated)
+        left = 0 if allocated is None else self._excess(allocated)
         missing = min(charge, left - self._ledger.unreturned)
         if missing > DRIFT * charge:
             self._ledger.unreturned += missing
@@ -369,10 +365,6 @@ class Lifecycle:
         """Bytes on the device that the ledger cannot explain."""
         explained = self._ledger.used - self._ledger.unreturned - self._ledger.reserve
         return max(0, allocated - (self._baseline or 0) - explained)
-
-    def _kept(self) -> int:
-        """Where the device cannot tell: bytes of parked models that somebody still holds tensors of."""
-        return sum(movable.kept for entry in self._ledger.entries.values() if (movable := entry.movable) is not None)
 
     def _tell(self, kind: Any, entry: Entry, size: int, text: str = "") -> int:
         """What is in use just then."""

@@ -23,7 +23,7 @@ from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.housekeeping import Housekeeping
 from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
 from fgvr.runtime.leases import Lease, Leases
-from fgvr.runtime.ledger import Entry, Grant, Ledger
+from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
@@ -241,7 +241,7 @@ class ModelPool:
     def held(self) -> list[tuple[str, float]]:
         """Running leases, as "models by thread", and since when each is held, by the monotonic clock."""
         with self._condition:
-            return [(str(grant), grant.since) for grant in self._ledger.grants]
+            return self._ledger.held()
 
     @property
     def loads(self) -> Mapping[str, int]:
@@ -281,7 +281,7 @@ class ModelPool:
 
     def _acquire(
         self, models: tuple[str | ModelSpec, ...], work: int | None, timeout: float, stop: threading.Event | None
-    ) -> tuple[Grant, list[Leased]]:
+    ) -> tuple[Request, list[Leased]]:
         began = time.monotonic()
         with self._condition:
             chosen = [self._resolve(m) for m in models]
@@ -299,7 +299,7 @@ class ModelPool:
         execution = Execution(entry, self.counters, self._recovery, self._slots)
         return BY_ROLE[entry.spec.role](entry.spec, entry.loader, execution=execution)
 
-    def _give_back(self, grant: Grant) -> None:
+    def _give_back(self, grant: Request) -> None:
         self._leases.give_back(grant)
         self._housekeeping.lease_ended()
 

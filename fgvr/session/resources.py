@@ -111,8 +111,6 @@ class Resources:
         settings = PoolSettings.of(runtime, device)
         pool = pools.shared(lambda: ModelPool(device, settings))
         pool.configure(settings, device=device)
-        scratch = runtime["scratch"]
-        pool.device.scratch = self.home / "scratch" if scratch == "auto" else Path(scratch).expanduser() if scratch else None
         pool.device.optimize = runtime["optimize"]
         watch(pool).configure(runtime, prepare=lambda role: prepare(self.specs[role]))
         for role in self.config.models.present:

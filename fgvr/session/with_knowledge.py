@@ -13,7 +13,6 @@ from fgvr.agents.base_answers import BaseAnswers
 from fgvr.agents.describe import Describer
 from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder
-from fgvr.config.command import building_command
 from fgvr.data.leaks import without_near_copies
 from fgvr.data.near_duplicates import PerceptualHash, duplicate_groups
 from fgvr.data.pictures import open_picture
@@ -54,7 +53,7 @@ class WithKnowledge(Resources):
             mend=building,
             fresh=self.config.run.fresh,
             key="knowledge.path" if named else "paths.home",
-            command=lambda: building_command(self.config),
+            command=self.config.building_command,
         )
 
     @cached_property

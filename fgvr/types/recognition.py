@@ -113,7 +113,7 @@ class FastResult:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to think slowly, and why: escalate iff score < threshold."""
+    """Whether an image is escalated to System 2, and why: escalate iff score < threshold."""
 
     escalate: bool
     score: float
@@ -291,6 +291,16 @@ class Prediction:
             "top": [{"class": name, "probability": float(probability)} for name, probability in self.ranked(5)],
         }
 
+    @property
+    def reason(self) -> str:
+        """Why the image was escalated to System 2 or not, in words."""
+        decision = self.decision
+        escalated = "unsure, and nobody has looked again" if self.unsure else "escalated to System 2"
+        verdict, place = (escalated, "below") if decision.escalate else ("answered by System 1", "not below")
+        terms = ", ".join(f"{name.replace('_', ' ')} {value:+.2f}" for name, value in decision.terms.items())
+        why = f"score {decision.score:.3f} is {place} the threshold {decision.threshold:.3f}"
+        return f"{verdict}: {why}" + (f" ({terms})" if terms else "")
+
     def __str__(self) -> str:
         return f"{self.image}: {self.answer} ({self.confidence:.2f}, {self.by})"
 
@@ -299,33 +309,22 @@ class Prediction:
 
 
 def _prediction_html(prediction: Prediction) -> str:
-    """The shortlist with its scores, why it was (not) thought over, and the slow answer."""
-    slow, decision = prediction.slow, prediction.decision
-    names = prediction.names
-    verdict = {True: " &#10003;", False: f" &#10007; (is {escape(names.get(str(prediction.label), str(prediction.label)))})", None: ""}[
-        prediction.correct
-    ]
+    """The shortlist with its scores, the reason for the trigger's decision, and System 2's answer."""
+    slow, names = prediction.slow, prediction.names
+    truth = escape(names.get(str(prediction.label), str(prediction.label)))
+    verdict = {True: " &#10003;", False: f" &#10007; (is {truth})", None: ""}[prediction.correct]
     head = f"<b>{escape(prediction.answer)}</b>{verdict} &middot; {prediction.confidence:.2f} &middot; {prediction.by}"
-    rows = [
-        (
-            names.get(c.category, c.category),
-            f"{c.probability:.3f}",
-            *map(_number, (c.image_score, c.text_score, c.name_score, c.joint_score)),
-        )
-        + ((_number(slow.probabilities.get(c.category)),) if slow else ())
-        for c in prediction.fast.candidates
-    ]
-    columns = ["class", "P", "image", "text", "name", "joint", *(["slow"] if slow else [])]
-    sign = "&lt;" if decision.score < decision.threshold else "&ge;"
-    terms = ", ".join(f"{escape(name)} {value:.3f}" for name, value in decision.terms.items())
-    asked = "unsure" if prediction.unsure else "thought slowly" if decision.escalate else "answered fast"
-    why = f"{asked}: score {decision.score:.3f} {sign} {decision.threshold:.3f}" + (f" ({terms})" if terms else "")
-    parts = [f"<div>{escape(prediction.image)}: {head}</div>", html_table(columns, rows), f"<div>{why}</div>"]
+    columns, rows = ["class", "P", "image", "text", "name", "joint", *(["slow"] if slow else [])], []
+    for c in prediction.fast.candidates:
+        shares = [slow.probabilities.get(c.category)] if slow else []
+        scores = (c.probability, c.image_score, c.text_score, c.name_score, c.joint_score, *shares)
+        rows.append((names.get(c.category, c.category), *map(_number, scores)))
+    parts = [f"{escape(prediction.image)}: {head}", html_table(columns, rows), escape(prediction.reason)]
     if slow:
         answer = slow.status if slow.category is None else names.get(slow.category, slow.category)
-        parts.append(f"<div>slow: {escape(answer)}{': ' + escape(slow.rationale) if slow.rationale else ''}</div>")
-        parts.extend(f"<div>rule: {escape(rule)}</div>" for rule in slow.rules)
-    return f"<div>{''.join(parts)}</div>"
+        parts += [f"slow: {escape(answer)}{': ' + escape(slow.rationale) if slow.rationale else ''}"]
+        parts += [f"rule: {escape(rule)}" for rule in slow.rules]
+    return f"<div>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
 
 
 def _number(value: float | None) -> str:

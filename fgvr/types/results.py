@@ -39,6 +39,11 @@ class Report:
         return {name: self.cost[name] for name in ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")}
 
     @property
+    def unsure(self) -> bool:
+        """Whether what the trigger escalated was answered by nobody: there is no System 2 (`slow=none`), or a person comes later."""
+        return self.slow_rate > 0 and self.asked.get("mllm_calls") == 0
+
+    @property
     def unchanged(self) -> int:
         """Images sent to System 2 that are as right or as wrong as before."""
         return round(self.slow_rate * self.n) - self.fixed - self.broken
@@ -58,7 +63,7 @@ def _report_html(report: Report) -> str:
         ("top-1 accuracy", f"{report.top1:.4f} [{low:.4f}, {high:.4f}]"),
         ("macro accuracy", f"{report.macro:.4f}"),
         ("images", f"{report.n}" + (f" ({report.skipped} skipped)" if report.skipped else "")),
-        ("escalated to System 2", f"{report.slow_rate:.1%}"),
+        ("unsure" if report.unsure else "escalated to System 2", f"{report.slow_rate:.1%}"),
         ("fixed / broken by System 2", f"{report.fixed} / {report.broken}"),
         *((name, f"{value:.4f}") for name, value in report.protocols.items()),
         *((f"{name} asked", f"{value:g}") for name, value in report.asked.items()),

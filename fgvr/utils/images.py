@@ -23,6 +23,8 @@ _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", "
 _OTHERS = (".pnm", ".tga", ".mpo", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".avifs", ".jxl", ".heic", ".heif", ".hif")
 IMAGE_SUFFIXES = frozenset((*_COMMON, *_OTHERS))
 """Files with these are opened; one that this Pillow cannot decode is an unusable image that is named."""
+LISTED = 20
+"""Files that are passed over and named."""
 MAX_ASPECT = 20
 """A picture longer than this many times its short side is padded with white: image processors refuse it, or scale it without bound."""
 REDUCE_ABOVE = 8_000_000
@@ -107,7 +109,8 @@ def passed_over(folders: Iterable[str | Path]) -> list[str]:
         return []
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
-    return [f"{len(others):,} files are not images and were passed over ({counts}), the first: {others[0]}"]
+    named = ", ".join(map(str, others[:LISTED])) + (f" and {len(others) - LISTED:,} more" if len(others) > LISTED else "")
+    return [f"{len(others):,} files are not images and were passed over ({counts}): {named}"]
 
 
 def _scans(data: bytes) -> int:

@@ -72,7 +72,8 @@ def _told(iterable: Iterable[T], description: str, total: int | None, weigh: Cal
         told, rate = now, done / max(now - start, 1e-9)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
         count = f"{done:,} of {total:,}" if total else f"{done:,}"
-        log.info("%s: %s (%.1f/s%s, %s)", description, count, rate, left, format_bytes(psutil.Process().memory_info().rss))
+        pace = f"{rate:.1f}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s each"
+        log.info("%s: %s (%s%s, %s)", description, count, pace, left, format_bytes(psutil.Process().memory_info().rss))
 
 
 def track_bytes(chunks: Iterable[bytes], description: str, total: int | None, *, done: int = 0) -> Iterator[bytes]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 _NUMBER_PREFIX = re.compile(r"^(?:\d+\.(?!\d)|n\d{8}[-_])\s*(?=\S)")  # 107.Common_Raven, n02085620-Chihuahua
 _ACCENTS = re.compile(r"([A-Za-z])[\u0300-\u036f]+")
@@ -21,6 +22,14 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def dotted(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """`{"trigger": {"form": "joint"}}` -> `{"trigger.form": "joint"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= dotted(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
 
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:

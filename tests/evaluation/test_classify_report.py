@@ -38,7 +38,17 @@ def test_a_way_shows_candidates_decision_and_thoughts_in_this_order(run) -> None
     page = classify_report.render([p], {p.image: Image.new("RGB", (20, 10), "red")}, ["a notice"])
     Tags(page)
     said = text(page)
-    steps = ["a notice", p.name, "System 1 looks", "Name", "escalated to System 2", "history", "-0.25", "System 2 thinks", "Mind the tail."]
+    steps = [
+        "a notice",
+        p.name,
+        "System 1's shortlist",
+        "Name",
+        "escalated to System 2",
+        "history",
+        "-0.25",
+        "System 2's answer",
+        "Mind the tail.",
+    ]
     assert [said.find(step) for step in steps] == sorted(said.find(step) for step in steps)
     assert all(step in said for step in steps)
     assert "data:image/jpeg" in page and "http" not in page
@@ -47,7 +57,7 @@ def test_a_way_shows_candidates_decision_and_thoughts_in_this_order(run) -> None
 
 def test_a_fast_answer_has_no_thoughts_and_an_unreadable_one_says_so(run) -> None:
     fast, slow = (next(p for p in run(40) if p.by == by) for by in ("fast", "slow"))
-    assert "System 2 thinks" not in text(classify_report.render([fast], {}))
+    assert "System 2's answer" not in text(classify_report.render([fast], {}))
     unreadable = replace(slow, slow=replace(slow.slow, category=None, probabilities={}), by="fast")
     assert "could not be read" in text(classify_report.render([unreadable], {}))
 

@@ -17,30 +17,38 @@ from .helpers import PICTURE
 SPEC = ModelSpec("mllm", "fake", "mllm 40MiB", batch_size=4)
 
 
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Words of the prompts of each call that reached the model."""
+def watching(*, most: int = 99, planned: int = 512) -> tuple[FakeLoader, list[list[int]]]:
+    """A loader, and the words of the prompts of each call that reached its MLLM; more than `most` at once exhaust the memory."""
     seen: list[list[int]] = []
-    generate, score = FakeMLLM.generate, FakeMLLM.score
 
-    def watched(call):
-        def inner(self, images, prompts, *rest, **more):
+    class Watched(FakeMLLM):
+        tokens_per_item = planned
+
+        def _note(self, prompts) -> None:
             seen.append([len(prompt.split()) for prompt in prompts])
-            return call(self, images, prompts, *rest, **more)
+            if len(prompts) > most:
+                raise MemoryError("too much for the test")
 
-        return inner
+        def generate(self, images, prompts, **settings):
+            self._note(prompts)
+            return super().generate(images, prompts, **settings)
 
-    monkeypatch.setattr(FakeMLLM, "generate", watched(generate))
-    monkeypatch.setattr(FakeMLLM, "score", watched(score))
-    return seen
+        def score(self, images, prompts, continuations, **settings):
+            self._note(prompts)
+            return super().score(images, prompts, continuations, **settings)
+
+    loader = FakeLoader(work=MIB)
+    loader.kinds["mllm"] = Watched
+    return loader, seen
 
 
 def prompts(*lengths: int) -> list[str]:
     return [f"{i} " + "w " * (n - 1) for i, n in enumerate(lengths)]
 
 
-def test_prompts_go_longest_first_and_answers_come_in_the_order_asked(make_pool: PoolMaker, batches: list[list[int]]) -> None:
-    pool = make_pool()
+def test_prompts_go_longest_first_and_answers_come_in_the_order_asked(make_pool: PoolMaker) -> None:
+    loader, batches = watching()
+    pool = make_pool(loader=loader)
     asked = prompts(3, 9, 5, 1, 9, 7)
     with pool.lease(SPEC) as mllm:
         together = mllm.generate([PICTURE] * 6, asked)
@@ -53,25 +61,17 @@ def test_prompts_go_longest_first_and_answers_come_in_the_order_asked(make_pool:
         assert scored == [mllm.score([PICTURE], [p], [t])[0] for p, t in zip(asked, texts, strict=True)]
 
 
-def test_a_batch_holds_no_more_tokens_than_were_planned_for(
-    make_pool: PoolMaker, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(FakeMLLM, "tokens_per_item", 10)  # 40 in a batch, padding included
-    pool = make_pool()
+def test_a_batch_holds_no_more_tokens_than_were_planned_for(make_pool: PoolMaker) -> None:
+    loader, batches = watching(planned=10)  # 40 in a batch, padding included
+    pool = make_pool(loader=loader)
     with pool.lease(SPEC) as mllm:
         mllm.generate([PICTURE] * 8, prompts(30, 2, 20, 3, 90, 20, 5, 15))
     assert batches == [[90], [30], [20, 20], [15, 5], [3, 2]]
 
 
-def test_what_runs_out_of_memory_is_split_and_the_size_that_worked_is_kept(
-    make_pool: PoolMaker, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hungry(self: FakeMLLM) -> None:
-        if len(batches[-1]) > 2:
-            raise MemoryError("too much for the test")
-
-    monkeypatch.setattr(FakeMLLM, "_begin", hungry)
-    pool = make_pool()
+def test_what_runs_out_of_memory_is_split_and_the_size_that_worked_is_kept(make_pool: PoolMaker) -> None:
+    loader, batches = watching(most=2)
+    pool = make_pool(loader=loader)
     asked = prompts(1, 2, 3, 4, 5)
     with pool.lease(SPEC) as mllm:
         replies = mllm.generate([PICTURE] * 5, asked)
@@ -83,9 +83,8 @@ def test_what_runs_out_of_memory_is_split_and_the_size_that_worked_is_kept(
     assert next(m for m in pool.status() if m.key == SPEC.key).working_sizes == (("generate", 2),)
 
 
-def test_one_prompt_that_does_not_fit_alone_says_what_to_change(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = make_pool(loader=FakeLoader(work=MIB))
-    monkeypatch.setattr(FakeMLLM, "_begin", lambda self: (_ for _ in ()).throw(MemoryError("never enough")))
+def test_one_prompt_that_does_not_fit_alone_says_what_to_change(make_pool: PoolMaker) -> None:
+    pool = make_pool(loader=watching(most=0)[0])
     with pool.lease(SPEC) as mllm, pytest.raises(OutOfBudget, match="single item"):
         mllm.generate([PICTURE] * 3, prompts(3, 2, 1))
 

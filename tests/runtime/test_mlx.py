@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.mlx_memory import MLX
@@ -107,7 +108,7 @@ def test_scores_depend_neither_on_an_earlier_generation_nor_on_how_many_rows_go_
     before = ours.score(birds[:3], PROMPTS, ANSWERS)
     ours.generate(birds[3:], PROMPTS, max_new_tokens=3)
     assert ours.score(birds[:3], PROMPTS, ANSWERS) == before
-    monkeypatch.setattr("fgvr.runtime.loaders.mlx_model._SCORING_BYTES", 1)
+    monkeypatch.setattr("fgvr.runtime.loaders.mlx_model.SCORING_BYTES", 1)
     assert_alike(ours.score(birds[:3], PROMPTS, ANSWERS), before)
 
 
@@ -236,7 +237,7 @@ def test_another_family_is_loaded_and_scored_as_plain_forward_passes_would(anoth
     first, second = model.score(images[:2], PROMPTS[:2], [texts, texts], system=SYSTEM)
     assert first.log_likelihoods != second.log_likelihoods
     for image, prompt, score in zip(images, PROMPTS, (first, second), strict=False):
-        inputs = model._prompts.inputs([image], prompt, SYSTEM)
+        inputs = model._prompts.inputs(Conversation.single(image, prompt, SYSTEM))
         for text, found in zip(texts, score.log_likelihoods, strict=True):
             answer = mx.array([model._prompts.tokens(text)], dtype=inputs.ids.dtype)
             ids = mx.concatenate([inputs.ids, answer], axis=1)

@@ -40,7 +40,7 @@ def test_sizes_have_units_and_only_devices_with_own_memory_have_a_host_tier() ->
 def test_every_wrong_key_is_named_at_once() -> None:
     wrong = {
         "policy": "fifo", "ttl": -1, "host_budget": "much", "pin": "mllm", "priority": {"bird": 1}, "max_models": 0, "preallocate": "yes",
-        "optimize": 3, "min_residency": "long", "lease_timeout": None, "reserve": True, "scratch": 3,
+        "optimize": 3, "min_residency": "long", "lease_timeout": None, "reserve": True,
     }  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         fgvr.load_config().derive({f"runtime.{key}": value for key, value in wrong.items()})

@@ -21,7 +21,7 @@ from fgvr.planning import plan as plan_of
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import flat_weights, qwen, tensors
+from fgvr.runtime.loaders import movable, qwen, tensors
 from fgvr.runtime.loaders.qwen import LOADER
 from fgvr.runtime.plan import plan
 from fgvr.runtime.pool import ModelPool
@@ -199,7 +199,7 @@ def test_it_is_dropped_not_parked_and_comes_back_from_disk_as_it_was(kind: str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_arena_refuses_to_move_it(kind: str, models) -> None:
     with pytest.raises(RuntimeConflict, match="no plain bytes"):
-        flat_weights.place(models(kind)._module, SimulatedDevice(1 << 30))
+        movable.place(models(kind)._module, SimulatedDevice(1 << 30))
 
 
 # --- never mixed up ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Self
 
 from fgvr.errors import ConfigError
@@ -35,8 +34,6 @@ class Device:
     """Share of main memory for parked models, where `runtime.host_budget` is auto."""
     cleanup_seconds: ClassVar[float] = HALF_AN_HOUR
     """Time between two clean-ups of unused memory, where `runtime.cleanup_interval` is auto."""
-    scratch: Path | None = None
-    """Folder for the weights of models that take turns. None: they are loaded again."""
     optimize: bool = True
     """Whether models loaded for it get quicker layers where there are any."""
 

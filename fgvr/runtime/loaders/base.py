@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -46,7 +45,7 @@ class Movable(Protocol):
 
     @property
     def host_needed(self) -> int:
-        """In main memory while parked; 0 when the weights lie on disk then."""
+        """In main memory while parked."""
         ...
 
     @property
@@ -56,16 +55,6 @@ class Movable(Protocol):
 
     @property
     def parked(self) -> bool: ...
-
-    @property
-    def kept(self) -> int:
-        """Bytes that parking did not free since somebody holds tensors of it; 0 where the device itself shows that."""
-        ...
-
-    @property
-    def cached(self) -> bool:
-        """Whether what parking freed lies in an allocator's cache, to be emptied; an unmapped file does not."""
-        ...
 
     def prepare(self) -> int:
         """Make the copy in main memory ahead of the first parking; its bytes."""
@@ -93,7 +82,7 @@ class Loader:
     widens_half: ClassVar[bool] = False
     """Whether its models are computed in float32 on a device that would emulate float16."""
     has_text: ClassVar[bool] = True
-    """Encoders only: whether they have a text side."""
+    """Whether its encoders have a text side."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """What `load` imports: modules, or `module:name` where the name is what pulls the module in."""
 
@@ -130,6 +119,10 @@ class Loader:
     def prepare(self, spec: ModelSpec) -> Any:
         """Make what it keeps besides weights (tokenizers), ahead of the load."""
 
+    def hub_repository(self, spec: ModelSpec) -> str | None:
+        """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
+        return None
+
     def is_here(self, spec: ModelSpec) -> bool:
         """Whether its files are on this machine, where it reads any."""
         return True
@@ -157,11 +150,6 @@ class Loader:
 def pil(image: ImageLike) -> Image:
     """The image itself, of a Picture or as it is."""
     return image.image if isinstance(image, Picture) else image
-
-
-def image_groups(images: Sequence[ImageLike | Sequence[ImageLike]]) -> list[list[Image]]:
-    """The images of each prompt."""
-    return [[pil(image) for image in (group if isinstance(group, Sequence) else [group])] for group in images]
 
 
 def find_loader(spec: ModelSpec) -> Loader:

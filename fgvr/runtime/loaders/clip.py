@@ -31,6 +31,7 @@ class ClipLoader(FolderLoader):
 
     needed = (CONFIG, WEIGHTS)
     weights = WEIGHTS
+    unneeded = ("model.safetensors",)  # the weights a second time, for other programs
     widens_half = True
     libraries = ("open_clip.transform",)
 

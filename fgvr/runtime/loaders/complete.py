@@ -43,15 +43,6 @@ def refuse_incomplete(folder: Path, used: str, **faults: Iterable[Any]) -> None:
         )
 
 
-def fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Give a module on the meta device its tensors, all of them or none. Raises ModelLoadError."""
-    expected = module.state_dict()
-    wrong = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
-    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
-    refuse_incomplete(folder, type(module).__name__, missing=missing, unexpected=unexpected, mismatched=wrong)
-    module.load_state_dict(dict(state), strict=True, assign=True)
-
-
 def assemble(
     skeleton: Callable[[], torch.nn.Module],
     folder: Path,
@@ -87,6 +78,15 @@ def assemble(
         elif buffer.is_meta:
             raise ModelLoadError(f"{folder}: {name} is in neither the file nor our rules; please report this model")
     return module
+
+
+def fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Give a module on the meta device its tensors, all of them or none. Raises ModelLoadError."""
+    expected = module.state_dict()
+    wrong = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    refuse_incomplete(folder, type(module).__name__, missing=missing, unexpected=unexpected, mismatched=wrong)
+    module.load_state_dict(dict(state), strict=True, assign=True)
 
 
 def causal_mask(like: torch.Tensor) -> torch.Tensor:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.conversation import Answer, Conversation, Conversing, GrowingAnswer, Token, Watch
+from fgvr.runtime.conversation import Answer, Conversation, Conversing, GrowingAnswer, Sampling, Token, Watch
 from fgvr.runtime.loaders.base import Loader, pil
 from fgvr.types import ModelSpec, Picture, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
+    from fgvr.runtime.conversation import Images
     from fgvr.runtime.devices.base import Device
 
 DIMENSIONS = 64
@@ -45,6 +47,7 @@ class FakeLoader(Loader):
         work: int = 1 << 20,
         movable: bool = False,
     ) -> None:
+        self.kinds: dict[str, type[_Fake]] = {"encoder": FakeEncoder, "mllm": FakeMLLM, "joint": FakeJoint}
         self._on_load, self._on_move, self._seconds, self._work, self._movable = on_load, on_move, seconds, work, movable
 
     def estimate(self, spec: ModelSpec) -> int:
@@ -59,44 +62,29 @@ class FakeLoader(Loader):
     def logit_scale(self, spec: ModelSpec) -> float:
         return FakeEncoder.logit_scale
 
-    def load(self, spec: ModelSpec, device: Device) -> FakeEncoder | FakeMLLM | FakeJoint:
+    def load(self, spec: ModelSpec, device: Device) -> _Fake:
         time.sleep(self._seconds)
         if self._on_load is not None:
             self._on_load(spec)
-        kind = {"encoder": FakeEncoder, "mllm": FakeMLLM, "joint": FakeJoint}[spec.role]
-        model = kind(self.fingerprint(spec), self.estimate(spec), self._work, device)
-        if self._movable:
-            hook = self._on_move
-            model.movable = FakeMovable(model.weights, lambda way: hook(spec, way) if hook else None)
+        hook = self._on_move
+        weights = FakeWeights(self.estimate(spec), device, lambda way: hook(spec, way) if hook else None)
+        model = self.kinds[spec.role](self.fingerprint(spec), weights, self._work, device)
+        model.movable = weights if self._movable else None
         return model
 
 
 class FakeWeights:
-    """Some simulated bytes on a device; weighs nothing on one that does not simulate."""
+    """Some simulated bytes on a device; they weigh nothing on one that does not simulate. loaders.base.Movable, whole or not at all."""
 
-    def __init__(self, nbytes: int, device: Device) -> None:
-        self.nbytes = nbytes
-        self.block: Any = None
-        self.fill(device)
-
-    def fill(self, device: Device) -> None:
-        allocate = getattr(device, "allocate", None)
-        self.block = allocate(self.nbytes) if allocate else self.nbytes
-
-
-class FakeMovable:
-    """What `flat_weights.Movable` is to real models: out to main memory and back, whole or not at all."""
-
-    cached = True
-
-    def __init__(self, weights: FakeWeights, on_move: Callable[[str], None]) -> None:
-        self._weights, self._on_move = weights, on_move
-        self.nbytes = self.host_needed = weights.nbytes
-        self.host_nbytes = self.kept = 0
+    def __init__(self, nbytes: int, device: Device, on_move: Callable[[str], None] = lambda way: None) -> None:
+        self.nbytes = self.host_needed = nbytes
+        self.host_nbytes = 0
+        self._on_move = on_move
+        self._fill(device)
 
     @property
     def parked(self) -> bool:
-        return self._weights.block is None
+        return self.block is None
 
     def prepare(self) -> int:
         self._on_move("prepare")
@@ -105,35 +93,41 @@ class FakeMovable:
 
     def park(self) -> int:
         self._on_move("park")
-        self._weights.block = None
+        self.block = None
         self.host_nbytes = self.nbytes  # and stays: weights are only read, so the next time nothing is copied
         return self.nbytes
 
     def restore(self, device: Device) -> int:
         self._on_move("restore")
-        self._weights.fill(device)
+        self._fill(device)
         return self.nbytes
+
+    def _fill(self, device: Device) -> None:
+        allocate = getattr(device, "allocate", None)
+        self.block: Any = allocate(self.nbytes) if allocate else self.nbytes
 
 
 class _Fake:
     """Size and simulated memory; `fault`, when set, is raised by the next call."""
 
-    def __init__(self, fingerprint: str, nbytes: int, work: int, device: Device) -> None:
-        self.fingerprint, self.nbytes = fingerprint, nbytes
+    def __init__(self, fingerprint: str, weights: FakeWeights, work: int, device: Device) -> None:
+        self.fingerprint, self.nbytes = fingerprint, weights.nbytes
         self.fault: Exception | None = None
-        self.movable: FakeMovable | None = None
-        self.weights = FakeWeights(nbytes, device)
-        self._work = work
+        self.movable: FakeWeights | None = None
+        self.weights, self._work = weights, work
         self._allocate: Callable[[int], Any] = getattr(device, "allocate", lambda size: None)
 
-    def _begin(self) -> Any:
-        """Working memory: hold the answer while computing."""
-        if self.weights.block is None:
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Holds working memory."""
+        if self.weights.parked:
             raise RuntimeError("computing with weights that are not on the device")
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
-        return self._allocate(self._work)
+        work = self._allocate(self._work)
+        yield
+        del work
 
 
 class FakeEncoder(_Fake):
@@ -142,17 +136,14 @@ class FakeEncoder(_Fake):
     logit_scale = 100.0
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
-        work = self._begin()
-        pixels = [np.asarray(pil(image).convert("RGB").resize((4, 4)), np.float32).ravel() / 255 for image in images]
-        vectors = np.array([(p - p.mean()) @ _projection(p.size) + 1e-3 for p in pixels], np.float32)
-        del work
-        return _unit(vectors)
+        with self._working():
+            pixels = [np.asarray(pil(image).convert("RGB").resize((4, 4)), np.float32).ravel() / 255 for image in images]
+            return _unit(np.array([(p - p.mean()) @ _projection(p.size) + 1e-3 for p in pixels], np.float32))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        work = self._begin()
-        vectors = [np.sum([_vector(word) for word in re.findall(r"\w+", t.lower()) or [""]], axis=0) for t in texts]
-        del work
-        return _unit(np.array(vectors, np.float32))
+        with self._working():
+            vectors = [np.sum([_vector(word) for word in re.findall(r"\w+", t.lower()) or [""]], axis=0) for t in texts]
+            return _unit(np.array(vectors, np.float32))
 
 
 class FakeMLLM(_Fake, Conversing):
@@ -161,44 +152,32 @@ class FakeMLLM(_Fake, Conversing):
     seconds = 0.0  # of one step of `converse`
     tokens_per_item = 512
 
-    def lengths(self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], system: str) -> list[int]:
+    def lengths(self, images: Images, prompts: Sequence[str], system: str) -> list[int]:
         """A token is a word; pictures take none."""
         return [len(prompt.split()) for prompt in prompts]
 
-    def score(
-        self,
-        images: Sequence[ImageLike | Sequence[ImageLike]],
-        prompts: Sequence[str],
-        continuations: Sequence[Sequence[str]],
-        *,
-        system: str = "",
-    ) -> list[Scores]:
-        work = self._begin()
+    def score(self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = "") -> list[Scores]:
         scores = []
-        for image, prompt, texts in zip(images, prompts, continuations, strict=True):
-            seen = f"{image_key(image)} {prompt}"
-            tokens = tuple(len(text.split()) + 1 for text in texts)
-            likelihoods = tuple(-n * (0.5 + _share(f"{seen} {text}")) for n, text in zip(tokens, texts, strict=True))
-            scores.append(Scores(likelihoods, tokens, len(prompt.split())))
-        del work
+        with self._working():
+            for image, prompt, texts in zip(images, prompts, continuations, strict=True):
+                seen = f"{image_key(image)} {prompt}"
+                tokens = tuple(len(text.split()) + 1 for text in texts)
+                likelihoods = tuple(-n * (0.5 + _share(f"{seen} {text}")) for n, text in zip(tokens, texts, strict=True))
+                scores.append(Scores(likelihoods, tokens, len(prompt.split())))
         return scores
 
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """A token is a word; a temperature shuffles them by the seed. `seconds` is what each step of a batch takes."""
-        work = self._begin()
         texts = [self._words(ask) for ask in asks]
-        rows = [
-            GrowingAnswer(ask.sampling, lambda ids, words=words: " ".join(words[i] for i in ids))
-            for ask, words in zip(asks, texts, strict=True)
-        ]
-        for step in range(max((ask.sampling.max_new_tokens for ask in asks), default=0)):
-            going = [i for i, row in enumerate(rows) if row.finish is None]
-            time.sleep(self.seconds if going else 0)
-            for i in going:
-                word = texts[i][step] if step < len(texts[i]) else ""
-                rows[i].take(step, _measured(word, asks[i].sampling.top_logprobs), is_end=not word)
-                rows[i].show(watch, i)
-        del work
+        rows = [_Row(ask.sampling, words) for ask, words in zip(asks, texts, strict=True)]
+        with self._working():
+            for step in range(max((ask.sampling.max_new_tokens for ask in asks), default=0)):
+                going = [i for i, row in enumerate(rows) if row.finish is None]
+                time.sleep(self.seconds if going else 0)
+                for i in going:
+                    word = texts[i][step] if step < len(texts[i]) else ""
+                    rows[i].take(step, _measured(word, asks[i].sampling.top_logprobs), is_end=not word)
+                    rows[i].show(watch, i)
         return [row.answer(len(ask.text.split())) for row, ask in zip(rows, asks, strict=True)]
 
     def _words(self, ask: Conversation) -> list[str]:
@@ -219,6 +198,11 @@ class FakeMLLM(_Fake, Conversing):
         return f"A bird with {_describe(seen)}."
 
 
+class _Row(GrowingAnswer):
+    def __init__(self, sampling: Sampling, words: Sequence[str]) -> None:
+        super().__init__(sampling, lambda ids: " ".join(words[i] for i in ids))
+
+
 def _measured(word: str, most: int | None) -> Token | None:
     if most is None:
         return None
@@ -230,10 +214,8 @@ class FakeJoint(_Fake):
     """A probability by hash of image and text."""
 
     def match(self, images: Sequence[ImageLike], texts: Sequence[str]) -> np.ndarray:
-        work = self._begin()
-        shares = [_share(f"{image_key(i)} {t}") for i, t in zip(images, texts, strict=True)]
-        del work
-        return np.array(shares, np.float32)
+        with self._working():
+            return np.array([_share(f"{image_key(i)} {t}") for i, t in zip(images, texts, strict=True)], np.float32)
 
 
 def image_key(image: ImageLike | Sequence[ImageLike]) -> str:

@@ -35,6 +35,8 @@ class FolderLoader(Loader):
     needed: ClassVar[tuple[str, ...]]
     """Files without which nothing can be loaded; `a|b` = either."""
     weights: ClassVar[str] = "*.safetensors"
+    unneeded: ClassVar[tuple[str, ...]] = ()
+    """Files of its repositories that are left out of a download."""
 
     def repository(self, spec: ModelSpec) -> str | None:
         """The hub repository, where the source is another name for it."""
@@ -43,6 +45,11 @@ class FolderLoader(Loader):
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
         """The model's configuration. Raises ModelLoadError when the folder holds another kind of model."""
         return files.read_config(folder / "config.json")
+
+    def hub_repository(self, spec: ModelSpec) -> str | None:
+        if spec.source == "tiny" or Path(spec.source).expanduser().exists():
+            return None
+        return self.repository(spec) or (spec.source if files.is_repository(spec.source) else None)
 
     def locate(self, spec: ModelSpec) -> Path | None:
         return files.locate(spec, self.repository(spec))

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError
+from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.loaders.mlx_prompts import Inputs, Prompts
+from fgvr.runtime.loaders.scoring import parts, rows_at_once
+from fgvr.runtime.sizes.qwen import SCORING_BYTES
 from fgvr.types import Reply, Scores
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from fgvr.protocols import ImageLike
-
-    Images = Sequence[ImageLike | Sequence[ImageLike]]
-
-_SCORING_BYTES = 1 << 30  # cap on the copies of the key-value cache, and on the logits, of one scoring pass
+    from fgvr.runtime.conversation import Images
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,8 @@ class MlxMLLM:
 
     def generate(self, images: Images, prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128) -> list[Reply]:
         replies = []
-        for group, prompt in zip(_groups(images), prompts, strict=True):
-            inputs = self._prompts.inputs(group, prompt, system)
+        for pair in zip(images, prompts, strict=True):
+            inputs = self._prompts.inputs(Conversation.single(*pair, system))
             tokens = list(self._greedy(inputs, max_new_tokens))
             answer = [token for token in tokens if token not in self._prompts.stops]
             replies.append(Reply(self._prompts.decode(answer), prompt_tokens=inputs.ids.size, new_tokens=len(tokens)))
@@ -53,14 +52,13 @@ class MlxMLLM:
     def score(self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = "") -> list[Scores]:
         """The prompt of each item is computed once; its cache is then shared by all continuations."""
         scores = []
-        for group, prompt, texts in zip(_groups(images), prompts, continuations, strict=True):
-            inputs = self._prompts.inputs(group, prompt, system)
+        for image, prompt, texts in zip(images, prompts, continuations, strict=True):
+            inputs = self._prompts.inputs(Conversation.single(image, prompt, system))
             candidates = [self._prompts.tokens(text) for text in texts]
             prefix = self._prefill(inputs)
-            size = _rows_at_once(prefix, candidates)
             sums: list[float] = []
-            for start in range(0, len(candidates), size):
-                sums += self._continue(prefix, candidates[start : start + size])
+            for part in parts(candidates, self._rows_at_once(prefix, candidates)):
+                sums += self._continue(prefix, part)
             scores.append(Scores(tuple(sums), tuple(map(len, candidates)), inputs.ids.size))
         return scores
 
@@ -96,6 +94,9 @@ class MlxMLLM:
         mx.eval(log_probs, [layer.state for layer in cache])
         return Prefix(cache, log_probs, {"rope_deltas": features.rope_deltas} if features.rope_deltas is not None else {})
 
+    def _rows_at_once(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> int:
+        return rows_at_once(candidates, sum(layer.nbytes for layer in prefix.cache), prefix.next_log_probs.size, SCORING_BYTES)
+
     def _continue(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> list[float]:
         """Per candidate the summed log-probability of its tokens, in nats. Rows are padded on the right, where nothing looks at it."""
         import mlx.core as mx
@@ -111,10 +112,6 @@ class MlxMLLM:
             real = mx.arange(1, width)[None] < lengths[:, None]
             sums = sums + mx.where(real, log_probs, 0.0).sum(axis=1)
         return sums.tolist()
-
-
-def _groups(images: Images) -> list[list[Any]]:
-    return [list(group) if isinstance(group, Sequence) else [group] for group in images]
 
 
 def _repeated(layer: Any, count: int) -> Any:
@@ -133,9 +130,3 @@ def _log_probs(logits: mx.array, targets: mx.array) -> mx.array:
     found = mx.take_along_axis(exact, targets[:, None], axis=1).squeeze(1) - mx.logsumexp(exact, axis=1)
     mx.eval(found)
     return found
-
-
-def _rows_at_once(prefix: Prefix, candidates: Sequence[Sequence[int]]) -> int:
-    width = max((len(tokens) for tokens in candidates), default=1)
-    cache = sum(layer.nbytes for layer in prefix.cache)
-    return max(1, _SCORING_BYTES // max(cache, 3 * width * prefix.next_log_probs.size * 4))

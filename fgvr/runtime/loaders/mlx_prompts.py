@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.runtime.loaders import files
-from fgvr.types import Picture
 
 _MARK = "fgvr-answer"
 
@@ -36,30 +36,27 @@ class Prompts:
         self.end = self._end_of_turn()
         self.stops = frozenset({*stops, self.end})
 
-    def inputs(self, images: Sequence[Any], prompt: str, system: str) -> Inputs:
+    def inputs(self, ask: Conversation) -> Inputs:
         from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 
-        kind = self._config.model_type
         data = prepare_inputs(
             self._processor,
-            images=[self._capped(_pil(image)) for image in images] or None,
-            prompts=self.text(len(images), prompt, system),
+            images=[self._capped(image.convert("RGB")) for image in ask.images] or None,
+            prompts=self.text(ask),
             image_token_index=getattr(self._config, "image_token_index", None),
-            add_special_tokens=should_add_special_tokens(kind, self._processor),
+            add_special_tokens=should_add_special_tokens(self._config.model_type, self._processor),
         )
         return Inputs(data.pop("input_ids"), data.pop("pixel_values", None), data.pop("attention_mask", None), dict(data))
 
-    def text(self, images: int, prompt: str, system: str = "", *, answer: str | None = None) -> str:
-        """The chat template's text up to where the answer begins, or with a whole answer in it."""
+    def text(self, ask: Conversation) -> str:
+        """The chat template's text up to where the answer begins; where the last turn is an answer, up to its end."""
         from mlx_vlm.prompt_utils import apply_chat_template
 
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": prompt})
-        if answer is not None:
-            turns.append({"role": "assistant", "content": answer})
+        turns = [{"role": turn.role, "content": " ".join(part for part in turn.parts if isinstance(part, str))} for turn in ask.turns]
         # A processor would warn about mlx-vlm's keywords with each call.
         template = self.tokenizer if getattr(self.tokenizer, "chat_template", None) else self._processor
-        return str(apply_chat_template(template, self._config, turns, add_generation_prompt=answer is None, num_images=images))
+        open_end = ask.turns[-1].role != "assistant"
+        return str(apply_chat_template(template, self._config, turns, add_generation_prompt=open_end, num_images=len(ask.shown)))
 
     def tokens(self, answer: str) -> list[int]:
         """A whole answer, with the token that ends its turn."""
@@ -70,7 +67,7 @@ class Prompts:
 
     def _end_of_turn(self) -> int:
         """What the template puts after an answer; it need not be the tokenizer's end of sequence (Gemma, Llama)."""
-        tail = self.text(0, "?", answer=_MARK).rpartition(_MARK)[2]
+        tail = self.text(Conversation((Turn("user", ("?",)), Turn("assistant", (_MARK,))))).rpartition(_MARK)[2]
         tokens = self.tokenizer(tail, add_special_tokens=False).input_ids
         return tokens[0] if tokens and tokens[0] in self.tokenizer.all_special_ids else self.tokenizer.eos_token_id
 
@@ -85,22 +82,16 @@ class QwenPrompts(Prompts):
     mlx-vlm's port resizes with another library and differs by one grey level here and there.
     """
 
-    def inputs(self, images: Sequence[Any], prompt: str, system: str) -> Inputs:
+    def inputs(self, ask: Conversation) -> Inputs:
         import mlx.core as mx
 
-        pictures = [_pil(image) for image in images]
-        data = self._processor(text=[self.text(len(pictures), prompt, system)], images=pictures or None, return_tensors="np")
+        data = self._processor(text=[self.text(ask)], images=[i.convert("RGB") for i in ask.images] or None, return_tensors="np")
         arrays = {name: mx.array(data[name]) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw") if name in data}
         return Inputs(arrays.pop("input_ids"), arrays.pop("pixel_values", None), arrays.pop("attention_mask"), arrays)
 
-    def text(self, images: int, prompt: str, system: str = "", *, answer: str | None = None) -> str:
-        def turn(role: str, text: str, images: int = 0) -> dict[str, Any]:
-            return {"role": role, "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
-
-        turns = [*([turn("system", system)] if system else []), turn("user", prompt, images)]
-        if answer is not None:
-            turns.append(turn("assistant", answer))
-        return self._processor.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False)
+    def text(self, ask: Conversation) -> str:
+        open_end = ask.turns[-1].role != "assistant"
+        return self._processor.apply_chat_template(ask.for_template(), add_generation_prompt=open_end, tokenize=False)
 
 
 def open_prompts(folder: Path, config: dict[str, Any], module_config: Any, *, max_pixels: int) -> Prompts:
@@ -126,7 +117,3 @@ def _stops(folder: Path, config: dict[str, Any]) -> list[int]:
         tokens = source.get("eos_token_id")
         found += tokens if isinstance(tokens, list) else [tokens] if tokens is not None else []
     return found
-
-
-def _pil(image: Any) -> Any:
-    return (image.image if isinstance(image, Picture) else image).convert("RGB")

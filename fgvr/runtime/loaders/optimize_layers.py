@@ -41,7 +41,7 @@ def optimize(module: nn.Module, device: Device) -> nn.Module:
 
 @cache
 def _with_forward(kind: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
-    return type(f"Quick{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"Optimized{kind.__name__}", (kind,), {"forward": forward})
 
 
 def onednn_is_ahead() -> bool:

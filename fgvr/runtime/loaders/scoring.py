@@ -9,13 +9,15 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgvr.runtime.sizes.qwen import LOGIT_BYTES
 
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def continue_prefix(
     """Per item, per candidate: the summed log-probability of its tokens, in nats. `limit`: bytes for cache copies or logits at once."""
     rows = [(item, tokens) for item, texts in enumerate(candidates) for tokens in texts]
     sums: list[float] = []
-    for part in _parts(rows, _rows_at_once(module, prefix, rows, limit)):
+    cache = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in prefix.cache.layers)
+    for part in parts(rows, rows_at_once([tokens for _, tokens in rows], cache, prefix.next_log_probs.shape[1], limit)):
         sums += _score_rows(module, prefix, part, pad).tolist()
     scored = iter(sums)
     return [[next(scored) for _ in texts] for texts in candidates]
@@ -118,12 +121,11 @@ def _repeated(cache: Any, items: torch.Tensor) -> DynamicCache:
     return copy
 
 
-def _rows_at_once(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[int]]], limit: int) -> int:
-    width = max((len(tokens) for _, tokens in rows), default=1)
-    cache = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in prefix.cache.layers)
-    logits = 3 * width * prefix.next_log_probs.shape[1] * 4
-    return max(1, limit // max(cache, logits, 1))
+def rows_at_once(texts: Sequence[Sequence[int]], cache: int, vocabulary: int, limit: int) -> int:
+    """How many continuations fit in `limit` bytes: each has a copy of the prompt's `cache` bytes, and logits over its tokens."""
+    width = max(map(len, texts), default=1)
+    return max(1, limit // max(cache, 3 * width * vocabulary * 4, 1))
 
 
-def _parts(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def parts(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,22 +1,17 @@
-"""What the loaders share about torch: sizes, moving, threads."""
+"""What the loaders share about torch: sizes, threads, progress bars."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 if TYPE_CHECKING:
     import torch
-
-    from fgvr.runtime.devices.base import Device
-
-_threads_lock = threading.Lock()
-_threads_set = False
 
 
 def module_bytes(module: torch.nn.Module) -> int:
@@ -42,20 +37,6 @@ def inner_tensors(tensor: Any) -> Iterator[torch.Tensor]:
         state = getattr(state, "state2", None)
 
 
-def move(module: torch.nn.Module, device: Device) -> None:
-    """Swap the data under every parameter and buffer; keeps ties, touches no process-wide state, frees each source as it goes."""
-    import torch
-
-    target = torch.device(device.torch_name)
-    moved: dict[int, torch.Tensor] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.device != target:
-            key = tensor.data_ptr()
-            if key not in moved:
-                moved[key] = tensor.data.to(target)
-            tensor.data = moved[key]
-
-
 def freeze(module: torch.nn.Module) -> torch.nn.Module:
     """Evaluation mode, no gradients."""
     return module.eval().requires_grad_(False)
@@ -67,20 +48,17 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+@cache
 def set_threads() -> None:
-    """Once per process: as many threads as physical cores this process may use, unless OMP_NUM_THREADS says otherwise.
+    """As many threads as physical cores this process may use, unless OMP_NUM_THREADS says otherwise.
 
     Two spinning threads on one core are ten times slower than one.
     """
     import torch
 
-    global _threads_set
-    with _threads_lock:
-        if not _threads_set:
-            _threads_set = True
-            if not os.environ.get("OMP_NUM_THREADS"):
-                allowed = len(psutil.Process().cpu_affinity() or ()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
-                torch.set_num_threads(max(1, min(psutil.cpu_count(logical=False) or allowed, allowed)))
+    if not os.environ.get("OMP_NUM_THREADS"):
+        allowed = len(psutil.Process().cpu_affinity() or ()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(psutil.cpu_count(logical=False) or allowed, allowed)))
 
 
 @contextmanager

@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import complete, files
+from fgvr.runtime.loaders import complete, files, tensors
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes.footprint import Footprint
-from fgvr.runtime.sizes.timm import CONFIG, PACKAGED, WEIGHTS, Packaged, footprint, read_config, repository
+from fgvr.runtime.sizes.timm import CONFIG, HUB, LOGIT_SCALE, PACKAGED, WEIGHTS, Packaged, footprint, read_config
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.loaders.timm_encoder import TimmEncoder
-
-LOGIT_SCALE = 30.0
-"""Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
+    from fgvr.runtime.sizes.footprint import Footprint
 
 
 class TimmLoader(FolderLoader):
@@ -34,69 +31,67 @@ class TimmLoader(FolderLoader):
     weights = WEIGHTS
     has_text = False
     widens_half = True
-    libraries = ("timm.data",)
+    libraries = ("timm",)
 
     def repository(self, spec: ModelSpec) -> str | None:
-        return repository(spec)
+        """The hub repository behind a name with timm's own prefix."""
+        return spec.source.removeprefix(HUB) if spec.source.startswith(HUB) else None
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
         return read_config(folder)
 
     def check(self, spec: ModelSpec) -> None:
         if (packaged := PACKAGED.get(spec.source)) is not None:
-            packaged_file(packaged)
+            _packaged_file(packaged)
         else:
             super().check(spec)
 
+    def is_here(self, spec: ModelSpec) -> bool:
+        return spec.source in PACKAGED or super().is_here(spec)
+
+    def presence(self, spec: ModelSpec) -> str:
+        return "an image encoder of timm, packaged" if spec.source in PACKAGED else super().presence(spec)
+
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
-        return footprint(spec)
+        return footprint(spec, self.repository(spec))
 
     def fingerprint(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return hashlib.sha256(repr((spec.loader, spec.dtype, packaged)).encode()).hexdigest()[:12]
         return super().fingerprint(spec)
 
-    def is_here(self, spec: ModelSpec) -> bool:
-        return spec.source in PACKAGED or super().is_here(spec)
-
-    def presence(self, spec: ModelSpec) -> str:
-        if (packaged := PACKAGED.get(spec.source)) is not None:
-            return f"{packaged.architecture}, supported; its weights are those of the package {packaged.distribution}"
-        return super().presence(spec)
-
     def logit_scale(self, spec: ModelSpec) -> float:
         return LOGIT_SCALE
 
     def prepare(self, spec: ModelSpec) -> None:
-        """It keeps nothing besides weights."""
+        """It has no tokenizer."""
 
     def load(self, spec: ModelSpec, device: Device) -> TimmEncoder:
         from timm.data import create_transform, resolve_data_config
 
-        from fgvr.runtime.loaders import optimize_layers, tensors
+        from fgvr.runtime.loaders import optimize_layers
         from fgvr.runtime.loaders.timm_encoder import TimmEncoder
 
         tensors.set_threads()
-        packaged = PACKAGED.get(spec.source)
-        module: Any = _packaged(packaged) if packaged else _folder(self.fetch(spec))
-        dtype = spec.dtype if spec.dtype != "auto" else "float32" if packaged else self._dtype(spec)
-        module = tensors.freeze(module.to(tensors.torch_dtype(dtype)))
-        optimize_layers.optimize(module, device)
+        if (packaged := PACKAGED.get(spec.source)) is not None:
+            module = _from_package(packaged).to(tensors.torch_dtype("float32" if spec.dtype == "auto" else spec.dtype))
+        else:
+            folder = self.fetch(spec)
+            dtype = files.resolve_dtype(spec.dtype, files.read_weights([folder / WEIGHTS]))
+            module = _from_folder(folder, read_config(folder)).to(tensors.torch_dtype(dtype))
+        optimize_layers.optimize(tensors.freeze(module), device)
         transform = create_transform(**resolve_data_config({}, model=module), is_training=False)
-        return TimmEncoder(self.fingerprint(spec), LOGIT_SCALE, module, transform)
-
-    def _dtype(self, spec: ModelSpec) -> str:
-        return files.resolve_dtype(spec.dtype, files.read_weights([self.fetch(spec) / WEIGHTS]))
+        return TimmEncoder(self.fingerprint(spec), module, transform)
 
 
-def _packaged(packaged: Packaged) -> Any:
+def _from_package(packaged: Packaged) -> Any:
     """timm's architecture with the packaged tensors: the same ones in the same order, once the counters of batches are left out."""
     import timm
     import torch
 
     with torch.device("meta"):
         module = timm.create_model(packaged.architecture, pretrained=False, num_classes=0)
-    file = packaged_file(packaged)
+    file = _packaged_file(packaged)
     _require_content(file, packaged)
     tensors = [t for name, t in torch.load(file, map_location="cpu", weights_only=True).items() if not name.endswith(_COUNTER)]
     expected = module.state_dict()
@@ -113,11 +108,10 @@ _COUNTER = "num_batches_tracked"
 _CLASSIFIER = ("weight", "bias")  # the last two tensors, for the thousand kinds of ImageNet
 
 
-def _folder(folder: Path) -> Any:
+def _from_folder(folder: Path, config: dict[str, Any]) -> Any:
     import timm
     from safetensors.torch import load_file
 
-    config = read_config(folder)
     given = config["pretrained_cfg"]
     try:
         module: Any = timm.create_model(
@@ -134,7 +128,7 @@ def _folder(folder: Path) -> Any:
     return module
 
 
-def packaged_file(packaged: Packaged) -> Path:
+def _packaged_file(packaged: Packaged) -> Path:
     """Where the package keeps its tensors; the package is found, not imported. Raises ModelLoadError."""
     found = find_spec(packaged.package)
     places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []

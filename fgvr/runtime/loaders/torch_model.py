@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from fgvr.runtime.loaders import flat_weights, tensors
+from fgvr.runtime.loaders import movable, tensors
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
@@ -23,4 +23,4 @@ class TorchModel:
 
     def place(self, device: Device) -> None:
         """Bring the weights to the device. Its out-of-memory error leaves the module whole."""
-        self.movable = flat_weights.place(self._module, device)
+        self.movable = movable.place(self._module, device)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from fgvr.types import Picture
+from fgvr.runtime.loaders.base import pil
 from fgvr.utils.network import port_is_valid
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ _QUICK = 1  # of zlib's levels: the network here is memory, the processor is not
 
 def data_url(image: ImageLike) -> str:
     """`data:image/png;base64,...`"""
-    picture = image.image if isinstance(image, Picture) else image
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", compress_level=_QUICK)
+    pil(image).convert("RGB").save(buffer, "PNG", compress_level=_QUICK)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
@@ -31,7 +30,7 @@ def parcels(images: Sequence[ImageLike]) -> Iterator[slice]:
     """Which images go into one request: servers limit count, pixels and bytes of each. One huge image goes alone, as it is."""
     start, pixels = 0, 0
     for i, image in enumerate(images):
-        size = (image.image if isinstance(image, Picture) else image).size
+        size = pil(image).size
         pixels += size[0] * size[1]
         if i > start and (i - start >= _TOGETHER or pixels > _PIXELS):
             yield slice(start, i)

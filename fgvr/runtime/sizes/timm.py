@@ -19,6 +19,8 @@ from fgvr.utils.text import format_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB = "hf-hub:"
+LOGIT_SCALE = 30.0
+"""Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
 _UNKNOWN = 48 << 20  # bytes per image of 224 x 224, for towers that are no plain transformers
 
 
@@ -68,34 +70,19 @@ PACKAGED = {
 """`models.encoder.source` -> weights."""
 
 
-def repository(spec: ModelSpec) -> str | None:
-    """The hub repository behind a name with timm's own prefix."""
-    return spec.source.removeprefix(HUB) if spec.source.startswith(HUB) else None
-
-
-def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
+def footprint(spec: ModelSpec, repository: str | None) -> Footprint:
     """Raises ModelLoadError when the folder is not here."""
     if (packaged := PACKAGED.get(spec.source)) is not None:
         size = files.DTYPE_BYTES.get(spec.dtype, 4)
         alone = packaged.widest * size // 4
         return _footprint(packaged.values * size, "1 file", spec.batch_size, packaged.side, alone)
-    folder = files.require(spec, (CONFIG, WEIGHTS), repository(spec))
+    folder = files.require(spec, (CONFIG, WEIGHTS), repository)
     if folder is None:
-        raise ModelLoadError(
-            f"the size of {spec.source!r} is unknown until it is on this machine: hf download {repository(spec) or spec.source}"
-        )
+        raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {repository or spec.source}")
     weights = files.read_weights([folder / WEIGHTS])
     dtype = files.resolve_dtype(spec.dtype, weights)
     side = image_side(read_config(folder))
     return _footprint(weights.bytes_as(dtype), "1 file", spec.batch_size, side, _per_image(folder, side, files.DTYPE_BYTES[dtype]))
-
-
-def shards(spec: ModelSpec) -> list[Path]:
-    """The weight file, where it is on this machine; what is packaged is float32 by itself."""
-    if spec.source in PACKAGED:
-        return []
-    folder = files.locate(spec, repository(spec))
-    return [folder / WEIGHTS] if folder is not None and (folder / WEIGHTS).is_file() else []
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,60 +1,66 @@
-"""A movable model's weights in one flat device buffer, and once parked in one flat host buffer; parameters and buffers are views.
+"""A model's weights in one flat device buffer, and once parked in one flat host buffer; parameters and buffers are views.
 
 Parking drops one tensor and restoring is one large copy, so nothing fragments and sizes are exact. Weights are only read: the host copy
 is made by the first parking (until then main memory holds nothing) and stays, so later ones copy nothing. Views are swapped by
 `tensor.data =`, which keeps ties and touches no process-wide state. On CUDA the host buffer is pinned while all pinned ones together
 stay below 40 % of main memory: the driver cannot swap pinned pages out.
 
-Only devices with memory of their own have a host tier. On the CPU and in unified memory a second copy would save nothing; the CPU has a
-disk tier of the same shape (`flatfile`).
+Only devices with memory of their own have a host tier. On the CPU and in unified memory a second copy would save nothing.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fgvr.errors import RuntimeConflict
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import base, flatfile
-from fgvr.runtime.loaders.flat_layout import layout, plain_bytes, refuse_written
 
 if TYPE_CHECKING:
     import torch
 
+ALIGNMENT = 128  # bytes: one cache line of a GPU, and more than any vector load needs
 PINNED_SHARE = 0.4  # of main memory (or of the control group's limit), all models together
 
 _pinned_lock = threading.Lock()
-_pinned: weakref.WeakSet[Movable] = weakref.WeakSet()  # whose host buffers are; the set forgets a model with its last reference
+_pinned: weakref.WeakSet[MovableWeights] = weakref.WeakSet()  # whose host buffers are; the set forgets a model with its last reference
 
 
-def place(module: torch.nn.Module, device: Device) -> base.Movable | None:
-    """Bring a module that was built on the CPU to `device`. None: it stays where it is put (unified memory, a CPU without scratch)."""
-    from fgvr.runtime.loaders import tensors
-
+def place(module: torch.nn.Module, device: Device) -> MovableWeights | None:
+    """Bring a module that was built on the CPU to `device`. None: it stays there (unified memory, the CPU)."""
     if device.has_own_memory:
-        return Movable(module, device)
-    tensors.move(module, device)
-    scratch = device.scratch
-    return flatfile.FlatFile(module, scratch) if scratch is not None and flatfile.usable(scratch) else None
+        return MovableWeights(module, device)
+    module.to(device.torch_name)
+    return None
 
 
-class Movable:
-    """Moves a model between a device and main memory. One thread at a time, never during a forward pass: the pool sees to it."""
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one tensor lies in the flat buffer, in bytes; tied tensors have one place."""
 
-    kept = 0  # the device shows what did not come back
-    cached = True
+    name: str
+    tensor: torch.Tensor
+    offset: int
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        size = self.tensor.numel() * self.tensor.element_size()
+        return buffer[self.offset : self.offset + size].view(self.tensor.dtype).as_strided(self.tensor.shape, self.tensor.stride())
+
+
+class MovableWeights:
+    """loaders.base.Movable. One thread at a time, never during a forward pass: the pool sees to it."""
 
     def __init__(self, module: torch.nn.Module, device: Device) -> None:
         """Raises RuntimeConflict for tensors without plain bytes (quantised, sparse, meta). The device's OOM leaves the module whole."""
         self._module = module
-        self._slots, regions, self.nbytes = layout(module)
+        self._slots, self.nbytes = _layout(module)
         self._host: torch.Tensor | None = None
         buffer, claim = self._allocate(device)
-        for region in regions:
-            source = plain_bytes(region)
-            buffer[region.offset : region.offset + source.numel()].copy_(source)
+        for slot in self._slots:
+            slot.view(buffer).copy_(slot.tensor)
         device.synchronize()
         self._attach(buffer, claim)
 
@@ -82,7 +88,7 @@ class Movable:
         """Bytes freed on the device. Raises RuntimeConflict when a forward pass has written to the weights: they would be lost."""
         if self._buffer is None:
             return 0
-        refuse_written(self._module, self._slots, self._versions)
+        self._refuse_written()
         if self._host is None:
             self._host = self._host_copy(self._buffer)
         self._swap(self._host)
@@ -117,6 +123,15 @@ class Movable:
         for slot in self._slots:
             slot.tensor.data = slot.view(buffer)
 
+    def _refuse_written(self) -> None:
+        """A version counts in-place writes; a replaced tensor is not ours any more. Raises RuntimeConflict."""
+        present = {id(tensor) for _, tensor in _named_tensors(self._module)}
+        for slot, version in zip(self._slots, self._versions, strict=True):
+            if slot.tensor._version != version or id(slot.tensor) not in present:
+                raise RuntimeConflict(f"{slot.name} was changed since it was loaded: weights are only read, so this model cannot be parked")
+        if len(present) != len(self._slots):
+            raise RuntimeConflict("parameters or buffers were added since this model was loaded: it cannot be parked")
+
     def _host_copy(self, buffer: torch.Tensor) -> torch.Tensor:
         """Pinned for CUDA while the cap allows."""
         import torch
@@ -133,3 +148,32 @@ class Movable:
             _pinned.discard(self)
             raise
         return host
+
+
+def _named_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _layout(module: torch.nn.Module) -> tuple[list[Slot], int]:
+    """A place for every tensor, tied ones together, and the bytes of all."""
+    import torch
+
+    slots: list[Slot] = []
+    offsets: dict[Any, int] = {}
+    length = 0
+    for name, tensor in _named_tensors(module):
+        if (
+            type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+            or tensor.layout != torch.strided
+            or tensor.is_meta
+            or tensor.is_quantized
+        ):
+            raise RuntimeConflict(
+                f"{name} ({type(tensor).__name__} on {tensor.device}) has no plain bytes: such a model is loaded on its device"
+            )
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else name
+        if place not in offsets:
+            offsets[place] = -(-length // ALIGNMENT) * ALIGNMENT
+            length = offsets[place] + tensor.numel() * tensor.element_size()
+        slots.append(Slot(name, tensor, offsets[place]))
+    return slots, length

@@ -1,4 +1,4 @@
-"""The arena: views of one buffer, ties kept, bits kept, memory really given back."""
+"""Weights that move: views of one buffer, ties kept, bits kept, memory really given back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from PIL import Image
 from fgvr.errors import RuntimeConflict
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import blip, clip, flat_layout, flat_weights, qwen
+from fgvr.runtime.loaders import blip, clip, qwen
+from fgvr.runtime.loaders.movable import ALIGNMENT, place
 from fgvr.types import ModelSpec
 
 MIB = 1 << 20
 
 
 class Mixed(torch.nn.Module):
-    """Types of four sizes, a tie by object, a tie by storage, an overlap, a transposed and an empty tensor, a scalar."""
+    """Types of four sizes, a tie by object, a tie by storage, a transposed and an empty tensor, a scalar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,8 +31,7 @@ class Mixed(torch.nn.Module):
         self.first = torch.nn.Linear(6, 4)
         self.second = torch.nn.Linear(6, 4, bias=False)
         self.second.weight = self.first.weight
-        whole = torch.randn(9, 8)
-        self.whole, self.part = torch.nn.Parameter(whole), torch.nn.Parameter(whole[2:5])
+        self.whole = torch.nn.Parameter(torch.randn(9, 8))
         self.turned = torch.nn.Parameter(torch.randn(5, 6).t())
         self.register_buffer("flags", torch.tensor([True, False, True]))
         self.register_buffer("empty", torch.zeros(0, 4))
@@ -51,7 +51,7 @@ def test_every_tensor_is_an_equal_view_of_one_buffer_through_all_moves() -> None
     device, module = SimulatedDevice(MIB), Mixed()
     before = {name: tensor.clone() for name, tensor in module.tensors().items()}
     strides = {name: tensor.stride() for name, tensor in module.tensors().items()}
-    movable = flat_weights.place(module, device)
+    movable = place(module, device)
     assert movable is not None
     for step in (lambda: 0, movable.park, lambda: movable.restore(device), movable.park):
         step()
@@ -64,18 +64,17 @@ def test_every_tensor_is_an_equal_view_of_one_buffer_through_all_moves() -> None
 def test_ties_stay_ties_and_shared_bytes_count_once() -> None:
     device, module = SimulatedDevice(MIB), Mixed()
     unique = 30 + 56 + 96 + 16 + 288 + 120 + 3 + 8
-    movable = flat_weights.place(module, device)
-    assert movable is not None and unique <= movable.nbytes <= unique + 9 * flat_layout.ALIGNMENT
+    movable = place(module, device)
+    assert movable is not None and unique <= movable.nbytes <= unique + 9 * ALIGNMENT
     for step in (movable.park, lambda: movable.restore(device)):
         step()
         assert module.second.weight is module.first.weight
-        assert module.part.data_ptr() == module.whole.data_ptr() + 2 * 8 * 4
         assert module.alias.data_ptr() == module.first.bias.data_ptr()
 
 
 def test_the_device_counts_the_buffer_and_gets_it_back() -> None:
     device, module = SimulatedDevice(MIB), Mixed()
-    movable = flat_weights.place(module, device)
+    movable = place(module, device)
     assert movable is not None and device.allocated() == movable.nbytes and (movable.host_nbytes, movable.parked) == (0, False)
     first = next(iter(storages(module)))
     assert movable.park() == movable.nbytes and device.allocated() == 0
@@ -93,7 +92,7 @@ def test_the_device_counts_the_buffer_and_gets_it_back() -> None:
 
 def test_parking_really_returns_main_memory_on_a_device_that_computes_there() -> None:
     device, module = SimulatedDevice(1000 * MIB), torch.nn.Linear(4096, 4096, bias=False).requires_grad_(False)
-    movable = flat_weights.place(module, device)
+    movable = place(module, device)
     assert movable is not None
     movable.park()
     movable.restore(device)  # the host copy exists from here on
@@ -107,9 +106,9 @@ def test_no_room_leaves_the_module_whole_or_parked() -> None:
     small, module = SimulatedDevice(100), Mixed()
     before = {name: tensor.clone() for name, tensor in module.tensors().items()}
     with pytest.raises(torch.OutOfMemoryError):
-        flat_weights.place(module, small)
+        place(module, small)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.tensors().items()) and small.allocated() == 0
-    movable = flat_weights.place(module, SimulatedDevice(MIB))
+    movable = place(module, SimulatedDevice(MIB))
     assert movable is not None
     movable.park()
     with pytest.raises(torch.OutOfMemoryError):
@@ -120,7 +119,7 @@ def test_no_room_leaves_the_module_whole_or_parked() -> None:
 @pytest.mark.parametrize("change", ["written", "replaced", "added"])
 def test_a_model_that_was_changed_is_not_parked(change: str) -> None:
     module = torch.nn.BatchNorm1d(3)
-    movable = flat_weights.place(module, SimulatedDevice(MIB))
+    movable = place(module, SimulatedDevice(MIB))
     assert movable is not None
     if change == "written":
         with torch.inference_mode():
@@ -136,11 +135,11 @@ def test_a_model_that_was_changed_is_not_parked(change: str) -> None:
 
 def test_tensors_without_plain_bytes_are_refused() -> None:
     with pytest.raises(RuntimeConflict, match="weight"):
-        flat_weights.place(torch.nn.Linear(2, 2, device="meta"), SimulatedDevice(MIB))
+        place(torch.nn.Linear(2, 2, device="meta"), SimulatedDevice(MIB))
 
 
 def test_the_cpu_has_no_host_tier() -> None:
-    assert flat_weights.place(torch.nn.Linear(2, 2), CpuDevice()) is None
+    assert place(torch.nn.Linear(2, 2), CpuDevice()) is None
 
 
 @pytest.mark.parametrize("role", ["encoder", "mllm", "joint"])
