@@ -1,12 +1,12 @@
 """A linear classifier on frozen features of few shots: class means seen through the shrunken covariance within classes.
 
 Support vectors are centred on their mean and scaled to length 1. Class c then scores a query x by the linear discriminant
-`x . w_c - m_c . w_c / 2`, where m_c is the class's mean, w_c = S^-1 m_c, and S = (1 - a) W + a tr(W)/d I is the covariance within
-classes W, shrunken by a towards a sphere (Friedman 1989): a = 1 is the nearest mean. Directions in which photographs of one kind differ
-anyway count less than those that tell kinds apart. Everything is in closed form, so leaving images out means solving again.
+`x . w_c - m_c . w_c / 2` with w_c = S^-1 m_c, where m_c is the class's mean. S = (1 - a) W + a tr(W)/d I is the covariance W within
+classes, shrunken by a towards a sphere (Friedman 1989); a = 1 is the nearest mean. Directions in which images of one class differ count
+less than those that tell classes apart. Everything is in closed form, so leaving images out means solving again.
 
-Scores stand on the scale of the cosines of prototypes: divided by the base's temperature and softmaxed they are probabilities, whose one
-scale is fitted on images that were left out.
+Scores have the scale of the prototypes' cosines. Divided by the base's temperature and softmaxed they are probabilities. Their one scale
+is fitted on images that were left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Discriminant:
 
 
 def fit_discriminant(shots: np.ndarray, owners: np.ndarray, classes: int, shrinkage: float) -> Discriminant:
-    """Of support vectors (N, d) and their class indices (N,)."""
+    """The classifier of support vectors (N, d) with class indices (N,)."""
     centre = shots.mean(axis=0) if len(shots) else np.zeros(shots.shape[1], np.float32)
     vectors = unit(shots - centre).astype(np.float64)
     counts = np.bincount(owners, minlength=classes)

@@ -110,7 +110,7 @@ def review(session: Session) -> Reviewed:
         raise StoreError(f"{run / PREDICTIONS} has changed since the page was written; make the run again, then open its new review.html")
     session = Session(_with_run(session.config, run, file))
     with run_folder(session, mode="review") as folder:
-        settled = [records.as_recorded(p) for p in person.settle(before, answers, asked.classes)]
+        settled = [records.as_recorded(p) for p in person.apply_answers(before, answers, asked.classes)]
         write_predictions(folder, settled)
         figures = ReviewFigures.of(settled, before)
         scored = _report(session, run, folder, settled, figures, asked)

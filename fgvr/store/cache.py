@@ -1,6 +1,6 @@
-"""Content-addressed memory for embeddings and replies: what was computed once is never computed again.
+"""A content-addressed cache of embeddings and replies, so that nothing is computed twice.
 
-Keys are hashes of everything the value depends on, so entries never go stale; losing them costs time, not results.
+A key is a hash of everything that its value depends on, so entries never go stale. Losing them costs time, not results.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _inherited: list[sqlite3.Connection] = []  # a forked child must not close its p
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What lies in a cache, and how this process has fared with it."""
+    """The size of a cache, and the hits and misses of this process."""
 
     entries: int
     bytes: int
@@ -52,7 +52,7 @@ class CacheStats:
 
 
 class NoCache:
-    """Remembers nothing."""
+    """Stores nothing."""
 
     def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
         return {}
@@ -61,7 +61,7 @@ class NoCache:
 
 
 class MemoryCache:
-    """A dictionary of this process, of at most `max_bytes` (least recently used entries go first). Thread-safe."""
+    """A dictionary of at most `max_bytes`, from which the least recently used entries go first. Thread-safe."""
 
     def __init__(self, *, max_bytes: int | None = None) -> None:
         self._max_bytes = max_bytes
@@ -93,7 +93,7 @@ class MemoryCache:
 
 
 class LayeredCache:
-    """A quick `front` before a lasting `back`: what only the back knows is brought to the front."""
+    """A fast `front` before a lasting `back`. Entries that only the back has are copied to the front."""
 
     def __init__(self, front: Cache, back: Cache) -> None:
         self.front, self.back = front, back
@@ -112,21 +112,21 @@ class LayeredCache:
 
 
 class SqliteCache:
-    """One SQLite file, shared by threads and processes; a killed writer leaves all of a `put` or none of it. Deleted, it begins anew.
+    """One SQLite file, shared by threads and processes. A killed writer leaves all of a `put` or none of it.
 
-    Each value is stored with its sha256; one that no longer matches counts as absent and is computed anew. With `max_bytes` (of values)
-    the least recently used entries make room now and then, so the total may pass it for a while. Not for network file systems.
-    Every failure of the file is a StoreError that says what to do.
+    Each value is stored with its sha256, and a value that no longer matches counts as absent. With `max_bytes` (of values) the least
+    recently used entries make room now and then, so the total may exceed it for a while. A deleted file begins anew. Network file systems
+    are not supported. Every failure of the file is a StoreError that says what to do.
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
         self.path = Path(path)
         self._max_bytes = max_bytes
-        self._unchecked = max_bytes or 0  # bytes written since the total was last compared with max_bytes
+        self._unchecked = max_bytes or 0  # bytes written since the last comparison with max_bytes
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._process = 0
-        self._opened: tuple[int, int] | None = None  # which file the connection is to
+        self._opened: tuple[int, int] | None = None  # the file that the connection belongs to
         self._touched: dict[str, int] = {}
         self._hits = self._misses = 0
 
@@ -143,7 +143,7 @@ class SqliteCache:
             self._misses += len(wanted) - len(found)
             if len(self._touched) > _MOST_TOUCHED:
                 with self._transaction():
-                    pass  # which writes them down
+                    pass  # a transaction writes them down
         return found
 
     def put(self, entries: Mapping[str, bytes]) -> None:
@@ -165,7 +165,7 @@ class SqliteCache:
             return CacheStats(entries, size, self._hits, self._misses)
 
     def prune(self, max_bytes: int) -> int:
-        """Drop the least recently used entries until at most `max_bytes` of values remain, and give the space back; -> entries dropped."""
+        """Drop the least recently used entries until at most `max_bytes` of values remain. Returns the number of dropped entries."""
         with self._transaction() as database:
             dropped = database.execute(_PRUNE, (max_bytes,)).rowcount
         with self._database() as database:
@@ -173,7 +173,7 @@ class SqliteCache:
         return dropped
 
     def verify(self) -> tuple[str, ...]:
-        """Keys whose value no longer matches its hash, after dropping them. A file that is damaged as a whole is a StoreError."""
+        """Drop the entries whose value no longer matches its hash, and return their keys. Raises StoreError for a damaged file."""
         with self._database() as database:
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
@@ -189,7 +189,7 @@ class SqliteCache:
             if self._connection is not None and self._process == os.getpid():
                 if self._touched:
                     with self._transaction():
-                        pass  # when entries were last used is written with the next transaction, and this is the last one
+                        pass  # the last transaction writes down when entries were last used
                 self._connection.close()
             self._connection = None
 
@@ -208,7 +208,7 @@ class SqliteCache:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; also writes down when entries were last read."""
+        """A transaction, which also writes down when entries were last read."""
         with self._database() as database:
             database.execute("BEGIN IMMEDIATE")
             try:
@@ -224,13 +224,13 @@ class SqliteCache:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time; a forked child opens its own."""
+        """The connection, for one thread at a time. A forked child opens its own."""
         with self._lock:
             try:
                 if self._connection is not None and self._process != os.getpid():
                     _inherited.append(self._connection)
                     self._connection = None
-                if self._connection is not None and self._opened != _identity(self.path):  # somebody has deleted the file
+                if self._connection is not None and self._opened != _identity(self.path):  # the file was deleted
                     self._connection.close()
                     self._connection = None
                 if self._connection is None:
@@ -258,7 +258,7 @@ class SqliteCache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Where there are no file locks, a store that is there already is opened all the same: SQLite has its own locks."""
+        """Hold the file lock. Without file locks an existing store is opened all the same, because SQLite has its own locks."""
         with ExitStack() as held:
             try:
                 held.enter_context(file_lock(self.path.with_name(self.path.name + ".lock"), timeout=_WAIT_SECONDS))
