@@ -13,7 +13,6 @@ from typing import Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
-from fgvr.runtime.sizes.clip import HUB
 from fgvr.runtime.sizes.footprint import Footprint, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
