@@ -18,6 +18,7 @@ from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB = "hf-hub:"
 LOGIT_SCALE = 30.0
 """Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
 _UNKNOWN = 48 << 20  # bytes per image of 224 x 224, for towers that are no plain transformers
