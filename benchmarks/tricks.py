@@ -13,14 +13,15 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import fgvr
 from benchmarks.bench import bench
 from benchmarks.measure import ROOT
 from benchmarks.race import Lap, Races, Way, race
-from fgvr import assembly
 from fgvr.runtime.batches import longest_first
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.pool import ModelPool
+from fgvr.session import Session
 from fgvr.types import ModelSpec, Picture
 
 _QUESTION = "Which bird is this? A. sparrow B. crow. Answer with the letter."
@@ -32,11 +33,11 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 rest = {rest}
 if rest:
-    libraries.own_the_process()
+    libraries.freeze_after_imports()
 else:
     gc.disable, gc.freeze = (lambda: None), (lambda: None)
 for role, loader in (("encoder", "clip"), ("mllm", "qwen")):
-    libraries.bring_in(find_loader(ModelSpec(role, loader, "tiny")))
+    libraries.import_libraries(find_loader(ModelSpec(role, loader, "tiny")))
 """
 
 
@@ -99,7 +100,7 @@ def _by_length(models: str, repeat: int, size: int) -> list[Lap]:
 
 
 def _processors(models: str, repeat: int) -> list[Lap]:
-    spec = assembly.spec(assembly.load_config(f"models={models}"), "mllm")
+    spec = Session(fgvr.load_config(f"models={models}")).specs["mllm"]
     device = CpuDevice()
     loader: Any = ModelPool(device, budget=device.total).loader(spec)
     folder = loader.fetch(spec)
@@ -114,7 +115,7 @@ def _processors(models: str, repeat: int) -> list[Lap]:
 
 def _host_tier(models: str, repeat: int) -> list[Lap]:
     """On a simulated GPU: loaded again, against restored from main memory."""
-    spec = replace(assembly.spec(assembly.load_config(f"models={models}"), "encoder"), dtype="float32")
+    spec = replace(Session(fgvr.load_config(f"models={models}")).specs["encoder"], dtype="float32")
     ways = []
     with ExitStack() as stack:
         for name, host in (("off", 0), ("on", 8 << 30)):
