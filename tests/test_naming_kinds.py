@@ -106,6 +106,8 @@ def test_a_heap_of_photographs_is_grouped_named_and_recognised(words: list[str],
     named = fgvr.discover(folder, *words[1:4], *words[5:], "discover.kinds=4", f"discover.names={file}")
     assert set(named.names) == {"Melon", "Apple", "kind 3", "kind 4"}
     assert named.images == {image: {"kind 1": "Melon", "kind 2": "Apple"}.get(kind, kind) for image, kind in found.images.items()}
+    again = fgvr.discover(folder, *words[1:4], *words[5:], "discover.kinds=4", "discover.shots=3")  # another run, the same groups
+    assert again.images == found.images
     assert named.recognizer(next(folder.iterdir())).name in named.names
     for rows, told in (
         ([("kinds-0", "kind 1", "Melon")], "line 2: these names are of other images or groups"),

@@ -82,6 +82,7 @@ def test_what_the_trigger_escalates_waits_for_a_person_and_no_mllm_is_asked(run:
     assert list(page(run.path)["images"]) == [row["image"] for row in ordered], "the most doubtful first"
     assert f"{len(escalated)} of {len(found)} images wait for a person" in run.notes[0] and run.asked["mllm_calls"] == 0
     html = (run.path / "review.html").read_text()
+    assert f'"certainty": {ordered[0]["decision"]["score"]:.3f}'.rstrip("0") in html
     assert "http://" not in html and "https://" not in html and page(run.path)["run"] in html
 
 

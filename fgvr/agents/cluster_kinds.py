@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,17 @@ def cluster_kinds(vectors: np.ndarray, *, scale: float, count: int | None = None
     found = "as many as discover.kinds says" if count else "as many as the Bayesian information criterion chooses"
     notes = (f"no MLLM: {len(kinds)} groups of image vectors, {found}; a person names them",)
     return Discovered(superclass or "object", (), tuple(kinds), len(kinds), 0.0, notes)
+
+
+def from_json(plain: Mapping[str, Any]) -> Discovered:
+    """What `dataclasses.asdict` and JSON have made of it."""
+
+    def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    parts: dict[str, Any] = tuples(plain)
+    parts["kinds"] = tuple(Kind(**tuples(kind)) for kind in plain["kinds"])
+    return Discovered(**parts)
 
 
 def name_kinds(found: Discovered, names: Mapping[str, str]) -> Discovered:

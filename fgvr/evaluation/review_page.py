@@ -77,10 +77,15 @@ def write(
     candidates: int,
     pictures: Mapping[str, ImageSource],
     known: Mapping[str, Sequence[ImageSource]],
+    probable: bool = False,
     notes: Sequence[str] = (),
 ) -> None:
-    """Both files, the page first. Args: candidates: of each image; pictures: by image; known: support images by class id."""
-    page = render(review, doubtful, title=title, candidates=candidates, pictures=pictures, known=known, notes=notes)
+    """Both files, the page first.
+
+    Args: candidates: of each image; pictures: by image; known: support images by class id; probable: whether the trigger's score is the
+    probability that System 1 is right.
+    """
+    page = render(review, doubtful, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable, notes=notes)
     atomic_write(folder / PAGE, printable(page))
     # As the file system has the names: bytes that are no UTF-8 are escaped, and read back as they were.
     atomic_write(folder / FILE, json.dumps(review.to_json(), indent=1) + "\n")
@@ -94,6 +99,7 @@ def render(
     candidates: int,
     pictures: Mapping[str, ImageSource],
     known: Mapping[str, Sequence[ImageSource]],
+    probable: bool = False,
     notes: Sequence[str] = (),
 ) -> str:
     shown, most = doubtful[:MOST], min(candidates, CANDIDATES)
@@ -109,7 +115,7 @@ def render(
             {
                 "image": printable(p.image),
                 "picture": url,
-                "certainty": round(p.decision.score, 3) if 0 <= p.decision.score <= 1 else None,
+                "certainty": round(p.decision.score, 3) if probable else None,
                 "candidates": [[c.category, round(c.probability, 4)] for c in p.fast.candidates[:most]],
             }
             for p, url in zip(shown, photographs, strict=True)

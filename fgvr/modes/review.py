@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fgvr.agents import person
+from fgvr.agents.calibration import Calibrator
 from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
 from fgvr.data import learned
@@ -54,8 +55,9 @@ def write_page(
     known: dict[str, list[ImageSource]] = {}
     for sample in session.dataset.split.support:
         known.setdefault(str(sample.label), []).append(sample.image)
+    probable = session.config.trigger_name == Calibrator.name
     candidates = review_page.CANDIDATES if asked == "all" else asked
-    review_page.write(review, doubtful, folder, title=title, candidates=candidates, pictures=pictures, known=known)
+    review_page.write(review, doubtful, folder, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable)
     if not doubtful:
         return [f"a person need look at none of {len(predictions):,} images"]
     return [

@@ -112,6 +112,7 @@ def test_the_most_doubtful_image_comes_first_and_undo_takes_answers_back(visit, 
     page = visit()
     doubtful = sorted(rows.values(), key=lambda row: (row["decision"]["score"], row["confidence"]))
     assert shown(page) == doubtful[0]["image"]
+    assert page.locator("#certainty").inner_text() == "", "the score of trigger=always is no probability"
     page.keyboard.press("1")
     page.keyboard.press("n")
     third = shown(page)
