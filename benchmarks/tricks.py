@@ -5,9 +5,6 @@ A trick that buys less than a tenth is not worth its code. The ratio is of the l
 
 from __future__ import annotations
 
-from fgvr.session import Session
-import fgvr
-
 import os
 import subprocess
 import sys
