@@ -5,9 +5,6 @@ A trick that buys less than a tenth is not worth its code. The ratio is of the l
 
 from __future__ import annotations
 
-from fgvr.session import Session
-import fgvr
-
 import os
 import subprocess
 import sys
@@ -16,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import fgvr
 from benchmarks.bench import bench
 from benchmarks.measure import ROOT
 from benchmarks.race import Lap, Races, Way, race
@@ -23,6 +21,7 @@ from fgvr.runtime.batches import longest_first
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.pool import ModelPool
+from fgvr.session import Session
 from fgvr.types import ModelSpec, Picture
 
 _QUESTION = "Which bird is this? A. sparrow B. crow. Answer with the letter."
