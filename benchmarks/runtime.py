@@ -1,9 +1,8 @@
 """What borrowing costs, and what eviction gives back: python -m benchmarks runtime --models random-150m
 
 - A lease of a resident model: microseconds from `with` to its end, nothing computed in it; alone, of two models, and with a listener.
-- Evict and restore on the CPU, where the tier below is the disk, its pages in the system's cache: seconds, bytes the pool says came back
-  and bytes the process gave up (USS), the first forward pass against a resident one, and whether the answers are the same bits. A model
-  that goes for the first time is loaded again; from the second time on it comes back from its flat file, and that is what is measured.
+- Evict and restore on a simulated GPU, whose models are parked in main memory: seconds, bytes the pool says came back and bytes the process
+  gave up (USS), the first forward pass against a resident one, and whether the answers are the same bits.
   What a restore costs is the difference to the resident forward pass right after it, median over the turns, of the wall and of the
   processor: where others use the machine, too, only the second says something.
 """
@@ -32,7 +31,7 @@ LEASES = 5000  # per measurement
 UNIT = 150e6  # parameters that the target for a restore is given for
 _TELLING = 30e6  # parameters; below, what does not depend on size (tokenizer, skeleton) is nearly all
 ROLES = ("encoder", "mllm", "joint")
-_SERIES = ("load", "again", "write", "resident", "evict", "restore", "first", "work", "work_back", "given_up")
+_SERIES = ("load", "again", "resident", "evict", "restore", "first", "work", "work_back", "given_up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,6 @@ class Turn:
     nbytes: int
     load: Series  # the first, with its imports
     again: Series  # after the first eviction
-    write: Series  # the second eviction, which writes the flat file
     resident: Series
     evict: Series
     restore: Series  # the lease that brings it back, without the forward pass
@@ -81,7 +79,7 @@ class Report:
             back = f"{format_bytes(t.came_back)} by the pool, {format_bytes(t.given_up.median)} by the process"
             lines += [
                 f"{t.role}: {size}; answers {'bit-equal' if t.same else 'DIFFER'}; came back: {back}",
-                f"  load {t.load.median:.3f} s, again {t.again.median:.3f} s; evict and write {t.write.median:.3f} s",
+                f"  load {t.load.median:.3f} s, again {t.again.median:.3f} s",
                 f"  evict {t.evict:.3f} s, restore {t.restore:.3f} s",
                 f"  forward resident {t.resident:.3f} s, first after a restore {t.first:.3f} s",
             ]
@@ -104,8 +102,8 @@ def measure(*, models: str, repeat: int) -> Report:
     """Raises FgvrError when the models are not on this machine."""
     cfg = fgvr.load_config(f"models={models}")
     specs = [Session(cfg).specs[role] for role in ROLES]
-    device = CpuDevice()
-    pool = ModelPool(device, budget=device.total)
+    total = CpuDevice().total
+    pool = ModelPool(SimulatedDevice(total), budget=total, host_budget=total)
     pictures = [Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8))]
     for spec in specs:
         pool.loader(spec).check(spec)  # before minutes are spent on the others
@@ -173,10 +171,6 @@ def _turn(pool: ModelPool, spec: ModelSpec, pictures: list[Image.Image], repeat:
     load = use()
     pool.evict(role)
     again = use()
-    began = time.perf_counter()
-    pool.evict(role, park=True)
-    write = time.perf_counter() - began
-    mapped = use()
     nbytes = next(m.bytes for m in pool.status() if m.key == spec.key)
     back: list[Use] = []
     resident: list[Use] = []
@@ -198,7 +192,6 @@ def _turn(pool: ModelPool, spec: ModelSpec, pictures: list[Image.Image], repeat:
         nbytes,
         load=of([load.getting]),
         again=of([again.getting]),
-        write=of([write]),
         resident=of([u.forward for u in resident]),
         evict=of(evict),
         restore=of([u.getting for u in back]),
@@ -207,7 +200,7 @@ def _turn(pool: ModelPool, spec: ModelSpec, pictures: list[Image.Image], repeat:
         work_back=of([u.work for u in back]),
         came_back=came_back,
         given_up=of(given_up),
-        same=all(u.answer == load.answer for u in (again, mapped, *resident, *back)),
+        same=all(u.answer == load.answer for u in (again, *resident, *back)),
     )
 
 

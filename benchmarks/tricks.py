@@ -33,11 +33,11 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 rest = {rest}
 if rest:
-    libraries.own_the_process()
+    libraries.freeze_after_imports()
 else:
     gc.disable, gc.freeze = (lambda: None), (lambda: None)
 for role, loader in (("encoder", "clip"), ("mllm", "qwen")):
-    libraries.bring_in(find_loader(ModelSpec(role, loader, "tiny")))
+    libraries.import_libraries(find_loader(ModelSpec(role, loader, "tiny")))
 """
 
 

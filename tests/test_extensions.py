@@ -52,7 +52,7 @@ def test_there_is_one_python_file_and_one_yaml_file_for_each_kind_of_part() -> N
     [
         [*BIRDS, "trigger=shy", "trigger.least=2"],
         ["dataset=squares"],
-        ["dataset=squares", "models/encoder=colours"],
+        ["dataset=squares", "models/encoder=colours", "fusion.image_weight=1"],
         [*BIRDS, "models/mllm=brief", "trigger=always"],
         [*BIRDS, "runtime=modest"],
     ],
@@ -84,7 +84,7 @@ def test_an_installed_package_registers_short_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["models.mllm.loader=nothing"], "models.mllm.loader=nothing is not known; known are clip, qwen"),
+        (["models.mllm.loader=nothing"], "models.mllm.loader=nothing is not known; known are clip, timm, qwen"),
         (["models.mllm.loader=nowhere.Loader"], "No module named 'nowhere'"),
         (["models.mllm.loader=brief.Brief"], "is no fgvr.runtime.loaders.base.Loader"),
         (["runtime.device=nowhere.Device"], "No module named 'nowhere'"),

@@ -65,7 +65,7 @@ def begin(config: Config) -> None:
     from fgvr.utils.logging import own_terminal, setup_logging
 
     own_terminal()
-    libraries.own_the_process()
+    libraries.freeze_after_imports()
     setup_logging(level=config.logging.level, quiet=config.logging.quiet)
 
 

@@ -103,7 +103,7 @@ def replayed(config: Config, run: Config, path: Path) -> Config:
                 f"{key} is another one in the recorded run ({path}), and a replay cannot change it: leave it out, or run again"
             )
     observed = {key: to_dict(run.get(key)) for key in _OBSERVED}
-    if "shots" in config.trigger and config.trigger.shots == config.dataset.shots:  # trigger=sare counts those of its dataset
+    if config.get("trigger.shots") is not None and config.get("trigger.shots") == config.get("dataset.shots"):  # written as a reference
         observed["trigger.shots"] = run.dataset.shots
     return config.derive(observed)
 

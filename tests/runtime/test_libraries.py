@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fgvr.runtime.gc_tools import let_go
+from fgvr.runtime.gc_tools import drop_reference
 from fgvr.runtime.loaders import libraries
 from fgvr.runtime.loaders.clip import LOADER
 
@@ -30,10 +30,10 @@ def test_the_collector_rests_while_they_are_imported_and_is_left_as_it_was(
     (gc.enable if works else gc.disable)()
     try:
         if there:
-            libraries.bring_in(LOADER)
+            libraries.import_libraries(LOADER)
         else:
             with pytest.raises(ImportError, match="open_clip"):
-                libraries.bring_in(LOADER)
+                libraries.import_libraries(LOADER)
         assert seen == [False] and gc.isenabled() == works
     finally:
         gc.enable()
@@ -46,16 +46,16 @@ class _Cycle:
 
 def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace())
-    monkeypatch.setattr(libraries, "_to_set_aside", None)
+    monkeypatch.setattr(libraries, "_freezes", None)
     gc.unfreeze()
-    libraries.bring_in(LOADER)
+    libraries.import_libraries(LOADER)
     assert gc.get_freeze_count() == 0, "a notebook's user drops things, too"
-    libraries.own_the_process()
+    libraries.freeze_after_imports()
     entry = SimpleNamespace(model=_Cycle())
-    libraries.bring_in(LOADER)
+    libraries.import_libraries(LOADER)
     assert (frozen := gc.get_freeze_count()) > 0
     kept = _Cycle()
-    libraries.own_the_process()
-    libraries.bring_in(LOADER)
+    libraries.freeze_after_imports()
+    libraries.import_libraries(LOADER)
     assert gc.get_freeze_count() <= frozen and kept.itself, "once: a model that is dropped later must be found"
-    assert let_go(entry)() is None
+    assert drop_reference(entry)() is None

@@ -75,7 +75,7 @@ class FolderLoader(Loader):
         folder = self.fetch(spec)
         config = self.read_config(spec, folder)
         dtype = files.resolve_dtype(spec.dtype, files.read_weights(files.weight_files(folder, self.weights)))
-        libraries.bring_in(self)
+        libraries.import_libraries(self)
         from fgvr.runtime.loaders import optimize_layers, tensors
 
         tensors.set_threads()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fgvr.protocols import ImageLike
+    from fgvr.runtime.conversation import Images
     from fgvr.runtime.devices.base import Device
-
-    Images = Sequence[ImageLike | Sequence[ImageLike]]
 
 T = TypeVar("T")
 TEMPERATURE = 0.7  # of several replies to one question
@@ -46,20 +46,14 @@ class RemoteLoader(Loader):
 
     def check(self, spec: ModelSpec) -> None:
         """Raises RemoteError: nobody there, or no such model. Waits for nobody."""
-        engine = Engine(replace(spec, patience=0.0))
-        try:
+        with closing(Engine(replace(spec, patience=0.0))) as engine:
             _ = engine.identity
-        finally:
-            engine.close()
 
     def describe(self, spec: ModelSpec) -> str:
         """What the engine can do, in words; an MLLM is tried out with two short requests. Waits for nobody; raises RemoteError."""
-        engine = Engine(replace(spec, patience=0.0))
-        try:
+        with closing(Engine(replace(spec, patience=0.0))) as engine:
             name = f"{engine.identity.name} at {engine.address}"
             return f"{name} {engine.abilities}" if spec.role == "mllm" else name
-        finally:
-            engine.close()
 
     def abilities(self, spec: ModelSpec) -> Abilities:
         """Of the engine that holds an MLLM. Raises RemoteError."""

@@ -50,7 +50,9 @@ class TimmLoader(FolderLoader):
         return spec.source in PACKAGED or super().is_here(spec)
 
     def presence(self, spec: ModelSpec) -> str:
-        return "an image encoder of timm, packaged" if spec.source in PACKAGED else super().presence(spec)
+        if (packaged := PACKAGED.get(spec.source)) is not None:
+            return f"{packaged.architecture}, supported; its weights are those of the package {packaged.distribution}"
+        return super().presence(spec)
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         return footprint(spec, self.repository(spec))
