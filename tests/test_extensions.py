@@ -52,7 +52,7 @@ def test_there_is_one_python_file_and_one_yaml_file_for_each_kind_of_part() -> N
     [
         [*BIRDS, "trigger=shy", "trigger.least=2"],
         ["dataset=squares"],
-        ["dataset=squares", "models/encoder=colours"],
+        ["dataset=squares", "models/encoder=colours", "fusion.image_weight=1"],
         [*BIRDS, "models/mllm=brief", "trigger=always"],
         [*BIRDS, "runtime=modest"],
     ],
