@@ -203,20 +203,21 @@ def uploads(server: Server) -> tuple[str, bool]:
 
 def readers(server: Server) -> tuple[str, bool]:
     process = psutil.Process(server.process.pid)
+    with lines(server, 8, READER, room=4096) as made:
+        ports = {line.getsockname()[1] for line in made}
 
-    def open_lines() -> int:
-        return sum(one.laddr.port == server.port and one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp"))
+        def open_lines() -> int:
+            found = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]
+            return sum(one.raddr.port in ports for one in found)
 
-    before, began = open_lines(), time.monotonic()
-    with lines(server, 8, READER, room=4096):
         until = time.monotonic() + 5
-        while open_lines() < before + 8 and time.monotonic() < until:  # the server has to accept them first
+        while open_lines() < 8 and time.monotonic() < until:  # the server has to accept them first
             time.sleep(0.02)
-        while open_lines() > before and time.monotonic() - began < STALL + 10:
+        began = time.monotonic()
+        while (left := open_lines()) and time.monotonic() - began < STALL + 10:
             time.sleep(0.1)
-        left = open_lines() - before
     took = time.monotonic() - began
-    return f"{max(0, left)} left after {took:.1f} s (0, {STALL + 3:g} s)", left <= 0 and took <= STALL + 3
+    return f"{left} left after {took:.1f} s (0, {STALL + 3:g} s)", not left and took <= STALL + 3
 
 
 JSON = {"Content-Type": "application/json"}

@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "a second look at the clock in one decision",
         "admission.py",
-        '(left := ledger.young(e, "", now))',
-        '(left := ledger.young(e, "", time.monotonic()))',
+        '(left := ledger.spared_seconds(e, "", now))',
+        '(left := ledger.spared_seconds(e, "", time.monotonic()))',
         "test_housekeeping.py::test_the_end_of_a_least_stay_between_two_looks_at_the_clock_is_not_missed",
     ),
     Mutant(

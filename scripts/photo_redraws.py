@@ -34,12 +34,13 @@ FORMS = ("joint", "selective")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """Of N images: as support (views averaged), as queries, and class indices."""
+    """Of N images: as support (views averaged), as queries, class indices, and which belong to the official test part."""
 
     support: np.ndarray
     queries: np.ndarray
     labels: np.ndarray
     temperature: float
+    tested: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ def features(root: Path, overrides: Sequence[str]) -> tuple[Features, Fusion]:
     vectors = np.concatenate(seen)
     places = {label: i for i, label in enumerate(sorted({str(sample.label) for sample in samples}))}
     labels = np.array([places[str(sample.label)] for sample in samples])
-    return Features(unit(vectors.mean(axis=1)), vectors[:, 0], labels, 1 / encoder.logit_scale), session.fusion
+    official = {sample.key for sample in split.test}
+    tested = np.array([sample.key in official for sample in samples])
+    return Features(unit(vectors.mean(axis=1)), vectors[:, 0], labels, 1 / encoder.logit_scale, tested), session.fusion
 
 
 def draw(known: Features, fusion: Fusion, *, shots: int, calibration: int, target: str, seed: int) -> dict[str, Draw]:

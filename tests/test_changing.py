@@ -75,7 +75,7 @@ def test_a_class_joins_with_its_photographs_alone_and_leaves_without_a_trace(sai
 def test_a_new_class_is_recognised(said, base: Path, kites: Path, tmp_path: Path) -> None:
     eagle = photos(tmp_path / "eagle", 4)
     assert said("add", "Sea Eagle", str(eagle[0].parent))[0] == 0
-    words = [*FAKE, f"dataset.root={kites}", f"knowledge.path={base}", "trigger=never", "dataset.shots=3"]
+    words = [*FAKE, f"dataset.root={kites}", f"knowledge.path={base}", "trigger=never", "fusion.image_weight=1", "fusion.name_weight=0"]
     assert fgvr.build_recognizer(fgvr.load_config(*words))(eagle[0]).name == "Sea Eagle"
 
 

@@ -81,7 +81,7 @@ def test_the_command_line_says_how_to_go_on(python, home, tmp_path):
         ("discover.shortlist=0", "from 1 up"),
         ("discover.shots=1", "from 2 up"),
         ("discover.price=-1", "from 0 up, or null"),
-        ("discover.alike=2", "from 0 to 1"),
+        ("discover.alike=2", "above 0, up to 1"),
     ],
 )
 def test_senseless_wishes_are_refused(word, says, flock, home):

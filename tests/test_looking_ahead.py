@@ -21,6 +21,7 @@ from tests.runtime.helpers import until
 
 WORLD = ("models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=4", "dataset.shots=2", "dataset.calibration=0")
 SIZES = ("models.encoder.source='encoder 30MiB'", "models.mllm.source='mllm 40MiB'", "evaluation.batch_size=4", "models.mllm.batch_size=2")
+OURS = tuple(f"models.{role}.loader={__name__}.LOADER" for role in ("encoder", "mllm"))
 
 
 class Watched:
@@ -40,12 +41,17 @@ class Watched:
             self.expected.append({m.role: m.next_use for m in shared().status()})
 
 
+WATCHERS: list[Watched] = []
+LOADER = fake.FakeLoader(on_load=lambda spec: WATCHERS[-1].on_load(spec), work=1 << 20)
+
+
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch):
+def watched():
     close_shared()
     found = Watched()
-    monkeypatch.setattr(fake, "LOADER", fake.FakeLoader(on_load=found.on_load, work=1 << 20))
+    WATCHERS.append(found)
     yield found
+    WATCHERS.clear()
     close_shared()
 
 
@@ -68,7 +74,9 @@ def answers(report: fgvr.Report) -> list[tuple[str, str, str]]:
 
 
 def config(home: Path, budget: str, *words: str):
-    return fgvr.load_config(*WORLD, *SIZES, f"paths.home={home}", "runtime.device=simulated:1GiB", f"runtime.budget={budget}", *words)
+    return fgvr.load_config(
+        *WORLD, *SIZES, *OURS, f"paths.home={home}", "runtime.device=simulated:1GiB", f"runtime.budget={budget}", *words
+    )
 
 
 @pytest.mark.parametrize("mode", ["build", "evaluate"])

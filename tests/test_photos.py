@@ -14,8 +14,11 @@ from PIL import Image
 from rich.console import Console
 
 import fgvr
+from fgvr import modes
 from fgvr.errors import ConfigError
 from fgvr.evaluation import report as reports
+from fgvr.modes.baseline_table import OURS, chosen_baselines
+from fgvr.session import Session
 
 COLOURS = {"lemon": (230, 210, 40), "lime": (60, 160, 50), "plum": (80, 30, 90)}
 
@@ -73,12 +76,7 @@ def test_tiny_models_on_photographs_are_refused_on_the_terminal(folder: Path, py
 ])  # fmt: skip
 def test_what_needs_a_model_that_is_not_there_says_what_to_write(folder: Path, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        cfg = fgvr.load_config(*photos(folder, *words))
-        if cfg.mode == "build_experience_base":
-            from fgvr.modes.building import build_experience_base
-
-            build_experience_base(cfg)
-        fgvr.evaluate(cfg)
+        modes.perform(fgvr.load_config(*photos(folder, *words)))
 
 
 # --- no System 2 -------------------------------------------------------------------------------------------------------------
@@ -139,13 +137,11 @@ def test_discovery_by_words_is_refused_with_the_cure(folder: Path) -> None:
 
 
 def test_baselines_leave_out_what_is_not_there(folder: Path) -> None:
-    from fgvr.assembly import OURS, chosen_baselines
-
-    cfg = fgvr.load_config("mode=baselines", *photos(folder))
-    assert chosen_baselines(cfg) == ["image_prototypes", "linear_discriminant", "knn", "cache", "linear_probe", OURS]
+    session = Session(fgvr.load_config("mode=baselines", *photos(folder)))
+    assert chosen_baselines(session) == ["image_prototypes", "linear_discriminant", "knn", "cache", "linear_probe", OURS]
     with pytest.raises(ConfigError, match="zero_shot .*reads no text"):
-        chosen_baselines(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=zero_shot")))
-    found = fgvr.modes.run(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=[image_prototypes,cache]")))
+        chosen_baselines(Session(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=zero_shot"))))
+    found = modes.perform(fgvr.load_config("mode=baselines", *photos(folder, "baselines.which=[image_prototypes,cache]")))
     assert {report.n for report in found.reports.values()} == {3}
 
 
@@ -155,9 +151,7 @@ def test_gates_decide_by_what_images_alone_say(folder: Path) -> None:
 
 
 def test_the_doctor_says_beforehand_what_can_be_promised(folder: Path) -> None:
-    from fgvr.modes.checking import doctor
-
-    said = {f.topic: f for f in doctor(fgvr.load_config("mode=doctor", *photos(folder))).findings}
+    said = {f.topic: f for f in modes.perform(fgvr.load_config("mode=doctor", *photos(folder))).findings}
     assert said["promise"].well and "12 calibration images can certify risk:E@0.1" in said["promise"].detail
     assert "slow" not in said, "no MLLM is asked, so none can be asked wrongly"
 
@@ -177,10 +171,10 @@ def test_one_photograph_of_a_class_is_used_and_the_trigger_says_what_it_lacks(fo
 
 
 def test_the_linear_classifier_changes_a_record_so_a_replay_refuses_to_change_it(folder: Path) -> None:
-    from fgvr.modes import run
+    from fgvr.modes import perform
 
     report = fgvr.evaluate(fgvr.load_config(*photos(folder)))
-    again = run(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=linear", "trigger.target=slow_rate:0"))
+    again = perform(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=linear", "trigger.target=slow_rate:0"))
     assert again.top1 == report.top1 and again.slow_rate == 0
     with pytest.raises(ConfigError, match="run again"):
-        run(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=prototypes", "fusion.shrinkage=0.5"))
+        perform(fgvr.load_config("mode=replay", f"predictions={report.path}", "fusion=prototypes", "fusion.shrinkage=0.5"))

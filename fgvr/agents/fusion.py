@@ -86,7 +86,10 @@ def fuse_recorded(
         ConfigError: for such a change. StoreError: for a record that lacks ranks, or has a class without description on a shortlist.
     """
     if (fusion.classifier, fusion.shrinkage) != (recorded.classifier, recorded.shrinkage):
-        raise ConfigError(f"fusion.classifier={fusion.classifier} scores images anew, and the record holds other scores: run again")
+        raise ConfigError(
+            f"fusion.classifier={fusion.classifier} with fusion.shrinkage={fusion.shrinkage} scores images anew: write what was recorded, "
+            f"fusion.classifier={recorded.classifier} fusion.shrinkage={recorded.shrinkage}, or run again"
+        )
     if fusion.name_weight != recorded.name_weight:
         raise ConfigError(
             f"fusion.name_weight={fusion.name_weight} ranks all classes anew, and the record holds shortlists only: run again"

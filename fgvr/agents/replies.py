@@ -73,7 +73,7 @@ def distribution(chosen: Choice, names: Sequence[str]) -> np.ndarray | None:
 def read_answer(reply: str, names: Sequence[str]) -> int | None:
     """The option that a reply names; None where it names none, or more than one.
 
-    A reply names an option by letter or name after its last "Answer:", by a letter that it begins or ends with, or by the only name in it.
+    A reply names an option by letter or name after its last "Answer:". Else the letter at its beginning or end counts, or its only name.
     """
     text = _THOUGHT.sub("", reply).strip()
     after = list(_ANSWER.finditer(text))

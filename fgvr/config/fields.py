@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -63,6 +63,13 @@ def satisfies(fits: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _text(value: Any) -> str:
+    """Also with the lone surrogates of a file name that is no UTF-8, which pydantic's own text refuses."""
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Number = Annotated[int | float, Field()]
@@ -70,7 +77,7 @@ NotNegative = Annotated[int | float, Field(ge=0)]
 Positive = Annotated[int | float, Field(ge=0.01)]
 Temperature = Annotated[int | float, Field(ge=1e-6)]
 Share = Annotated[int | float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, PlainValidator(_text)]
 Size = Annotated[
     int | str,
     satisfies(lambda value: value >= 0 if isinstance(value, int) else parse_bytes(value) is not None),

@@ -150,6 +150,8 @@ class Discover(Group):
     price: NotNegative | None
     shots: Annotated[int, Field(ge=2)] | None
     max_new_tokens: Count
+    kinds: Count | None
+    names: Text | None
 
 
 # --- images, models ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ PATH_KEYS = {
     "predictions",
     "answers",
     "learned",
+    "names",
     "run",
     "path",
     "home",

@@ -178,7 +178,7 @@ def _apart(topic: str, tests: Sequence[Sample], learnt: Sequence[Sample], hashes
     exact = [str(overlap) for overlap in exact_overlaps(tests, where)]
     near = [str(overlap) for overlap in near_overlaps(tests, where, learnt, hashes)]
     for kind, found in (("exact", exact), ("near", near)):
-        cure = f"take out {_some(found)}" if found else ""
+        cure = f"take out {_some(found)}; an evaluation does so by itself (evaluation.on_overlap=drop)" if found else ""
         yield Finding(f"{topic}, {kind}", not found, f"{len(found)} {kind} copies", cure)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fgvr.errors import DatasetError
@@ -101,7 +101,13 @@ def _like(word: str, known: object) -> str:
 
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row, without those that are empty."""
+    return read_table(file, COLUMNS, required=("run", "image"), either=("class_id", "class_name"))
+
+
+def read_table(
+    file: Path, wanted: Sequence[str], *, required: Sequence[str], either: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """Line number and `wanted` cells of each row that is not empty. DatasetError without the `required` columns, or any of `either`."""
     written = _text(file)
     text = _SEPARATOR.sub("", written).lstrip("\r\n")
     above = written[: len(written) - len(text)].count("\n")
@@ -113,12 +119,12 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", strict=True)
         columns = [str(name).strip().lower().replace(" ", "_") for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        absent = [name for name in ("run", "image") if name not in columns]
-        absent += [] if {"class_id", "class_name"} & set(columns) else ["class_name"]
+        absent = [name for name in required if name not in columns]
+        absent += [] if not either or {*either} & {*columns} else [either[-1]]
         if absent:
             found = ", ".join(filter(None, columns)) or "nothing"
-            raise DatasetError(f"{file} has no column {' and no column '.join(absent)}; answers have {', '.join(COLUMNS)}, found {found}")
-        rows = [(above + reader.line_num, {name: _cell(row.get(name), name) for name in COLUMNS}) for row in reader]
+            raise DatasetError(f"{file} has no column {' and no column '.join(absent)}; expected {', '.join(wanted)}, found {found}")
+        rows = [(above + reader.line_num, {name: _cell(row.get(name), name) for name in wanted}) for row in reader]
     except csv.Error as error:
         raise DatasetError(f"{file} is no table that can be read ({error}); download answers.csv once more") from error
     rows = [(line, row) for line, row in rows if any(row.values())]

@@ -33,6 +33,8 @@ def headline(found: Discovered) -> str:
 
 
 def vote(found: Discovered) -> str:
+    if not found.price:
+        return f"{found.guesses:,} groups of images that look alike; a name is what a person gives them (review.html, discover.names=)."
     return f"{found.guesses:,} different guesses; one stays if the images would lose more than {found.price:.1f} nats without it."
 
 

@@ -1,7 +1,7 @@
 """Builds a knowledge base from support images; models are passed in as functions.
 
-The work happens in a sibling `.partial` folder, whose journal keeps each finished batch of model work, so a killed build loses at most
-one batch. The folder is renamed when it is complete: readers never see half a base.
+The work happens in a sibling `.partial` folder. Its journal keeps each finished batch of model work, so a killed build loses at most one
+batch. The folder is renamed when it is complete, so readers never see half a base.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LeaveOneOut(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildComponents:
-    """What a build needs: the models as functions, and batch sizes."""
+    """The models as functions, the settings, and the batch sizes of a build."""
 
     encoder: Encoder
     look: Callable[[Sample], Picture]
@@ -70,9 +70,9 @@ class BuildComponents:
 
 @contextmanager
 def workspace(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
-    """The `.partial` sibling of `folder`, this process's alone; becomes `folder` if the body leaves a complete base in it.
+    """The `.partial` sibling of `folder`, for this process alone. It becomes `folder` if the body leaves a complete base in it.
 
-    Waits as long as another process is at work there, so the body should look first at what `folder` holds by then.
+    Another process may be at work there, and then this one waits. So the body should first look at what `folder` holds by then.
     """
     partial = folder.with_name(folder.name + ".partial")
     with _alone(folder.with_name(folder.name + ".lock")):
@@ -80,11 +80,11 @@ def workspace(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
         if fresh and partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
-        (partial / MANIFEST).unlink(missing_ok=True)  # of one who died before the renaming: nothing is complete yet
+        (partial / MANIFEST).unlink(missing_ok=True)  # of a process that died before the renaming
         yield partial
         if is_complete(partial):
-            for leftover in partial.glob(JOURNAL + "*"):
-                leftover.unlink()
+            for journal in partial.glob(JOURNAL + "*"):
+                journal.unlink()
             _swap(partial, folder)
         elif not any(partial.iterdir()):
             partial.rmdir()
@@ -92,7 +92,7 @@ def workspace(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock that others may hold for hours. There is no limit: the kernel takes it from a process that dies."""
+    """Hold a lock that others may hold for hours. The wait has no limit, because the kernel frees the lock of a process that dies."""
     holder = lock.with_suffix(".holder")  # not in the lock itself, which Windows lets nobody else read
     with ExitStack() as held:
         try:
@@ -120,8 +120,8 @@ def build(
     """Encode the support images, describe each class, encode the words, answer leave-one-out, save into `partial`.
 
     Args:
-        samples: support images with labels and content hashes; grouped by class in the order of `categories`.
-        learned: the rules of the base that is mended.
+        samples: support images with labels and content hashes.
+        learned: the rules of the base that this one replaces.
     """
     started = time.monotonic()
     position = {category.id: i for i, category in enumerate(categories)}
@@ -160,7 +160,7 @@ def build(
 
 
 def _families(numbers: Sequence[int]) -> np.ndarray | None:
-    """None where no image has a copy, as nearly always."""
+    """The family of each support image; None where no image has a copy."""
     copies = len(numbers) - len(set(numbers))
     if not copies:
         return None
@@ -187,85 +187,67 @@ def _describe(
     pictures: Callable[[Sequence[int]], list[Picture]],
     components: BuildComponents,
 ) -> list[ClassRecord]:
-    """One description per class from its first images, and, cross-fitted, one without each half of its shots; none without an MLLM."""
-    describe = components.describe
-    written = {} if describe is None else _write_descriptions(categories, owners, folds, pictures, components, describe)
-    counts = np.bincount(owners, minlength=len(categories))
-    nothing = Description("", "absent")
+    """One description per class from its first images and, cross-fitted, one without each fold. Without an MLLM there is none."""
+    counts, absent = np.bincount(owners, minlength=len(categories)), Description("", "absent")
+    jobs: list[tuple[int, int | None, list[int]]] = []
+    for without in (None, 0, 1) if components.cross_fit else (None,):
+        for c in range(len(categories)):
+            own = np.flatnonzero((owners == c) & (folds != (-1 if without is None else without))).tolist()
+            jobs.append((c, without, own[: components.pictures_per_description]))
+    jobs = [job for job in jobs if job[2]]  # a class with a single shot has no image outside its fold
+    written: dict[tuple[int, int | None], Description] = {}
+    if components.describe is None:
+        jobs = []
+    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
+        asked = [jobs[i] for i in batch]
+        requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
+        described = components.describe(requests) if components.describe else []
+        written |= {(c, without): description for (c, without, _), description in zip(asked, described, strict=True)}
     return [
         ClassRecord(
             id=category.id,
             name=category.name,
             superclass=category.superclass,
             aliases=category.aliases,
-            description=written.get((c, None), nothing),
-            fold_descriptions=(written.get((c, 0), nothing), written.get((c, 1), nothing)),
+            description=written.get((c, None), absent),
+            fold_descriptions=(written.get((c, 0), absent), written.get((c, 1), absent)),
             shots=int(counts[c]),
         )
         for c, category in enumerate(categories)
     ]
 
 
-def _write_descriptions(
-    categories: Sequence[Category],
-    owners: np.ndarray,
-    folds: np.ndarray,
-    pictures: Callable[[Sequence[int]], list[Picture]],
-    components: BuildComponents,
-    describe: Callable[[Sequence[DescribeRequest]], list[Description]],
-) -> dict[tuple[int, int | None], Description]:
-    """By class and the half of its shots that was left out (None: neither)."""
-
-    def chosen(c: int, without: int | None) -> list[int]:
-        own = [int(i) for i in np.flatnonzero(owners == c) if without is None or folds[i] != without]
-        # A class with a single shot has no other half: its own description is then absent from leave-one-out.
-        return own[: components.pictures_per_description]
-
-    wanted: list[int | None] = [None, 0, 1] if components.cross_fit else [None]
-    jobs = [(c, without, own) for without in wanted for c in range(len(categories)) if (own := chosen(c, without))]
-    written: dict[tuple[int, int | None], Description] = {}
-    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
-        asked = [jobs[i] for i in batch]
-        requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
-        for (c, without, _), description in zip(asked, describe(requests), strict=True):
-            written[c, without] = description
-    return written
-
-
 def _encode_words(descriptions: Sequence[Description], components: BuildComponents, width: int) -> np.ndarray:
-    """(C, d); a zero row where there is no description. One of several pieces is the re-normalised mean of their vectors."""
+    """(C, d); a zero row where there is no description, and everywhere without a text side."""
     vectors = np.zeros((len(descriptions), width), np.float32)
-    if not reads_text(components.encoder):
-        return vectors
-    present = [i for i, description in enumerate(descriptions) if description.text]
+    present = [i for i, description in enumerate(descriptions) if description.text and reads_text(components.encoder)]
     if present:
-        pieces = [list(components.pieces(descriptions[i].text)) for i in present]
-        encoded = components.encoder.encode_text([piece for parts in pieces for piece in parts])
-        borders = np.cumsum([len(parts) for parts in pieces])[:-1]
-        for i, part in zip(present, np.split(encoded, borders), strict=True):
-            vectors[i] = part[0] if len(part) == 1 else unit(part.mean(axis=0)[None])[0]
+        vectors[present] = _encode_groups([components.pieces(descriptions[i].text) for i in present], components.encoder)
     return vectors
 
 
 def _encode_names(categories: Sequence[Category], components: BuildComponents) -> np.ndarray | None:
-    if components.name_prompts is None:
-        return None
-    prompted = [list(components.name_prompts(category)) for category in categories]
-    vectors = components.encoder.encode_text([text for texts in prompted for text in texts])
-    borders = np.cumsum([len(texts) for texts in prompted])[:-1]
-    means = np.stack([part.mean(axis=0) for part in np.split(vectors, borders)])
-    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+    """(C, d); None where the encoder does not know the names."""
+    prompts = components.name_prompts
+    return None if prompts is None else _encode_groups([prompts(category) for category in categories], components.encoder)
+
+
+def _encode_groups(groups: Sequence[Sequence[str]], encoder: Encoder) -> np.ndarray:
+    """(n, d): the vector of each group of texts, re-normalised means where a group has several."""
+    vectors = encoder.encode_text([text for group in groups for text in group])
+    parts = np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
+    return np.stack([part[0] if len(part) == 1 else unit(part.mean(axis=0)) for part in parts])
 
 
 def _recover(folder: Path) -> None:
-    """A crash between the two renames of `_swap` leaves the old base aside: put it back."""
+    """Put the old base back, if a crash between the two renames of `_swap` left it aside."""
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
         os.replace(old, folder)
 
 
 def _swap(partial: Path, folder: Path) -> None:
-    """Put the new base in place; an old one steps aside first and is dropped last, so a crash leaves one of them whole."""
+    """Put the new base in place. The old one is renamed first and deleted last, so a crash leaves one of them whole."""
     old = folder.with_name(folder.name + ".old")
     if old.exists():
         shutil.rmtree(old)

@@ -24,6 +24,7 @@ from fgvr.evaluation import image_gallery
 from fgvr.evaluation import report as reports
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import JOURNAL
+from fgvr.modes import naming
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
@@ -75,7 +76,8 @@ def discover(session: Session) -> Discovery:
         if config.run.fresh:
             shutil.rmtree(folder / STAGES, ignore_errors=True)
         images = open_unlabelled(Path(config.images), cache_dir=session.home / "store")
-        found = _find_kinds(session, images, folder / STAGES)
+        named_by_mllm = "mllm" in config.models.present
+        found = _find_kinds(session, images, folder / STAGES) if named_by_mllm else naming.find_kinds(session, images, folder)
         named = session.derive({}, dataset=_as_dataset(images, found, shots=config.discover.shots))
         notes = (*([config.models.notice] if config.models.notice else []), *images.notes, *found.notes)
         discovery = Discovery(found, _named(images, found), named.knowledge, named.recognizer_of_pictures(), notes, folder)
@@ -88,8 +90,8 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
     models = session.config.models
     if not reads_text(session.encoder):
         raise ConfigError(
-            f"mode=discover names kinds by comparing words, and {models.encoder.source} reads no text: choose an encoder with a text side "
-            "and an MLLM, such as models=qwen2_5_vl_3b"
+            f"mode=discover names kinds by comparing words, and {models.encoder.source} reads no text: choose an encoder with a text side, "
+            "such as models=qwen2_5_vl_3b, or write models/mllm=none, so that a person names them"
         )
     if (can := session.abilities) is not None and not can.scores:
         raise ConfigError(
@@ -97,7 +99,8 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
             "have a server of fgvr (fgvr serve) or vLLM hold the model, or take one that runs here (models/mllm=tiny)"
         )
     wishes = session.config.discover.to_dict()
-    del wishes["shots"]
+    for key in ("shots", "kinds", "names"):  # not of this way
+        del wishes[key]
     folder.mkdir(parents=True, exist_ok=True)
     with SqliteCache(folder / JOURNAL) as journal:
         session = session.derive({}, store=LayeredCache(journal, session.store))

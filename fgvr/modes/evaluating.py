@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
-from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
 from fgvr.session import Session
@@ -217,13 +215,3 @@ def _known(support: Sequence[Sample]) -> dict[str, list[ImageSource]]:
         if sample.label is not None:
             known.setdefault(sample.label, []).append(sample.image)
     return known
-
-
-@to_json.register
-def _(result: Report) -> Any:
-    return json.loads((result.path / reports.FILE).read_text())
-
-
-@to_text.register
-def _(result: Report) -> list[Any]:
-    return [reports.terminal(result)]

@@ -102,7 +102,10 @@ def replayed(config: Config, run: Config, path: Path) -> Config:
             raise ConfigError(
                 f"{key} is another one in the recorded run ({path}), and a replay cannot change it: leave it out, or run again"
             )
-    return config.derive({key: to_dict(run.get(key)) for key in _OBSERVED})
+    observed = {key: to_dict(run.get(key)) for key in _OBSERVED}
+    if config.get("trigger.shots") is not None and config.get("trigger.shots") == config.get("dataset.shots"):  # written as a reference
+        observed["trigger.shots"] = run.dataset.shots
+    return config.derive(observed)
 
 
 def _replay(session: Session, run: Config) -> Replay:

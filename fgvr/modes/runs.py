@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fgvr import planning
 from fgvr.config import composing
@@ -16,11 +18,12 @@ from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
+from fgvr.modes.showing import to_json, to_text
 from fgvr.runtime import timeline
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
 from fgvr.store.journal import RunFile, to_line
-from fgvr.types import Prediction
+from fgvr.types import Prediction, Report
 from fgvr.utils.files import atomic_write, read_json, short_hash, write_json
 from fgvr.utils.logging import setup_logging
 
@@ -145,3 +148,13 @@ def surprises(predictions: Sequence[Prediction], config: Config) -> list[str]:
         f"trigger={name} sent every image to System 2: with {config.dataset.shots} images per class it is never sure enough. "
         "Write trigger=calibrated, or give more images per class (dataset.shots)"
     ]
+
+
+@to_json.register
+def _(result: Report) -> Any:
+    return json.loads((result.path / reports.FILE).read_text())
+
+
+@to_text.register
+def _(result: Report) -> list[Any]:
+    return [reports.terminal(result)]

@@ -14,12 +14,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fgvr.config.composing import load_config
-from fgvr.config.configuration import Config
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
-from fgvr.types import ROLES
 
 if TYPE_CHECKING:
     from fgvr.server.knowledge import Knowledge
@@ -44,8 +42,8 @@ def serve(session: Session) -> None:
     specs = {role: session.specs[role] for role in config.models.present}
     settings, tokens = Settings.of(config.server.to_dict()), Tokens.of(environment)
     pool = session.pool
-    bundle = {key: value for key, value in config.models.to_dict().items() if key not in ROLES}
-    server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, config), to_row=to_row, bundle=bundle)
+    bundle = {key: value for key, value in config.models.to_dict().items() if key not in session.specs}
+    server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, session), to_row=to_row, bundle=bundle)
     try:
         server.classifier.begin(tell)
         run(server, settings, tokens, session.home)
@@ -56,11 +54,11 @@ def serve(session: Session) -> None:
             _leave(busy)
 
 
-def open_served(config: Config) -> Knowledge:
-    """The base on disk as it is now, and a recognizer over it."""
+def open_served(serving: Session) -> Knowledge:
+    """The images and the base on disk as they are now, and a recognizer over them. The pool stays as it was set while it ran."""
     from fgvr.server.knowledge import Knowledge, KnownClass
 
-    session = Session(config)
+    session = Session(serving.config, pool=serving.pool, specs=serving.specs, store=serving.store)
     base = session.knowledge
     shown = Counter(support.category for support in base.support)
     classes = tuple(KnownClass(record.id, record.name, shown[record.id]) for record in base.classes)

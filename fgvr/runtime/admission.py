@@ -68,12 +68,12 @@ class Admission:
         if not nested and (absent or short or blocked) and ask not in self._queue:
             self._queue.append(ask)
         if moving or not (nested or self._queue[0] is ask):
-            return Wait(self._sooner(now))
+            return Wait(self._next_look(now))
         if not short:
-            return self._reserve(ask, absent[0]) if absent else Wait(self._sooner(now))
+            return self._reserve(ask, absent[0]) if absent else Wait(self._next_look(now))
         return self._make_room(ask, short, now, nested=nested)
 
-    def ahead(self, ask: Request) -> Load | Evict | None:
+    def decide_ahead(self, ask: Request) -> Load | Evict | None:
         """The next step to have one model ready before it is asked for; None when that is done, or would be at others' cost.
 
         Takes no ticket, drains nothing, evicts only what is planned to be used later still, and keeps out of the way of whoever waits.
@@ -81,7 +81,7 @@ class Admission:
         (entry,) = ask.batches
         if self._queue or entry.state not in ("absent", "parked"):
             return None
-        together = self._ledger.together([entry], [])
+        together = self._ledger.needed_together([entry], [])
         if sum(e.charge or e.size for e in together) + ask.work + self._ledger.reserve > self._ledger.limit:
             return None
         short = self._ledger.shortage([entry], ask.work)
@@ -89,13 +89,13 @@ class Admission:
             return self._reserve(ask, entry)
         mine, now = self._ledger.stage_of(entry), time.monotonic()
         idle = self._ledger.idle(besides=[entry], now=now)
-        spare = [e for e in idle if not self._ledger.young(e, ask.holder, now) and self._later(e, mine)]
+        spare = [e for e in idle if not self._ledger.spared_seconds(e, ask.holder, now) and self._is_used_later(e, mine)]
         victims = self._ledger.victims(spare, short)
         if sum(e.charge for e in victims) < short.bytes or len(victims) < short.slots:
             return None
         return self._evict(ask, victims)
 
-    def leave(self, ask: Request) -> bool:
+    def withdraw(self, ask: Request) -> bool:
         """Granted, refused, timed out or interrupted: no mark, ticket or half-done state of this request stays behind.
 
         Returns whether there was anything, so whether others have reason to look again.
@@ -116,7 +116,7 @@ class Admission:
         own = self._own(ask)
         leased = {entry for grant in own for entry in grant.entries}
         notes = {}
-        for entry in self._ledger.together(ask.entries, own):
+        for entry in self._ledger.needed_together(ask.entries, own):
             note = "leased by the caller" if entry in leased else "pinned" if entry not in ask.entries else ""
             notes[entry] = note or entry.state
         return self._describe(notes, self._ledger.limit, ask.work + sum(grant.work for grant in own))
@@ -170,7 +170,7 @@ class Admission:
     def _refuse_what_never_fits(self, ask: Request) -> None:
         """Judged before any eviction: even with everybody else gone, this does not fit."""
         ledger, own = self._ledger, self._own(ask)
-        together = ledger.together(ask.entries, own)
+        together = ledger.needed_together(ask.entries, own)
         needed = sum(e.charge or e.size for e in together) + ask.work + sum(g.work for g in own) + ledger.reserve
         names = ", ".join(e.key for e in ask.entries)
         if needed > ledger.limit:
@@ -186,12 +186,12 @@ class Admission:
             entry.lend(batch, now, ask.holder)
             entry.hits += entry not in ask.loaded
         self._ledger.grants.add(ask)
-        self._ledger.note()
+        self._ledger.update_peak()
 
     def _reserve(self, ask: Request, entry: Entry) -> Load:
         entry.state, entry.charge, entry.mover = "loading", entry.size, ask
         ask.loaded.add(entry)
-        self._ledger.note()
+        self._ledger.update_peak()
         return Load(entry)
 
     def _make_room(self, ask: Request, short: Shortage, now: float, *, nested: bool) -> Action:
@@ -200,37 +200,37 @@ class Admission:
         enough = sum(e.charge for e in idle) >= short.bytes and len(idle) >= short.slots
         if nested and not enough:
             if ledger.in_transition():
-                return Wait(self._sooner(now))
+                return Wait(self._next_look(now))
             holders = sorted({g.holder for g in ledger.grants if g not in ask.own})
             raise WouldDeadlock(
                 f"{', '.join(e.key for e in ask.entries)} would wait for leases of {', '.join(holders) or 'nobody (see pool.status())'} "
                 "while holding others; take all models in one lease: pool.lease(a, b)"
             )
-        victims = ledger.victims([e for e in idle if not ledger.young(e, ask.holder, now)], short)
+        victims = ledger.victims([e for e in idle if not ledger.spared_seconds(e, ask.holder, now)], short)
         if victims:
             return self._evict(ask, victims)
         if not nested and not ledger.in_transition():
             self._drain(ask, short, now)
-        return Wait(self._sooner(now))
+        return Wait(self._next_look(now))
 
     def _evict(self, ask: Request, victims: tuple[Entry, ...]) -> Evict:
         for entry in victims:
             entry.state, entry.mover = "evicting", ask
         return Evict(victims)
 
-    def _later(self, entry: Entry, stage: int | None) -> bool:
+    def _is_used_later(self, entry: Entry, stage: int | None) -> bool:
         """Whether the plan has no use for this model, or only after the given stage."""
         planned = self._ledger.stage_of(entry)
         return planned is None or (stage is not None and planned > stage)
 
-    def _sooner(self, now: float) -> float | None:
+    def _next_look(self, now: float) -> float | None:
         """Seconds after which a look is worth it although nothing was reported: memory may come back, a model may have stayed enough."""
         ledger = self._ledger
         if ledger.unreturned or any(e.stuck_until > now for e in ledger.entries.values()):
             return _LOOK_SECONDS
         if not ledger.min_residency:
             return None
-        waits = [left for e in ledger.entries.values() if e.state == "resident" and (left := ledger.young(e, "", now))]
+        waits = [left for e in ledger.entries.values() if e.state == "resident" and (left := ledger.spared_seconds(e, "", now))]
         return min(waits, default=None)
 
     def _drain(self, ask: Request, short: Shortage, now: float) -> None:
@@ -238,7 +238,7 @@ class Admission:
         ledger = self._ledger
         missing, slots = short.bytes, short.slots
         leased = sorted(
-            (e for e in ledger.entries.values() if e.leases and not ledger.young(e, ask.holder, now)),
+            (e for e in ledger.entries.values() if e.leases and not ledger.spared_seconds(e, ask.holder, now)),
             key=lambda e: (e.drain_for is not ask, e.last_used),
         )
         for entry in leased:

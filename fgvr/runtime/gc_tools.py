@@ -16,14 +16,14 @@ def clear_frames(error: BaseException, *, outer: BaseException | None = None) ->
     _Frames(error, outer).clear()
 
 
-class KeptFrames:
+class ErrorFrames:
     """Frames of errors that left a model's calls. A debugger sees them until the memory that they hold is wanted."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: weakref.WeakSet[_Frames] = weakref.WeakSet()
 
-    def keep(self, error: BaseException, *, outer: BaseException | None = None) -> None:
+    def add(self, error: BaseException, *, outer: BaseException | None = None) -> None:
         """Remember the frames of an error and its causes, but not of `outer`, for as long as the error itself lives."""
         frames = _Frames(error, outer)
         error.__dict__["_fgvr_frames"] = frames
@@ -64,7 +64,7 @@ class _Frames:
                     _ = frame.f_locals  # Python 3.11 and 3.12 keep a copy for a debugger that looked; asking again empties it
 
 
-def let_go(entry: Any) -> weakref.ref[Any]:
+def drop_reference(entry: Any) -> weakref.ref[Any]:
     """Drop an entry's reference to its model, cycles included; what is returned says whether somebody else still has one."""
     watch = weakref.ref(entry.model)
     entry.model = None

@@ -35,7 +35,7 @@ class Housekeeping:
         self.thread = Background(self.round, NAME)
         self.ttl: float | None = None
 
-    def keep(self, ttl: float | None) -> None:
+    def set_ttl(self, ttl: float | None) -> None:
         """Models may be idle for so long, from now on."""
         self.ttl = ttl
         self.thread.ring()
@@ -105,7 +105,7 @@ class Housekeeping:
         try:
             while not self.thread.stopped:
                 with self._condition:
-                    action = self._admission.ahead(ask)
+                    action = self._admission.decide_ahead(ask)
                 if isinstance(action, Load):
                     self._lifecycle.load(entry, _LOAD_SECONDS, patient=True)
                 elif action is not None:
@@ -114,6 +114,6 @@ class Housekeeping:
                     return
         finally:
             with self._condition:
-                self._admission.leave(ask)
+                self._admission.withdraw(ask)
                 self._condition.notify_all()
             self._events.deliver()

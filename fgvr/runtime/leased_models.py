@@ -89,7 +89,7 @@ class Execution:
                 except BaseException as error:
                     # Whoever keeps this exception (a notebook does) keeps the model's frames, hence its memory.
                     if not (isinstance(error, Exception) and self._recovery.is_oom(error)):
-                        self._entry.frames.keep(error, outer=outer)  # for a debugger, until the model has to go
+                        self._entry.frames.add(error, outer=outer)  # for a debugger, until the model has to go
                         raise
                     lack = f"{type(error).__name__}: {error}"
                     clear_frames(error, outer=outer)

@@ -43,7 +43,7 @@ class Leases:
             return ask
         except BaseException:
             with self._condition:
-                self._admission.leave(ask)
+                self._admission.withdraw(ask)
                 self._condition.notify_all()
             self.give_back(ask)
             self._events.deliver()
@@ -67,7 +67,7 @@ class Leases:
 
     def _step(self, ask: Request, deadline: float, timeout: float) -> None:
         """Wait until this request may do something, and do it outside the condition."""
-        self._lifecycle.recheck()
+        self._lifecycle.recheck_unreturned()
         with self._condition:
             while True:
                 if self._lifecycle.closed:
@@ -79,7 +79,7 @@ class Leases:
                     return
             if action is None:
                 self._events.lent("lease", ask, ask.granted - ask.asked)
-                if self._admission.leave(ask):
+                if self._admission.withdraw(ask):
                     self._condition.notify_all()
                 return
         if isinstance(action, Load):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fgvr.errors import ConfigError, FgvrError
-from fgvr.runtime.gc_tools import KeptFrames
+from fgvr.runtime.gc_tools import ErrorFrames
 from fgvr.runtime.loaders.base import Loader, Movable
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool_settings import PoolSettings
@@ -69,7 +69,7 @@ class Entry:
     alert: str = ""
     stuck_until: float = 0.0  # it could not go because somebody still refers to the model; not tried again before
     drain_for: object | None = None
-    frames: KeptFrames = field(default_factory=KeptFrames)  # of errors in its calls, for debuggers
+    frames: ErrorFrames = field(default_factory=ErrorFrames)  # of errors in its calls, for debuggers
 
     @property
     def key(self) -> str:
@@ -87,7 +87,7 @@ class Entry:
 
     @property
     def is_parked(self) -> bool:
-        """Whether the model lies in main memory or in a flat file, and not on the device."""
+        """Whether the model lies in main memory, and not on the device."""
         return (movable := self.movable) is not None and movable.parked
 
     @property
@@ -214,7 +214,7 @@ class Ledger:
             if e.state == "resident" and not e.leases and not self.pinned(e) and e.stuck_until <= now and e not in kept
         ]
 
-    def young(self, entry: Entry, holder: str, now: float) -> float:
+    def spared_seconds(self, entry: Entry, holder: str, now: float) -> float:
         """Seconds for which it must still be spared for others than who used it last, so that two users in turn do not thrash."""
         if not self.min_residency or entry.last_holder in ("", holder):
             return 0.0
@@ -260,7 +260,7 @@ class Ledger:
     def _places_taken(self) -> int:
         return sum(e.state in ("loading", "resident", "evicting") for e in self.entries.values())
 
-    def together(self, entries: Iterable[Entry], own: Iterable[Request]) -> list[Entry]:
+    def needed_together(self, entries: Iterable[Entry], own: Iterable[Request]) -> list[Entry]:
         """What has to be resident at once for this request: it, the holder's own leases, and what is pinned and there."""
         needed = dict.fromkeys(entries)
         needed.update(dict.fromkeys(e for g in own for e in g.entries))
@@ -273,17 +273,17 @@ class Ledger:
         now = time.monotonic()  # one for all: who is interrupted between two looks would see the later one as idle for longer
         return tuple(self.entries[key] for key in choose(self.policy, (self.status(e, now) for e in idle), short.bytes, short.slots))
 
-    def immovable(self) -> int:
+    def unevictable(self) -> int:
         """Bytes that no eviction can free now."""
         idle = self.idle()
         return self.used - sum(e.charge for e in idle)
 
-    def note(self) -> None:
+    def update_peak(self) -> None:
         """Call after every change that adds bytes."""
         self.peak = max(self.peak, self.used)
 
     def parked(self) -> list[Entry]:
-        """What lies in main memory or in a flat file and may go, longest unused first; also when bringing it back failed."""
+        """What lies in main memory and may go, longest unused first; also when bringing it back failed."""
         now, there = time.monotonic(), ("parked", "failed")
         found = [e for e in self.entries.values() if e.state in there and e.model is not None and e.stuck_until <= now]
         return sorted(found, key=lambda e: e.last_used)

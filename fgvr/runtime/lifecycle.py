@@ -19,7 +19,7 @@ from typing import Any
 from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, WouldDeadlock
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import WAS_PARKED, Events
-from fgvr.runtime.gc_tools import clear_frames, let_go, still_held
+from fgvr.runtime.gc_tools import clear_frames, drop_reference, still_held
 from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Failure, Ledger
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
@@ -51,19 +51,19 @@ class Lifecycle:
         try:
             self._note_baseline()
             self._device.limit(self._ledger.limit)
-            self._tell("loading", entry, entry.size)
+            self._announce("loading", entry, entry.size)
             where = "where it was parked" if restoring else entry.spec.source
             log.info("loading %s (from %s, about %s)", entry.key, where, format_bytes(entry.size))
             failure = self._attempt(entry, box, bring)
             if failure is not None and failure.oom:
                 # Here the exception and its frames are gone, so the half-loaded tensors are, too.
                 log.warning("%s: %s; evicting all idle models and trying once more", entry.key, failure.text)
-                self._tell("oom", entry, entry.size, failure.text)
+                self._announce("oom", entry, entry.size, failure.text)
                 self.evict_idle()
                 self.reclaim()
                 failure = self._attempt(entry, box, bring)
         finally:
-            self._settle(entry, box, failure, began, restored=restoring)
+            self._finish_load(entry, box, failure, began, restored=restoring)
             if self.closed:
                 self.close()
             self._events.deliver()
@@ -94,33 +94,32 @@ class Lifecycle:
     def close(self) -> None:
         """Nothing stays: what is idle goes now, what is leased or under way when it comes back."""
         self.closed = True
-        while going := self._mark(lambda: [*self._ledger.idle(), *self._ledger.parked()]):
+        while going := self._begin_eviction(lambda: [*self._ledger.idle(), *self._ledger.parked()]):
             for entry in going:
                 self._take_out(entry, park=False)
 
     def evict_idle(self, *, park: bool = True) -> int:
         """Everything that is neither leased nor pinned; bytes that came back to the device."""
-        return self.evict(self._mark(self._ledger.idle), park=park)
+        return self.evict(self._begin_eviction(self._ledger.idle), park=park)
 
     def drop_parked(self) -> int:
         """Let all parked models go, pinned ones apart; their bytes in main memory."""
-        return self.evict(self._mark(lambda: [e for e in self._ledger.parked() if not self._ledger.pinned(e)]))
+        return self.evict(self._begin_eviction(lambda: [e for e in self._ledger.parked() if not self._ledger.pinned(e)]))
 
     def trim_host(self) -> int:
         """Let parked models go, longest unused first, until main memory is within its limit."""
-        return self.evict(self._mark(self._ledger.host_victims))
+        return self.evict(self._begin_eviction(self._ledger.host_victims))
 
     def trim(self) -> int:
         """Evict by policy until the ledger is within its limits."""
-        return self.evict(self._mark(self._ledger.excess))
+        return self.evict(self._begin_eviction(self._ledger.excess))
 
-    def recheck(self) -> None:
+    def recheck_unreturned(self) -> None:
         """See whether memory that did not come back with its model has come back since."""
-        if self._ledger.unreturned:
-            allocated = self._device.allocated() if self._device.exact else None
+        if self._ledger.unreturned:  # of a device that counts tensors: no other can tell
+            allocated = self._device.allocated()
             with self._condition:
-                left = 0 if allocated is None else self._excess(allocated)
-                self._ledger.unreturned = min(self._ledger.unreturned, left)
+                self._ledger.unreturned = min(self._ledger.unreturned, self._unexplained(allocated))
                 self._condition.notify_all()
 
     def reclaim(self) -> None:
@@ -193,14 +192,14 @@ class Lifecycle:
             return Failure(type(error), str(error))
         return Failure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
 
-    def _settle(self, entry: Entry, box: list[Any], failure: Failure | None, began: float, *, restored: bool) -> None:
+    def _finish_load(self, entry: Entry, box: list[Any], failure: Failure | None, began: float, *, restored: bool) -> None:
         broken = failure is not None and not failure.oom  # it would fail again: next time from disk
         if restored and not box and (broken or not entry.is_parked):  # or stopped half-way: not whole in either place
             entry.model = None  # gone before anybody may bring in another
         with self._condition:
             entry.failure, entry.alert, entry.mover = failure, "", None
             if box:
-                self._arrived(entry, box.pop(), began, restored=restored)
+                self._became_resident(entry, box.pop(), began, restored=restored)
             else:
                 entry.host_charge = entry.host_bytes
                 entry.state, entry.charge = entry.at_rest, 0
@@ -210,7 +209,7 @@ class Lifecycle:
                     self._events.about("failed", entry, text=failure.text)
             self._condition.notify_all()
 
-    def _arrived(self, entry: Entry, model: Any, began: float, *, restored: bool) -> None:
+    def _became_resident(self, entry: Entry, model: Any, began: float, *, restored: bool) -> None:
         measured, now = int(model.nbytes), time.monotonic()
         if not restored and entry.size and abs(measured - entry.size) > DRIFT * entry.size:
             entry.alert = f"measured {format_bytes(measured)}, estimated {format_bytes(entry.size)}"
@@ -225,14 +224,14 @@ class Lifecycle:
         else:
             entry.loads += not entry.loader.elsewhere  # nothing came into this process's memory
             entry.load_seconds = now - began
-        self._ledger.note()
+        self._ledger.update_peak()
         self._events.about("restored" if restored else "loaded", entry, bytes=measured, seconds=now - began)
         if entry.alert:
             self._events.about("alert", entry, bytes=measured, text=entry.alert)
 
     # --- out ---------------------------------------------------------------------------------------------------------------
 
-    def _mark(self, choose: Callable[[], Sequence[Entry]]) -> Sequence[Entry]:
+    def _begin_eviction(self, choose: Callable[[], Sequence[Entry]]) -> Sequence[Entry]:
         with self._condition:
             chosen = choose()
             for entry in chosen:
@@ -248,19 +247,19 @@ class Lifecycle:
         watch: weakref.ref[Any] | None = None
         parked, allocated, before, after = False, None, 0, 0
         try:
-            before = self._tell("evicting", entry, charge)
+            before = self._announce("evicting", entry, charge)
             entry.frames.clear()
             parked = park and self._park(entry)
             if not parked:
-                watch = let_go(entry)
+                watch = drop_reference(entry)
             self._device.synchronize()
             self._device.empty_cache()
-            allocated = self._look(entry) if self._device.exact else None
+            allocated = self._read_allocated(entry) if self._device.exact else None
         finally:
             survivor = watch() if watch is not None else None
             holders = still_held(survivor)
             with self._condition:
-                released, after = self._settle_release(entry, survivor, holders, allocated), self._ledger.used
+                released, after = self._finish_release(entry, survivor, holders, allocated), self._ledger.used
                 if entry.state != "resident":
                     kind = "parked" if entry.state == "parked" else "evicted"
                     self._events.about(kind, entry, bytes=released, seconds=time.monotonic() - began)
@@ -277,7 +276,7 @@ class Lifecycle:
 
     def _park(self, entry: Entry) -> bool:
         """Whether the model now lies in main memory, and only there."""
-        if entry.movable is None or self.closed or not self._claimed(entry, entry.movable.host_needed):
+        if entry.movable is None or self.closed or not self._reserve_host_memory(entry, entry.movable.host_needed):
             return False
         try:
             with CONSTRUCT.read():
@@ -287,7 +286,7 @@ class Lifecycle:
             log.warning("%s could not be parked and is dropped: %s", entry.key, _text(error))
             return False
 
-    def _claimed(self, entry: Entry, size: int) -> bool:
+    def _reserve_host_memory(self, entry: Entry, size: int) -> bool:
         """Whether main memory has a place to park it, others' oldest copies making room."""
         ledger = self._ledger
         more = size - entry.host_charge
@@ -300,7 +299,7 @@ class Lifecycle:
                 if ledger.host_used + more - sum(e.host_charge for e in victims) > ledger.host_limit:
                     log.info("%s: no room in main memory for %s (runtime.host_budget)", entry.key, format_bytes(size))
                     return False
-            if not self.evict(self._mark(lambda: ledger.host_victims(more, besides=entry))):
+            if not self.evict(self._begin_eviction(lambda: ledger.host_victims(more, besides=entry))):
                 return False
         return False
 
@@ -308,7 +307,7 @@ class Lifecycle:
         """A parked model goes, and is charged and `evicting` until it is truly gone. Bytes that came back in main memory."""
         released, kept = 0, ""
         try:
-            survivor = let_go(entry)()  # freeing gigabytes takes its time
+            survivor = drop_reference(entry)()  # freeing gigabytes takes its time
             kept = still_held(survivor)
             entry.model = survivor  # rather that one again than a second beside it
         finally:
@@ -324,7 +323,7 @@ class Lifecycle:
             self._events.deliver()
         return released
 
-    def _settle_release(self, entry: Entry, survivor: Any, holders: str, allocated: int | None) -> int:
+    def _finish_release(self, entry: Entry, survivor: Any, holders: str, allocated: int | None) -> int:
         entry.alert, entry.mover = holders, None
         if survivor is not None:  # one copy: rather the old one again than a second beside it
             entry.state, entry.model = "resident", survivor
@@ -336,7 +335,7 @@ class Lifecycle:
             entry.state = "resident"
             return 0
         charge, entry.state, entry.charge = entry.charge, entry.at_rest, 0
-        left = 0 if allocated is None else self._excess(allocated)
+        left = 0 if allocated is None else self._unexplained(allocated)
         missing = min(charge, left - self._ledger.unreturned)
         if missing > DRIFT * charge:
             self._ledger.unreturned += missing
@@ -344,13 +343,13 @@ class Lifecycle:
             return charge - missing
         return charge
 
-    def _look(self, entry: Entry) -> int:
+    def _read_allocated(self, entry: Entry) -> int:
         """Bytes allocated; read again when others' moves between two readings could pass for memory that does not come back."""
         for _ in range(3):
             allocated = self._device.allocated()
             with self._condition:
                 others = any(e is not entry and e.state in ("loading", "evicting") for e in self._ledger.entries.values())
-                if not others or self._excess(allocated) - entry.charge <= self._ledger.unreturned:
+                if not others or self._unexplained(allocated) - entry.charge <= self._ledger.unreturned:
                     break
         return allocated
 
@@ -361,12 +360,12 @@ class Lifecycle:
                 if self._baseline is None:
                     self._baseline = held
 
-    def _excess(self, allocated: int) -> int:
+    def _unexplained(self, allocated: int) -> int:
         """Bytes on the device that the ledger cannot explain."""
         explained = self._ledger.used - self._ledger.unreturned - self._ledger.reserve
         return max(0, allocated - (self._baseline or 0) - explained)
 
-    def _tell(self, kind: Any, entry: Entry, size: int, text: str = "") -> int:
+    def _announce(self, kind: Any, entry: Entry, size: int, text: str = "") -> int:
         """What is in use just then."""
         with self._condition:
             self._events.about(kind, entry, bytes=size, text=text)

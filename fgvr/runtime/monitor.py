@@ -31,8 +31,8 @@ from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
 
-KEPT = 0.05  # of the ledger: what a resting process may hold beyond it before its allocator is asked to give it back,
-KEPT_LEAST = 24 << 20  # but at least these bytes: with tiny models every look would be a page fault per page of their next batch
+SLACK = 0.05  # of the ledger: what a resting process may hold beyond it before its allocator is asked to give it back,
+SLACK_LEAST = 24 << 20  # but at least these bytes: with tiny models every look would be a page fault per page of their next batch
 DRIFT = 0.03  # of the ledger's weights: a device that counts tensors and holds so much more or less is worth an alert,
 DRIFT_LEAST = 16 << 20  # but at least these bytes: libraries' own small blocks on a device are no drift
 _FREQUENT = ("lease", "return")  # too many to measure after each
@@ -68,7 +68,7 @@ class Monitor:
         self._storages: dict[str, int] = {}  # key -> bytes under its tensors, as counted when it came
         self._prepared: set[str] = set()
         self._base_uss: int | None = None
-        self._bare: int | None = None  # allocated on the device while nothing was loaded
+        self._allocated_when_empty: int | None = None  # allocated on the device while nothing was loaded
         self._level: Level = "ok"
         self._low = ""
         self._sampled = self._cleaned = clock()
@@ -109,7 +109,7 @@ class Monitor:
         recorder = Recorder(path, Start.of(self._living()), monotonic=self._clock())
         try:
             with self._working:
-                quiet = not self._drain()  # what happened before is not this recorder's
+                quiet = not self._take_events()  # what happened before is not this recorder's
                 self._recorders.append(recorder)
                 just_seen = quiet and self._clock() - self._sampled < _STILL  # the job of a sweep before this one has ended with a sample
                 self._sample(self._living(), "start", measured=self._process if just_seen else None)
@@ -129,7 +129,7 @@ class Monitor:
         with self._working:
             since = self._clock() - self._sampled
             frequent = all(event.kind in _FREQUENT for event in tuple(self._queue))
-            events = [] if frequent and since < self._gap else self._drain()
+            events = [] if frequent and since < self._gap else self._take_events()
             if events or since >= self.settings.check_interval:
                 telling = [event.kind for event in events if event.kind not in _FREQUENT] or [event.kind for event in events]
                 self._check(pool, self._sample(pool, telling[-1] if telling else "interval"))
@@ -143,11 +143,11 @@ class Monitor:
             self._thread.start()
         if event.kind == "loading":
             if event.role not in self._prepared:
-                self._prepare(event.role)
+                self._measure_base(event.role)
             elif event.used == event.bytes:  # nothing else is there, and this one not yet: all that the process holds is its base
-                self._rebase()
+                self._measure_base_anew()
 
-    def _prepare(self, role: str) -> None:
+    def _measure_base(self, role: str) -> None:
         """Keep the base: USS before the first load, plus what libraries and tokenizers have added since."""
         self._prepared.add(role)
         before = machine.memory_of().uss
@@ -159,7 +159,7 @@ class Monitor:
         if before is not None and after is not None:
             self._base_uss = after if self._base_uss is None else self._base_uss + max(0, after - before)
 
-    def _rebase(self) -> None:
+    def _measure_base_anew(self) -> None:
         """A process grows for other reasons than models (pictures, results, what libraries make when first used)."""
         pool = self._pool()
         if pool is not None and not pool.device.exact:
@@ -177,7 +177,7 @@ class Monitor:
         """Seconds between samples after frequent events: watching may take one part in `_PARTS` of the time, however large the process."""
         return max(self.settings.sample_gap, _PARTS * self._cost)
 
-    def _drain(self) -> list[Event]:
+    def _take_events(self) -> list[Event]:
         events = [self._queue.popleft() for _ in range(len(self._queue))]
         for event in events:
             if event.kind in _COMING:
@@ -198,7 +198,7 @@ class Monitor:
     # --- measuring ---------------------------------------------------------------------------------------------------------
 
     def _sample(self, pool: ModelPool, reason: str, *, measured: ProcessMemory | None = None) -> Sample:
-        self._drain()  # what is written before the sample is what the sample has seen
+        self._take_events()  # what is written before the sample is what the sample has seen
         before = pool.status()
         began = self._spent()
         process = self._process = measured or self._measured(pool, before)
@@ -244,7 +244,7 @@ class Monitor:
         resting = not pool.device.exact and not any(m.leases or m.state in _MOVING for m in status)
         if resting and process.uss is not None and self._base_uss is not None:
             kept = process.uss - self._base_uss - status.used
-            if kept > max(KEPT * status.used, KEPT_LEAST):
+            if kept > max(SLACK * status.used, SLACK_LEAST):
                 pool.device.empty_cache()
                 process = machine.memory_of()
         return process
@@ -261,7 +261,7 @@ class Monitor:
                 held = f"{lease} for {now - since:.0f} s (runtime.alerts.lease_seconds={self.settings.lease_seconds:g})"
                 self._tell(Alert("old_lease", lease, held))
         if pool.device.exact and sample.settled:
-            self._compare(sample)
+            self._check_drift(sample)
         if self.settings.auto_cleanup and (found.level == "critical" or found.host_low):
             self._drop(pool, found.recommended, self.settings.cleanup_idle, found.host_low or f"{found.share:.0%} of the budget in use")
         every = self.settings.cleanup_interval
@@ -271,12 +271,12 @@ class Monitor:
             self._drop(pool, unused, every, f"unused for {every:g} s")
             pool.device.empty_cache()
 
-    def _compare(self, sample: Sample) -> None:
+    def _check_drift(self, sample: Sample) -> None:
         """Alerts when a device that counts tensors, and rests, holds something else than the ledger says."""
         if not sample.weights:
-            self._bare = sample.device_allocated
-        elif self._bare is not None:
-            beyond, weights = sample.device_allocated - self._bare - sample.weights_bytes, sample.weights_bytes
+            self._allocated_when_empty = sample.device_allocated
+        elif self._allocated_when_empty is not None:
+            beyond, weights = sample.device_allocated - self._allocated_when_empty - sample.weights_bytes, sample.weights_bytes
             if abs(beyond) > max(DRIFT * weights, DRIFT_LEAST):
                 figures = f"{format_bytes(abs(beyond))} {'more' if beyond > 0 else 'less'} than the {format_bytes(weights)}"
                 self._tell(Alert("drift", "device", f"the device holds {figures} on the ledger", sample.when))

@@ -55,7 +55,7 @@ class ModelPool:
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
         self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events)
-        self._housekeeping.keep(settings.ttl)
+        self._housekeeping.set_ttl(settings.ttl)
 
     # --- models ------------------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class ModelPool:
         released = self._lifecycle.evict_idle(park=False)
         self._lifecycle.drop_parked()
         self.device.empty_cache()
-        self._lifecycle.recheck()
+        self._lifecycle.recheck_unreturned()
         return released
 
     def reset(self, model: str) -> None:
@@ -199,7 +199,7 @@ class ModelPool:
         self._slots.change(settings.max_concurrency, settings.lease_timeout)
         self._lifecycle.trim()
         self._lifecycle.trim_host()
-        self._housekeeping.keep(settings.ttl)
+        self._housekeeping.set_ttl(settings.ttl)
 
     def set_budget(self, value: str | float | int) -> int:
         """Change the budget live (forms: see parse_budget); idle models go until it holds. Returns bytes.
@@ -208,7 +208,7 @@ class ModelPool:
         """
         limit = parse_budget(value, self.device.total, held=held_by_others(self.device) if value == "auto" else 0)
         with self._condition:
-            kept = self._ledger.immovable()
+            kept = self._ledger.unevictable()
             if kept > limit:
                 plan = self._admission.plan_of_kept(limit)
                 raise OutOfBudget(f"{format_bytes(kept)} are leased, pinned or reserved, budget {format_bytes(limit)} asked\n{plan}", plan)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
+import time
 import weakref
+from contextlib import suppress
 from typing import Any
 
+import psutil
 from PIL import Image
 
 from fgvr.errors import ImageError
@@ -26,6 +29,7 @@ _SENT = 9
 """Of a picture that is kept: the bytes that come through the pipe, once there and twice here."""
 WORKERS = 2
 _START_SECONDS = 60.0
+_PATIENCE = 20.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -37,7 +41,10 @@ class Worker:
         self._process = _SPAWN.Process(target=decode_worker.main, args=(theirs, max_pixels), name="fgvr-decode", daemon=True)
         self._process.start()
         theirs.close()
-        if not self._pipe.poll(_START_SECONDS) or self._pipe.recv_bytes() != b"ready":
+        ready = False
+        with suppress(EOFError, OSError):  # it has ended
+            ready = self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == b"ready"
+        if not ready:
             self.end()
             raise HttpError(503, "the process that decodes pictures does not start", code="unavailable", retry=5)
 
@@ -46,10 +53,16 @@ class Worker:
         return self._process.pid
 
     def ask(self, data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """What `decode_worker` answers. Raises TimeoutError; EOFError or OSError when it has ended. Then it is of no use any more."""
+        """What `decode_worker` answers. Raises TimeoutError; EOFError or OSError when it has ended. Then it is of no use any more.
+
+        `seconds`: of computing, so that a busy machine refuses no picture; whoever computes nothing has `_PATIENCE` times as long."""
+        process, until = psutil.Process(self._process.pid), time.monotonic() + _PATIENCE * seconds
+        limit, left = _computed(process) + seconds, seconds
         self._pipe.send_bytes(data)
-        if not self._pipe.poll(seconds):
-            raise TimeoutError
+        while not self._pipe.poll(max(0.05, left)):
+            left = limit - _computed(process)
+            if left <= 0 or time.monotonic() > until:
+                raise TimeoutError
         return json.loads(self._pipe.recv_bytes()), self._pipe.recv_bytes()
 
     def kill(self) -> None:
@@ -61,6 +74,11 @@ class Worker:
         self._process.kill()
         self._process.join()
         self._pipe.close()
+
+
+def _computed(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 class Decoders:
@@ -165,7 +183,7 @@ class Decoders:
         except TimeoutError:
             limit = f"server.decode_seconds={self._settings.decode_seconds:g}"
             raise ImageError(f"not decoded within {limit}; save it anew, without so many passes") from None
-        except (EOFError, OSError):
+        except (EOFError, OSError, psutil.NoSuchProcess):
             raise ImageError("the process that decoded it ended") from None
         finally:
             with self._condition:

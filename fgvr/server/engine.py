@@ -178,8 +178,7 @@ class RequestSlot:
 
     async def compute(self, queue: str, payloads: Sequence[Any], *, group: Any = None, tokens: Sequence[int] | None = None) -> list[Any]:
         """Results in order. Raises HttpError as `wait`."""
-        jobs = self.submit(queue, payloads, group=group, tokens=tokens)
-        return await self.wait(asyncio.gather(*map(asyncio.wrap_future, jobs)))
+        return await self.wait(asyncio.gather(*map(asyncio.wrap_future, self.submit(queue, payloads, group=group, tokens=tokens))))
 
     def submit(
         self,

@@ -167,7 +167,7 @@ class SlowResult:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a method asks of the models, whether or not the store remembers the answer: the same with a full store and an empty one."""
+    """The work that a method asks of the models. It is the same with a full store and with an empty one."""
 
     mllm_calls: int = 0
     prompt_tokens: int = 0
@@ -175,22 +175,16 @@ class Asked:
     encoder_forwards: int = 0
 
     def __add__(self, other: Asked) -> Asked:
-        return Asked(
-            self.mllm_calls + other.mllm_calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.new_tokens + other.new_tokens,
-            self.encoder_forwards + other.encoder_forwards,
-        )
+        return Asked(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Work computed in this run (answers from the cache cost nothing), and what was asked for, remembered or not.
+    """The work computed in this run (cached answers cost nothing), and the work that was asked for, cached or not.
 
-    Seconds are wall time of its share of the batch. `asked` is None where a file does not tell, such as one of an earlier version.
-
-    `decode_wait`: its share of the seconds in which the models had nothing to do as the batch was not decoded yet, on top of `seconds`;
-    `cache_hits`: embeddings and replies that were remembered. Both are no part of predictions.jsonl.
+    `seconds`: wall time, its share of the batch. `decode_wait`: its share of the seconds in which the models waited for the batch to be
+    decoded, on top of `seconds`. `cache_hits`: embeddings and replies from the store. predictions.jsonl holds neither of the last two.
+    `asked` is None where a file does not tell, such as one of an earlier version.
     """
 
     mllm_calls: int = 0
@@ -208,16 +202,8 @@ class Cost:
         return self if self.asked is None else replace(self, asked=Asked(encoder_forwards=self.asked.encoder_forwards))
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.mllm_calls + other.mllm_calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.new_tokens + other.new_tokens,
-            self.encoder_forwards + other.encoder_forwards,
-            self.seconds + other.seconds,
-            self.decode_wait + other.decode_wait,
-            self.cache_hits + other.cache_hits,
-            None if self.asked is None or other.asked is None else self.asked + other.asked,
-        )
+        asked = None if self.asked is None or other.asked is None else self.asked + other.asked
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__ if name != "asked"), asked=asked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def test_every_dialect_is_read_right(tmp_path: Path, content: tuple[str, bytes])
         ("", "is empty; answer the images"),
         ("  \r\n", "is empty"),
         (text(ROWS[:1]), "holds no answer"),
-        (text([("image", "class_id", "class_name"), ("a b.jpg", "1", "Pear")]), "no column run; answers have run, image"),
+        (text([("image", "class_id", "class_name"), ("a b.jpg", "1", "Pear")]), "no column run; expected run, image"),
         (text([("run", "image"), (REVIEW.run, "a b.jpg")]), "no column class_name"),
         ("just a letter\nto you", "no column run and no column image"),
         (text([ROWS[0], ("review-ffffffffffff", "a b.jpg", "1", "Pear")]), r"another run \(review-ffffffffffff\), not of this one"),

@@ -164,7 +164,7 @@ def fake_fgvr(table, of_a_world, world, tmp_path: Path, monkeypatch: pytest.Monk
         return SimpleNamespace(fast_only=lambda batch: [(p.fast, replace(p.decision, escalate=not broken)) for p in batch])
 
     test = of_a_world.TestImages((tuple(world["calibrated"]),), tuple(str(p.label) for p in world["calibrated"]))
-    monkeypatch.setattr(of_a_world, "open_dataset", lambda cfg: SimpleNamespace(split=SimpleNamespace(test=())))
+    monkeypatch.setattr(of_a_world, "Session", lambda cfg: SimpleNamespace(dataset=SimpleNamespace(split=SimpleNamespace(test=()))))
     monkeypatch.setattr(of_a_world.TestImages, "of", lambda samples: test)
     monkeypatch.setattr(of_a_world.promise, "__defaults__", (4,))
     for function in (load_config, evaluate, build_knowledge_base, build_recognizer):

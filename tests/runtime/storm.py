@@ -186,7 +186,7 @@ class Storm:
     def settled(self) -> None:
         """Nothing is left of a storm that is over."""
         ledger, wrong = self.ledger, self.verdict.wrong
-        self.pool._lifecycle.recheck()
+        self.pool._lifecycle.recheck_unreturned()
         if ledger.grants or self.pool._admission._queue:
             wrong.append("leases or tickets are left")
         for entry in ledger.entries.values():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fgvr.runtime.gc_tools import let_go
+from fgvr.runtime.gc_tools import drop_reference
 from fgvr.runtime.loaders import libraries
 from fgvr.runtime.loaders.clip import LOADER
 
@@ -58,4 +58,4 @@ def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.
     libraries.freeze_after_imports()
     libraries.import_libraries(LOADER)
     assert gc.get_freeze_count() <= frozen and kept.itself, "once: a model that is dropped later must be found"
-    assert let_go(entry)() is None
+    assert drop_reference(entry)() is None

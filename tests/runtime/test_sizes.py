@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from fgvr.errors import ModelLoadError
-from fgvr.planning import as_record, plan
+from fgvr.modes.planning import to_json
+from fgvr.planning import plan
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import blip as blip_loader
@@ -205,7 +206,7 @@ def test_the_shipped_7b_bundle_fits_18_gib() -> None:
 
     result = plan(load_config("mode=plan", "models=qwen2_5_vl_7b", "runtime.budget=18GiB"))
     assert result.fits and result.needed > 17 * GIB
-    assert as_record(result)["parts"][1]["parts"][0]["name"] == "vision tower"
+    assert to_json(result)["parts"][1]["parts"][0]["name"] == "vision tower"
     assert "<table>" in result._repr_html_() and "language layers" in result._repr_html_() and "language layers" in str(result)
 
 
@@ -221,7 +222,7 @@ def test_the_matcher_is_shown_and_not_counted() -> None:
     assert not any("joint" in part.name for part in result.parts)
     for shown in (str(result), result._repr_html_()):
         assert shown.index("needed") < shown.index("joint weights") and "not loaded unless asked for" in shown
-    assert as_record(result)["optional"][0]["bytes"] == weights.bytes
+    assert to_json(result)["optional"][0]["bytes"] == weights.bytes
 
 
 def test_a_matcher_of_unknown_size_does_not_spoil_the_plan(tmp_path: Path) -> None:

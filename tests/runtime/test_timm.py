@@ -150,3 +150,14 @@ def test_a_model_that_is_not_there_is_named_with_the_cure() -> None:
 
     with pytest.raises(ModelLoadError, match="models/mllm="):
         LOADER.load(ModelSpec("mllm", "none", "none"), CpuDevice())
+
+
+@pytest.mark.parametrize("option", ["siglip2_b_16", "mobileclip2_s2", "bioclip2", "dfn_b_16"])
+def test_encoders_of_open_clip_that_are_not_cached_say_how_to_get_them(option: str) -> None:
+    import fgvr
+    from fgvr.runtime.loaders.clip import LOADER
+
+    model = fgvr.load_config(f"models/encoder={option}").models.encoder
+    spec = ModelSpec("encoder", model.loader, model.source)
+    with pytest.raises(ModelLoadError, match=f"hf download {model.source.removeprefix('hf-hub:')}"):
+        LOADER.check(spec)

@@ -251,7 +251,7 @@ def test_an_interrupted_loader_does_not_undo_the_next_ones_load(make_pool: PoolM
         second(spec)
 
     pool = make_pool(loader=FakeLoader(on_load=load))
-    leave = pool._admission.leave
+    leave = pool._admission.withdraw
 
     def late(ask) -> bool:
         if not first.is_set() and calls:  # the interrupted one: the state is settled, its own clean-up is still to come
@@ -264,7 +264,7 @@ def test_an_interrupted_loader_does_not_undo_the_next_ones_load(make_pool: PoolM
         return leave(ask)
 
     other: list = []
-    pool._admission.leave = late
+    pool._admission.withdraw = late
     with ThreadPoolExecutor(1) as threads:
         with pool.lease("joint", work=0), pytest.raises(KeyboardInterrupt), pool.lease("mllm"):
             pass

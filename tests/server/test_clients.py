@@ -111,7 +111,9 @@ def test_the_classes_are_those_of_the_base_on_disk_and_a_reload_keeps_every_answ
     assert len(found["classes"]) == 4 and {row["photographs"] for row in found["classes"]} == {2} and len(found["content_hash"]) == 64
     body = {"images": [turn(bird)[0]["content"][0]["image_url"]["url"]]}
     before = server.service.post("/api/v1/classify", body)["predictions"][0]
+    limit = server.service.post("/api/v1/memory/limit", limit_gb=7)["memory_limit"]
     assert server.service.post("/api/v1/knowledge/reload") == found
+    assert server.service.get("/api/v1/memory/stats")["memory_limit"] == limit, "what was set while it ran stays"
     after = server.service.post("/api/v1/classify", body)["predictions"][0]
     assert (after["prediction"], after["confidence"]) == (before["prediction"], before["confidence"])
     assert before["name"] in [row["name"] for row in found["classes"]]

@@ -15,7 +15,7 @@ from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes import clip as sizes
-from fgvr.runtime.sizes.clip import CONFIG, REPOSITORIES, WEIGHTS
+from fgvr.runtime.sizes.clip import CONFIG, HUB, REPOSITORIES, WEIGHTS
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ class ClipLoader(FolderLoader):
     libraries = ("open_clip.transform",)
 
     def repository(self, spec: ModelSpec) -> str | None:
-        """The hub repository behind open_clip's own names. Imports open_clip for those that are not listed."""
+        """The hub repository behind `hf-hub:NAME` and open_clip's own names. Imports open_clip for those that are not listed."""
+        if spec.source.startswith(HUB):
+            return spec.source.removeprefix(HUB)
         architecture, _, tag = spec.source.partition("/")
         if spec.source in REPOSITORIES or not _NAME.fullmatch(architecture) or not tag or Path(spec.source).exists():
             return REPOSITORIES.get(spec.source)

@@ -19,6 +19,7 @@ from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+HUB = "hf-hub:"  # open_clip's and timm's own prefix of a repository
 # open_clip's "architecture/tag" names as hub repositories; others are looked up in open_clip itself, when loading.
 REPOSITORIES = {
     "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai",
