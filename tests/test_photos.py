@@ -131,11 +131,6 @@ def test_what_compares_words_is_refused_before_anything_is_computed(folder: Path
         fgvr.evaluate(fgvr.load_config(*photos(folder, *words)))
 
 
-def test_discovery_by_words_is_refused_with_the_cure(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="text side"):
-        fgvr.discover(folder / "train", "models=photos")
-
-
 def test_baselines_leave_out_what_is_not_there(folder: Path) -> None:
     session = Session(fgvr.load_config("mode=baselines", *photos(folder)))
     assert chosen_baselines(session) == ["image_prototypes", "linear_discriminant", "knn", "cache", "linear_probe", OURS]

@@ -76,7 +76,7 @@ def prediction():
 
 def test_a_prediction_shows_candidates_reasons_and_the_slow_answer(prediction):
     text = Balanced(prediction._repr_html_()).text
-    for shown in ("Raven", "0.700", "0.250", "doubt 0.125", "0.420", "0.500", EVIL, "0.800", "is Raven"):
+    for shown in ("Raven", "0.700", "0.250", "doubt +0.12", "0.420", "0.500", EVIL, "0.800", "is Raven"):
         assert shown in text
 
 
