@@ -1,7 +1,8 @@
 """The shared pool: one copy of each model, loaded when first used, lent inside a budget, evicted when others need the place.
 
 Promises (each has a test): one copy per key; within the budget at every instant; a leased model is never moved; nothing hangs; a failure
-leaves no trace. This file is the surface; the rules are in `admission`, the books in `ledger`, loading and evicting in `lifecycle`.
+leaves no trace. This file is the surface; the rules are in `admission`, the books in `ledger`, loading and
+evicting in `lifecycle`, waiting in `leases`, calls of models in `leased_models`, out-of-memory in `recovery`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Recovery:
-    """What one pool does then."""
+    """What a pool does when memory runs out in a call of a model: `make_room`, then `halve`."""
 
     def __init__(self, condition: Condition, ledger: Ledger, events: Events, lifecycle: Lifecycle, device: Device) -> None:
         self._condition, self._ledger, self._events = condition, ledger, events

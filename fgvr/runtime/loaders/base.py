@@ -70,8 +70,8 @@ class Movable(Protocol):
 
 
 class Loader:
-    """Everything about one family of models. A subclass states `estimate`, `fingerprint` and `load`; only `load` and `prepare` may import
-    a tensor library. The other methods have answers that suit a model without special abilities."""
+    """Everything about one family of models. A subclass states `estimate`, `fingerprint`, `load`, and for encoders `logit_scale`; only
+    `load` and `prepare` may import a tensor library. The other methods have answers that suit a model without special abilities."""
 
     converses: ClassVar[bool] = False
     """Whether its MLLMs answer conversations (`runtime.conversation.Conversing`)."""
