@@ -29,9 +29,10 @@ NAMES = (
     "retrieval",
     "sweep",
     "stream",
+    "photos",
 )
 STDOUT = Path("-")
-APART = ("batching", "stream")  # not in `all`: bfloat16 where it is emulated, and half an hour
+APART = ("batching", "stream", "photos")  # not in `all`: bfloat16 where it is emulated, half an hour, other models
 
 
 def main() -> int:
