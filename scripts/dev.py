@@ -22,7 +22,7 @@ MAIN, DEV = "remote,serve", "dev"  # extras: what README's commands need, and wh
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 RUN = (
-    "python discovering.py mode=fastonly dataset=produce",  # photographs, by System 1 alone
+    "python discovering.py mode=evaluate dataset=produce slow=person",  # photographs; the unsure ones go into a review page
     "python discovering.py mode=build_knowledge_base",
     "python discovering.py mode=fast_slow",
 )

@@ -53,8 +53,6 @@ def classify(session: Session) -> Recorded:
 
 
 def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
-    if session.config.asks_mllm:
-        return []
     return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
 
 

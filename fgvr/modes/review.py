@@ -47,7 +47,7 @@ def write_page(
     session: Session, folder: Path, predictions: Sequence[Prediction], *, title: str, pictures: Mapping[str, ImageSource]
 ) -> list[str]:
     """`review.html` in a run's folder, where System 2 is a person; what is to be done with it."""
-    if session.config.asks_mllm:
+    if session.config.slow.decoder != "person":
         return []
     base, asked = session.knowledge, session.config.slow.candidates
     doubtful = person.waiting(predictions)
