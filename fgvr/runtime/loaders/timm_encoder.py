@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,20 +26,25 @@ class TimmEncoder(TorchModel):
     has_text = False
     logit_scale = LOGIT_SCALE
 
-    def __init__(self, fingerprint: str, module: Any, transform: Any) -> None:
+    def __init__(self, fingerprint: str, module: Any, transform: Any, *, at_once: int | None = None) -> None:
+        """`at_once`: images in one forward pass, so that a layer's values stay in the processor's cache; None = the whole batch."""
         super().__init__(fingerprint, module, threading.Lock())
-        self._transform = transform
+        self._transform, self._at_once = transform, at_once
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         import torch
 
         if not images:
             return np.zeros((0, 0), np.float32)
-        pixels = torch.stack([self._transform(pil(image)) for image in images])
-        weight = next(self._module.parameters())
-        with torch.inference_mode():
-            vectors = self._module(pixels.to(weight.device, weight.dtype))
-        return unit(vectors.float().cpu().numpy())
+        weight, step = next(self._module.parameters()), self._at_once or len(images)
+        vectors = []
+        # Pillow resizes without the interpreter's lock: the next images are prepared while the module computes.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads, torch.inference_mode():
+            prepared = threads.map(lambda image: self._transform(pil(image)), images)
+            while part := list(islice(prepared, step)):
+                pixels = torch.stack(part).to(weight.device, weight.dtype, memory_format=torch.channels_last)
+                vectors.append(self._module(pixels).float().cpu())
+        return unit(torch.cat(vectors).numpy())
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         raise ConfigError("this encoder reads no text (models/encoder is an image encoder of timm): choose one with a text side")
