@@ -91,3 +91,15 @@ def test_nothing_to_fetch_is_said(tmp_path):
 def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
     found = fgvr("fetch", "--yes", "dataset=dtd47", f"fetch.mirror={mirror}", home=tmp_path)
     assert found.returncode == 2 and "fetch.mirror" in found.stderr
+
+
+def test_no_other_mode_asks_the_hub(tmp_path):
+    with publishing(Publisher({})) as publisher:
+        hub(publisher)
+        said = fgvr("doctor", "models.mllm.source=org/small", "models.mllm.loader=qwen", home=tmp_path, endpoint=publisher.url)
+        built = fgvr(
+            "build_knowledge_base", "models.mllm.source=org/small", "models.mllm.loader=qwen", home=tmp_path, endpoint=publisher.url
+        )
+    assert said.returncode == 3 and built.returncode == 3, built.stderr
+    assert "is not on this machine" in built.stderr and "mode=fetch" in built.stderr and "Traceback" not in built.stderr
+    assert publisher.asked == []

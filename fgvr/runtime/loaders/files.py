@@ -1,4 +1,4 @@
-"""Model folders on disk: where they are, what they weigh, who they are. No tensor library, no network but `fetch`."""
+"""Model folders on disk: where they are, what they weigh, who they are. No tensor library, no network."""
 
 from __future__ import annotations
 
@@ -98,12 +98,7 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
             )
         if _REPOSITORY.fullmatch(hub) and not offline():
             return None
-        looked = [str(Path(spec.source).expanduser().absolute())]
-        if _REPOSITORY.fullmatch(hub):
-            looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
-        raise ModelLoadError(
-            f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{how_to_get(spec, repository)}"
-        )
+        raise _absent(spec, repository)
     missing = [names for names in needed if not any(_present(folder, name) for name in names.split("|"))]
     if missing:
         names = ", ".join(m.replace("|", " or ") for m in missing)
@@ -115,19 +110,20 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
 
 
 def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path:
-    """`require`, and a download when the source is a hub repository that is not cached. The only place that uses the network."""
+    """`require`, also of a hub repository: one that is not in the cache is a ModelLoadError, for `mode=fetch` alone downloads."""
     folder = require(spec, needed, repository)
-    if folder is not None:
-        return folder
-    from huggingface_hub import snapshot_download
+    if folder is None:
+        raise _absent(spec, repository)
+    return folder
 
-    hub = repository or spec.source
-    try:
-        return Path(snapshot_download(hub, revision=spec.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except Exception as error:
-        raise ModelLoadError(
-            f"{spec.role} {hub!r} is not cached and could not be downloaded ({error}).\n{how_to_get(spec, repository)}"
-        ) from error
+
+def _absent(spec: ModelSpec, repository: str | None) -> ModelLoadError:
+    hub, looked = repository or spec.source, [str(Path(spec.source).expanduser().absolute())]
+    if _REPOSITORY.fullmatch(hub):
+        looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
+    return ModelLoadError(
+        f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{how_to_get(spec, repository)}"
+    )
 
 
 def weight_files(folder: Path, pattern: str = "*.safetensors") -> list[Path]:
@@ -226,7 +222,7 @@ def how_to_get(spec: ModelSpec, repository: str | None = None) -> str:
     if spec.source == "tiny":
         lines.append("These files are shipped with fgvr: reinstall it, or train them with scripts/train_tiny.py")
     elif _REPOSITORY.fullmatch(hub):
-        lines.append(f"Get it: hf download {hub}")
+        lines.append(f"Get it: hf download {hub} (or the same words with mode=fetch)")
     lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
     if spec.source != "tiny":
         lines.append("Works without any download: models=tiny")
