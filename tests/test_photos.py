@@ -86,6 +86,7 @@ def test_doubtful_photographs_keep_the_fast_answer_and_are_unsure(folder: Path) 
     cfg = fgvr.load_config(*photos(folder, "trigger.target=slow_rate:0.5"))
     report = fgvr.evaluate(cfg)
     assert report.n == 3 and report.top1 == 1.0 and not (report.path / "review.html").exists(), "nobody is asked to look at it"
+    assert ("Fixed by System 2" in (report.path / "report.html").read_text()) != report.unsure, "nor has System 2 fixed anything"
     assert report.asked["mllm_calls"] == 0 and report.unsure == (report.slow_rate > 0)
     shown = Console(width=120, record=True, file=io.StringIO())
     shown.print(reports.terminal(report))

@@ -61,13 +61,16 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nu
 def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     """Name, value and explanation of what stands first."""
     held = report.figures.abstention
+    asked = [
+        ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
+        ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
+        ("Unchanged by System 2", f"{report.unchanged:,}", "asked, and as right or wrong as before"),
+    ]
     return [
         ("System 1 alone", f"{report.figures.fast_top1:.1%}", "top-1 accuracy without System 2"),
         ("Unsure" if report.unsure else "Escalated to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
         *([("Answers given", f"{held['answered']:.1%}", f"{held['answered_and_wrong']:.1%} of all answered and wrong")] if held else []),
-        ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
-        ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
-        ("Unchanged by System 2", f"{report.unchanged:,}", "asked, and as right or wrong as before"),
+        *([] if report.unsure else asked),  # nobody was asked
     ]
 
 

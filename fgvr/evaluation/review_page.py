@@ -68,24 +68,8 @@ def read(folder: Path) -> Review:
         raise StoreError(f"{file} is not a review of this version ({error!r}); make the run again with run.fresh=true") from error
 
 
-def write(
-    review: Review,
-    doubtful: Sequence[Prediction],
-    folder: Path,
-    *,
-    title: str,
-    candidates: int,
-    pictures: Mapping[str, ImageSource],
-    known: Mapping[str, Sequence[ImageSource]],
-    probable: bool = False,
-    notes: Sequence[str] = (),
-) -> None:
-    """Both files, the page first.
-
-    Args: candidates: of each image; pictures: by image; known: support images by class id; probable: whether the trigger's score is the
-    probability that System 1 is right.
-    """
-    page = render(review, doubtful, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable, notes=notes)
+def write(review: Review, page: str, folder: Path) -> None:
+    """Both files, the page first. `page`: what `render` made."""
     atomic_write(folder / PAGE, printable(page))
     # As the file system has the names: bytes that are no UTF-8 are escaped, and read back as they were.
     atomic_write(folder / FILE, json.dumps(review.to_json(), indent=1) + "\n")
@@ -102,6 +86,11 @@ def render(
     probable: bool = False,
     notes: Sequence[str] = (),
 ) -> str:
+    """The page.
+
+    Args: candidates: of each image; pictures: by image; known: support images by class id; probable: whether the trigger's score is the
+    probability that System 1 is right.
+    """
     shown, most = doubtful[:MOST], min(candidates, CANDIDATES)
     named = {c.category for p in shown for c in p.fast.candidates[:most]}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:

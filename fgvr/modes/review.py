@@ -57,7 +57,8 @@ def write_page(
         known.setdefault(str(sample.label), []).append(sample.image)
     probable = session.config.trigger_name == Calibrator.name
     candidates = review_page.CANDIDATES if asked == "all" else asked
-    review_page.write(review, doubtful, folder, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable)
+    page = review_page.render(review, doubtful, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable)
+    review_page.write(review, page, folder)
     if not doubtful:
         return [f"a person need look at none of {len(predictions):,} images"]
     return [
