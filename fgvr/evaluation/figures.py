@@ -12,7 +12,7 @@ import numpy as np
 
 from fgvr.evaluation import audit, metrics, protocols, routers, uncertainty
 from fgvr.evaluation.confusion_report import Pictures
-from fgvr.evaluation.memory_steps import MemoryHistory
+from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Asked, Cost, Prediction, Report

@@ -19,7 +19,7 @@ from fgvr.server import logs
 from fgvr.server.settings import Environment, Settings, Tokens
 
 from ..webfake import serving
-from .conftest import ADMIN, MIB, Serve, chat, data_url, png
+from .conftest import ADMIN, MIB, Serve, chat, data_url, png, until
 
 CHANGING = [
     "/api/v1/memory/cleanup",
