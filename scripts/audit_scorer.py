@@ -1,4 +1,4 @@
-"""Of a dataset's own wrong answers, how many would a text protocol call right? See fgvr/evaluation/audit.py.
+"""Of a dataset's own wrong answers, how many would a text protocol call right? See fgvr/evaluation/protocols.py.
 
     python scripts/audit_scorer.py FILE ...
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fgvr.errors import ConfigError, DatasetError, FgvrError
 from fgvr.evaluation import protocols
-from fgvr.evaluation.audit import accepted_wrong
+from fgvr.evaluation.protocols import accepted_wrong
 
 SHOWN = ("sare_fuzzy@0.3", "sare_fuzzy@0.5", "text_inclusion")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fgvr.config import groups
-from fgvr.config.command import building_command
 from fgvr.config.factories import locate
 from fgvr.config.fields import (
     ABSENT,
@@ -227,3 +228,14 @@ def _complaint(error: ErrorDetails, values: Mapping[str, Any]) -> str:
         return f"{key}={spelled(value)}: is a section of keys: write {key}.KEY=VALUE"
     entry = next((part for part in error["loc"][len(path) :] if isinstance(part, int)), None)
     return f"{key}={spelled(value)}: {must_be(field) if entry is None else f'entry {value[entry]!r} {entries_must_be(field)}'}"
+
+
+_OF_A_BASE = ("dataset", "models", "slow", "knowledge", "paths", "server", "store", "runtime", "experiment")  # first parts of keys
+
+
+def building_command(words: Sequence[str], mode: str) -> str:
+    """For a shell; its words make a configuration whose base has the same key and lies in the same place."""
+    if mode == "discover":
+        return "the same command without knowledge.build=never and knowledge.path"
+    kept = [word for word in words if re.split(r"[.=/@]", word.lstrip("+~"))[0] in _OF_A_BASE and word != "knowledge.build=never"]
+    return shlex.join(["python", "discovering.py", "mode=build_knowledge_base", *kept])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvr.evaluation import audit, metrics, protocols, routers, uncertainty
+from fgvr.evaluation import metrics, protocols, routers, uncertainty
 from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
@@ -109,7 +109,7 @@ def make_report(
         cost=cost,
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
-        notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
+        notes=(*notes, *protocols.remarks(measure, tuple(classes.values()), sentences)),
         classes=dict(classes),
         dataset=dataset,
         trigger=trigger,

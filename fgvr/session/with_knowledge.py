@@ -26,7 +26,7 @@ from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import short_hash
-from fgvr.utils.pieces import pieces
+from fgvr.utils.text import pieces
 
 _WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
 

@@ -10,11 +10,10 @@ import pytest
 
 from fgvr.agents.experience_learning import ExperienceLearner
 from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
-from fgvr.agents.rule_validation import AcceptanceCriteria, Example, RuleEffect
+from fgvr.agents.rule_validation import AcceptanceCriteria, Example, RuleEffect, benjamini_hochberg, sign_flip_p
 from fgvr.agents.slow import Option, Question, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.knowledge.experience import Library
 from fgvr.types import Experience, Picture, Reply, Scores
-from fgvr.utils.significance import benjamini_hochberg, sign_flip_p
 from tests.agents.doubles import class_record, fast_result, picture
 
 REFLECTION = "was taken for"

@@ -8,7 +8,7 @@ import pytest
 import fgvr
 from fgvr import cli, modes
 from fgvr.errors import StoreError
-from fgvr.evaluation import clustering, compare, protocols, records
+from fgvr.evaluation import compare, metrics, protocols, records
 from scripts import import_results
 
 FAST = {
@@ -107,7 +107,7 @@ def test_finer_lists_are_scored_as_clusters(tmp_path, home):
     body = {"total_img_paths": [f"/d/{t}/{i}.jpg" for i, t in enumerate(truth)], "total_label_names": truth, "total_pred_names": said}
     found = import_results.read_results(written(tmp_path, "finer.json", body))
     scores = protocols.score(records.outcomes(found.predictions), ["exact", "cacc"])
-    assert scores["exact"] == 0 and scores["cacc"] == clustering.accuracy(said, truth) > 0.6
+    assert scores["exact"] == 0 and scores["cacc"] == metrics.clustering_accuracy(said, truth) > 0.6
     body["total_pred_names"] = truth
     pair = []
     for file in (tmp_path / "finer.json", written(tmp_path, "better.json", body)):

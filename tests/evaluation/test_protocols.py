@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fgvr.errors import ConfigError
-from fgvr.evaluation import audit, protocols
+from fgvr.evaluation import protocols
 from fgvr.evaluation.protocols import Sentences
 from fgvr.evaluation.records import Outcomes, outcomes
 from scripts import audit_scorer
@@ -134,19 +134,19 @@ def test_the_audit_counts_ordered_pairs_as_a_double_loop_does():
     for threshold in (0.3, 0.5, 0.7):
         pairs = [(a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j]
         expected = np.mean([SequenceMatcher(None, a, b).ratio() >= threshold for a, b in pairs])
-        assert audit.accepted_wrong(names, protocols.get(f"sare_fuzzy@{threshold}")) == pytest.approx(expected)
+        assert protocols.accepted_wrong(names, protocols.get(f"sare_fuzzy@{threshold}")) == pytest.approx(expected)
 
 
 def test_a_protocol_by_id_cannot_be_audited():
     with pytest.raises(ConfigError, match="exact v1"):
-        audit.accepted_wrong(["a", "b"], protocols.get("exact"))
+        protocols.accepted_wrong(["a", "b"], protocols.get("exact"))
 
 
 @pytest.mark.skipif(not LISTS.exists(), reason=f"no class lists at {LISTS}")
 @pytest.mark.parametrize(("classes", "share"), [("stanford_car196", 0.688), ("cub_bird200", 0.318), ("stanford_dog120", 0.241)])
 def test_the_known_shares_of_the_public_scorer(classes, share):
     names = json.loads(LISTS.read_text())[classes]
-    assert round(audit.accepted_wrong(names, protocols.get("sare_fuzzy@0.3")), 3) == share
+    assert round(protocols.accepted_wrong(names, protocols.get("sare_fuzzy@0.3")), 3) == share
 
 
 def test_the_command_prints_one_line_per_list(tmp_path: Path, capsys):
