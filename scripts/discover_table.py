@@ -60,14 +60,16 @@ def measure(seed: int, shots: int, overrides: list[str]) -> tuple[dict[str, floa
     dataset = Session(cfg).dataset
     hidden = {sample.sha256: str(sample.label) for sample in dataset.split.support}
     blank = tuple(replace(s, label=None) for s in sorted(dataset.split.support, key=lambda s: s.sha256))
-    album = Unlabelled(dataset.root, blank, (), 0).album
-    found = Discoverer(models.mllm, models.encoder, target=cfg.models.slow_target, mllm_batch=cfg.models.mllm.batch_size)(album)
+    picture_set = Unlabelled(dataset.root, blank, (), 0).picture_set
+    found = Discoverer(models.mllm, models.encoder, target=cfg.models.slow_target, mllm_batch=cfg.models.mllm.batch_size)(picture_set)
     seconds = time.monotonic() - started
     labels = [hidden[sample.sha256] for sample in blank]
     groups = [str(found.owners[i]) for i in range(len(blank))]
-    vectors = np.concatenate([models.encoder.encode(album(range(i, min(i + 32, len(album))))) for i in range(0, len(album), 32)])
+    vectors = np.concatenate(
+        [models.encoder.encode(picture_set(range(i, min(i + 32, len(picture_set))))) for i in range(0, len(picture_set), 32)]
+    )
     said = Discoverer(models.mllm, models.encoder, target="description", mllm_batch=cfg.models.mllm.batch_size).describe(
-        album, found.superclass, found.attributes
+        picture_set, found.superclass, found.attributes
     )
     true = birds.make_world(seed, tuple(cfg.dataset.genera), cfg.dataset.difficulty).species
     rivals = features(vectors, models.encoder.encode_text(said), said)

@@ -48,7 +48,7 @@ def test_the_reference_does_the_work_of_its_description(python: Callable[..., Co
 
 def test_batches_of_any_size_and_order_give_the_answers_of_one_by_one() -> None:
     """The trained tiny models, pictures of three sizes, every image thought over."""
-    small = ("dataset.genera=[3,3]", "dataset.shots=1", "knowledge.rehearse=false", "slow.weight=0.5")
+    small = ("dataset.genera=[3,3]", "dataset.shots=1", "knowledge.leave_one_out=false", "slow.weight=0.5")
     found = batching.measure(models="tiny", repeat=2, size=2, words=small, half=False).facts
     assert found["images"] == 12
     assert set(found["compared"]) == {"batches of 8, in order", "batches of 32, in order", "batches of 8, shuffled"}

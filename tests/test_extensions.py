@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL))
-SMALL = ["models=fake", "trigger=never", "knowledge.rehearse=false", "slow.weight=0.5", "logging.quiet=true"]
+SMALL = ["models=fake", "trigger=never", "knowledge.leave_one_out=false", "slow.weight=0.5", "logging.quiet=true"]
 pytestmark = pytest.mark.timeout(400)  # processes of their own, beside whatever else runs
 BIRDS = ["dataset.genera=[2]", "dataset.test_per_class=2"]
 

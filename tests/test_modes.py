@@ -385,7 +385,7 @@ def test_the_doctor_names_what_is_missing_with_its_cure(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    ["slow=reason", "slow=analyse", "slow=reason slow.exemplars=true", "slow.target=letter slow.exemplars=true", "slow.arbitrate=mllm"],
+    ["slow=reason", "slow=analyse", "slow=reason slow.exemplars=true", "slow.target=letter slow.exemplars=true", "slow.answer_fusion=mllm"],
 )
 def test_every_way_of_system_2_answers_within_the_shortlist(words):
     report = fgvr.evaluate(load("mode=evaluate", "trigger=always", *words.split()))

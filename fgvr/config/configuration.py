@@ -137,9 +137,9 @@ class Config(Group):
         return self.slow.decoder not in ("none", "person")
 
     @property
-    def rehearses(self) -> bool:
+    def answers_support(self) -> bool:
         """Whether an MLLM answers every support image while the base is built."""
-        return self.knowledge.rehearse and self.asks_mllm
+        return self.knowledge.leave_one_out and self.asks_mllm
 
     @property
     def thinks(self) -> bool:
@@ -182,7 +182,7 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _learning_is_possible(self) -> Config:
-        if self.learning and self.trigger.promises:
+        if self.learning and self.trigger.guarantees_risk:
             raise complaint(
                 f"online={self.online} changes System 1 while it runs, so no risk can be promised: write online=off, or another target"
             )
@@ -198,8 +198,8 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _weight_can_be_fitted(self) -> Config:
-        if self.slow.weight == "fitted" and self.slow.arbitrate == "pool" and not self.knowledge.rehearse:
-            raise complaint("slow.weight=fitted is fitted on what knowledge.rehearse=false leaves out; write slow.weight=0.5, say")
+        if self.slow.weight == "fitted" and self.slow.answer_fusion == "log_linear" and not self.knowledge.leave_one_out:
+            raise complaint("slow.weight=fitted is fitted on what knowledge.leave_one_out=false leaves out; write slow.weight=0.5, say")
         return self
 
 

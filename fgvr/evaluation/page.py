@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import fgvr
-from fgvr.evaluation import charts, confusion_report, html, metrics, protocols, routers
+from fgvr.evaluation import charts, confusion_report, html, metrics, routers, scoring_protocols
 from fgvr.evaluation.figures import RunReport
 from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes
@@ -49,7 +49,7 @@ def render(report: RunReport) -> str:
         provenance=_table("What this was made with", ("What", "Which"), list(report.provenance.items()), numeric=()),
         config=json.dumps(dict(report.config), indent=2, ensure_ascii=False, default=str),
         version=fgvr.__version__,
-        scored_with=", ".join(str(protocols.get(name)) for name in report.protocols),
+        scored_with=", ".join(str(scoring_protocols.get(name)) for name in report.protocols),
     )
 
 
@@ -150,7 +150,7 @@ def _scores(report: RunReport) -> Table:
     rows = [
         (f"{known.title} ({known})", f"{value:.1%}", bounds(name, "image_bootstrap"), bounds(name, "class_bootstrap"))
         for name, value in report.protocols.items()
-        for known in [protocols.get(name)]
+        for known in [scoring_protocols.get(name)]
     ]
     heads = ("Score", "Value", "95%, these classes (image bootstrap)", "95%, new classes of this kind (class bootstrap)")
     return _table("Scores and how far they may be trusted", heads, rows)

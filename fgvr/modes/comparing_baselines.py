@@ -130,7 +130,7 @@ def _paired(a: Mapping[str, bool], b: Mapping[str, bool]) -> tuple[np.ndarray, n
 
 OURS = "this configuration"
 _NEVER, _ALWAYS = ({"_target_": f"fgvr.agents.trigger.{name}"} for name in ("Never", "Always"))
-_ALONE = {"trigger": _ALWAYS, "slow.arbitrate": "slow"}
+_ALONE = {"trigger": _ALWAYS, "slow.answer_fusion": "slow"}
 SETTINGS: dict[str, dict[str, object]] = {
     "zero_shot": {"trigger": _NEVER},
     "image_prototypes": {"trigger": _NEVER, "fusion.image_weight": 1.0, "fusion.classifier": "prototypes"},

@@ -90,7 +90,7 @@ def discover(session: Session) -> Discovery:
 
 
 def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovered:
-    """The stages of discovery, each kept in `folder`. Only the album, pictures without paths, is handed over."""
+    """The stages of discovery, each kept in `folder`. Only the picture_set, pictures without paths, is handed over."""
     models = session.config.models
     if not reads_text(session.encoder):
         raise ConfigError(
@@ -118,7 +118,7 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
             encode_batch=models.encoder.batch_size,
             **wishes,
         )
-        return discoverer(images.album)
+        return discoverer(images.picture_set)
 
 
 def _as_dataset(images: Unlabelled, found: Discovered, *, shots: int | None) -> Dataset:
@@ -151,7 +151,12 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
         }
         for kind in found.kinds
     ]
-    body = {"superclass": found.superclass, "attributes": list(found.attributes), "guesses": found.guesses, "price": found.price}
+    body = {
+        "superclass": found.superclass,
+        "attributes": list(found.attributes),
+        "guesses": found.guesses,
+        "complexity_penalty": found.complexity_penalty,
+    }
     body |= {"notes": list(discovery.notes), "knowledge_base": str(discovery.base.path), "kinds": kinds}
     rows = io.StringIO()
     table = csv.writer(rows, lineterminator="\n")
@@ -177,11 +182,11 @@ def _(result: Discovery) -> list[Any]:
 
 def find_groups(session: Session, images: Unlabelled, folder: Path) -> Discovered:
     """Without an MLLM: The kinds as groups of vectors, with the names of `discover.names`, or with a page that asks for them."""
-    encoder, album, asked = session.encoder, images.album, session.config.discover
+    encoder, picture_set, asked = session.encoder, images.picture_set, session.config.discover
 
     def grouped() -> dict[str, Any]:
-        seen = track(batches(len(album), session.config.models.encoder.batch_size), "images")
-        vectors = np.concatenate([encoder.encode(album(batch)) for batch in seen])
+        seen = track(batches(len(picture_set), session.config.models.encoder.batch_size), "images")
+        vectors = np.concatenate([encoder.encode(picture_set(batch)) for batch in seen])
         return asdict(cluster_kinds(vectors, scale=encoder.logit_scale, count=asked.kinds, superclass=asked.superclass))
 
     # Kept, so that names are never those of groups that another number of threads would make a little otherwise.

@@ -17,7 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from fgvr.errors import FgvrError
 from fgvr.runtime.conversation import Answer, Conversation, Sampling
-from fgvr.server import pictures, prompts, schemas
+from fgvr.server import prompt_checks, request_images, schemas
 from fgvr.server.auth import READ
 from fgvr.server.background import in_thread
 from fgvr.server.engine import EncoderSlot, InferenceEngine, JointSlot, MllmSlot, RequestSlot, engine_of, single, unsupported
@@ -68,7 +68,7 @@ async def chat(request: Request, asked: schemas.ChatRequest, slot: MllmSlot) -> 
     engine = slot.engine
     spec, sampling = engine.named(asked.model, "mllm"), _sampling(asked, engine.settings)
     request.state.user = asked.user
-    turns = await in_thread(prompts.turns_of, asked.messages, slot)
+    turns = await in_thread(prompt_checks.turns_of, asked.messages, slot)
     if not engine.converses():
         single(turns)
         if lacking := unsupported(sampling):
@@ -77,8 +77,8 @@ async def chat(request: Request, asked: schemas.ChatRequest, slot: MllmSlot) -> 
     # Of `n` answers each draws its own way, and the same way again.
     seeds = [None if sampling.seed is None else sampling.seed + i for i in range(asked.n or 1)]
     asks = [Conversation(turns, replace(sampling, seed=seed)) for seed in seeds]
-    await in_thread(prompts.check_length, asks[0], engine, param="messages")
-    tokens = [prompts.tokens_of(turns) + sampling.max_new_tokens] * len(asks)
+    await in_thread(prompt_checks.check_length, asks[0], engine, param="messages")
+    tokens = [prompt_checks.tokens_of(turns) + sampling.max_new_tokens] * len(asks)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": spec.key}
     head |= {"system_fingerprint": engine.fingerprint("mllm")}
     if asked.stream:
@@ -121,10 +121,10 @@ async def embeddings(request: Request, asked: schemas.EmbeddingRequest, slot: En
     _check_items(len(items), settings, param="input")
     shown = {i: item for i, item in enumerate(items) if item[:5].lower() == "data:"}
     said = {i: item for i, item in enumerate(items) if i not in shown}
-    pictures.check_count(len(shown), settings, param="input")
-    prompts.check_characters(list(said.values()), settings, param="input")
-    texts = [prompts.check_text(text, f"input.{i}") for i, text in said.items()]
-    opened = await in_thread(pictures.open_pictures, list(shown.values()), slot, param="input")
+    request_images.check_count(len(shown), settings, param="input")
+    prompt_checks.check_characters(list(said.values()), settings, param="input")
+    texts = [prompt_checks.check_text(text, f"input.{i}") for i, text in said.items()]
+    opened = await in_thread(request_images.open_pictures, list(shown.values()), slot, param="input")
     # One after the other: both listen for the client's leaving, and only one may at a time.
     seen = await slot.compute("embed_images", opened) if opened else []
     read = await slot.compute("embed_texts", texts) if texts else []
@@ -154,11 +154,11 @@ async def score(asked: schemas.ScoreRequest, slot: MllmSlot) -> schemas.ScoreAns
     engine = slot.engine
     engine.named(asked.model, "mllm")
     _check_items(len(asked.continuations), engine.settings, param="continuations")
-    texts = prompts.check_texts(asked.continuations, engine.settings, param="continuations")
-    turns = await in_thread(prompts.turns_of, asked.messages, slot)
+    texts = prompt_checks.check_texts(asked.continuations, engine.settings, param="continuations")
+    turns = await in_thread(prompt_checks.turns_of, asked.messages, slot)
     images, prompt, system = single(turns)
-    await in_thread(prompts.check_length, Conversation(turns, Sampling(0)), engine, param="messages")
-    size = prompts.tokens_of(turns) + sum(map(len, texts)) // 2
+    await in_thread(prompt_checks.check_length, Conversation(turns, Sampling(0)), engine, param="messages")
+    size = prompt_checks.tokens_of(turns) + sum(map(len, texts)) // 2
     (found,) = await slot.compute("score", [(images, prompt, texts)], group=system, tokens=[size])
     return schemas.ScoreAnswer(log_likelihoods=list(found.log_likelihoods), tokens=list(found.tokens), prompt_tokens=found.prompt_tokens)
 
@@ -172,9 +172,9 @@ async def match(asked: schemas.MatchRequest, slot: JointSlot) -> schemas.MatchAn
         raise bad_request(f"{len(asked.images)} images and {len(asked.texts)} texts: one of each per pair", "texts")
     _check_items(len(asked.texts), settings, param="texts")
     distinct = list(dict.fromkeys(asked.images))
-    pictures.check_count(len(distinct), settings, param="images")
-    texts = prompts.check_texts(asked.texts, settings, param="texts")
-    opened = await in_thread(pictures.open_pictures, distinct, slot, param="images")
+    request_images.check_count(len(distinct), settings, param="images")
+    texts = prompt_checks.check_texts(asked.texts, settings, param="texts")
+    opened = await in_thread(request_images.open_pictures, distinct, slot, param="images")
     shown = dict(zip(distinct, opened, strict=True))
     pairs = [(shown[url], text) for url, text in zip(asked.images, texts, strict=True)]
     return schemas.MatchAnswer(probabilities=await slot.compute("match", pairs))

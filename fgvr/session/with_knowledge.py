@@ -48,7 +48,7 @@ class WithKnowledge(Resources):
             Path(asked.path).expanduser().resolve() if asked.path is not None else own,
             self.origin,
             self._build,
-            check=self.check_decoder if self.config.rehearses else lambda: None,
+            check=self.check_decoder if self.config.answers_support else lambda: None,
             when=asked.build if building or not named else "never",  # a typo in the path must not start an hour's work
             mend=building,
             fresh=self.config.run.fresh,
@@ -71,7 +71,7 @@ class WithKnowledge(Resources):
             models.name_prompts,
             knowledge.pictures_per_description,
             knowledge.cross_fit,
-            answered if self.config.rehearses else (),
+            answered if self.config.answers_support else (),
             # Only where they were changed: a base made before there was such a choice keeps its key.
             *([("split", knowledge.split)] if knowledge.split != "length" else []),
             *([("templates", knowledge.templates)] if models.name_prompts and knowledge.templates is not None else []),
@@ -102,7 +102,10 @@ class WithKnowledge(Resources):
             look=look,
             describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=BaseAnswers(
-                self.decoder if self.config.rehearses else None, target=slow.target, exemplars=slow.exemplars, batch=models.mllm.batch_size
+                self.decoder if self.config.answers_support else None,
+                target=slow.target,
+                exemplars=slow.exemplars,
+                batch=models.mllm.batch_size,
             ),
             name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates))
             if models.name_prompts and reads_text(self.encoder)
