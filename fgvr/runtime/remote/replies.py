@@ -19,24 +19,21 @@ T = TypeVar("T")
 _AROUND = " \t\r\n*_`'\"()[]{}.:#<>\u0120\u2581"  # what a token of one letter may have around it, the tokenizers' own spaces included
 
 
-def get(address: str, path: str, read: Callable[[Any], T]) -> Callable[[OpenAI], T]:
+def get(path: str, read: Callable[[Any], T]) -> Callable[[OpenAI], T]:
     """A request whose answer is read by `read`; raises RemoteError that quotes an answer which cannot be read."""
-    return lambda client: _read(f"{address}{path}", client.get(path, cast_to=_response_type()), read)
+    return lambda client: _read(client, path, client.get(path, cast_to=_response_type()), read)
 
 
-def post(address: str, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> Callable[[OpenAI], T]:
+def post(path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> Callable[[OpenAI], T]:
     """The same for a request with a JSON body."""
-    return lambda client: _read(f"{address}{path}", client.post(path, body=body, cast_to=_response_type()), read)
+    return lambda client: _read(client, path, client.post(path, body=body, cast_to=_response_type()), read)
 
 
-def chat(address: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> Callable[[OpenAI], T]:
-    return post(address, "/chat/completions", body, read)
-
-
-def _read(address: str, response: Any, read: Callable[[Any], T]) -> T:
+def _read(client: OpenAI, path: str, response: Any, read: Callable[[Any], T]) -> T:
     try:
         return read(response.json())
     except (LookupError, TypeError, ValueError, AttributeError) as error:
+        address = f"{str(client.base_url).rstrip('/')}{path}"
         raise RemoteError(f"{address} gave an answer that is none: {excerpt(response.content)}", response.status_code) from error
 
 
@@ -81,22 +78,14 @@ def token_rows(found: Any) -> list[Any]:
     return [row for row in rows or () if isinstance(row, dict) and row.get("top_logprobs")]
 
 
-def likelihoods(address: str, model: str, turns: Sequence[Any], text: str) -> Callable[[OpenAI], list[Any] | None]:
-    """The prompt's own log-likelihoods, with the answer as its last turn (vLLM's `prompt_logprobs`); None where the engine tells none."""
-    body = {
-        "model": model,
-        "messages": [*turns, {"role": "assistant", "content": text}],
-        "max_tokens": 1,
-        "temperature": 0,
-        "prompt_logprobs": 0,
-        "add_generation_prompt": False,
-    }
+PROMPT_LOGPROBS = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0, "add_generation_prompt": False}
+"""Settings of a request for the log-likelihoods of its own turns (vLLM)."""
 
-    def read(found: Any) -> list[Any] | None:
-        row = found["choices"] and found.get("prompt_logprobs")
-        return row if isinstance(row, list) else None
 
-    return chat(address, body, read)
+def prompt_row(found: Any) -> list[Any] | None:
+    """One entry per token of the request's turns; None where the engine tells none."""
+    row = found["choices"] and found.get("prompt_logprobs")
+    return row if isinstance(row, list) else None
 
 
 def option_nats(rows: Sequence[Mapping[str, Any]], options: Sequence[str], marker: str) -> dict[str, float]:
