@@ -17,6 +17,7 @@ import numpy as np
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.option_tokens import draws
 from fgvr.runtime.remote import replies, scoring
 from fgvr.runtime.remote.engine import Abilities, Engine
 from fgvr.runtime.remote.wire import data_url, messages, parcels
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from fgvr.runtime.conversation import Images
     from fgvr.runtime.devices.base import Device
 
-TEMPERATURE = 0.7  # of several replies to one question
 CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
 
@@ -131,11 +131,10 @@ class RemoteMLLM(_Remote):
         common: dict[str, Any] = {"max_tokens": max_new_tokens}
         if count := self._engine.abilities.top_logprobs:
             common |= {"logprobs": True, "top_logprobs": count}
-        drawn = [{"temperature": 0}] if votes == 1 else [{"temperature": TEMPERATURE, "seed": vote} for vote in range(votes)]
         calls = [
-            self._engine.chat(turns, common | sampling, partial(replies.choice, options=named, marker=marker))
+            self._engine.chat(turns, common | draw, partial(replies.choice, options=named, marker=marker))
             for turns, named in ((messages(i, p, system), named) for i, p, named in zip(images, prompts, options, strict=True))
-            for sampling in drawn
+            for draw in draws(votes)
         ]
         found = self._engine.each(calls)
         return [tuple(found[i : i + votes]) for i in range(0, len(found), votes)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgvr.errors import ConfigError, RemoteError
+from fgvr.runtime.option_tokens import ALTERNATIVES
 from fgvr.runtime.remote import replies
 from fgvr.runtime.remote.link import Link
 from fgvr.runtime.remote.wire import Message, parse_source
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Ask = Callable[[Callable[["OpenAI"], Any]], Any]
-_ALTERNATIVES = (20, 5)  # the OpenAI API's limit, and what older engines give
+_ALTERNATIVES = (ALTERNATIVES, 5)  # the API's limit, and what older engines give
 _REFUSALS = (400, 422, 500, 501)  # how engines answer a parameter that they do not know
 _TRIAL = [{"role": "user", "content": "Answer with the letter A."}]
 
@@ -87,7 +88,7 @@ class Engine:
         """Tried out with two short requests when first asked; a server of fgvr can do everything. Raises as `identity`."""
         if (known := self._abilities) is None:
             ours = self.identity.ours
-            found = Abilities(True, _ALTERNATIVES[0]) if ours else self._same(self._link.everywhere(self._probe), "can do different things")
+            found = Abilities(True, ALTERNATIVES) if ours else self._same(self._link.everywhere(self._probe), "can do different things")
             with self._lock:
                 self._abilities = known = self._abilities or found
         return known
@@ -98,7 +99,7 @@ class Engine:
 
         scores = given(replies.PROMPT_LOGPROBS, [*_TRIAL, {"role": "assistant", "content": "A"}], replies.prompt_row) is not None
         plain = {"max_tokens": 1, "temperature": 0, "logprobs": True}
-        told = (count for count in _ALTERNATIVES if given(plain | {"top_logprobs": count}, _TRIAL, replies.token_rows))
+        told = (count for count in _ALTERNATIVES if given(plain | {"top_logprobs": count}, _TRIAL, replies.tokens))
         return Abilities(scores, next(told, 0))
 
     def _same(self, found: Mapping[str, T], differ: str) -> T:
