@@ -3,9 +3,10 @@
     python scripts/reason_table.py                                        # final worlds 9050-9054, for acceptance only
     python scripts/reason_table.py --worlds 9010 dataset.test_per_class=5 # development
 
-Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale names
-an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing; calls and
-tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
+Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
+names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
+calls and tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences
+shuffled.
 """
 
 from __future__ import annotations
