@@ -13,6 +13,7 @@ from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import scoring
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.loaders.files import folder_fingerprint
 from fgvr.runtime.loaders.transformers import LOADER
 from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
 from fgvr.types import ModelSpec, Picture
@@ -38,13 +39,21 @@ def test_the_loader_is_found_under_its_first_name_with_the_same_fingerprint(spec
     assert find_loader(older).fingerprint(older) == LOADER.fingerprint(spec)
 
 
-def test_fingerprints_of_shipped_models_stay_what_they_were() -> None:
-    """Caches and bases of earlier releases are found by them."""
-    tiny = ModelSpec("mllm", "transformers", "tiny", batch_size=8)
-    if LOADER.fingerprint(tiny) != "4a86a9856850":
-        pytest.skip("another model is shipped by now")
-    assert LOADER.fingerprint(replace(tiny, max_pixels=50176)) == "23c55e0c7e74"
-    assert LOADER.fingerprint(replace(tiny, quantization="int8")) == "b9d6602cf2b2"
+def test_fingerprints_of_folders_stay_what_they_were(spec: ModelSpec, mllm_folder: Path) -> None:
+    """Caches and bases of earlier releases are found by them: the loader's first name, and the cap on pixels in force."""
+    before = folder_fingerprint(replace(spec, loader="qwen"), mllm_folder, extra=28 * 28 * 64)
+    assert LOADER.fingerprint(spec) == before
+
+
+def test_votes_are_drawn_for_each_image_alone(mllm: TransformersMLLM, images: list[Image.Image]) -> None:
+    named = [["a", "b"]] * 3
+    settings = {"marker": "Answer:", "system": SYSTEM, "max_new_tokens": 6, "votes": 3}
+    together = mllm.choose(images, PROMPTS, named, **settings)
+    alone = [mllm.choose([i], [p], [n], **settings)[0] for i, p, n in zip(images, PROMPTS, named, strict=True)]
+    assert [[str(c.reply) for c in one] for one in together] == [[str(c.reply) for c in one] for one in alone]
+    assert {len(one) for one in together} == {3} and len({str(choice.reply) for choice in together[0]}) > 1, "their seeds differ"
+    (greedy,) = mllm.choose(images[:1], PROMPTS[:1], named[:1], **settings | {"votes": 1})
+    assert [choice.reply for choice in greedy] == mllm.generate(images[:1], PROMPTS[:1], system=SYSTEM, max_new_tokens=6)
 
 
 def test_scores_do_not_depend_on_an_earlier_generation(mllm: TransformersMLLM, images: list[Image.Image]) -> None:
