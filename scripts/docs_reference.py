@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -98,7 +98,11 @@ def entries(file: Path, prefix: str = "") -> list[Entry]:
         if more := re.fullmatch(r"\s{8,}# (.*)", line):
             last = found.pop()
             found.append(Entry(last.key, last.value, f"{last.comment} {more[1]}"))
-        if not (match := re.fullmatch(r"(\s*)([\w]+):(?:\s+((?:\[[^\]]*\]|\"[^\"]*\"|[^#\s])[^#]*?)?)?\s*(?:#\s*(.*))?", line)):
+        if not (
+            match := re.fullmatch(
+                r"(\s*)([\w]+):(?:\s+((?:\[[^\]]*\]|\"[^\"]*\"|[^#\s])(?:[^#]|(?<=\S)#)*?)?)?\s*(?:(?<!\S)#\s*(.*))?", line
+            )
+        ):
             continue
         indent, name, value, comment = len(match[1]), match[2], match[3] or "", match[4] or ""
         parents = [parent for parent in parents if parent[0] < indent]
@@ -107,7 +111,7 @@ def entries(file: Path, prefix: str = "") -> list[Entry]:
             parents.append((indent, name))
         if value or comment:
             found.append(Entry(path, value, comment))
-    return [one for one in found if one.key.split(".")[-1] != "_target_" and not one.key.startswith("defaults")]
+    return [one for one in found if one.key.split(".")[-1] not in ("_target_", "defaults")]
 
 
 def option_files() -> Iterator[tuple[str, str, Path]]:
@@ -143,28 +147,38 @@ def known_keys() -> dict[str, list[tuple[str, Entry]]]:
     for group, option, file in sources:
         prefix = "" if group in ("", "mode") else group.replace("/", ".")
         for entry in entries(file, prefix):
-            if not entry.key.startswith(("hydra", "mode")) and rule(entry.key) is not None:
+            if entry.key != "mode" and rule(entry.key) is not None:
                 found.setdefault(entry.key, []).append((option, entry))
     return found
 
 
 def rule(key: str) -> str | None:
-    """What a value of this key must be; None where there is no such key."""
+    """What a value of this key must be, as far as one place knows it; None where there is no such key."""
     model: Any = Config
     info = None
-    for name in key.split("."):
+    for place, name in enumerate(key.split(".")):
         if model is None:
-            return "" if info is not None else None
+            return ""  # within a key that holds a mapping, such as runtime.allocator
         info = next((one for known, one in model.model_fields.items() if name in (known, one.alias)), None)
         if info is None:
-            return "" if model.model_config.get("extra") == "allow" else None
+            return _rule_of_server(name) if key.startswith("server.") and place == 1 else None
         model = rules.group_of(info)
-    if info is None or model is not None:
-        return None
-    try:
-        return rules.must_be(info).removeprefix("must be ")
-    except (TypeError, AttributeError, IndexError, KeyError):
-        return ""
+    return (
+        None
+        if info is None or model is not None
+        else ""
+        if info.annotation is Any
+        else rules.must_be(info).removeprefix("must be ").split(" (digits")[0]
+    )
+
+
+def _rule_of_server(name: str) -> str | None:
+    from pydantic import TypeAdapter
+
+    from fgvr.server.settings import Settings
+
+    known = TypeAdapter(Settings).json_schema()["properties"].get(name)
+    return None if known is None else _kind(known) + (f" from {known['minimum']:g} up" if "minimum" in known else "")
 
 
 def keys() -> Iterator[str]:
@@ -174,15 +188,19 @@ def keys() -> Iterator[str]:
     by_section: dict[str, list[tuple[str, list[tuple[str, Entry]]]]] = {}
     for key, places in known_keys().items():
         by_section.setdefault(key.partition(".")[0] if "." in key else "general", []).append((key, places))
+    usual = cli.defaults(config_dir() / "config.yaml")
+    of_model = {one.name: one.comment for one in fields_of(Part("fgvr.types.memory:ModelSpec"))}
     for section in sorted(by_section, key=lambda name: (name != "general", name)):
         yield f"## {section}\n"
         rows = []
         for key, places in by_section[section]:
-            values = {entry.value: option for option, entry in reversed(places)}
-            shown = ", ".join(f"`{value}`" for value in list(values)[:4][::-1]) + (", ..." if len(values) > 4 else "")
-            text = next((entry.comment for _, entry in places if entry.comment), "")
-            must = rule(key) or ""
-            rows.append((f"`{key}`", shown, must, text))
+            values = list(dict.fromkeys(entry.value for _, entry in places))
+            shown = "by option" if len(values) > 3 else ", ".join("must be given" if v == "???" else f"`{v}`" for v in values)
+            told = {option: entry.comment for option, entry in reversed(places) if entry.comment}
+            text = next((told[one] for one in ("config.yaml", "default", usual.get(section), *reversed(told)) if one in told), "")
+            if key.startswith("models.") and key.count(".") == 2:
+                text = of_model.get(key.rpartition(".")[2]) or text
+            rows.append((f"`{key}`", shown, rule(key) or "", text))
         yield from table(("key", "default", "must be", "what it is"), rows)
 
 
@@ -294,13 +312,20 @@ def fields_of(part: Part) -> list[Field]:
     match node:
         case ast.ClassDef():
             own = [one for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
-            rows = [Field(one.target.id, ast.unparse(one.annotation), beside.get(one.end_lineno or 0, "")) for one in own]  # type: ignore[union-attr]
+            kinds = [_spelled(ast.unparse(one.annotation), vars(import_module(module))) for one in own]
+            rows = [Field(one.target.id, kind, beside.get(one.end_lineno or 0, "")) for one, kind in zip(own, kinds, strict=True)]  # type: ignore[union-attr]
         case ast.Assign():
             rows = [Field(column, "", "") for column in getattr(import_module(module), name)]
         case _:
             rows = _dictionary(node, beside)
     shown = [row for row in rows if row.name not in part.without]
     return [Field(part.prefix + row.name, row.type.replace("ClassVar", ""), row.comment) for row in shown]
+
+
+def _spelled(annotation: str, known: Mapping[str, Any]) -> str:
+    """A choice by its values, such as `lease, return`; any other type as it is written."""
+    values = get_args(known.get(annotation)) if get_origin(known.get(annotation)) is Literal else ()
+    return ", ".join(map(str, values)) or annotation
 
 
 def _named(node: ast.AST, name: str) -> bool:
@@ -360,7 +385,9 @@ def files() -> Iterator[str]:
             if part.title:
                 yield f"**{part.title[0].upper()}{part.title[1:]}.** {about(part)}\n"
             rows = fields_of(part)
-            if any(row.type for row in rows):
+            if not any(row.type or row.comment for row in rows):
+                yield "Fields: " + ", ".join(f"`{row.name}`" for row in rows) + ".\n"
+            elif any(row.type for row in rows):
                 yield from table(("field", "type", "what it is"), [(f"`{row.name}`", f"`{row.type}`", row.comment) for row in rows])
             else:
                 yield from table(("field", "what it is"), [(f"`{row.name}`", row.comment) for row in rows])

@@ -35,38 +35,38 @@ def to_json(report: RunReport) -> dict[str, Any]:
     """What `report.json` holds: the report's own fields, then what explains them."""
     figures = report.figures
     return {
-        "n": report.n,
-        "top1": report.top1,
-        "top1_interval": list(report.top1_interval),
-        "macro": report.macro,
-        "slow_rate": report.slow_rate,
-        "fixed": report.fixed,
-        "broken": report.broken,
-        "unchanged": report.unchanged,
-        "protocols": dict(report.protocols),
-        "protocol_versions": {name: protocols.get(name).version for name in report.protocols},
-        "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},
+        "n": report.n,  # images scored
+        "top1": report.top1,  # share of right answers
+        "top1_interval": list(report.top1_interval),  # 95 %, over images
+        "macro": report.macro,  # mean of the classes' accuracies
+        "slow_rate": report.slow_rate,  # share escalated
+        "fixed": report.fixed,  # wrong in System 1, right in the end
+        "broken": report.broken,  # right in System 1, wrong in the end
+        "unchanged": report.unchanged,  # asked in vain
+        "protocols": dict(report.protocols),  # protocol -> score
+        "protocol_versions": {name: protocols.get(name).version for name in report.protocols},  # protocol -> version
+        "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},  # 95 %
         "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
-        "calibration_error": figures.reliability.error,
-        "routers": None if figures.routers is None else asdict(figures.routers),
-        "abstention": figures.abstention,
+        "calibration_error": figures.reliability.error,  # expected calibration error of the confidence
+        "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
+        "abstention": figures.abstention,  # shares answered and withheld
         **({} if report.review is None else {"review": dict(report.review)}),
-        "unreadable": figures.unreadable,
-        "cost": dict(report.cost),
-        "asked": dict(report.asked) or None,
-        "computed": dict(report.computed),
-        "stage_seconds": figures.stage_seconds,
-        "peak_device_bytes": report.peak_device_bytes,
-        "peak_host_bytes": report.peak_host_bytes,
-        "model_loads": dict(report.model_loads),
-        "skipped": report.skipped,
-        "dataset": report.dataset,
-        "trigger": report.trigger,
-        "notes": list(report.notes),
-        "classes": dict(report.classes),
-        "fgvr": fgvr.__version__,
-        "provenance": dict(report.provenance),
-        "config": dict(report.config),
+        "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
+        "cost": dict(report.cost),  # computed in this run
+        "asked": dict(report.asked) or None,  # of the models, remembered or not
+        "computed": dict(report.computed),  # of what was asked
+        "stage_seconds": figures.stage_seconds,  # stage -> seconds
+        "peak_device_bytes": report.peak_device_bytes,  # highest use of the device
+        "peak_host_bytes": report.peak_host_bytes,  # highest use of main memory
+        "model_loads": dict(report.model_loads),  # role -> loads
+        "skipped": report.skipped,  # images that could not be read
+        "dataset": report.dataset,  # its name
+        "trigger": report.trigger,  # its name
+        "notes": list(report.notes),  # what one must know before the numbers
+        "classes": dict(report.classes),  # class id -> name
+        "fgvr": fgvr.__version__,  # version
+        "provenance": dict(report.provenance),  # machine, libraries, models, commit, time
+        "config": dict(report.config),  # the whole configuration
     }
 
 
