@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import fgvr
-from fgvr.utils.paths import PACKAGE, config_dir
+from fgvr.utils.paths import PACKAGE
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "transformers", "open_clip", "timm", "mlx"}
@@ -61,10 +61,3 @@ def test_commands_named_in_the_readme_exist() -> None:
         for path in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (ROOT / path).exists() or (ROOT / f"{path}.md").exists(), path
     assert all(f'"{target}": (' in dev for target in targets - {"help"})
-
-
-def test_readme_names_every_mode_there_is_and_no_other() -> None:
-    table = (ROOT / "README.md").read_text().split("## Modes")[1].split("##")[0]
-    assert set(re.findall(r"`(\w+)`", " ".join(re.findall(r"(?m)^\| (`.*?`) \|", table)))) == {
-        file.stem for file in (config_dir() / "mode").glob("*.yaml")
-    }
