@@ -16,6 +16,7 @@ import sys
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -200,8 +201,9 @@ def keys() -> Iterator[str]:
             text = next((told[one] for one in ("config.yaml", "default", usual.get(section), *reversed(told)) if one in told), "")
             if key.startswith("models.") and key.count(".") == 2:
                 text = of_model.get(key.rpartition(".")[2]) or text
-            rows.append((f"`{key}`", shown, rule(key) or "", text))
-        yield from table(("key", "default", "must be", "what it is"), rows)
+            must = f"<small>{escape(must)}</small>" if (must := rule(key)) else ""
+            rows.append((f"`{key}`", shown, f"{text} {must}".strip()))
+        yield from table(("key", "default", "what it is, what may stand there"), rows)
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------

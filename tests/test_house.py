@@ -61,3 +61,12 @@ def test_commands_named_in_the_readme_exist() -> None:
         for path in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (ROOT / path).exists() or (ROOT / f"{path}.md").exists(), path
     assert all(f'"{target}": (' in dev for target in targets - {"help"})
+
+
+def test_no_text_of_the_code_cites_a_page_that_is_not_in_the_repository() -> None:
+    sources = [file for top in ("fgvr", "configs", "scripts", "tests", "benchmarks", "hydra_plugins") for file in (ROOT / top).rglob("*")]
+    known = {file.name for top in ("docs", "benchmarks", "examples", "fgvr") for file in (ROOT / top).rglob("*.md")}
+    known |= {file.name for file in ROOT.glob("*.md")} | set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    for file in (file for file in sources if file.suffix in (".py", ".yaml", ".sh") and file.name != "test_house.py"):
+        cited = set(re.findall(r"\b([\w-]+\.md)\b", file.read_text(encoding="utf-8")))
+        assert cited - known <= {"cards.md", "scale.md"}, file

@@ -1,4 +1,4 @@
-"""Clients against a server process with the tiny models: the tutorial's examples as printed, the official openai client, shell and sweeps."""
+"""Clients against a server process with the tiny models: the tutorial as printed, the official openai client, shell and sweeps."""
 
 from __future__ import annotations
 
