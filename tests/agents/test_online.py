@@ -132,22 +132,19 @@ def answers(report: fgvr.Report) -> list:
 
 
 @pytest.mark.parametrize("kind", ["statistics", "prototypes"])
-def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch, tmp_path) -> None:
+def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, intercept, tmp_path) -> None:
     words = (*SMALL, "trigger=always", f"online={kind}")
     whole = fgvr.evaluate(fgvr.load_config(*words, f"paths.home={tmp_path / 'whole'}"))
     cfg = fgvr.load_config(*words, f"paths.home={tmp_path / 'parts'}")
-    learn = OnlineRetrieval.learn
 
-    def dies(self, predictions, calls=[]):  # noqa: B006 - counts over calls
+    def dies(learn, self, predictions, calls=[]):  # noqa: B006 - counts over calls
         learn(self, predictions)
         calls.append(1)
         if len(calls) == 4:  # learned and journalled, but never recorded
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(OnlineRetrieval, "learn", dies)
-        with pytest.raises(KeyboardInterrupt):
-            fgvr.evaluate(cfg)
+    with intercept(OnlineRetrieval, "learn", dies), pytest.raises(KeyboardInterrupt):
+        fgvr.evaluate(cfg)
     close_shared()
     resumed = fgvr.evaluate(cfg)
     assert answers(resumed) == answers(whole)

@@ -140,7 +140,8 @@ def idle_failures(served: Served) -> list[str]:
     return found + ([f"{engine.inflight} places taken"] if engine.inflight else [])
 
 
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Waits for what comes to pass after an answer, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"
