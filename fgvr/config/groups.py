@@ -13,6 +13,7 @@ from fgvr.agents.targets import Target
 from fgvr.config.fields import (
     ABSENT,
     NEEDED,
+    Addresses,
     Count,
     Level,
     Must,
@@ -179,13 +180,14 @@ class Dataset(Leaf):
 class Model(Leaf):
     role: Role
     loader: Text
-    source: Text | None
+    source: Addresses | None
     revision: Text | None = ABSENT
     dtype: Text = ABSENT
     quantization: Text | None = ABSENT
     max_pixels: Annotated[int, Field(ge=28 * 28)] | None = ABSENT
     batch_size: Count
     patience: NotNegative = ABSENT
+    model: Text | None = ABSENT
 
 
 class MLLM(Model):

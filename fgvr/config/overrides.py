@@ -108,7 +108,7 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
     if key in known and _NO_NAME.fullmatch(value) and not (value == "null" and key in OPTIONAL):
         raise ConfigError(_no_such_option(key, value, known))
-    if key in PATHS_KEYS:
+    if key in PATHS_KEYS or (key.endswith(".source") and value[:1] == "["):  # the addresses of one model
         return f"{name}={_tidy_lists(value, sweep)}"
     return f"{name}={_tidy_path(key, value, sweep)}" if _is_path(key) else word
 

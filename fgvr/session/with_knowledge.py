@@ -22,6 +22,7 @@ from fgvr.knowledge.base import KnowledgeBase, Origin
 from fgvr.knowledge.build import JOURNAL, BuildComponents, build
 from fgvr.knowledge.opening import find_or_build, support_of
 from fgvr.protocols import reads_text
+from fgvr.runtime.loaders.base import find_loader
 from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import Category, Experience, Picture, Sample
@@ -159,10 +160,8 @@ class WithKnowledge(Resources):
                 "slow=score, or choose an encoder with a text side, such as models/encoder=vit_b_32_openai"
             )
         can = self.abilities
-        if can is None and slow.votes > 1:
-            raise ConfigError(
-                f"slow.votes={slow.votes} is for engines that generate (models/mllm=remote): here likelihoods are read, write 1"
-            )
+        if can is None and slow.votes > 1 and not find_loader(self.specs["mllm"]).converses:
+            raise ConfigError(f"slow.votes={slow.votes} asks for sampled replies, and models.mllm.loader={mllm.loader} gives none: write 1")
         if slow.votes > 1 and slow.decoder != "reason":
             raise ConfigError(f"slow.votes={slow.votes} asks for several replies: write slow=reason")
         if can is not None and not can.scores and slow.decoder != "reason":
@@ -174,7 +173,7 @@ class WithKnowledge(Resources):
     def decoder(self, superclass: str) -> Decoder:
         """How System 2 is asked, as `slow.decoder` says. Asks the engine that holds the MLLM, once. Raises RemoteError."""
         slow, can = self.config.slow, self.abilities
-        if slow.decoder == "reason" and can is not None and (not can.scores or slow.votes > 1):  # answers are read from replies
+        if slow.decoder == "reason" and (slow.votes > 1 or (can is not None and not can.scores)):  # answers are read from replies
             return ReplyDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens, votes=slow.votes)
         if slow.decoder == "reason":
             return ReasonDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens)
