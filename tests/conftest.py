@@ -75,12 +75,10 @@ def composed_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def collected_quickly() -> Iterator[None]:
+def collected_quickly() -> None:
     """The pool collects garbage whenever a model leaves: among what the libraries keep for ever (a million objects) that takes .6 s."""
-    gc.collect()
+    gc.collect()  # what the module before left; frozen things are not walked again
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -122,8 +122,12 @@ def own_pool():
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch):
     """Updates from any answer: the fake models are never sure."""
-    monkeypatch.setattr("fgvr.agents.online.CONFIDENT", 0.0)
-    monkeypatch.setattr("fgvr.agents.online.GOOD", 0.0)
+    become(monkeypatch, CONFIDENT=0.0, GOOD=0.0)
+
+
+def become(monkeypatch: pytest.MonkeyPatch, **constants: float) -> None:
+    for name, value in constants.items():
+        monkeypatch.setattr(f"fgvr.agents.online.{name}", value)
 
 
 def answers(report: fgvr.Report) -> list:
@@ -154,8 +158,7 @@ def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, intercept, 
 def test_learning_changes_later_answers_and_switched_off_nothing_is_left_of_it(eager, monkeypatch) -> None:
     off = answers(fgvr.evaluate(fgvr.load_config(*SMALL, "trigger=never")))
     learning = fgvr.load_config(*SMALL, "trigger=never", "online=prototypes")
-    monkeypatch.setattr("fgvr.agents.online.RATE", 5.0)
-    monkeypatch.setattr("fgvr.agents.online.MOST", 0.9)
+    become(monkeypatch, RATE=5.0, MOST=0.9)
     on = answers(fgvr.evaluate(learning))
     assert on[:6] == off[:6]  # the first batch is answered before anything is learned
     assert on != off
