@@ -3,8 +3,8 @@
     python scripts/reason_table.py                                        # final worlds 9050-9054, for acceptance only
     python scripts/reason_table.py --worlds 9010 dataset.test_per_class=5 # development
 
-Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale names
-an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing; calls and
+Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
+names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
 tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,25 +68,30 @@ def attributes_of(text: str) -> dict[int, int]:
 
 def verdicts(rationale: str, question: Question) -> list[bool]:
     """For each `phrase: letters` of a rationale: whether the letters are those of the options whose words have the phrase."""
-    said = re.findall(r"([a-z][a-z ]+):((?: [A-Z])+| none)", rationale.replace("I see", ""))
-    fits = [(p.strip(), [chr(65 + i) for i, o in enumerate(question.options) if p.strip() in o.description]) for p, _ in said]
-    return [right == re.findall("[A-Z]", letters) for (_, right), (_, letters) in zip(fits, said, strict=True)]
+    right = []
+    for part in rationale.removeprefix("I see").rstrip(". ").split(";"):
+        phrase, _, letters = part.partition(":")
+        right.append(letters.split() == [chr(65 + i) for i, o in enumerate(question.options) if phrase.strip() in o.description])
+    return right
 
 
 def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict]]:
     """What the free replies say, without rules; and each reply as a row."""
-    think = SlowThinking(session.decoder("bird"), session.shortlist, Library((), most=0))
+    decoder, chance = session.decoder("bird"), random.Random(0)
     names, rows = {record.id: record.name for record in session.knowledge.classes}, []
     labels = iter(seen.labels)
     for pictures, results in zip(seen.pictures, seen.fast, strict=True):
-        questions, judged = [think.question(r) for r in results], think(pictures, results)
+        # System 1's order would tell what it believes, so the letters are dealt anew.
+        options = [session.shortlist(result) for result in results]
+        questions = [Question(tuple(chance.sample(some, len(some)))) for some in options]
+        judged = [judgement.posterior(q.options) for judgement, q in zip(decoder(pictures, questions), questions, strict=True)]
         asked = [choice("bird", q, ending="reason") for q in questions]
         written = session.mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=session.config.slow.max_new_tokens)
-        for question, slow, reply in zip(questions, judged, written, strict=True):
+        for question, shares, reply in zip(questions, judged, written, strict=True):
             label, ids = next(labels), [o.category for o in question.options]
             read = read_answer(str(reply), [o.name for o in question.options])
             chosen = ids[read] if read is not None else None
-            others = sorted((c for c in ids if c != chosen), key=lambda c: -slow.probabilities.get(c, 0.0))
+            others = [ids[i] for i in np.argsort(-shares) if ids[i] != chosen]
             said = attributes_of(rationale_of(str(reply)))
             tells = [
                 p
@@ -101,7 +105,7 @@ def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> 
                     "readable": chosen is not None,
                     "tells": bool(tells),
                     "seen": float(np.mean([truth[label][p] == v for p, v in said.items()])) if said else 0.0,
-                    "verdicts": float(np.mean(verdicts(str(reply), question) or [0.0])),
+                    "verdicts": float(np.mean(verdicts(rationale_of(str(reply)), question))),
                     "tokens": reply.prompt_tokens + reply.new_tokens,
                     "new": reply.new_tokens,
                     "reply": str(reply),
