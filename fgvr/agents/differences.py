@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fgvr.utils.pieces import pieces
+from fgvr.utils.text import pieces
 
 _LEAD = re.compile(r"(?:\S+\s+){1,5}?(?:with|has)\s+", re.IGNORECASE)
 

@@ -259,9 +259,7 @@ def sight_lesson(world: TrainingWorld, plan: SightPlan, seed: int, step: int) ->
     task = ("image", "class", "reflect", "letter", "compare")[int(np.searchsorted(shares, rng.random()))]
     images = int(rng.integers(1, 4)) if task == "class" else 1
     level = LEVELS[int(rng.integers(len(LEVELS)))]
-    length = {"image": 110, "class": 110 + 20 * images, "reflect": 240}.get(
-        task, 130 + 80 * (level.strangers > 0)
-    )
+    length = {"image": 110, "class": 110 + 20 * images, "reflect": 240}.get(task, 130 + 80 * (level.strangers > 0))
     count = max(8, plan.tokens // length)
     genera, members = np.sort(rng.choice(len(world.labels), count, replace=False)), rng.integers(0, 4, count)
     shots = np.stack([rng.permutation(3)[:images] for _ in range(count)])
@@ -336,9 +334,7 @@ def train_sight(world: TrainingWorld, plan: SightPlan, source: Path, paths: comm
         optimizer.step()
         tokens += batch.ids.numel()
         shares, name = told.shares(batch), "own" if lesson.cases else lesson.task
-        values = {name: told.loss.item()} | (
-            {f"{name}_letter": shares["letter"]} if lesson.task in ("compare", "letter") else {}
-        )
+        values = {name: told.loss.item()} | ({f"{name}_letter": shares["letter"]} if lesson.task in ("compare", "letter") else {})
         for key, value in values.items():
             sums[key], sums[f"#{key}"] = sums.get(key, 0.0) + value, sums.get(f"#{key}", 0) + 1
         done = step + 1
