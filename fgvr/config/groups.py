@@ -97,6 +97,17 @@ class Logging(Group):
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None
 
 
+class Engine(Group):
+    """Who does the work; the other keys come with engine=ray."""
+
+    name: Literal["local", "ray"]
+    workers: Count | None = ABSENT
+    cpus: Count = ABSENT
+    address: Text | None = ABSENT
+    object_store: Size = ABSENT
+    patience: Positive = ABSENT
+
+
 class Server(Group):
     """`url` of a server to ask; the other keys come with mode=serve, and `fgvr.server.settings` judges them with its environment."""
 

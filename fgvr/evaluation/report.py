@@ -59,6 +59,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "peak_device_bytes": report.peak_device_bytes,
         "peak_host_bytes": report.peak_host_bytes,
         "model_loads": dict(report.model_loads),
+        **({"workers": list(report.workers)} if report.workers else {}),
         "skipped": report.skipped,
         "dataset": report.dataset,
         "trigger": report.trigger,
