@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def baseline_session(session: Session, name: str) -> Session:
 
 def baseline_recognizer(name: str) -> Callable[[Session], Recognizer] | None:
     """How to build the recognizer of a baseline that ranks by a rule; None: it is the pipeline's own."""
-    return (lambda session: _ranking(name, session)) if name in _RULES else None
+    return partial(_ranking, name) if name in _RULES else None
 
 
 _RULES = ("zero_shot", "knn", "cache", "linear_probe")

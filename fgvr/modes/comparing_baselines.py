@@ -16,9 +16,10 @@ from rich.text import Text
 
 from fgvr.evaluation import records, uncertainty
 from fgvr.modes.baseline_table import OURS, TITLES, baseline_recognizer, baseline_session, chosen_baselines, unavailable_baselines
-from fgvr.modes.evaluating import evaluate
+from fgvr.modes.evaluating import evaluate, images_of
 from fgvr.modes.runs import PREDICTIONS, run_folder
 from fgvr.modes.showing import to_json, to_text
+from fgvr.scale import working
 from fgvr.session import Session
 from fgvr.types import Report
 from fgvr.utils.files import write_json
@@ -65,9 +66,10 @@ def baselines(session: Session) -> Baselines:
         log.info("left out: %s, since %s", TITLES[name], reason)
     with run_folder(session, mode="baselines") as folder:
         reports = {}
-        for name in names:
-            log.info("%s", TITLES[name])
-            reports[name] = evaluate(baseline_session(session, name), baseline_recognizer(name))
+        with working(session, images_of) as at_work:
+            for name in names:
+                log.info("%s", TITLES[name])
+                reports[name] = evaluate(baseline_session(at_work, name), baseline_recognizer(name))
         ours = _right(reports[OURS])
         others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}

@@ -29,6 +29,7 @@ from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
 from fgvr.protocols import reads_text
+from fgvr.scale import some_files, working
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.store.stage_cache import StageCache
@@ -77,10 +78,13 @@ def discover(session: Session) -> Discovery:
             shutil.rmtree(folder / STAGES, ignore_errors=True)
         images = open_unlabelled(Path(config.images), cache_dir=session.home / "store")
         named_by_mllm = "mllm" in config.models.present
-        found = _find_kinds(session, images, folder / STAGES) if named_by_mllm else naming.find_kinds(session, images, folder)
-        named = session.derive({}, dataset=_as_dataset(images, found, shots=config.discover.shots))
+        with working(session, lambda _: some_files(images.samples)) as at_work:
+            found = _find_kinds(at_work, images, folder / STAGES) if named_by_mllm else naming.find_kinds(at_work, images, folder)
+            changes = {"dataset": _as_dataset(images, found, shots=config.discover.shots)}
+            base = at_work.derive({}, **changes).knowledge
+        named = session.derive({}, knowledge=base, **changes)  # whose recognizer outlives the workers
         notes = (*([config.models.notice] if config.models.notice else []), *images.notes, *found.notes)
-        discovery = Discovery(found, _named(images, found), named.knowledge, named.recognizer_of_pictures(), notes, folder)
+        discovery = Discovery(found, _named(images, found), base, named.recognizer_of_pictures(), notes, folder)
         _write(discovery, images, folder)
     return discovery
 
@@ -112,9 +116,10 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
             stage=stages,
             mllm_batch=models.mllm.batch_size,
             encode_batch=models.encoder.batch_size,
+            each=session.engine.map,
             **wishes,
         )
-        return discoverer(images.album)
+        return discoverer(images.seen_by(session.engine.look))
 
 
 def _as_dataset(images: Unlabelled, found: Discovered, *, shots: int | None) -> Dataset:

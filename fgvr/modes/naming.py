@@ -22,11 +22,12 @@ from fgvr.utils.text import printable
 
 def find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovered:
     """The kinds as groups of vectors, with the names of `discover.names`, or with a page that asks for them."""
-    encoder, album, asked = session.encoder, images.album, session.config.discover
+    encoder, album, asked = session.encoder, images.seen_by(session.engine.look), session.config.discover
 
     def grouped() -> dict[str, Any]:
-        seen = track(batches(len(album), session.config.models.encoder.batch_size), "images")
-        vectors = np.concatenate([encoder.encode(album(batch)) for batch in seen])
+        seen = batches(len(album), session.config.models.encoder.batch_size)
+        encoded = session.engine.map(lambda batch: encoder.encode(album(batch)), seen)
+        vectors = np.concatenate(list(track(encoded, "images", len(album), weigh=len)))
         return asdict(cluster_kinds(vectors, scale=encoder.logit_scale, count=asked.kinds, superclass=asked.superclass))
 
     # Kept, so that names are never those of groups that another number of threads would make a little otherwise.
