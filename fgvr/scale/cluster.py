@@ -26,6 +26,9 @@ _ALONE = {
 }
 
 
+_TRIES = 3  # on a busy machine the parts of a cluster may be too slow for each other
+
+
 @contextmanager
 def joined(engine: Engine) -> Iterator[ModuleType]:
     """The `ray` module, connected. A cluster that was started here ends here. Raises ConfigError."""
@@ -42,20 +45,27 @@ def joined(engine: Engine) -> Iterator[ModuleType]:
     if ray.is_initialized():  # by the program around us, whose cluster it stays
         yield ray
         return
-    common = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR, "include_dashboard": False}
-    try:
-        if own:
-            cores = (engine.workers or 0) * engine.cpus or None
-            store = as_bytes(engine.object_store)
-            ray.init(num_cpus=cores, object_store_memory=store, _node_ip_address="127.0.0.1", **common)
-        else:
-            ray.init(address=engine.address, **{key: value for key, value in common.items() if key != "include_dashboard"})
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ConfigError(_unreachable(str(engine.address), error)) from error
+    for left in reversed(range(_TRIES if own else 1)):
+        try:
+            _connect(ray, engine)
+            break
+        except Exception as error:  # Ray raises nearly anything, also plain Exceptions
+            ray.shutdown()
+            if not left:
+                raise ConfigError(_unreachable(str(engine.address), error)) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: ModuleType, engine: Engine) -> None:
+    common = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+    if engine.address is not None:
+        ray.init(address=engine.address, **common)
+        return
+    cores, store = (engine.workers or 0) * engine.cpus or None, as_bytes(engine.object_store)
+    ray.init(num_cpus=cores, object_store_memory=store, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
 
 
 def _unreachable(address: str, error: Exception) -> str:
