@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -62,6 +63,9 @@ def joined(engine: Engine) -> Iterator[ModuleType]:
 def _connect(ray: ModuleType, engine: Engine) -> None:
     common = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     if engine.address is not None:
+        if engine.address != "auto":
+            host, _, port = engine.address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()  # Ray itself would wait for minutes
         ray.init(address=engine.address, **common)
         return
     cores, store = (engine.workers or 0) * engine.cpus or None, as_bytes(engine.object_store)

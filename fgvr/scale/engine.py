@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from fgvr import planning
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers
+from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.pictures import referred
 from fgvr.errors import ImageError
 from fgvr.pipeline import GROUP, Recognizer
@@ -24,6 +25,7 @@ from fgvr.scale.worker import Answered, Job
 from fgvr.scale.workers import IN_FLIGHT, Workers
 from fgvr.session import Session
 from fgvr.types import ROLES, ModelSpec, Picture, Prediction, Sample
+from fgvr.utils.batches import chunks
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 _ASKED = ("encode", "encode_text", "generate", "score", "choose", "match")
 _AHEAD = 2  # pieces per call in flight that may wait for an earlier one
+_LOOKS = 100  # pictures that a worker hashes in one call
 _EVERY = 10.0  # seconds between lines about the workers' pace
 
 
@@ -50,7 +53,8 @@ def working(session: Session, files: Callable[[Session], Iterable[Path]]) -> Ite
         try:
             workers.check(wanted, fingerprints)
             log.info("%d workers are at work", len(workers))
-            yield session.derive({}, engine=RayEngine(session.pool, workers))
+            engine = RayEngine(session.pool, workers)
+            yield session.derive({}, engine=engine, perceptual_hash=PerceptualHash(session.store, engine.looks))
             log.info("rows by worker: %s", workers.pace())
         finally:
             workers.close()
@@ -74,6 +78,11 @@ class RayEngine:
 
     def look(self, sample: Sample) -> Picture:
         return referred(sample)
+
+    def looks(self, samples: Sequence[Sample]) -> Iterator[bytes | None]:
+        """Perceptual hashes, computed by the workers."""
+        found = self.map(lambda some: self._workers.call("looks", _by_reference(some)), chunks(samples, _LOOKS))
+        return (one for some in found for one in some)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         most = len(self._workers) * IN_FLIGHT

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.config.configuration import Config
+from fgvr.data.near_duplicates import hashes_of
 from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
 from fgvr.session import Session
@@ -82,6 +83,10 @@ class Worker:
         unreadable: list[ImageError] = []
         batches = recognizer.stream(samples, unreadable=unreadable)
         return Answered([replace(p, names={}) for batch in batches for p in batch], [str(error) for error in unreadable])
+
+    def looks(self, samples: Sequence[Sample]) -> list[bytes | None]:
+        """Their perceptual hashes."""
+        return list(hashes_of(samples))
 
     def ask(self, spec: ModelSpec, method: str, columns: Sequence[Sequence[Any]], settings: Mapping[str, Any]) -> Any:
         """One call of a model's method."""
