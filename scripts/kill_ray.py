@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ def bases(home: Path) -> list[str]:
 
 def actors() -> list[psutil.Process]:
     """Workers of ours that have begun."""
-    ours = psutil.Process().children(recursive=True)
-    return [process for process in ours if (process.cmdline() or [""])[0].startswith("ray::Worker")]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may end meanwhile
+            found += [process] if (process.cmdline() or [""])[0].startswith("ray::Worker") else []
+    return found
 
 
 class Cluster:
