@@ -255,7 +255,14 @@ FORMATS = (
         "Beside it, one line per image for spreadsheets.",
         (Part("fgvr.evaluation.prediction_table:COLUMNS"),),
     ),
-    FileFormat("report.json", "The figures of an evaluation; `report.html` shows them.", (Part("fgvr.evaluation.report:to_json"),)),
+    FileFormat(
+        "report.json",
+        "The figures of an evaluation; `report.html` shows them.",
+        (
+            Part(f"{TYPES}.results:Report", without=("path",)),
+            Part("fgvr.evaluation.report:to_json", "what explains them", without=("asked",)),
+        ),
+    ),
     FileFormat(
         "metrics.jsonl",
         "How a run went, one line per batch, and at its end the report's figures as `final/NAME`.",

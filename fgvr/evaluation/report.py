@@ -14,7 +14,7 @@ from rich.text import Text
 
 import fgvr
 from fgvr.errors import StoreError
-from fgvr.evaluation import page, protocols
+from fgvr.evaluation import page, scoring_protocols
 from fgvr.evaluation.figures import WORK, RunReport, make_report
 from fgvr.types import Report
 from fgvr.utils.files import atomic_write, read_json
@@ -34,40 +34,32 @@ def decode_share(cost: Mapping[str, float]) -> float:
 def to_json(report: RunReport) -> dict[str, Any]:
     """What `report.json` holds: the report's own fields, then what explains them."""
     figures = report.figures
-    return {
-        "n": report.n,  # images scored
-        "top1": report.top1,  # share of right answers
-        "top1_interval": list(report.top1_interval),  # 95 %, over images
-        "macro": report.macro,  # mean of the classes' accuracies
-        "slow_rate": report.slow_rate,  # share escalated
-        "fixed": report.fixed,  # wrong in System 1, right in the end
-        "broken": report.broken,  # right in System 1, wrong in the end
-        "unchanged": report.unchanged,  # asked in vain
-        "protocols": dict(report.protocols),  # protocol -> score
-        "protocol_versions": {name: protocols.get(name).version for name in report.protocols},  # protocol -> version
-        "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},  # 95 %
-        "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
-        "calibration_error": figures.reliability.error,  # expected calibration error of the confidence
-        "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
-        "abstention": figures.abstention,  # shares answered and withheld
-        **({} if report.review is None else {"review": dict(report.review)}),
-        "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
-        "cost": dict(report.cost),  # computed in this run
-        "asked": dict(report.asked) or None,  # of the models, remembered or not
-        "computed": dict(report.computed),  # of what was asked
-        "stage_seconds": figures.stage_seconds,  # stage -> seconds
-        "peak_device_bytes": report.peak_device_bytes,  # highest use of the device
-        "peak_host_bytes": report.peak_host_bytes,  # highest use of main memory
-        "model_loads": dict(report.model_loads),  # role -> loads
-        "skipped": report.skipped,  # images that could not be read
-        "dataset": report.dataset,  # its name
-        "trigger": report.trigger,  # its name
-        "notes": list(report.notes),  # what one must know before the numbers
-        "classes": dict(report.classes),  # class id -> name
-        "fgvr": fgvr.__version__,  # version
-        "provenance": dict(report.provenance),  # machine, libraries, models, commit, time
-        "config": dict(report.config),  # the whole configuration
-    }
+    own = {f.name: getattr(report, f.name) for f in fields(Report) if f.name != "path"}
+    plain = {name: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for name, v in own.items()}
+    more: dict[str, Any] = {} if report.review is None else {"review": dict(report.review)}
+    if report.workers:
+        more["workers"] = list(report.workers)
+    return (
+        plain
+        | more
+        | {
+            "unchanged": report.unchanged,  # asked in vain
+            "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},  # protocol -> version
+            "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},  # 95 %
+            "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
+            "calibration_error": figures.reliability.error,  # expected calibration error
+            "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
+            "abstention": figures.abstention,  # shares answered and withheld
+            "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
+            "asked": dict(report.asked) or None,
+            "computed": dict(report.computed),  # of what was asked
+            "stage_seconds": figures.stage_seconds,  # stage -> seconds
+            "peak_host_bytes": report.peak_host_bytes,  # highest use of main memory
+            "fgvr": fgvr.__version__,  # version
+            "provenance": dict(report.provenance),  # machine, libraries, models, commit, time
+            "config": dict(report.config),  # the whole configuration
+        }
+    )
 
 
 def write(report: RunReport, folder: Path) -> None:
@@ -105,7 +97,7 @@ def terminal(report: Report) -> RenderableType:
     table.add_column("quantity")
     table.add_column("value", justify="right")
     for name, value in report.protocols.items():
-        known = protocols.get(name)
+        known = scoring_protocols.get(name)
         bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
         table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
     table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
