@@ -107,7 +107,9 @@ def test_letters_become_a_distribution_where_the_engine_tells_the_alternatives(t
 def test_votes_are_shares_of_sampled_replies(tmp_path: Path) -> None:
     engine = Generating("ok", replies=("Answer: A", "Answer: A", "Answer: B", "no idea"))
     with serving(engine) as server:
-        assert main(words(server, tmp_path, "slow.votes=4", "models.mllm.batch_size=1", "knowledge.rehearse=false", "slow.weight=1")) == 0
+        assert (
+            main(words(server, tmp_path, "slow.votes=4", "models.mllm.batch_size=1", "knowledge.leave_one_out=false", "slow.weight=1")) == 0
+        )
         sampled = [a.body for a in server.asked if a.body and a.body.get("max_tokens") == 192]
     assert {(body["temperature"], body["seed"]) for body in sampled} == {(TEMPERATURE, seed) for seed in range(4)}
     for row in rows(tmp_path):

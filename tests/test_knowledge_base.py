@@ -109,7 +109,7 @@ def test_how_much_a_decoder_may_write_is_part_of_the_key_where_it_writes():
 
 
 def test_another_question_is_another_discovery(folder, monkeypatch):
-    words = ("models=fake", "knowledge.rehearse=false", "slow.weight=0.5", "discover.superclass=bird", "trigger=never")
+    words = ("models=fake", "knowledge.leave_one_out=false", "slow.weight=0.5", "discover.superclass=bird", "trigger=never")
     fgvr.discover(folder, *words)
 
     def asked_again() -> int:
@@ -136,15 +136,15 @@ def until(ready: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_who_waits_for_a_base_takes_it_instead_of_building_it_again(monkeypatch, caplog):
-    begun, go_on, original = Event(), Event(), FakeMLLM.generate
+def test_who_waits_for_a_base_takes_it_instead_of_building_it_again(intercept, caplog):
+    begun, go_on = Event(), Event()
 
-    def generate(*args, **kwargs):
+    def generate(original, *args, **kwargs):
         begun.set()
         assert go_on.wait(60)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(FakeMLLM, "generate", generate)
+    intercept(FakeMLLM, "generate", generate)
     first = in_a_thread("store.enabled=false")
     assert begun.wait(60)
     second = in_a_thread("store.enabled=false")
@@ -235,7 +235,14 @@ ASKED = [
     ("dataset=birds", "dataset.seed=9001", "dataset.genera=[2,3]", "dataset.shots=2", "dataset.split_seed=3", "dataset.calibration=0"),
     ("models=fake", "models.encoder.source='other 9MiB'", "slow=reason", "slow.max_new_tokens=9", "seed=5", "trigger=never"),
     ("models=fake", "models/encoder=tiny", "models.description_tokens=7", "slow.target=name", "models.mllm.batch_size=3"),
-    ("models=fake", "knowledge.rehearse=false", "slow.weight=0.5", "knowledge.views=2", "knowledge.split=clauses", "knowledge.templates=1"),
+    (
+        "models=fake",
+        "knowledge.leave_one_out=false",
+        "slow.weight=0.5",
+        "knowledge.views=2",
+        "knowledge.split=clauses",
+        "knowledge.templates=1",
+    ),
     ("models=qwen2_5_vl_7b", "models/mllm=tiny", "models/encoder=fake", "models.slow_target=letter", "mode=slowonly"),
     ("dataset.tail_shots=1", "dataset.shots=3", "paths.home=./a home", "paths.data=some-data"),
 ]
@@ -268,15 +275,14 @@ def test_the_command_that_is_told_for_a_folder_and_a_path(folder, tmp_path):
 # --- descriptions that failed ------------------------------------------------------------------------------------------------
 
 
-def test_a_half_that_was_not_described_is_asked_for_again_and_rules_are_kept(monkeypatch):
-    original, rule, calls = FakeMLLM.generate, fgvr.Experience("r", "Look twice.", "", "", (), "low", (), "accepted"), itertools.count()
+def test_a_half_that_was_not_described_is_asked_for_again_and_rules_are_kept(intercept):
+    rule, calls = fgvr.Experience("r", "Look twice.", "", "", (), "low", (), "accepted"), itertools.count()
 
-    def generate(*args, **kwargs):
+    def generate(original, *args, **kwargs):
         replies, second = original(*args, **kwargs), next(calls) == 1  # the classes without the first half of their shots
         return [Reply("") if second and i == 3 else reply for i, reply in enumerate(replies)]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeMLLM, "generate", generate)
+    with intercept(FakeMLLM, "generate", generate):
         broken = fgvr.build_knowledge_base(load("models.mllm.batch_size=6"))
     assert broken.described == 6 and broken.failed == (broken.classes[3].name,)
     assert [description.status for description in broken.classes[3].fold_descriptions] == ["failed", "described"]

@@ -30,6 +30,7 @@ from fgvr.config.fields import (
     complaint,
     judge,
     judged,
+    satisfies,
 )
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget
@@ -98,6 +99,22 @@ class Logging(Group):
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None
 
 
+def _is_cluster(value: str | None) -> bool:
+    host, _, port = (value or "").removeprefix("ray://").rpartition(":")
+    return value in (None, "auto") or bool(host and port.isdigit())
+
+
+class Engine(Group):
+    """Who does the work; the other keys come with engine=ray."""
+
+    name: Literal["local", "ray"]
+    workers: Count | None = ABSENT
+    cpus: Count = ABSENT
+    address: Annotated[Text | None, satisfies(_is_cluster), Must("HOST:PORT, ray://HOST:PORT, auto, or null")] = ABSENT
+    object_store: Size = ABSENT
+    patience: Positive = ABSENT
+
+
 class Server(Group):
     """`url` of a server to ask; the other keys come with mode=serve, and `fgvr.server.settings` judges them with its environment."""
 
@@ -148,7 +165,7 @@ class Discover(Group):
     superclass: Text | None
     shortlist: Count
     alike: Annotated[int | float, Field(gt=0, le=1), Must("a cosine above 0, up to 1")]
-    price: NotNegative | None
+    complexity_penalty: NotNegative | None
     shots: Annotated[int, Field(ge=2)] | None
     max_new_tokens: Count
     kinds: Count | None
@@ -252,17 +269,17 @@ class Trigger(Leaf):
     temperature: Temperature = ABSENT
 
     @property
-    def promises(self) -> bool:
+    def guarantees_risk(self) -> bool:
         """Whether the threshold is a promise about risk."""
         return "target" in self and Target.parse(self.target).kind == "risk"
 
     @model_validator(mode="after")
-    def _one_promise(self) -> Trigger:
+    def _one_guarantee(self) -> Trigger:
         if not self.abstain:
             return self
         if Target.parse(self.abstain).kind != "risk":
             raise complaint(f"trigger.abstain={self.abstain!r}: a promise about final answers is a risk, e.g. risk:0.1@0.1")
-        if self.promises:
+        if self.guarantees_risk:
             raise complaint(
                 f"trigger.target={self.target!r} and trigger.abstain={self.abstain!r} would learn from the same calibration images, and "
                 "neither promise would hold: write trigger.target=slow_rate:0.6"
@@ -271,10 +288,10 @@ class Trigger(Leaf):
 
 
 class Slow(Group):
-    decoder: Literal["score", "reason", "analyse", "person", "none"]
+    decoder: Literal["score", "reason", "compare", "analyse", "person", "none"]
     target: Literal["description", "name", "letter"]
     candidates: Count | Literal["all"]
-    arbitrate: Literal["pool", "slow", "mllm"]
+    answer_fusion: Literal["log_linear", "slow", "mllm"]
     weight: Share | Literal["fitted"]
     max_new_tokens: Count
     votes: Count
@@ -300,14 +317,14 @@ class Knowledge(Group):
     split: Literal["length", "sentences", "clauses"]
     templates: Literal[1, 2, 3] | None
     views: Literal[1, 2, 3, 4]
-    rehearse: bool
+    leave_one_out: bool
 
 
 def _protocol(name: str) -> None:
     if name not in ("exact", "top5", "macro"):  # the usual ones are known without the registry, which brings numpy
-        from fgvr.evaluation import protocols
+        from fgvr.evaluation import scoring_protocols
 
-        protocols.get(name)
+        scoring_protocols.get(name)
 
 
 class Evaluation(Group):

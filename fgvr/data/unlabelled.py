@@ -1,12 +1,12 @@
 """A folder of images about which nothing is known: by number, in the order of their content, without names.
 
-Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does their order. Neither leaves this file by way of `album`: it
-hands out decoded pictures, sorted by content hash.
+Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does their order. Neither leaves this file by way of
+`picture_set`: it hands out decoded pictures, sorted by content hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fgvr.utils.images import list_images, passed_over
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """Images of a folder, each content once. The samples are for whoever writes results down; models see the `album`."""
+    """Images of a folder, each content once. The samples are for whoever writes results down; models see the `picture_set`."""
 
     root: Path
     samples: tuple[Sample, ...]  # by content hash; no labels
@@ -29,8 +29,12 @@ class Unlabelled:
     passed_over: tuple[str, ...] = ()  # in words, the files that are no images
 
     @property
-    def album(self) -> Pictures:
-        return Pictures(self.samples)
+    def picture_set(self) -> Pictures:
+        return self.seen_by(lambda sample: open_picture(sample.image))
+
+    def seen_by(self, look: Callable[[Sample], Picture]) -> Pictures:
+        """The same, the pictures opened by `look`."""
+        return Pictures(self.samples, look)
 
     @property
     def content(self) -> str:
@@ -44,18 +48,18 @@ class Unlabelled:
 
 
 class Pictures:
-    """An album: pictures by number."""
+    """Pictures by number."""
 
-    __slots__ = ("__samples",)
+    __slots__ = ("__look", "__samples")
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.__samples = tuple(samples)
+    def __init__(self, samples: Sequence[Sample], look: Callable[[Sample], Picture]) -> None:
+        self.__samples, self.__look = tuple(samples), look
 
     def __len__(self) -> int:
         return len(self.__samples)
 
     def __call__(self, indices: Sequence[int]) -> list[Picture]:
-        return [open_picture(self.__samples[i].image) for i in indices]
+        return [self.__look(self.__samples[i]) for i in indices]
 
 
 def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlabelled:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvr.evaluation import audit, metrics, protocols, routers, uncertainty
+from fgvr.evaluation import metrics, routers, scoring_protocols, uncertainty
 from fgvr.evaluation.confusion_report import Pictures
-from fgvr.evaluation.memory_steps import MemoryHistory
+from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Asked, Cost, Prediction, Report
@@ -20,6 +20,7 @@ from fgvr.types import Asked, Cost, Prediction, Report
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
+NOTHING_LOADED = {"mllm": 0, "encoder": 0, "joint": 0}
 WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 """Kinds of work that are counted both as asked of the models and as computed."""
 
@@ -51,6 +52,7 @@ class RunReport(Report):
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: MemoryHistory | None = field(default=None, repr=False)
     review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
+    workers: Sequence[Mapping[str, Any]] = ()  # what each has done and loaded; empty where one process did it all
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
     @property
@@ -65,7 +67,7 @@ def make_report(
     dataset: str,
     trigger: str,
     notes: Sequence[str] = (),
-    model_loads: Mapping[str, int],
+    model_loads: Mapping[str, int] = NOTHING_LOADED,
     peak_device_bytes: int = 0,
     path: Path,
     skipped: int = 0,
@@ -78,9 +80,10 @@ def make_report(
     slow_right: np.ndarray | None = None,
     decode_wait: float | None = None,
     cache_hits: int | None = None,
-    measure: Sequence[str] = protocols.DEFAULT,
-    sentences: protocols.Sentences | None = None,
+    measure: Sequence[str] = scoring_protocols.DEFAULT,
+    sentences: scoring_protocols.Sentences | None = None,
     review: Mapping[str, Any] | None = None,
+    workers: Sequence[Mapping[str, Any]] = (),
 ) -> RunReport:
     """Score the labelled predictions. They are walked several times, and none is kept.
 
@@ -91,8 +94,19 @@ def make_report(
         cache_hits: embeddings and replies that were in the store, where that was measured.
     """
     seen = outcomes(predictions)
-    measured = protocols.measured(seen, measure, sentences)
-    figures = _figures(predictions, seen, _intervals(measured, seen), memory, slow_right)
+    measured = scoring_protocols.measured(seen, measure, sentences)
+    auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
+    figures = RunFigures(
+        intervals=_intervals(measured, seen),
+        fast_top1=metrics.accuracy(seen.fast_right),
+        fast_top5=metrics.top_k(seen.fast_place, 5),
+        score_auroc=auroc if math.isfinite(auroc) else None,
+        reliability=metrics.reliability(seen.confidence, seen.right),
+        routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
+        abstention=_abstention(predictions),
+        unreadable=_unreadable(predictions),
+        stage_seconds=_stage_seconds(memory),
+    )
     total = sum((p.cost for p in predictions), Cost())
     optional = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
     cost = _work(total) | {"seconds": round(total.seconds, 3)} | {key: value for key, value in optional.items() if value is not None}
@@ -104,12 +118,12 @@ def make_report(
         slow_rate=float(np.mean(seen.escalated)),
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
-        protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
+        protocols={name: scoring_protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
         asked={} if total.asked is None else _work(total.asked),  # empty where a prediction does not tell
         cost=cost,
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
-        notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
+        notes=(*notes, *scoring_protocols.remarks(measure, tuple(classes.values()), sentences)),
         classes=dict(classes),
         dataset=dataset,
         trigger=trigger,
@@ -124,34 +138,14 @@ def make_report(
         memory=memory,
         peak_host_bytes=peak_host_bytes,
         review=review,
-    )
-
-
-def _figures(
-    predictions: Sequence[Prediction],
-    seen: Outcomes,
-    intervals: Mapping[str, Mapping[str, Interval]],
-    memory: MemoryHistory | None,
-    slow_right: np.ndarray | None,
-) -> RunFigures:
-    auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
-    return RunFigures(
-        intervals=intervals,
-        fast_top1=metrics.accuracy(seen.fast_right),
-        fast_top5=metrics.top_k(seen.fast_place, 5),
-        score_auroc=auroc if math.isfinite(auroc) else None,
-        reliability=metrics.reliability(seen.confidence, seen.right),
-        routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
-        abstention=_abstention(predictions),
-        unreadable=_unreadable(predictions),
-        stage_seconds=_stage_seconds(memory),
+        workers=tuple(workers),
     )
 
 
 def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> dict[str, dict[str, Interval]]:
     """Both intervals of each score that is a mean over images or over classes; of top-1 always."""
     worth = {"exact": seen.right} | {name: value for name, value in measured.items() if isinstance(value, np.ndarray)}
-    macro = {name for name in worth if protocols.get(name).by_class}
+    macro = {name for name in worth if scoring_protocols.get(name).by_class}
     scores = [uncertainty.mean_of_classes(v, seen.labels) if name in macro else uncertainty.mean_of(v) for name, v in worth.items()]
     over_images = uncertainty.image_bootstraps(scores, len(seen))
     over_classes = [

@@ -51,7 +51,6 @@ def replay(session: Session) -> Report:
             dataset=" ".join(dict.fromkeys((base.origin.dataset, base.origin.world))),
             trigger=config.trigger_name,
             notes=(*_leaked(file.parent), f"replay of {file}", replays.COSTS, *([config.models.notice] if config.models.notice else [])),
-            model_loads={"mllm": 0, "encoder": 0, "joint": 0},
             path=folder,
             config=config.to_dict(),
             measure=tuple(config.evaluation.protocols),
@@ -121,7 +120,7 @@ def _replay(session: Session, run: Config) -> Replay:
     if session.fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
     changed = session.fusion != before or config.slow.candidates != run.slow.candidates
-    _check_asked_again(config.slow.arbitrate, run.slow.arbitrate, changed=changed)
+    _check_asked_again(config.slow.answer_fusion, run.slow.answer_fusion, changed=changed)
     return Replay(
         ids=base.prototypes.ids,
         histories=session.left_out()[1].histories(),
@@ -140,15 +139,15 @@ def _replay(session: Session, run: Config) -> Replay:
 
 
 def _check_asked_again(ours: str, theirs: str, *, changed: bool) -> None:
-    """`slow.arbitrate=mllm` overwrites System 2's first answer with its last; what it is asked last depends on both systems' answers."""
+    """`slow.answer_fusion=mllm` overwrites System 2's first answer with its last, and asks by both systems' answers."""
     if ours != theirs and "mllm" in (ours, theirs):
         raise ConfigError(
-            f"slow.arbitrate={ours}, but the run was recorded with slow.arbitrate={theirs}: a replay can neither ask the MLLM again nor "
-            f"undo that it was asked. Write slow.arbitrate={theirs}, or run again"
+            f"slow.answer_fusion={ours}, but the run was recorded with slow.answer_fusion={theirs}: a replay can neither ask again "
+            f"nor undo that it was asked. Write slow.answer_fusion={theirs}, or run again"
         )
     if ours == "mllm" and changed:
         raise ConfigError(
-            "slow.arbitrate=mllm asks again by what both systems answered, so a replay cannot change fusion or slow.candidates: run again"
+            "slow.answer_fusion=mllm asks again by what both systems answered, so fusion and slow.candidates cannot change: run again"
         )
 
 
@@ -179,7 +178,6 @@ def _rescore(session: Session, file: Path) -> Report:
             dataset=Path(source).name,
             trigger=kind,
             notes=(f"imported from {source} ({kind})", *claim, *notes),
-            model_loads={"mllm": 0, "encoder": 0, "joint": 0},
             path=folder,
             config=session.config.to_dict(),
             measure=tuple(session.config.evaluation.protocols),

@@ -16,8 +16,8 @@ from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import ConfigError
-from fgvr.evaluation import protocols
-from fgvr.evaluation.protocols import Sentences
+from fgvr.evaluation import scoring_protocols
+from fgvr.evaluation.scoring_protocols import Sentences
 from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
@@ -27,6 +27,7 @@ from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
+from fgvr.session.engine import Engine, Here
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
@@ -35,6 +36,7 @@ _DEPENDS_ON = {
     "dataset": ("dataset", "knowledge.learned", "paths"),
     "specs": ("models", "runtime"),
     "pool": ("models", "runtime", "paths"),
+    "engine": ("models", "runtime", "paths", "engine"),
     "abilities": ("models", "runtime"),
     "store": ("store", "paths"),
     "perceptual_hash": ("store", "paths"),
@@ -118,16 +120,21 @@ class Resources:
         return pool
 
     @cached_property
+    def engine(self) -> Engine:
+        """Who does the work: this process, unless `fgvr.scale.working` has put workers here."""
+        return Here(self.pool)
+
+    @cached_property
     def encoder(self) -> CachedEncoder:
-        return CachedEncoder(self.pool.leased(self.specs["encoder"]), self.store)
+        return CachedEncoder(self.engine.lend(self.specs["encoder"]), self.store)
 
     @cached_property
     def mllm(self) -> CachedMLLM:
-        return CachedMLLM(self.pool.leased(self.specs["mllm"]), self.store)
+        return CachedMLLM(self.engine.lend(self.specs["mllm"]), self.store)
 
     @cached_property
     def joint(self) -> CachedJointEncoder:
-        return CachedJointEncoder(self.pool.leased(self.specs["joint"]), self.store)
+        return CachedJointEncoder(self.engine.lend(self.specs["joint"]), self.store)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -146,7 +153,7 @@ class Resources:
         Raises ConfigError where a protocol of this evaluation needs one.
         """
         if not reads_text(self.encoder):
-            if needing := [name for name in self.config.evaluation.protocols if protocols.get(name).encoder]:
+            if needing := [name for name in self.config.evaluation.protocols if scoring_protocols.get(name).encoder]:
                 raise ConfigError(
                     f"evaluation.protocols: {', '.join(needing)} compares names with a text encoder, and "
                     f"{self.config.models.encoder.source} reads no text: leave it out, or choose another models/encoder"

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from fgvr.errors import ConfigError
-from fgvr.server import logs
+from fgvr.server.running import log_files
 from fgvr.server.settings import Environment, Settings, Tokens
 
 from ..webfake import serving
-from .conftest import ADMIN, MIB, Serve, chat, data_url, png
+from .conftest import ADMIN, MIB, Serve, chat, data_url, png, until
 
 CHANGING = [
     "/api/v1/memory/cleanup",
@@ -88,14 +88,14 @@ def test_computing_needs_a_token_when_one_is_set(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("url", FETCHING)
-def test_nothing_is_fetched(serve: Serve, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched(serve: Serve, url: str, intercept) -> None:
     import httpx
 
     def fetched(*args: object, **options: object) -> None:
         raise AssertionError(f"fetched {args}")
 
     served = serve(image_hosts=("allowed.example",))
-    monkeypatch.setattr(httpx, "stream", fetched)
+    intercept(httpx, "stream", fetched)
     for path, body in (
         ("/v1/chat/completions", chat("What?", url)),
         ("/api/v1/query", {"question": "What?", "image": url}),
@@ -243,7 +243,7 @@ def test_control_marks_in_texts_are_refused(serve: Serve) -> None:
 
 
 def test_neither_tokens_nor_pictures_get_into_the_log(tmp_path: Path) -> None:
-    with logs.written(tmp_path, days=3):
+    with log_files(tmp_path, days=3):
         kept = [h.backupCount for h in logging.getLogger("fgvr.server.access").handlers if isinstance(h, TimedRotatingFileHandler)]
         logging.getLogger("fgvr.server.x").warning("sent Authorization: Bearer abcDEF123456 and token=topsecret99 and %s", data_url())
         logging.getLogger("fgvr.server.access").info("GET /health 200")
