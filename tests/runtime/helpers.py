@@ -39,6 +39,24 @@ def used(pool: ModelPool) -> int:
     return pool.status().used
 
 
+class Inside:
+    """The parts of a pool that tests of its own rules look into; nobody else does."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self.ledger, self.admission, self.condition = pool._ledger, pool._admission, pool._condition
+        self.lifecycle, self.housekeeping, self.slots = pool._lifecycle, pool._housekeeping, pool._slots
+        self.give_back = pool._give_back
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self.admission.queued
+
+    @property
+    def waiting_for_slots(self) -> int:
+        return len(self.slots._waiting)
+
+
 def until(holds: Callable[[], object], seconds: float = 10.0) -> bool:
     """Waits for what another thread does; whether it came."""
     deadline = time.monotonic() + seconds
