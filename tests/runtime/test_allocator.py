@@ -110,8 +110,7 @@ def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog, monkeypatch: pyte
     assert "wins over runtime.allocator" in caplog.text
     # The process itself is told, not only its children: what it frees is gone, where glibc would keep 24 MiB of blocks below 32 MiB.
     code = (
-        "import ctypes, psutil; from fgvr.runtime import allocator
-from fgvr.runtime.allocator import apply; apply('cpu', {'mmap_threshold': %r}, {});"
+        "import ctypes, psutil; from fgvr.runtime.allocator import apply; apply('cpu', {'mmap_threshold': %r}, {});"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p; libc.free.argtypes = [ctypes.c_void_p];"
         "libc.free(libc.malloc(25 << 20));"  # after which glibc, left alone, would keep blocks of this size
         "before = psutil.Process().memory_info().rss;"

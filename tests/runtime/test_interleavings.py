@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,7 @@ def test_a_lease_that_comes_when_the_ttl_has_struck_gets_the_model_again(make_po
     pool = make_pool(ttl=0.02, host_budget=60 * MIB, loader=FakeLoader(movable=True, on_move=gate))
     right = use(pool)
     assert gate.entered.wait(10)  # housekeeping is at it
+    pool.configure(replace(pool.settings, ttl=None))  # and will not come again, however slow this machine is
     with ThreadPoolExecutor(1) as threads:
         leasing = threads.submit(use, pool)
         assert waits(leasing)
