@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -68,3 +69,26 @@ def test_readme_names_every_mode_there_is_and_no_other() -> None:
     assert set(re.findall(r"`(\w+)`", " ".join(re.findall(r"(?m)^\| (`.*?`) \|", table)))) == {
         file.stem for file in (config_dir() / "mode").glob("*.yaml")
     }
+
+
+# --- tests by public names ---------------------------------------------------------------------------------------------------
+
+MOST_PATCHES, MOST_REACHES = 39, 16
+"""Calls of `monkeypatch.setattr`, and reads of an attribute that is private to something else, in all tests. Only ever lowered."""
+FOREIGN = {"_exit", "_getframe", "_cdata", "_repr_html_"}  # of Python, of torch, and what a notebook asks for
+
+
+def test_tests_patch_little_and_reach_into_few_private_attributes() -> None:
+    patches, reaches = [], []
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute):
+                continue
+            place = f"{file.relative_to(ROOT)}:{node.lineno}"
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if node.attr == "setattr":
+                patches.append(place)
+            elif node.attr.startswith("_") and not node.attr.startswith("__") and not own and node.attr not in FOREIGN:
+                reaches.append(place)
+    assert len(patches) <= MOST_PATCHES, patches
+    assert len(reaches) <= MOST_REACHES, reaches

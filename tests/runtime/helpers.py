@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 
@@ -55,6 +56,11 @@ class Inside:
     @property
     def waiting_for_slots(self) -> int:
         return len(self.slots._waiting)
+
+
+def module_of(model: Any) -> Any:
+    """The torch (or mlx) module of a loaded model, to be compared and measured."""
+    return model._module
 
 
 def until(holds: Callable[[], object], seconds: float = 10.0) -> bool:

@@ -243,9 +243,10 @@ def test_the_thread_samples_by_itself_and_ends_with_the_pool(device: SimulatedDe
 
 def test_a_monitor_that_fails_once_goes_on(make_pool: PoolMaker, caplog) -> None:
     pool = make_pool()
-    failures = iter([OSError("no /proc today")])
+    failures, asked = iter([OSError("no /proc today")]), list[int]()
 
     def host() -> Host:
+        asked.append(1)
         for failure in failures:
             raise failure
         return ROOMY
@@ -253,8 +254,9 @@ def test_a_monitor_that_fails_once_goes_on(make_pool: PoolMaker, caplog) -> None
     monitor = Monitor(pool, MonitorSettings(check_interval=0.05), host=host)
     use(pool, "mllm")
     assert _until(lambda: "goes on" in caplog.text)
-    before = monitor._sampled
-    assert _until(lambda: monitor._sampled > before)
+    before = len(asked)
+    assert _until(lambda: len(asked) > before)
+    monitor.close()
 
 
 def _monitor_threads() -> set[threading.Thread]:
