@@ -52,6 +52,7 @@ class RunReport(Report):
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: MemoryHistory | None = field(default=None, repr=False)
     review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
+    workers: Sequence[Mapping[str, Any]] = ()  # what each has done and loaded; empty where one process did it all
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
     @property
@@ -82,6 +83,7 @@ def make_report(
     measure: Sequence[str] = scoring_protocols.DEFAULT,
     sentences: scoring_protocols.Sentences | None = None,
     review: Mapping[str, Any] | None = None,
+    workers: Sequence[Mapping[str, Any]] = (),
 ) -> RunReport:
     """Score the labelled predictions. They are walked several times, and none is kept.
 
@@ -136,6 +138,7 @@ def make_report(
         memory=memory,
         peak_host_bytes=peak_host_bytes,
         review=review,
+        workers=tuple(workers),
     )
 
 

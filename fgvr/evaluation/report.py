@@ -36,7 +36,9 @@ def to_json(report: RunReport) -> dict[str, Any]:
     figures = report.figures
     own = {f.name: getattr(report, f.name) for f in fields(Report) if f.name != "path"}
     plain = {name: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for name, v in own.items()}
-    more = {} if report.review is None else {"review": dict(report.review)}
+    more: dict[str, Any] = {} if report.review is None else {"review": dict(report.review)}
+    if report.workers:
+        more["workers"] = list(report.workers)
     return (
         plain
         | more
