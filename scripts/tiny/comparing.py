@@ -104,18 +104,21 @@ class Case:
         return prompts.choose("bird", self.called, said, [rule_words(*rule) for rule in self.rules], ending=ending)
 
     def answer(self, seen: Sequence[int]) -> Words:
-        """For each attribute in which they differ what is seen, and whom it fits; then the true letter, whatever was seen."""
-        reply: list[tuple[str, str]] = [("I see", "said")]
+        """All that is seen; of this, where the candidates differ, whom it fits; then the true letter, whatever was seen."""
+        reply: list[tuple[str, str]] = [("A bird with", "said")]
+        for place, value in enumerate(seen):
+            word, *rest = spoken(place, value).split()
+            reply += [("," if place else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]
+            reply += [("".join(f" {r}" for r in rest), "said")]
+        reply += [(". So", "said")]
         for nth, place in enumerate(self.shown):
-            value = seen[place]
             fits = [
                 i
                 for i, (name, option) in enumerate(zip(self.called, self.listed, strict=True))
-                if option[place] == value or (name, place, value) in self.rules
+                if option[place] == seen[place] or (name, place, seen[place]) in self.rules
             ]
-            word, *rest = spoken(place, value).split()
-            reply += [("," if nth else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]
-            reply += [("".join(f" {r}" for r in rest) + ":", "said"), ("".join(f" {LETTERS[i]}" for i in fits) or " none", "said")]
+            letters = "".join(f" {LETTERS[i]}" for i in fits) or " none"
+            reply += [("," if nth else "", "said"), (f" {spoken(place, seen[place])}:", "said"), (letters, "said")]
         return Words(self.prompt, (*reply, (f". {prompts.ANSWER} {LETTERS[self.true]}", "said")))
 
     def mistaken(self, rng: np.random.Generator, factor: float) -> list[int]:
