@@ -238,7 +238,7 @@ class SightPlan:
     evaluate: int = 100
 
 
-LEVELS = (Level(2, 0, 0.5, 1.0, 0.3), Level(2, 0, 0.5, 1.0, 0.3), Level(2, 0, 0.0, 1.0, 0.0), Level(2, 1, 0.3, 1.0, 0.2))
+LEVELS = (Level(2, 0, 0.7, 1.0, 0.3), Level(2, 0, 0.0, 1.0, 0.02), Level(2, 0, 0.0, 1.0, 0.02), Level(2, 1, 0.3, 1.0, 0.1))
 
 
 @dataclass(frozen=True, slots=True)
