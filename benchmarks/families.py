@@ -1,4 +1,4 @@
-"""Every multimodal family with a profile, tiny and random: what its answers are compared with, and the memory planned and taken."""
+"""Multimodal families, tiny and random, two of them without a profile: answers against transformers, memory planned and taken."""
 
 from __future__ import annotations
 

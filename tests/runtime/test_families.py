@@ -19,7 +19,7 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.loaders.families import PROFILES
 from fgvr.types import ModelSpec
 
-from .tiny_families import ANSWERS, FAMILIES, PROMPTS, SYSTEM, Plain, write_family
+from .tiny_families import ANSWERS, FAMILIES, PROMPTS, SYSTEM, WITHOUT_PROFILE, Plain, write_family
 
 
 class Family(NamedTuple):
@@ -52,7 +52,7 @@ def shown(images: list[Image.Image]) -> list[list[Image.Image]]:
 
 
 def test_every_profile_is_tested() -> None:
-    assert set(PROFILES) == set(FAMILIES)
+    assert set(PROFILES) == set(FAMILIES) - set(WITHOUT_PROFILE)
 
 
 def test_scores_of_a_padded_batch_are_those_of_single_forward_passes(family: Family, shown: list[list[Image.Image]]) -> None:
@@ -83,7 +83,8 @@ def test_parked_and_returned_answers_are_the_same_bits(family: Family, shown: li
 
 def test_weights_are_as_large_as_planned_and_a_very_long_picture_is_padded(family: Family) -> None:
     loader = find_loader(family.spec)
-    assert "supported; its weights are here" in loader.presence(family.spec)
+    general = " by the general path, which is not tested with this family" if Path(family.spec.source).name in WITHOUT_PROFILE else ""
+    assert f"supported{general}; its weights are here" in loader.presence(family.spec)
     assert family.model.nbytes == pytest.approx(loader.estimate(family.spec), rel=0.01)
     assert loader.work_bytes(family.spec) > 0
     (score,) = family.model.score([Image.new("RGB", (5000, 1))], ["describe"], [["red"]])
@@ -94,7 +95,7 @@ def test_fewer_pixels_cost_fewer_tokens_and_another_fingerprint(family: Family) 
     few, loader = replace(family.spec, max_pixels=28 * 28), find_loader(family.spec)
     ask = Conversation.single(Image.new("RGB", (900, 700)), "describe")
     free, capped = (int(model.inputs([ask])["attention_mask"].sum()) for model in (family.model, loader.load(few, CpuDevice())))
-    assert capped < free or (capped == free and family.spec.source.endswith("gemma3")), "Gemma's pictures always take the same tokens"
+    assert capped < free or (capped == free and Path(family.spec.source).name in ("gemma3", "llava")), "theirs always take the same"
     assert loader.fingerprint(few) != loader.fingerprint(family.spec)
 
 

@@ -64,7 +64,7 @@ def tokens(marks: list[str], **names: str) -> Any:
     return tokenizer
 
 
-def qwen(version: str, config: str, **vision: Any) -> tuple[Any, Any]:
+def qwen(version: str, config: str, text: Any = None, **vision: Any) -> tuple[Any, Any]:
     import transformers
     from transformers import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -80,7 +80,9 @@ def qwen(version: str, config: str, **vision: Any) -> tuple[Any, Any]:
         video_processor=(Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor)(size=PIXELS),
         chat_template=CHAT,
     )
-    text = TEXT | ROPE | {"vocab_size": len(tokenizer), "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    text = (
+        TEXT | ROPE | (text or {}) | {"vocab_size": len(tokenizer), "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    )
     if third:
         text |= {"head_dim": 16}
     if config.endswith("Moe"):
@@ -249,6 +251,37 @@ def gemma3() -> tuple[Any, Any]:
     return processor, module
 
 
+def qwen3_5() -> tuple[Any, Any]:
+    """Without a profile: a layer of linear attention beside one of full attention, and positions of three axes."""
+    linear = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    rope = {"rope_parameters": ROPE["rope_parameters"] | {"partial_rotary_factor": 1.0}}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 16}
+    text = linear | rope | {"layer_types": ["linear_attention", "full_attention"]}
+    return qwen("3VL", "Qwen3_5", text=text, **tower)
+
+
+def llava() -> tuple[Any, Any]:
+    """Without a profile: every picture is a square of the same size."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+    tokenizer = tokens(marks, eos_token="<|im_end|>")
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>\n"),
+    )
+    config = LlavaConfig(
+        text_config=LlamaConfig(**TEXT, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=0),
+        vision_config=CLIPVisionConfig(**TOWER),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    return processor, LlavaForConditionalGeneration(config)
+
+
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
@@ -259,7 +292,10 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "internvl": internvl,
     "gemma3": gemma3,
     "idefics3": idefics3,
+    "llava": llava,
+    "qwen3_5": qwen3_5,
 }
+WITHOUT_PROFILE = ("llava", "qwen3_5")
 
 
 def write_family(name: str, folder: Path) -> Path:

@@ -105,8 +105,9 @@ def refuse_quantized_folder(config: dict[str, Any], folder: object) -> None:
 
 def kept(module: torch.nn.Module) -> list[str]:
     """Parts that stay as they are, by the start of their full names: "visual" alone would match nothing."""
-    parts = [name for name, _ in module.get_submodule("model").named_children() if name not in _LANGUAGE]
-    return [*(f"model.{name}" for name in parts), "lm_head"]
+    within = dict(module.named_children()).get("model", module)
+    prefix = "" if within is module else "model."
+    return [*(prefix + name for name, _ in within.named_children() if name not in _LANGUAGE), "lm_head"]
 
 
 def options(name: str, dtype: str, device: Any, kept: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +42,7 @@ def prefill(module: Any, inputs: dict[str, Any]) -> Prefix:
 
 def _positions(module: Any, inputs: dict[str, Any], mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     """The inputs, the positions of their tokens, and (B,) the positions that follow."""
-    rope_index = getattr(module.model, "get_rope_index", None)
+    rope_index = _rope_index(module)
     if rope_index is None:
         return inputs, (mask.cumsum(1) - 1).clamp(min=0), mask.sum(1)
     inputs = {"mm_token_type_ids": inputs["input_ids"].new_zeros(inputs["input_ids"].shape)} | inputs
@@ -54,7 +54,12 @@ def _positions(module: Any, inputs: dict[str, Any], mask: torch.Tensor) -> tuple
 
 def position_ids(module: Any, positions: torch.Tensor) -> torch.Tensor:
     """(B, W) positions of text as the module takes them: Qwen's have an axis each for time, height and width."""
-    return positions.expand(3, -1, -1) if hasattr(module.model, "get_rope_index") else positions
+    return positions if _rope_index(module) is None else positions.expand(3, -1, -1)
+
+
+def _rope_index(module: Any) -> Callable[..., Any] | None:
+    """The model's own way to positions of three axes; None for one whose positions count tokens."""
+    return getattr(getattr(module, "model", module), "get_rope_index", None)
 
 
 def new_cache(module: Any) -> DynamicCache:
@@ -80,7 +85,8 @@ def continue_prefix(
     """Per item, per candidate: the summed log-probability of its tokens, in nats. `limit`: bytes for cache copies or logits at once."""
     rows = [(item, tokens) for item, texts in enumerate(candidates) for tokens in texts]
     sums: list[float] = []
-    cache = sum(tensor[0].nbytes for layer in prefix.cache.layers for tensor in (layer.keys, layer.values))
+    kept = (getattr(layer, name, None) for layer in prefix.cache.layers for name in ("keys", "values"))
+    cache = sum(tensor[0].nbytes for tensor in kept if tensor is not None and tensor.numel())
     for part in parts(rows, rows_at_once([tokens for _, tokens in rows], cache, prefix.next_log_probs.shape[1], limit)):
         sums += _score_rows(module, prefix, part, pad).tolist()
     scored = iter(sums)
@@ -124,8 +130,15 @@ def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def _repeated(cache: Any, items: torch.Tensor) -> Any:
     """A copy of the cache with one row per candidate; the original stays for the next part."""
     twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]  # of any kind: full, sliding window
+    twin.layers = [_twin(layer) for layer in cache.layers]
     twin.reorder_cache(items)
+    return twin
+
+
+def _twin(layer: Any) -> Any:
+    """A layer of any kind (full, sliding window, linear attention) that shares its tensors, which `reorder_cache` then replaces."""
+    twin = copy.copy(layer)
+    vars(twin).update({name: copy.copy(value) for name, value in vars(layer).items() if isinstance(value, dict)})
     return twin
 
 
