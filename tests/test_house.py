@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -70,3 +71,26 @@ def test_no_text_of_the_code_cites_a_page_that_is_not_in_the_repository() -> Non
     for file in (file for file in sources if file.suffix in (".py", ".yaml", ".sh") and file.name != "test_house.py"):
         cited = set(re.findall(r"\b([\w-]+\.md)\b", file.read_text(encoding="utf-8")))
         assert cited - known <= {"cards.md", "scale.md"}, file
+
+
+# --- tests by public names ---------------------------------------------------------------------------------------------------
+
+MOST_PATCHES, MOST_REACHES = 39, 19
+"""Calls of `monkeypatch.setattr`, and reads of an attribute that is private to something else, in all tests. Only ever lowered."""
+FOREIGN = {"_exit", "_getframe", "_cdata", "_repr_html_"}  # of Python, of torch, and what a notebook asks for
+
+
+def test_tests_patch_little_and_reach_into_few_private_attributes() -> None:
+    patches, reaches = [], []
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute):
+                continue
+            place = f"{file.relative_to(ROOT)}:{node.lineno}"
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if node.attr == "setattr":
+                patches.append(place)
+            elif node.attr.startswith("_") and not node.attr.startswith("__") and not own and node.attr not in FOREIGN:
+                reaches.append(place)
+    assert len(patches) <= MOST_PATCHES, patches
+    assert len(reaches) <= MOST_REACHES, reaches

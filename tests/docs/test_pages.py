@@ -39,7 +39,7 @@ def at_the_desk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     shutil.rmtree(folder / "sorted", ignore_errors=True)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("FGVR_HOME")
-    monkeypatch.setattr(sys, "argv", ["fgvr"])  # where Hydra looks
+    sys.argv[:] = ["fgvr"]  # where Hydra looks; put back by `words_as_they_were`
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setenv("FGVR_SWEEP", "")
     close_shared()
