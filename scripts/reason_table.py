@@ -71,7 +71,7 @@ def attributes_of(text: str) -> dict[int, int]:
 def verdicts(rationale: str, question: Question) -> list[bool]:
     """For each `phrase: letters` of a rationale: whether the letters are those of the options whose words have the phrase."""
     right = []
-    for part in rationale.removeprefix("I see").rstrip(". ").split(","):
+    for part in rationale.partition(". So")[2].rstrip(". ").split(","):
         phrase, _, letters = part.partition(":")
         right.append(letters.split() == [chr(65 + i) for i, o in enumerate(question.options) if phrase.strip() in o.description])
     return right

@@ -132,7 +132,7 @@ def words_batch(clerk: Clerk, plan: WordsPlan, seed: int, step: int, level: Leve
     """Comparisons of one level, text only; what is seen is given, not learned."""
     rng = np.random.default_rng((seed, 5, step))
     level = level or level_at(step / plan.steps, rng)
-    each = 45 + 20 * level.options + 40 * (level.strangers > 0)
+    each = 85 + 20 * level.options + 40 * (level.strangers > 0)
     count = rows or max(8, plan.tokens // each)
     species = comparing.strangers(count, rng)
     lessons = [comparing.comparison(s, level, rng) for s in species]
@@ -229,16 +229,16 @@ class SightPlan:
     tokens: int = 3600
     rate: float = 1e-3
     vision_rate: float = 3e-4
-    image: float = 0.30
-    class_: float = 0.10
+    image: float = 0.20
+    class_: float = 0.08
     reflect: float = 0.10
-    letter: float = 0.03
-    own: float = 0.4  # of the comparisons follow from what the model itself sees
+    letter: float = 0.02
+    own: float = 0.25  # of the comparisons follow from what the model itself sees
     report: int = 25
     evaluate: int = 100
 
 
-LEVELS = (Level(2, 0, 0.5, 1.0, 0.3), Level(2, 0, 0.5, 1.0, 0.3), Level(2, 0, 0.0, 1.0, 0.0), Level(2, 1, 0.3, 1.0, 0.2))
+LEVELS = (Level(2, 0, 0.7, 1.0, 0.3), Level(2, 0, 0.0, 1.0, 0.02), Level(2, 0, 0.0, 1.0, 0.02), Level(2, 1, 0.3, 1.0, 0.1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ def sight_lesson(world: TrainingWorld, plan: SightPlan, seed: int, step: int) ->
     task = ("image", "class", "reflect", "letter", "compare")[int(np.searchsorted(shares, rng.random()))]
     images = int(rng.integers(1, 4)) if task == "class" else 1
     level = LEVELS[int(rng.integers(len(LEVELS)))]
-    length = {"image": 110, "class": 110 + 20 * images, "reflect": 240}.get(task, 130 + 80 * (level.strangers > 0))
+    length = {"image": 110, "class": 110 + 20 * images, "reflect": 240}.get(task, 170 + 80 * (level.strangers > 0))
     count = max(8, plan.tokens // length)
     genera, members = np.sort(rng.choice(len(world.labels), count, replace=False)), rng.integers(0, 4, count)
     shots = np.stack([rng.permutation(3)[:images] for _ in range(count)])
@@ -292,17 +292,19 @@ def as_batch(clerk: Clerk, lesson: Lesson, words: Sequence[Words]) -> Batch:
 @torch.no_grad()
 def as_seen(model: nn.Module, clerk: Clerk, lesson: Lesson) -> list[list[int]]:
     """What the model itself sees in each picture, one value per attribute, the true values of the earlier attributes given."""
-    batch = as_batch(clerk, lesson, [case.answer(case.species) for case in lesson.cases])
+    words = [case.answer(case.species) for case in lesson.cases]
+    batch = as_batch(clerk, lesson, words)
     own = tell(model, clerk, batch, lesson.pixels).own
     seen = []
-    for row, case in enumerate(lesson.cases):
-        values, told = list(case.species), own[row][own[row] >= 0].tolist()
-        at = len(clerk.part("I see"))
-        for nth, place in enumerate(case.shown):
-            at += nth > 0  # the comma
-            first = [clerk.part(f" {spoken(place, v).split()[0]}")[0] for v in range(CARDINALITIES[place])]
-            values[place] = first.index(told[at]) if told[at] in first else values[place]
-            at += 1 + sum(len(clerk.part(text)) for text, _ in case.answer(case.species).reply[4 * nth + 3 : 4 * nth + 5])
+    for row, (case, truth) in enumerate(zip(lesson.cases, words, strict=True)):
+        values, told, at = list(case.species), own[row][own[row] >= 0].tolist(), 0
+        places = iter(range(10))
+        for text, kind in truth.reply:
+            if kind == "seen":
+                place = next(places)
+                first = [clerk.part(f" {spoken(place, v).split()[0]}")[0] for v in range(CARDINALITIES[place])]
+                values[place] = first.index(told[at]) if told[at] in first else values[place]
+            at += len(clerk.part(text)) if text else 0
         seen.append(values)
     return seen
 
