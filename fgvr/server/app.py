@@ -30,7 +30,7 @@ from fgvr.server.schemas import Success, codes
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import ModelSpec, Prediction
 
-_ABOUT = "One machine's shared models: OpenAI's API over them, the recognition pipeline, and the levers of their memory."
+_ABOUT = "One machine's shared models: OpenAI's API over them, the recognition pipeline, and the controls of their memory."
 
 
 @dataclass(frozen=True)
