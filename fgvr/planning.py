@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fgvr.config.configuration import Config
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
 from fgvr.runtime.devices import device_class, pick_device
@@ -9,13 +11,24 @@ from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
 from fgvr.types import MemoryPlan, ModelSpec
+from fgvr.utils.text import format_bytes
 
 
 def plan(config: Config) -> MemoryPlan:
     """What would be resident at once, and whether it fits the budget. Loads nothing. Raises ModelLoadError for a size that nobody knows."""
     device, budget = _device_and_budget(config)
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
-    return plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
+    found = plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
+    return found if config.engine.name == "local" else replace(found, facts=(*found.facts, _of_workers(config, found)))
+
+
+def _of_workers(config: Config, one: MemoryPlan) -> str:
+    """What a plan of one worker means for all of them."""
+    workers, each = config.engine.workers, f"needs {format_bytes(one.needed)} on a device of its own, and 0.3 to 0.8 GiB of libraries"
+    if workers is None:
+        return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
+    shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"
+    return f"engine=ray: each of {workers} workers {each}; all on one device {format_bytes(one.needed * workers)}{shared}"
 
 
 def used(config: Config) -> tuple[str, ...]:

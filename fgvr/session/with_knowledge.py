@@ -16,7 +16,6 @@ from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder
 from fgvr.data.leaks import without_near_copies
 from fgvr.data.near_duplicates import PerceptualHash, duplicate_groups
-from fgvr.data.pictures import open_picture
 from fgvr.data.splits import Split
 from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase, Origin
@@ -102,13 +101,14 @@ class WithKnowledge(Resources):
         models, knowledge, slow = self.config.models, self.config.knowledge, self.config.slow
         components = BuildComponents(
             encoder=self.encoder,
-            look=look,
+            look=self.engine.look,
             describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=BaseAnswers(
                 self.decoder if self.config.answers_support else None,
                 target=slow.target,
                 exemplars=slow.exemplars,
                 batch=models.mllm.batch_size,
+                each=self.engine.map,
             ),
             name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates))
             if models.name_prompts and reads_text(self.encoder)
@@ -120,6 +120,7 @@ class WithKnowledge(Resources):
             pieces=lambda text: pieces(text, knowledge.split),
             encode_batch=models.encoder.batch_size,
             describe_batch=models.mllm.batch_size,
+            each=self.engine.map,
         )
         with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
             build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, partial, learned=learned)
@@ -133,7 +134,7 @@ class WithKnowledge(Resources):
         return support_of(self.knowledge, self.dataset.split.support)
 
     def support_pictures(self, indices: Sequence[int]) -> list[Picture]:
-        return [look(self.support[i]) for i in indices]
+        return [self.engine.look(self.support[i]) for i in indices]
 
     @cached_property
     def calibration(self) -> list[Sample]:
@@ -186,7 +187,3 @@ class WithKnowledge(Resources):
             tau = 1 / self.encoder.logit_scale
             return AnalyseDecoder(self.mllm, self.encoder, superclass=superclass, temperature=tau, max_new_tokens=slow.max_new_tokens)
         return ScoreDecoder(self.mllm, superclass=superclass, target=slow.target)
-
-
-def look(sample: Sample) -> Picture:
-    return open_picture(sample.image)
