@@ -18,9 +18,9 @@ from fgvr.utils.batches import batches
 class BaseAnswers:
     """Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it."""
 
-    def __init__(self, decoder: Callable[[str], Decoder] | None, *, target: str, exemplars: bool, batch: int) -> None:
-        """Args: decoder: makes System 2's decoder for a superclass; None = only System 1 answers."""
-        self._decoder, self._target, self._exemplars, self._batch = decoder, target, exemplars, batch
+    def __init__(self, decoder: Callable[[str], Decoder] | None, *, target: str, exemplars: bool, batch: int, at_once: int = 1) -> None:
+        """Args: decoder: makes System 2's decoder for a superclass; None = only System 1 answers. at_once: batches, one per device."""
+        self._decoder, self._target, self._exemplars, self._batch, self._at_once = decoder, target, exemplars, batch, at_once
 
     def __call__(
         self,
@@ -43,5 +43,6 @@ class BaseAnswers:
             shortlist=Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar),
             target=self._target,
             batches=batches(len(hashes), self._batch),
+            at_once=self._at_once,
         )
         return statistics, slow_scores

@@ -17,6 +17,7 @@ from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
 from fgvr.types import FastResult, History, Picture
+from fgvr.utils.concurrent import map_in_order
 from fgvr.utils.lazy import Lazy
 
 Answers = tuple[list[FastResult], Statistics]
@@ -65,20 +66,25 @@ def leave_one_out_slow(
     shortlist: Shortlist,
     target: str,
     batches: Iterable[Sequence[int]],
+    at_once: int = 1,
 ) -> LeaveOneOutScores:
     """System 2 on the leave-one-out shortlists, with one MLLM call per support image.
 
     Args:
         pictures: opens support images by index.
         batches: index batches with fixed borders, so that a resumed build repeats the same calls.
+        at_once: batches judged at a time, one per device.
     """
     scores: dict[str, dict[str, float]] = {}
-    for batch in batches:
+
+    def judge(batch: Sequence[int]) -> dict[str, dict[str, float]]:
         owners = [prototypes.ids[prototypes.owners[i]] for i in batch]
         shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
         judgements = decoder(pictures(batch), [Question(tuple(options)) for options in shown])
-        for i, options, judged in zip(batch, shown, judgements, strict=True):
-            scores[results[i].sha256] = nats(options, judged.log_likelihoods)
+        return {results[i].sha256: nats(o, judged.log_likelihoods) for i, o, judged in zip(batch, shown, judgements, strict=True)}
+
+    for some in map_in_order(judge, batches, at_once):
+        scores |= some
     return LeaveOneOutScores(target, scores)
 
 

@@ -32,6 +32,7 @@ from fgvr.config.fields import (
 )
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget
+from fgvr.runtime.devices import device_names
 from fgvr.runtime.pressure import MonitorSettings
 from fgvr.types.memory import ROLES, Role
 
@@ -350,7 +351,7 @@ class Alerts(Group):
 
 
 class Runtime(Group):
-    device: Any
+    device: Annotated[Any, judged(device_names)]
     budget: Annotated[Any, judged(lambda value: parse_budget(value, total=1 << 40))]
     reserve: Size
     max_models: Count | None

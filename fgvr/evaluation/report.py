@@ -57,6 +57,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "computed": dict(report.computed),
         "stage_seconds": figures.stage_seconds,
         "peak_device_bytes": report.peak_device_bytes,
+        **({"devices": [asdict(one) for one in report.devices]} if report.devices else {}),
         "peak_host_bytes": report.peak_host_bytes,
         "model_loads": dict(report.model_loads),
         "skipped": report.skipped,
@@ -127,5 +128,7 @@ def terminal(report: Report) -> RenderableType:
         else:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
+    for one in report.devices if isinstance(report, RunReport) else ():
+        table.add_row("device", str(one))
     page = Text(f"{report.path}/{PAGE}", no_wrap=True, overflow="ignore")  # whole, to be copied
     return Group(*(Text(note, style="yellow") for note in report.notes), table, page)

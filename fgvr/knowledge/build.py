@@ -30,6 +30,7 @@ from fgvr.knowledge.views import views
 from fgvr.protocols import Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.batches import batches
+from fgvr.utils.concurrent import map_in_order
 from fgvr.utils.files import HeldError, file_lock
 from fgvr.utils.progress import track
 
@@ -66,6 +67,7 @@ class BuildComponents:
     pieces: Callable[[str], Sequence[str]] = lambda text: (text,)  # of a description, whose vectors are averaged
     encode_batch: int
     describe_batch: int
+    at_once: int = 1  # batches worked on at a time, one per device
 
 
 @contextmanager
@@ -171,13 +173,16 @@ def _families(numbers: Sequence[int]) -> np.ndarray | None:
 def _encode_images(
     indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
 ) -> tuple[np.ndarray, list[str]]:
-    vectors, hashes = [], []
-    for batch in track(batches(len(indices), components.encode_batch), "support images", len(indices), weigh=len):
+
+    def encode(batch: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
-        vectors.append(shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1)))
-        hashes += [picture.sha256 for picture in seen]
-    return np.concatenate(vectors), hashes
+        vectors = shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1))
+        return vectors, [picture.sha256 for picture in seen]
+
+    found = map_in_order(encode, batches(len(indices), components.encode_batch), components.at_once)
+    encoded = list(track(found, "support images", len(indices), weigh=lambda one: len(one[1])))
+    return np.concatenate([vectors for vectors, _ in encoded]), [sha256 for _, hashes in encoded for sha256 in hashes]
 
 
 def _describe(
@@ -198,11 +203,16 @@ def _describe(
     written: dict[tuple[int, int | None], Description] = {}
     if components.describe is None:
         jobs = []
-    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
+
+    def describe(batch: Sequence[int]) -> dict[tuple[int, int | None], Description]:
         asked = [jobs[i] for i in batch]
         requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
         described = components.describe(requests) if components.describe else []
-        written |= {(c, without): description for (c, without, _), description in zip(asked, described, strict=True)}
+        return {(c, without): description for (c, without, _), description in zip(asked, described, strict=True)}
+
+    found = map_in_order(describe, batches(len(jobs), components.describe_batch), components.at_once)
+    for some in track(found, "descriptions", len(jobs), weigh=len):
+        written |= some
     return [
         ClassRecord(
             id=category.id,

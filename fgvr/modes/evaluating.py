@@ -31,9 +31,10 @@ from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
+from fgvr.runtime.pool import ModelPool
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
-from fgvr.types import Prediction, Report, Sample
+from fgvr.types import DeviceUse, Prediction, Report, Sample
 from fgvr.utils.progress import track
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
     if published := cfg.published:  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*known, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
+    return (*known, *session.pool.notes, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
 
 
 def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
@@ -188,6 +189,7 @@ def _report(
         notes=(*notes, *surprises(predictions, cfg)),
         model_loads=pool.loads,
         peak_device_bytes=pool.peak_bytes,
+        devices=_devices(pool),
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
         config=cfg.to_dict(),
@@ -206,6 +208,12 @@ def _report(
         measure=tuple(cfg.evaluation.protocols),
         sentences=session.sentences,
     )
+
+
+def _devices(pool: ModelPool) -> tuple[DeviceUse, ...]:
+    """What each device did, where there are several."""
+    members = pool.members if len(pool.members) > 1 else ()
+    return tuple(DeviceUse(one.device.name, one.budget, one.peak_bytes, dict(one.loads)) for one in members)
 
 
 def _known(support: Sequence[Sample]) -> dict[str, list[ImageSource]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,21 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
-    """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
-    file, mine = folder / timeline.FILE, False
+    """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early.
+
+    One of each per device.
+    """
+    mine: list[int] = []
     try:
-        with watch(session.pool).record(file) as recorder:
-            mine = recorder.mine
+        with ExitStack() as recording:
+            for number, member in enumerate(session.pool.members):
+                recorder = recording.enter_context(watch(member).record(folder / timeline.numbered(timeline.FILE, number)))
+                mine += [number] * recorder.mine
             yield
     finally:
-        if mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
+        for number in mine:
+            history = memory_history(timeline.read(folder / timeline.numbered(timeline.FILE, number)))
+            atomic_write(folder / timeline.numbered(timeline.PICTURE, number), memory_picture.draw(history))
 
 
 def inputs_of(session: Session) -> dict[str, str]:
@@ -127,6 +133,9 @@ def _forget(folder: Path, *more: str) -> None:
     written = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
     for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
+    if timeline.FILE in more:
+        for file in folder.glob(timeline.numbered(timeline.FILE, 1).replace("1", "[0-9]*").replace(".jsonl", ".*")):
+            file.unlink()
 
 
 def _run_path(session: Session, mode: str) -> Path:

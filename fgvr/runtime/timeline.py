@@ -30,6 +30,7 @@ from fgvr.utils.files import acquire_lock
 log = logging.getLogger(__name__)
 
 FILE, PICTURE = "memory.jsonl", "memory.svg"
+"""Of the first device; those of a second one are `memory-1.jsonl` and `memory-1.svg`."""
 VERSION = 1
 
 
@@ -126,6 +127,12 @@ class Timeline:
     @property
     def samples(self) -> tuple[Sample, ...]:
         return tuple(sample for session in self.sessions for sample in session.samples)
+
+
+def numbered(name: str, device: int) -> str:
+    """FILE or PICTURE of the device with this number."""
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{device}{dot}{suffix}" if device else name
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------

@@ -102,7 +102,11 @@ class WithKnowledge(Resources):
             look=look,
             describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=BaseAnswers(
-                self.decoder if self.config.rehearses else None, target=slow.target, exemplars=slow.exemplars, batch=models.mllm.batch_size
+                self.decoder if self.config.rehearses else None,
+                target=slow.target,
+                exemplars=slow.exemplars,
+                batch=models.mllm.batch_size,
+                at_once=len(self.pool.members),
             ),
             name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates))
             if models.name_prompts and reads_text(self.encoder)
@@ -114,6 +118,7 @@ class WithKnowledge(Resources):
             pieces=lambda text: pieces(text, knowledge.split),
             encode_batch=models.encoder.batch_size,
             describe_batch=models.mllm.batch_size,
+            at_once=len(self.pool.members),
         )
         with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
             build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, partial, learned=learned)
