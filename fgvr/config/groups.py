@@ -173,6 +173,9 @@ class Dataset(Leaf):
     genera: Annotated[list[Count], Field(min_length=1)] = ABSENT
     difficulty: Share = ABSENT
     superclass: Text = ABSENT
+    names: Text | None = ABSENT
+    image: Text = ABSENT
+    label: Text | None = ABSENT
     cache_dir: Text | None = ABSENT
     on_bad_image: Literal["skip", "error"] = ABSENT
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fgvr.errors import ImageError
 from fgvr.types import Picture, Sample
-from fgvr.utils.images import MAX_PIXELS, read_image, reduced_sha256
+from fgvr.utils.images import MAX_PIXELS, StoredImage, read_image, reduced_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,9 +31,9 @@ class DeferredImage(Picture):
 
     __slots__ = ("_file",)
 
-    _file: Path
+    _file: Path | StoredImage
 
-    def __init__(self, file: Path, sha256: str, content: str) -> None:
+    def __init__(self, file: Path | StoredImage, sha256: str, content: str) -> None:
         for name, value in (("sha256", sha256), ("content", content), ("_file", file)):
             object.__setattr__(self, name, value)
 
@@ -48,10 +48,10 @@ class DeferredImage(Picture):
 def deferred_images(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
     """Of each sample a Picture that is not opened, or None where it has to be. `remembered`: which of some content hashes need no look,
     because the answers are in a store; with all of them there, a run opens no file."""
-    hashes = [(reduced_sha256(s.sha256), s.sha256) if s.sha256 and isinstance(s.image, Path) else () for s in samples]
+    hashes = [(reduced_sha256(s.sha256), s.sha256) if s.sha256 and isinstance(s.image, Path | StoredImage) else () for s in samples]
     known = remembered([content for pair in hashes for content in pair])
     contents = [next((content for content in pair if content in known), None) for pair in hashes]
     return [
-        DeferredImage(s.image, s.sha256, content) if content and isinstance(s.image, Path) else None
+        DeferredImage(s.image, s.sha256, content) if content and isinstance(s.image, Path | StoredImage) else None
         for s, content in zip(samples, contents, strict=True)
     ]

@@ -18,6 +18,7 @@ from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap
+from fgvr.data.streams.samples import pictures_of, position_of
 from fgvr.errors import DatasetError
 from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
@@ -120,8 +121,7 @@ def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer:
     """How many batches an earlier run has answered: up to the one that holds its last row."""
     if not rows:
         return 0
-    position = {sample.key: i for i, sample in enumerate(samples)}
-    return position[rows[-1]["image"]] // recognizer.batch_size + 1
+    return position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1
 
 
 def _apart(session: Session, overlaps: Sequence[Overlap], **made: Any) -> Session:
@@ -154,11 +154,18 @@ def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
     if published := cfg.published:  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*known, *session.pool.notes, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
+    return (
+        *known,
+        *session.pool.notes,
+        *dataset.notes,
+        *recognizer.notes,
+        *_unseen(session.knowledge, dataset),
+        leaks.scope(dataset.split.test),
+    )
 
 
 def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
-    pictures = {sample.key: sample.image for sample in session.dataset.split.test}
+    pictures = pictures_of(session.dataset.split.test)
     return write_page(session, folder, predictions, title=session.dataset.world, pictures=pictures)
 
 
@@ -193,7 +200,7 @@ def _report(
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
         config=cfg.to_dict(),
-        pictures={sample.key: sample.image for sample in dataset.split.test},
+        pictures=pictures_of(dataset.split.test),
         known=_known(dataset.split.support),
         provenance={
             **provenance(),

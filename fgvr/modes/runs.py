@@ -12,6 +12,7 @@ from typing import Any
 from fgvr import planning
 from fgvr.config import composing
 from fgvr.config.configuration import Config
+from fgvr.data.streams.samples import contents_of
 from fgvr.evaluation import memory_picture, prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_steps import memory_history
@@ -97,7 +98,7 @@ def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
 def inputs_of(session: Session) -> dict[str, str]:
     """What a run's answers depend on beside its configuration and its base: the images by order and content, the models by their files."""
     split = session.dataset.split
-    images = [[(sample.key, sample.label, sample.sha256) for sample in part] for part in (split.test, split.calibration)]
+    images = [contents_of(part) for part in (split.test, split.calibration)]
     return {"images": short_hash(images)} | {role: getattr(session, role).fingerprint for role in planning.used(session.config)}
 
 

@@ -78,7 +78,7 @@ def pick_device(name: str = "auto") -> Device:
         return device_class(name).open(argument)
     except ConfigError as error:
         raise ConfigError(
-            f"device {name!r}: {error}; write auto, all, cpu, cuda, cuda:N, mps, mlx or simulated:SIZE (simulated:24GiB)"
+            f"device {name!r}: {error}; write auto, cpu, cuda, cuda:N, all, mps, mlx or simulated:SIZE (simulated:24GiB)"
         ) from error
 
 
