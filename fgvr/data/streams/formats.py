@@ -106,12 +106,13 @@ class ForwardReader:
         self._start = start
         self._turn = threading.Lock()
         self._near: OrderedDict[int, bytes] = OrderedDict()
-        self._next, self._rest = 0, iter(())
+        self._next, self._rest = -1, iter(())  # nothing is begun
 
     def __call__(self, place: int) -> bytes:
         """Raises IndexError where there is no such row."""
         with self._turn:
-            if place not in self._near and not self._next <= place < self._next + 16 * _NEAR:
+            ahead = 0 <= self._next <= place < self._next + 16 * _NEAR
+            if place not in self._near and not ahead:
                 self._near.clear()
                 self._next, self._rest = place, self._start(place)
             while place not in self._near:

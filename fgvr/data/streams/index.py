@@ -73,7 +73,7 @@ class StreamIndex:
             if any(there.get(name) != stamp for name, stamp in known.items()):
                 self._write(*((f"DELETE FROM {table}", [()]) for table in _TABLES))
             self._write(
-                ("DELETE FROM faults WHERE key = ''", [()]),
+                ("DELETE FROM faults WHERE key = '' AND shard NOT IN (SELECT name FROM shards)", [()]),
                 ("INSERT INTO faults VALUES (?, '', ?)", [(fault.key, fault.reason) for fault in found if isinstance(fault, Fault)]),
                 (
                     "INSERT OR IGNORE INTO shards (name, path, part, stamp) VALUES (?, ?, ?, ?)",

@@ -47,11 +47,11 @@ class Parquet:
                     yield self._row(shard, place, image, label, names)
                     place += 1
         except (pa.ArrowException, OSError) as error:
-            yield Fault(shard.name, f"ends early or is damaged after {place:,} images ({str(error).splitlines()[0]}); fetch it again")
+            yield Fault("", f"ends early or is damaged after {place:,} images ({str(error).splitlines()[0]}); fetch it again")
 
     def read(self, path: Path, place: int, size: int) -> bytes:
         try:
-            return _reader(path, self.image)(place)
+            return _reader(path, self.image, path.stat().st_mtime_ns)(place)
         except (IndexError, OSError, ValueError) as error:
             raise ImageError(f"{path}, row {place:,}: cannot be read ({error})") from error
 
@@ -59,8 +59,13 @@ class Parquet:
         try:
             data = image_bytes(image, shard.path.parent)
         except OSError as error:
-            return Fault(f"row {place}", f"its image cannot be read ({error.strerror or error})")
-        return to_row(f"row {place}", place, data, label, names, labelled=self.label is not None)
+            return Fault(row_key(place), f"its image cannot be read ({error.strerror or error})")
+        return to_row(row_key(place), place, data, label, names, labelled=self.label is not None)
+
+
+def row_key(place: int) -> str:
+    """Keys in the order of their rows."""
+    return f"row {place:09d}"
 
 
 def to_row(key: str, place: int, data: bytes, label: Any, names: list[str], *, labelled: bool) -> Row | Fault:
@@ -111,7 +116,7 @@ def _images(path: Path, column: str, start: int) -> Iterator[bytes]:
 
 
 @lru_cache(maxsize=4)
-def _reader(path: Path, column: str) -> ForwardReader:
+def _reader(path: Path, column: str, changed: int) -> ForwardReader:
     return ForwardReader(partial(_images, path, column))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,14 +47,14 @@ class WebDataset:
                     if suffix == self._label_suffix or f".{suffix}" in IMAGE_SUFFIXES:
                         file = archive.extractfile(member)
                         group[suffix] = member.offset_data, member.size, file.read() if file else b""
+            damage = "" if _has_end(shard.path) else "no end mark"
         except (tarfile.TarError, OSError, EOFError) as error:
-            if base and self._whole(group):
-                rows += 1
-                yield self._row(base, group)
-            yield Fault(shard.name, f"ends early or is damaged after {rows:,} images ({error}); fetch it again")
-            return
-        if base:
+            damage = str(error)
+        if base and (not damage or self._whole(group)):
+            rows += 1
             yield self._row(base, group)
+        if damage:
+            yield Fault("", f"ends early or is damaged after {rows:,} images ({damage}); fetch it again")
 
     def read(self, path: Path, place: int, size: int) -> bytes:
         try:
@@ -91,6 +92,13 @@ class WebDataset:
             return str(json.loads(text)[name] if name else text).strip()
         except (ValueError, KeyError, TypeError):
             return ""
+
+
+def _has_end(path: Path) -> bool:
+    """Whether the file ends with the empty block that closes an archive: one cut off between two members reads like a whole one."""
+    with open(path, "rb") as file:
+        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+        return not any(file.read())
 
 
 def open_webdataset(*, root: str, label: str | None = "cls", **settings: Any) -> Dataset:
