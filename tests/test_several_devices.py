@@ -76,10 +76,9 @@ def test_two_devices_give_the_rows_of_one_and_are_reported(home: Path) -> None:
     assert [one["device"] for one in body["devices"]] == ["simulated:0", "simulated:1"]
     for number, one in enumerate(body["devices"]):
         assert 0 < one["peak_bytes"] <= one["budget"] == 18 << 30
-        recorded = timeline.read(report.path / timeline.numbered(timeline.FILE, number))
+        recorded = timeline.read(report.path / timeline.numbered(number))
         assert all(max(sample.ledger, sample.device_allocated) <= 18 << 30 for sample in recorded.samples)
         assert any(event.kind == "lease" for session in recorded.sessions for event in session.events)
-        assert (report.path / timeline.numbered(timeline.PICTURE, number)).exists()
     assert "simulated:1: at most" in (report.path / reports.PAGE).read_text()
     with pytest.raises(RuntimeConflict, match="lives on simulated:0, simulated:1; simulated needs a new process"):
         run("runtime.device=simulated:24GiB")

@@ -13,9 +13,8 @@ from fgvr import planning
 from fgvr.config import composing
 from fgvr.config.configuration import Config
 from fgvr.data.streams.samples import contents_of
-from fgvr.evaluation import memory_picture, prediction_table, review_page
+from fgvr.evaluation import prediction_table, review_page
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
@@ -57,20 +56,20 @@ def run_folder(session: Session, *, mode: str | None = None) -> Iterator[Path]:
 def rows_anew(folder: Path) -> Iterator[RunFile]:
     """The run's file without rows, and no results beside it: for this process alone. StoreError while another one writes there."""
     with RunFile(folder / PREDICTIONS, fresh=True) as file:
-        _forget(folder, timeline.FILE, timeline.PICTURE)
+        _forget(folder, timeline.FILE)
         yield file
 
 
 def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
     """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
-    _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
+    _forget(folder, timeline.FILE, PREDICTIONS + ".commit")
     atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
     prediction_table.write(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
     if not (folder / PREDICTIONS).exists():  # of a mode without rows, or never begun: nobody writes any
-        _forget(folder, timeline.FILE, timeline.PICTURE)
+        _forget(folder, timeline.FILE)
         return
     with rows_anew(folder):
         pass
@@ -78,21 +77,11 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
-    """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early.
-
-    One of each per device.
-    """
-    mine: list[int] = []
-    try:
-        with ExitStack() as recording:
-            for number, member in enumerate(session.pool.members):
-                recorder = recording.enter_context(watch(member).record(folder / timeline.numbered(timeline.FILE, number)))
-                mine += [number] * recorder.mine
-            yield
-    finally:
-        for number in mine:
-            history = memory_history(timeline.read(folder / timeline.numbered(timeline.FILE, number)))
-            atomic_write(folder / timeline.numbered(timeline.PICTURE, number), memory_picture.draw(history))
+    """What the pool does meanwhile goes to `memory.jsonl`, one file per device, also when the run ends early."""
+    with ExitStack() as recording:
+        for number, member in enumerate(session.pool.members):
+            recording.enter_context(watch(member).record(folder / timeline.numbered(number)))
+        yield
 
 
 def inputs_of(session: Session) -> dict[str, str]:
@@ -135,7 +124,7 @@ def _forget(folder: Path, *more: str) -> None:
     for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
     if timeline.FILE in more:
-        for file in folder.glob(timeline.numbered(timeline.FILE, 1).replace("1", "[0-9]*").replace(".jsonl", ".*")):
+        for file in folder.glob("memory-[0-9]*.jsonl"):
             file.unlink()
 
 

@@ -29,8 +29,8 @@ from fgvr.utils.files import acquire_lock
 
 log = logging.getLogger(__name__)
 
-FILE, PICTURE = "memory.jsonl", "memory.svg"
-"""Of the first device; those of a second one are `memory-1.jsonl` and `memory-1.svg`."""
+FILE = "memory.jsonl"
+"""Of the first device; the second one's is `memory-1.jsonl`."""
 VERSION = 1
 
 
@@ -129,10 +129,9 @@ class Timeline:
         return tuple(sample for session in self.sessions for sample in session.samples)
 
 
-def numbered(name: str, device: int) -> str:
-    """FILE or PICTURE of the device with this number."""
-    stem, dot, suffix = name.partition(".")
-    return f"{stem}-{device}{dot}{suffix}" if device else name
+def numbered(device: int) -> str:
+    """The file of the device with this number."""
+    return f"memory-{device}.jsonl" if device else FILE
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------
