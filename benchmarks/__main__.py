@@ -30,6 +30,7 @@ NAMES = (
     "sweep",
     "stream",
     "photos",
+    "rows",
 )
 STDOUT = Path("-")
 APART = ("batching", "stream", "photos")  # not in `all`: bfloat16 where it is emulated, half an hour, other models
