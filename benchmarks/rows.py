@@ -81,7 +81,8 @@ def measure(*, models: str, repeat: int, size: int = 100_000) -> Races:
         raise FgvrError(f"{size:,} rows were made, the index says {whole}")
     notes = [
         f"{size:,} rows in {-(-size // PER_SHARD):,} shards, made in {made:.0f} s",
-        f"killed with -9 after {kept:,} rows; the next process listed the other {size - kept:,} at {rate:,.0f} rows/s ({cpu:.0f} us of processor time a row, sort and guard included)",
+        f"killed with -9 after {kept:,} rows; the next process listed the other {size - kept:,} at {rate:,.0f} rows/s "
+        f"({cpu:.0f} us of processor time a row, sort and guard included)",
         f"a tar shard: {of_tar:,.0f} rows in a second of processor time",
         f"copies by a sort on the disk: {whole['copies']:,} in {seconds['sort for copies']:.1f} s; "
         f"leak guard of {whole['used']:,} hashes against all rows: {whole['overlaps']:,} overlaps in {seconds['leak guard']:.1f} s",

@@ -350,5 +350,6 @@ def _merged(rows: Sequence[ModelStatus]) -> ModelStatus:
         host_bytes=sum(row.host_bytes for row in rows),
         pinned=any(row.pinned for row in rows),
         idle_seconds=min(row.idle_seconds for row in rows),
+        last_used=max((row.last_used for row in rows if row.last_used is not None), default=None),
         error="; ".join(dict.fromkeys(row.error for row in rows if row.error)),
     )

@@ -57,6 +57,7 @@ class ModelAnswer:
     key: str
     role: str
     source: str
+    device: str
     state: str
     tier: str
     bytes: int | None
@@ -123,7 +124,14 @@ def _models(pool: ModelPool, specs: Sequence[ModelSpec]) -> list[ModelAnswer]:
             except FgvrError as missing:
                 error = error or str(missing)
         tier = pool.device.name if known.placed else "host" if known.state == "parked" else "disk"
-        own = {"tier": tier, "bytes": size, "file_bytes": _file_bytes(spec), "idle_seconds": round(known.idle_seconds, 3), "error": error}
+        own = {
+            "device": pool.device.name,
+            "tier": tier,
+            "bytes": size,
+            "file_bytes": _file_bytes(spec),
+            "idle_seconds": round(known.idle_seconds, 3),
+            "error": error,
+        }
         shared = {field.name: getattr(known, field.name) for field in fields(ModelAnswer) if field.name not in own}
         answers.append(ModelAnswer(**shared, **own))
     return answers
