@@ -31,9 +31,10 @@ NAMES = (
     "stream",
     "photos",
     "rows",
+    "scale",
 )
 STDOUT = Path("-")
-APART = ("batching", "stream", "photos")  # not in `all`: bfloat16 where it is emulated, half an hour, other models
+APART = ("batching", "stream", "photos", "scale")  # not in `all`: bfloat16 where it is emulated, half an hour, other models
 
 
 def main() -> int:

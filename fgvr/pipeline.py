@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
 _DECODERS = 8  # threads at most; decoding releases the interpreter, and one core decodes 290 photographs a second
-_BATCHES = 32  # batches whose doubtful images may go to System 2 together
+GROUP = 8
+"""Batches whose doubtful images may go to System 2 together. Groups begin at multiples of it, so what is asked together depends on
+positions alone, whoever computes it and however often a run was interrupted."""
 _MISS_RATE = 1 / 8  # initial estimate of the MLLM cache-miss rate among escalated images whose embedding is cached
 
 
@@ -127,8 +129,8 @@ class Recognizer:
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
         """Predictions in order. The next batch is decoded while the models work on this one, and no more than two are held for each device.
 
-        Up to 32 batches come together where few images are doubtful or most answers are cached: System 2 is asked when a full batch of
-        questions has come together, because its cost per image falls with its batch size. With `learn` each batch comes alone.
+        Batches of one group come together where few images are doubtful or most answers are cached: System 2 is asked when a full batch
+        of questions has come together, because its cost per image falls with its batch size. With `learn` each batch comes alone.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
@@ -138,12 +140,15 @@ class Recognizer:
         miss_rate = _MISS_RATE
         at_once = self._at_once if self._learn is None else 1
         with closing(self._opened(islice(chunks(samples, self.batch_size), done, None), unreadable)) as opened:
-            for batch in map_in_order(lambda one: self._run_fast(*one), opened, at_once):
+            answered = map_in_order(lambda one: self._run_fast(*one), opened, at_once)
+            for number, batch in enumerate(answered, done + 1):
                 waiting.append(batch)
-                if self._ready(waiting, miss_rate):
+                group_ends = number % GROUP == 0
+                if group_ends or self._ready(waiting, miss_rate):
                     predictions, waiting = self._finish(waiting), []
                     if calls := [p.cost.mllm_calls > 0 for p in predictions if p.slow is not None]:
                         miss_rate = sum(calls) / len(calls)
+                    miss_rate = _MISS_RATE if group_ends else miss_rate
                     yield predictions
             if waiting:
                 yield self._finish(waiting)
@@ -193,7 +198,7 @@ class Recognizer:
 
     def _ready(self, waiting: Sequence[FastBatch], miss_rate: float) -> bool:
         """Whether the questions that are likely to need the MLLM fill a batch. An image that was opened is not cached."""
-        if self._learn is not None or len(waiting) >= _BATCHES:
+        if self._learn is not None:
             return True
         opened = sum(len(batch.doubtful) for batch in waiting if not batch.deferred)
         deferred = sum(len(batch.doubtful) for batch in waiting if batch.deferred)
@@ -214,6 +219,10 @@ class Recognizer:
         ]
         if self._learn is not None:
             self._learn(predictions)
+        return self.withheld(predictions)
+
+    def withheld(self, predictions: list[Prediction]) -> list[Prediction]:
+        """The same, without the answers that are too uncertain to be given."""
         return predictions if self._abstain is None or not predictions else self._abstain(predictions)
 
     def _predict(self, batch: FastBatch, i: int, slow: SlowResult | None, slow_costs: TrackedCosts, seconds: float) -> Prediction:

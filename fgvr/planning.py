@@ -23,10 +23,19 @@ def plan(config: Config) -> MemoryPlan:
     device, budget = min(devices, key=lambda one: one[1])
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
     found = plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
-    if len(devices) == 1:
-        return found
     each = ", ".join(f"{name} {format_bytes(own)}" for name, own in devices)
-    return replace(found, facts=(*found.facts, f"{len(devices)} devices, each with a copy of every model and a budget of its own: {each}"))
+    of_devices = [f"{len(devices)} devices, each with a copy of every model and a budget of its own: {each}"] * (len(devices) > 1)
+    of_workers = [] if config.engine.name == "local" else [_of_workers(config, found)]
+    return replace(found, facts=(*found.facts, *of_devices, *of_workers))
+
+
+def _of_workers(config: Config, one: MemoryPlan) -> str:
+    """What a plan of one worker means for all of them."""
+    workers, each = config.engine.workers, f"needs {format_bytes(one.needed)} on a device of its own, and 0.3 to 0.8 GiB of libraries"
+    if workers is None:
+        return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
+    shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"
+    return f"engine=ray: each of {workers} workers {each}; all on one device {format_bytes(one.needed * workers)}{shared}"
 
 
 def used(config: Config) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 OURS = {"fgvr", "tests", "scripts", "benchmarks", "hydra_plugins"}
 NOT_IMPORTED = {
     "torchvision": "open_clip and transformers import it; its version goes with torch's",
-    "qwen-vl-utils": "the Qwen family's own image sizes; in use with the loader for any model (issue 21)",
     "python-multipart": "fastapi imports it for uploads",
     "hydra-joblib-launcher": "a launcher, named on the command line",
     "hydra-submitit-launcher": "a launcher, named on the command line",

@@ -100,7 +100,7 @@ class Case:
         return self.asked("reason")
 
     def asked(self, ending: str) -> str:
-        said = differences([describe(o) for o in self.listed])
+        said = [describe(o) for o in self.listed]
         return prompts.choose("bird", self.called, said, [rule_words(*rule) for rule in self.rules], ending=ending)
 
     def answer(self, seen: Sequence[int]) -> Words:
@@ -110,8 +110,8 @@ class Case:
             value = seen[place]
             fits = [
                 i
-                for i, (name, o) in enumerate(zip(self.called, self.listed, strict=True))
-                if o[place] == value or (name, place, value) in self.rules
+                for i, (name, option) in enumerate(zip(self.called, self.listed, strict=True))
+                if option[place] == value or (name, place, value) in self.rules
             ]
             word, *rest = spoken(place, value).split()
             reply += [("," if nth else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]

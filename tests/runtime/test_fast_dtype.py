@@ -99,7 +99,7 @@ def test_fingerprints_of_other_types_stay_what_they_were(
 ) -> None:
     for dtype in ("float32", "bfloat16"):
         assert specs.checked(replace(small, dtype=dtype), "cpu") == replace(small, dtype=dtype)
-    mllm = ModelSpec("mllm", "qwen", "tiny", dtype="float16")
+    mllm = ModelSpec("mllm", "transformers", "tiny", dtype="float16")
     assert specs.checked(mllm, "cpu") is mllm, "an MLLM is loaded as asked"
     monkeypatch.setattr(files, "HASH_WHOLE", 0)
     joint = ModelSpec("joint", "blip", str(joint_folder))  # bfloat16 or float32 in its file

@@ -21,7 +21,7 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.mlx_memory import MLX
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import mlx, qwen
+from fgvr.runtime.loaders import mlx, transformers
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture
@@ -49,7 +49,7 @@ def ours() -> Iterator:
 
 @pytest.fixture(scope="module")
 def torchs():
-    return qwen.LOADER.load(replace(SPEC, loader="qwen"), CpuDevice())
+    return transformers.LOADER.load(replace(SPEC, loader="transformers"), CpuDevice())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_scores_depend_neither_on_an_earlier_generation_nor_on_how_many_rows_go_
 
 def test_pytorchs_loader_keeps_its_own_processor(ours, torchs, images: list[Image.Image]) -> None:
     """mlx-vlm replaces AutoProcessor.from_pretrained for the process; loading must not leave that behind."""
-    again = qwen.LOADER.load(replace(SPEC, loader="qwen", max_pixels=15_680), CpuDevice())
+    again = transformers.LOADER.load(replace(SPEC, loader="transformers", max_pixels=15_680), CpuDevice())
     assert again.score(images, PROMPTS, ANSWERS) == torchs.score(images, PROMPTS, ANSWERS)
 
 

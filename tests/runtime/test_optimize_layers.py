@@ -64,7 +64,7 @@ def test_embeddings_are_the_same(encoder_folder: Path, images: list[Image.Image]
 
 
 def test_likelihoods_and_answers_are_the_same(mllm_folder: Path, images: list[Image.Image]) -> None:
-    plain, quicker = both(ModelSpec("mllm", "qwen", str(mllm_folder)))
+    plain, quicker = both(ModelSpec("mllm", "transformers", str(mllm_folder)))
     texts = [["red wing", "a blue bird"]] * 3
     for one, other in zip(*(model.score(images, ["which bird"] * 3, texts) for model in (plain, quicker)), strict=True):
         assert other.log_likelihoods == pytest.approx(one.log_likelihoods, abs=1e-4)
@@ -126,7 +126,7 @@ def test_attention_with_a_mask_with_other_queries_and_with_weights() -> None:
 
 
 def test_a_model_that_is_dropped_gives_its_memory_back_at_once(mllm_folder: Path) -> None:
-    spec = ModelSpec("mllm", "qwen", str(mllm_folder))
+    spec = ModelSpec("mllm", "transformers", str(mllm_folder))
     gc.disable()
     try:
         model = find_loader(spec).load(spec, CpuDevice())

@@ -21,8 +21,9 @@ from fgvr.planning import plan as plan_of
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import movable, qwen, tensors
-from fgvr.runtime.loaders.qwen import LOADER
+from fgvr.runtime.loaders import movable, tensors
+from fgvr.runtime.loaders.transformers import LOADER
+from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
 from fgvr.runtime.plan import plan
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
@@ -35,8 +36,8 @@ from fgvr.types import ModelSpec, Picture
 
 from .tensor_trace import peak_of
 
-TINY = ModelSpec("mllm", "qwen", "tiny", batch_size=4)
-SEVEN = ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
+TINY = ModelSpec("mllm", "transformers", "tiny", batch_size=4)
+SEVEN = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
 LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(find_spec(library) is None, reason=f"no {library}: pip install 'fgvr[quant]'"))
@@ -49,11 +50,11 @@ def quantised(kind: str | None, dtype: str = "auto") -> ModelSpec:
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Callable[[str | None], qwen.QwenMLLM]]:
+def models() -> Iterator[Callable[[str | None], TransformersMLLM]]:
     """The tiny MLLM in each form, loaded once."""
-    loaded: dict[str | None, qwen.QwenMLLM] = {}
+    loaded: dict[str | None, TransformersMLLM] = {}
 
-    def get(kind: str | None) -> qwen.QwenMLLM:
+    def get(kind: str | None) -> TransformersMLLM:
         if kind not in loaded:
             loaded[kind] = LOADER.load(quantised(kind), CpuDevice())
         return loaded[kind]
@@ -154,7 +155,7 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
 # --- answers -----------------------------------------------------------------------------------------------------------------
 
 
-def right(model: qwen.QwenMLLM, birds) -> float:
+def right(model: TransformersMLLM, birds) -> float:
     """Share of birds whose own description is the likeliest of eight."""
     images, candidates = birds
     scores = model.score(images, ["Describe the bird."] * len(images), candidates)
@@ -277,7 +278,7 @@ def test_weights_that_were_saved_in_fewer_bits_are_refused_with_a_cure(mllm_fold
     folder = shutil.copytree(mllm_folder, tmp_path / "awq")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
-    spec = ModelSpec("mllm", "qwen", str(folder))
+    spec = ModelSpec("mllm", "transformers", str(folder))
     for attempt in (LOADER.check, LOADER.estimate, lambda spec: LOADER.load(spec, CpuDevice())):
         with pytest.raises(ModelLoadError, match="quantised by awq.*\n.*models.mllm.quantization=int8 or nf4"):
             attempt(spec)

@@ -20,7 +20,7 @@ from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import blip as blip_loader
 from fgvr.runtime.loaders import clip as clip_loader
-from fgvr.runtime.loaders import qwen as qwen_loader
+from fgvr.runtime.loaders import transformers as qwen_loader
 from fgvr.runtime.plan import plan as plan_specs
 from fgvr.runtime.sizes import blip, clip, footprint, qwen
 from fgvr.types import ModelSpec
@@ -30,7 +30,7 @@ from .tensor_trace import peak_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FGVR_TEST_DATA", ROOT.parent / "shared" / "data")) / "qwen2_5_vl_7b"
-SEVEN = ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=qwen.SANE_PIXELS, batch_size=8)
+SEVEN = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=qwen.SANE_PIXELS, batch_size=8)
 ENCODER = ModelSpec("encoder", "clip", "ViT-B-32/openai", batch_size=32)
 GIB = 1 << 30
 
@@ -95,8 +95,8 @@ def test_the_shipped_matchers_file_holds_what_its_configuration_says() -> None:
 
 def test_what_is_loaded_weighs_what_was_computed(encoder_folder: Path, mllm_folder: Path, joint_folder: Path) -> None:
     for loader, spec in (
-        (qwen_loader.LOADER, ModelSpec("mllm", "qwen", str(mllm_folder))),
-        (qwen_loader.LOADER, ModelSpec("mllm", "qwen", str(mllm_folder), dtype="bfloat16")),
+        (qwen_loader.LOADER, ModelSpec("mllm", "transformers", str(mllm_folder))),
+        (qwen_loader.LOADER, ModelSpec("mllm", "transformers", str(mllm_folder), dtype="bfloat16")),
         (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder))),
         (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder), dtype="float16")),
         (blip_loader.LOADER, ModelSpec("joint", "blip", str(joint_folder))),
@@ -138,7 +138,7 @@ def picture(seed: int) -> Image.Image:
 @pytest.mark.parametrize("action", ["generate", "score"])
 def test_the_tensors_of_a_call_take_what_the_formula_says(mllm_folder: Path, dtype: str, action: str) -> None:
     """64 image tokens, prompts of different lengths, so that the mask is real."""
-    spec = ModelSpec("mllm", "qwen", str(mllm_folder), dtype=dtype, max_pixels=64 * 784)
+    spec = ModelSpec("mllm", "transformers", str(mllm_folder), dtype=dtype, max_pixels=64 * 784)
     model = qwen_loader.LOADER.load(spec, CpuDevice())
     images, prompts = [picture(i) for i in range(4)], ["describe this bird " * 12, "bird", "bird", "describe the wing"]
     asks = [Conversation.single(*pair) for pair in zip(images, prompts, strict=True)]

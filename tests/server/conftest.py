@@ -63,7 +63,7 @@ class Served:
     thread: threading.Thread
 
     def web(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=90, trust_env=False, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         with self.web() as web:
@@ -103,7 +103,7 @@ def serve() -> Iterator[Serve]:
     ) -> Served:
         loader = loader or FakeLoader(work=MIB)
         pools = [
-            ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=10.0)
+            ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=60.0)
             for device in pick_devices(["simulated:1000MiB"] * devices)
         ]
         pool = pools[0] if devices == 1 else PoolGroup(pools)
@@ -145,7 +145,8 @@ def idle_failures(served: Served) -> list[str]:
     return found + ([f"{engine.inflight} places taken"] if engine.inflight else [])
 
 
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Waits for what comes to pass after an answer, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"
@@ -170,6 +171,12 @@ def chat(text: str = "Describe the bird.", *images: str, **more: Any) -> dict[st
 
 
 @pytest.fixture
-def slow_words(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def slow_words() -> Iterator[Callable[[float], None]]:
     """Makes each step of a fake answer take time."""
-    return lambda seconds: monkeypatch.setattr(FakeMLLM, "seconds", seconds)
+    before = FakeMLLM.seconds
+
+    def slow(seconds: float) -> None:
+        FakeMLLM.seconds = seconds
+
+    yield slow
+    FakeMLLM.seconds = before

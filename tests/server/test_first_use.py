@@ -53,6 +53,7 @@ def test_the_readmes_block_works_as_it_is_typed(tmp_path: Path) -> None:
         record = tmp_path / "home" / "server.json"
         assert record.stat().st_mode & 0o777 == 0o600
         assert json.loads(record.read_text())["url"] == f"http://127.0.0.1:{port}"
+        answers = []
         for line in block():
             if line.startswith("export"):
                 env["FGVR_SERVER_URL"] = f"http://127.0.0.1:{port}"
@@ -61,6 +62,11 @@ def test_the_readmes_block_works_as_it_is_typed(tmp_path: Path) -> None:
             done = subprocess.run(["bash", "-c", typed.replace("curl ", "curl -sS --fail-with-body ")], cwd=tmp_path, env=env,
                                   capture_output=True, text=True, timeout=240)  # fmt: skip
             assert done.returncode == 0, (line, done.stdout, done.stderr)
+            answers.append(done.stdout)
+        _, classified, models, limit, curled, query, cleanup = answers
+        row = json.loads(curled)["data"]["predictions"][0]
+        assert row["name"] in classified and "mllm-" in models and "8.00 GiB" in limit
+        assert json.loads(query)["data"]["answer"] and "released" in cleanup
         env.pop("FGVR_SERVER_URL")  # the levers find the server without it, too
         done = subprocess.run(["fgvr", "memory", "pin", "encoder", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and json.loads(done.stdout)["server"].endswith(str(port)), done.stderr

@@ -106,4 +106,4 @@ def _reader(root: Path, split: str, column: str) -> ForwardReader:
 
 def open_hf(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """A folder on this machine; `settings`: those of `open_stream`."""
-    return open_stream(HuggingFace(Path(root).expanduser(), image, label), root=Path(root).expanduser(), **settings)
+    return open_stream(HuggingFace(Path(root).expanduser().absolute(), image, label), root=Path(root).expanduser().absolute(), **settings)

@@ -122,4 +122,4 @@ def _reader(path: Path, column: str, changed: int) -> ForwardReader:
 
 def open_parquet(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """Files in a folder, one file, or a pattern; `settings`: those of `open_stream`."""
-    return open_stream(Parquet(Path(root).expanduser(), image, label), root=Path(root).expanduser(), **settings)
+    return open_stream(Parquet(Path(root).expanduser().absolute(), image, label), root=Path(root).expanduser().absolute(), **settings)

@@ -103,4 +103,4 @@ def _has_end(path: Path) -> bool:
 
 def open_webdataset(*, root: str, label: str | None = "cls", **settings: Any) -> Dataset:
     """Shards in a folder, one shard, or a pattern such as `shards/train-{000..127}.tar`; `settings`: those of `open_stream`."""
-    return open_stream(WebDataset(Path(root).expanduser(), label), root=Path(root).expanduser(), **settings)
+    return open_stream(WebDataset(Path(root).expanduser().absolute(), label), root=Path(root).expanduser().absolute(), **settings)
