@@ -151,7 +151,7 @@ class Lifecycle:
         return failure
 
     def _construct(self, entry: Entry, timeout: float, patient: bool) -> Any:
-        with CONSTRUCT.write(timeout, patient=patient):
+        with CONSTRUCT.write(timeout, patient=patient), self._device.current():
             model = entry.loader.load(entry.spec, self._device)
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():

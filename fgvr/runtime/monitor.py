@@ -327,9 +327,14 @@ _making = threading.Lock()
 
 
 def watch(pool: ModelPool) -> Monitor:
-    """The pool's monitor; made when first asked for."""
+    """The monitor of a pool of one device; made when first asked for. Of several devices each member has its own."""
     with _making:
         return _monitors.get(pool) or _monitors.setdefault(pool, Monitor(pool))
+
+
+def tightest(pool: ModelPool) -> Monitor:
+    """The monitor of the device that has least to spare; of one device its own."""
+    return max(map(watch, pool.members), key=lambda monitor: monitor.pressure().share)
 
 
 def _residents(status: PoolStatus) -> set[str]:

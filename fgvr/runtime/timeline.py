@@ -30,6 +30,7 @@ from fgvr.utils.files import acquire_lock
 log = logging.getLogger(__name__)
 
 FILE = "memory.jsonl"
+"""Of the first device; the second one's is `memory-1.jsonl`."""
 VERSION = 1
 
 
@@ -126,6 +127,11 @@ class Timeline:
     @property
     def samples(self) -> tuple[MemorySample, ...]:
         return tuple(sample for session in self.sessions for sample in session.samples)
+
+
+def numbered(device: int) -> str:
+    """The file of the device with this number."""
+    return f"memory-{device}.jsonl" if device else FILE
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------
