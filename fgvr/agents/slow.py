@@ -69,6 +69,8 @@ class Shortlist:
     """Chooses the candidates that System 2 sees: the first m of System 1's, or every class (`slow.candidates=all`)."""
 
     def __init__(self, classes: Mapping[str, ClassRecord], *, candidates: int | str, exemplar: Exemplar | None = None) -> None:
+        if candidates != "all" and (isinstance(candidates, str | bool) or candidates < 1):
+            raise ConfigError(f"slow.candidates={candidates!r}: write a number from 1 up, or all")
         self._classes = classes
         self._candidates = candidates
         self._exemplar = exemplar

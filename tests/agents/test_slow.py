@@ -68,6 +68,12 @@ def test_more_candidates_than_letters_are_refused():
         decoder(TableMLLM(), candidates="all", target="letter", records=many)([picture("a")], [fast_result([0.6, 0.4])])
 
 
+@pytest.mark.parametrize("candidates", [0, -1, "most", True])
+def test_a_shortlist_of_no_size_is_refused(candidates):
+    with pytest.raises(ConfigError, match="slow.candidates"):
+        Shortlist(RECORDS, candidates=candidates)
+
+
 def test_a_support_image_meets_only_the_words_of_the_other_half_for_its_own_class():
     options = Shortlist(RECORDS, candidates=3)(fast_result([0.5, 0.3, 0.2]), own=("c1", 0))
     assert [o.description for o in options] == ["words 0", "fold zero", "words 2"]
