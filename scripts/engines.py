@@ -25,7 +25,7 @@ from typing import Any
 from serving import Server, client, differs, end_clients, finish
 
 WORLD = ("dataset.genera=[2,2]", "dataset.test_per_class=6", "dataset.shots=2", "dataset.calibration=0", "trigger=always")
-QUICK = ("knowledge.rehearse=false", "slow.weight=0.5")  # no base asks System 2 while it is built
+QUICK = ("knowledge.leave_one_out=false", "slow.weight=0.5")  # no base asks System 2 while it is built
 HIDDEN = {"fingerprint", "role", "logit_scale", "source", "state"}  # of a list of models: what only a server of fgvr tells
 
 
@@ -82,21 +82,23 @@ def run(home: Path, words: Sequence[str], token: str, *, dies: Server | None = N
     while dies is not None and process.poll() is None:
         if len(rows(home)) >= total // 3:
             dies.kill()
-            print(f"killed {dies.url} after {len(rows(home))} of {total} rows", flush=True)
+            sys.stderr.write(f"killed {dies.url} after {len(rows(home))} of {total} rows\n")
             break
         time.sleep(0.02)
     finish(process, " ".join(words))
     return rows(home)
 
 
-def line(name: str, found: Sequence[dict[str, Any]], like: Sequence[dict[str, Any]] | None) -> tuple[str, bool]:
+def line(name: str, found: Sequence[dict[str, Any]], like: Sequence[dict[str, Any]] | None) -> bool:
+    """Print a row of the table; whether the rows are those of `like`."""
     right = sum(row["prediction"] == row["label"] for row in found)
     unreadable = sum(row["slow"]["status"] == "unreadable" for row in found)
     calls = sum(row["cost"]["mllm_calls"] for row in found)
     others = {row["image"]: row for row in like or ()}
     different = [text for row in found if others and (text := differs(row, others[row["image"]]))]
     equal = "" if like is None else "equal" if not different and len(found) == len(like) else f"{len(different)} differ: {different[:1]}"
-    return f"| {name} | {len(found)} | {calls} | {unreadable} | {right} | {equal} |", equal in ("", "equal")
+    print(f"| {name} | {len(found)} | {calls} | {unreadable} | {right} | {equal} |", flush=True)
+    return equal in ("", "equal")
 
 
 def main() -> int:
@@ -106,6 +108,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fgvr-engines-") as folder:
         top = Path(folder)
         alone = {slow: run(top / slow, [*world, f"slow={slow}"], "") for slow in ("score", "reason")}
+        print("| engine | rows | MLLM calls | unreadable | right | against one process |\n|---|---|---|---|---|---|", flush=True)
         lines = [line(f"in this process, slow={slow}", found, None) for slow, found in alone.items()]
         first = Server(top / "first", world)
         second = Server(top / "second", world, token=first.token)
@@ -130,9 +133,7 @@ def main() -> int:
             end_clients()
             first.stop()
             second.stop()
-    print("| engine | rows | MLLM calls | unreadable | right | against one process |\n|---|---|---|---|---|---|")
-    print("\n".join(text for text, _ in lines))
-    return 0 if all(well for _, well in lines) and len({len(found) for found in [*alone.values(), found]}) == 1 else 1
+    return 0 if all(lines) and len({len(found) for found in [*alone.values(), found]}) == 1 else 1
 
 
 if __name__ == "__main__":
