@@ -18,6 +18,7 @@ from fgvr.runtime.pool import close_shared
 from fgvr.scale import working
 from fgvr.scale.cluster import joined
 from fgvr.session import Session
+from tests.data.test_streams import images, shard
 
 WORLD = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=16", "dataset.calibration=0", "logging=quiet")
 WORDS = (*WORLD, "models.encoder.loader=tests.mortal.MortalLoader", "evaluation.batch_size=2", "trigger.target=slow_rate:0.5")
@@ -87,6 +88,17 @@ def test_a_run_that_one_process_began_is_finished_by_workers(cluster: Path, home
     (whole.path / "predictions.jsonl.commit").write_text(str(sum(map(len, lines[:20]))))
     (whole.path / "report.json").unlink()
     assert rows(evaluated(home, *WORDS, *RAY)) == there
+
+
+@pytest.mark.slow
+def test_workers_read_a_stream_where_it_lies(cluster: Path, home: Path, tmp_path: Path) -> None:
+    shard(tmp_path / "shards" / "train-0.tar", images(1000, 4))
+    shard(tmp_path / "shards" / "test-0.tar", images(2000, 20))
+    words = (*WORDS[5:], "models=fake", "dataset=webdataset", f"dataset.root={tmp_path / 'shards'}", "dataset.shots=4", "logging=quiet")
+    alone, shared = evaluated(home / "alone", *words), evaluated(home / "shared", *words, *RAY)
+    assert rows(shared) == rows(alone) and len(rows(alone)) == 60
+    with pytest.raises(fgvr.ConfigError, match="worker 0 does not see .*gone.tar"):
+        working(Session(fgvr.load_config(*words, *RAY)), lambda _: [tmp_path / "gone.tar"]).__enter__()
 
 
 @pytest.mark.slow

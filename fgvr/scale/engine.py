@@ -17,6 +17,7 @@ from fgvr import planning
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.pictures import referred
+from fgvr.data.streams.samples import StreamImage
 from fgvr.errors import ImageError
 from fgvr.pipeline import GROUP, Recognizer
 from fgvr.runtime.pool import ModelPool
@@ -61,9 +62,10 @@ def working(session: Session, files: Callable[[Session], Iterable[Path]]) -> Ite
 
 
 def some_files(samples: Sequence[Sample]) -> list[Path]:
-    """The first, the middle and the last that is a file."""
+    """Of the first, the middle and the last: the file, or the shard that it lies in."""
     chosen = (samples[i].image for i in sorted({0, len(samples) // 2, len(samples) - 1}) if samples)
-    return [image for image in chosen if isinstance(image, Path)]
+    files = (image.path if isinstance(image, StreamImage) else image for image in chosen)
+    return [file for file in files if isinstance(file, Path)]
 
 
 class RayEngine:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +48,7 @@ class Workers:
             self._config = config.derive({"runtime.device": "cuda"})  # a worker sees one of them, its own
         self._lock, self._closed = threading.Lock(), False
         self._slots: queue.Queue[tuple[_Member, Any]] = queue.Queue()
+        self._needed: tuple[Sequence[str], Mapping[str, str]] = ((), {})
         self._reviving: list[threading.Thread] = []
         self._pools: list[ThreadPoolExecutor] = []
         self._members = [_Member(number, self._start()) for number in range(self._count())]
@@ -74,38 +75,46 @@ class Workers:
 
     def check(self, files: Sequence[str], fingerprints: Mapping[str, str]) -> None:
         """Whether every worker has the versions, the files and the models that this process has. Raises ConfigError, ModelLoadError."""
-        calls = [
-            [m.actor.versions.remote(), m.actor.missing.remote(list(files)), m.actor.fingerprints.remote(list(fingerprints))]
-            for m in self._members
-        ]
-        mine = versions()
-        for member, (theirs, missing, models) in zip(self._members, calls, strict=True):
-            found = self._first(theirs)
-            where = f"engine=ray: worker {member.number}"
-            if other := [f"{name} {found.get(name)} (here {mine[name]})" for name in mine if found.get(name) != mine[name]]:
-                raise ConfigError(f"{where} has other versions: {', '.join(other)}; install the same on every node")
-            if absent := self._first(missing):
-                raise ConfigError(f"{where} does not see {', '.join(absent[:3])}; every node needs the images at the same path")
-            known = self._first(models, where)
-            if changed := [role for role, value in fingerprints.items() if known[role] != value]:
-                raise ModelLoadError(f"{where} has other model files for {', '.join(changed)}; copy them, or run fgvr fetch, on every node")
+        self._needed = (files, fingerprints)
+        begun = [(member, member.actor.versions.remote()) for member in self._members]  # all at once
+        for member, versions_of in begun:
+            for left in reversed(range(_ATTEMPTS)):
+                try:
+                    self._begun(versions_of)
+                    self._vet(member)
+                    break
+                except self.ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed or not left:
+                        said = " ".join(str(error).split())
+                        raise ConfigError(
+                            f"engine=ray: a worker cannot begin; is fgvr installed on every node? (...{said[-300:]})"
+                        ) from error
+                member.actor = self._start()  # its node has left meanwhile
+                versions_of = member.actor.versions.remote()
         for member in self._members:
             self._open(member)
 
-    def _first(self, call: Any, where: str = "") -> Any:
+    def _begun(self, call: Any) -> None:
+        if not self.ray.wait([call], timeout=self._patience)[0]:
+            raise ConfigError(f"engine=ray: no worker within engine.patience={self._patience:g} s; `ray status` says what it waits for")
+
+    def _vet(self, member: _Member) -> None:
+        """Raises ConfigError, ModelLoadError, and Ray's errors where the worker dies over it."""
+        files, fingerprints = self._needed
+        mine, where, actor = versions(), f"engine=ray: worker {member.number}", member.actor
+        theirs = self.ray.get(actor.versions.remote())
+        if other := [f"{name} {theirs.get(name)} (here {mine[name]})" for name in mine if theirs.get(name) != mine[name]]:
+            raise ConfigError(f"{where} has other versions: {', '.join(other)}; install the same on every node")
+        if absent := self.ray.get(actor.missing.remote(list(files))):
+            raise ConfigError(f"{where} does not see {', '.join(absent[:3])}; every node needs the images at the same path")
         try:
-            return self.ray.get(call, timeout=self._patience)
-        except self.ray.exceptions.GetTimeoutError as error:
-            raise ConfigError(
-                f"engine=ray: no worker within engine.patience={self._patience:g} s; `ray status` says what it waits for"
-            ) from error
+            known = self.ray.get(actor.fingerprints.remote(list(fingerprints)))
         except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, FgvrError):
-                raise type(error.cause)(f"{where}: {error.cause}") from error
-            raise
-        except self.ray.exceptions.RayActorError as error:
-            said = " ".join(str(error).split())
-            raise ConfigError(f"engine=ray: a worker could not begin; is fgvr installed on every node? ({said[-400:]})") from error
+            if not isinstance(error.cause, FgvrError):
+                raise
+            raise type(error.cause)(f"{where}: {error.cause}") from error
+        if changed := [role for role, value in fingerprints.items() if known[role] != value]:
+            raise ModelLoadError(f"{where} has other model files for {', '.join(changed)}; copy them, or run fgvr fetch, on every node")
 
     def _open(self, member: _Member) -> None:
         for _ in range(IN_FLIGHT):
@@ -179,13 +188,16 @@ class Workers:
         while not self._closed:
             actor = self._start()
             begun = actor.versions.remote()
-            while not self._closed:
-                if self.ray.wait([begun], timeout=1.0)[0]:
-                    break
+            while not self._closed and not self.ray.wait([begun], timeout=1.0)[0]:
+                pass
+            if self._closed:
+                return
             try:
-                self.ray.get(begun, timeout=0.1)
-            except self.ray.exceptions.RayError:  # it died, too, or there is no time left
-                self.ray.kill(actor)
+                self._vet(replace(member, actor=actor))
+            except FgvrError as error:
+                log.error("%s; it gets no work", error)  # a node that came later
+                break
+            except self.ray.exceptions.RayError:  # it died, too
                 continue
             member.actor = actor
             self._open(member)
