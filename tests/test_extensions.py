@@ -12,6 +12,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from fgvr.config.factories import locate
+from fgvr.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL))
 SMALL = ["models=fake", "trigger=never", "knowledge.leave_one_out=false", "slow.weight=0.5", "logging.quiet=true"]
@@ -79,3 +82,11 @@ def test_a_part_that_is_none_is_refused_by_name(folder: Path, words: list[str], 
     answer = run(folder, "mode=plan", "models=fake", *words)
     assert answer.returncode == 2 and said in answer.stderr, answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_part_whose_folder_python_does_not_know_is_refused_with_the_cure() -> None:
+    with pytest.raises(ConfigError, match=r"shy\.Shy.*No module named 'shy'.*PYTHONPATH"):
+        locate("shy.Shy")
+    with pytest.raises(ConfigError, match="there is no such class") as error:
+        locate("fgvr.agents.trigger.Shy")
+    assert "PYTHONPATH" not in str(error.value), "the module is there, the class is not"

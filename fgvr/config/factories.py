@@ -17,7 +17,8 @@ def locate(factory: str) -> Any:
     try:
         return pkgutil.resolve_name(factory)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_={factory}: there is no such class or function ({error})") from error
+        cure = "; PYTHONPATH names the folder of a part of your own" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"_target_={factory}: there is no such class or function ({error}){cure}") from error
 
 
 def instantiate(leaf: Leaf) -> Any:
