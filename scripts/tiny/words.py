@@ -40,9 +40,9 @@ CURRICULUM = (
 class WordsPlan:
     """Schedule of the stage; a batch is filled up to about `tokens`."""
 
-    steps: int = 700
+    steps: int = 900
     tokens: int = 4096
-    repeating: float = 0.17  # share of the steps, the first ones, in which random words are repeated
+    repeating: float = 0.2  # share of the steps, the first ones, in which random words are repeated
     rate: float = 2e-3
     report: int = 25
     evaluate: int = 60
@@ -101,14 +101,13 @@ class Clerk(Scribe):
         return Batch(ids, targets, marked)
 
     def repeats(self, rows: int, rng: np.random.Generator) -> Batch:
-        """Random words, then the same again: what a model must be able to copy before it can compare."""
-        every = [i for token, i in self.tokenizer.get_vocab().items() if token.startswith("\u0120") and len(token) > 2]
-        once = torch.from_numpy(rng.choice(sorted(every), (rows, REPEATED)))
+        """Random words, then the same again. Rows of few different words need several words of context to be copied."""
+        every = np.array(sorted(i for token, i in self.tokenizer.get_vocab().items() if token.startswith("\u0120") and len(token) > 2))
+        kinds = [every if rng.random() < 0.25 else rng.choice(every, int(rng.integers(4, 25)), replace=False) for _ in range(rows)]
+        once = torch.from_numpy(np.stack([rng.choice(some, REPEATED) for some in kinds]))
         targets = torch.cat([torch.full_like(once, -1), once], 1)
         targets[:, REPEATED] = -1  # which word comes first again cannot be known
-        first = torch.zeros_like(targets, dtype=torch.bool)
-        first[:, REPEATED + 1] = True
-        return Batch(torch.cat([once, once], 1), targets, first)
+        return Batch(torch.cat([once, once], 1), targets, torch.zeros_like(targets, dtype=torch.bool))
 
 
 def grown(folder: Path, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGeneration:
@@ -186,10 +185,14 @@ class Told:
     own: torch.Tensor
 
     def shares(self, batch: Batch) -> dict[str, float]:
-        """Of rows all of whose learned tokens are right, and of right first letters."""
+        """Of right tokens, of rows all of whose learned tokens are right, and of right first letters."""
         targets, first = batch.targets[:, 1:].to(self.own.device), batch.first[:, 1:]
         right = (self.own == targets) | (targets < 0)
-        return {"row": float(right.all(1).float().mean()), "first": float(right[first].float().mean()) if first.any() else 0.0}
+        return {
+            "token": float(right[targets >= 0].float().mean()),
+            "row": float(right.all(1).float().mean()),
+            "first": float(right[first].float().mean()) if first.any() else 0.0,
+        }
 
 
 def tell(model: nn.Module, scribe: Scribe, batch: Batch, pixels: torch.Tensor | None = None) -> Told:
