@@ -163,10 +163,3 @@ def test_a_plan_says_what_each_worker_would_hold() -> None:
     (fact,) = set(found.facts) - set(alone.facts)
     assert fact.startswith("engine=ray: each of 2 workers needs")
     assert os.environ.get("RAY_ADDRESS") is None
-
-
-def test_a_sweep_on_slurm_without_slurm_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    for launcher in ("submitit_slurm", "slurm_gpu", "slurm_cpu"):
-        assert cli.main(["-m", "mode=evaluate", "trigger=never,always", f"hydra/launcher={launcher}"]) == 2
-        assert capsys.readouterr().err.count("\n") == 1

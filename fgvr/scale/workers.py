@@ -40,7 +40,10 @@ class Workers:
     def __init__(self, ray: ModuleType, config: Config) -> None:
         self.ray, self._config = ray, config
         self._patience, self._cpus = float(config.engine.patience), config.engine.cpus
-        self._gpus = 0 if str(config.runtime.device) == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        device = str(config.runtime.device)
+        self._gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        if self._gpus and device != "auto":
+            self._config = config.derive({"runtime.device": "cuda"})  # a worker sees one of them, its own
         self._lock, self._closed = threading.Lock(), False
         self._slots: queue.Queue[tuple[_Member, Any]] = queue.Queue()
         self._members = [_Member(number, self._start()) for number in range(self._count())]
