@@ -1,4 +1,4 @@
-"""What the stages towards reasoning teach (`scripts/tiny`): the words of a lesson follow from its species, and nothing reserved is named."""
+"""What the stages towards reasoning teach (`scripts/tiny`): words follow from the species, and nothing reserved is named."""
 
 from __future__ import annotations
 
