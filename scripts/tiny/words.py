@@ -40,12 +40,12 @@ CURRICULUM = (
 class WordsPlan:
     """Schedule of the stage; a batch is filled up to about `tokens`."""
 
-    steps: int = 700
-    tokens: int = 4096
-    repeating: float = 0.17  # share of the steps, the first ones, in which random words are repeated
+    steps: int = 8000
+    tokens: int = 8192
+    repeating: float = 0.3  # share of the steps, the first ones, in which random words are repeated
     rate: float = 2e-3
     report: int = 25
-    evaluate: int = 60
+    evaluate: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +101,27 @@ class Clerk(Scribe):
         return Batch(ids, targets, marked)
 
     def repeats(self, rows: int, rng: np.random.Generator) -> Batch:
-        """Random words, then the same again: what a model must be able to copy before it can compare."""
-        every = [i for token, i in self.tokenizer.get_vocab().items() if token.startswith("\u0120") and len(token) > 2]
-        once = torch.from_numpy(rng.choice(sorted(every), (rows, REPEATED)))
-        targets = torch.cat([torch.full_like(once, -1), once], 1)
-        targets[:, REPEATED] = -1  # which word comes first again cannot be known
-        first = torch.zeros_like(targets, dtype=torch.bool)
-        first[:, REPEATED + 1] = True
-        return Batch(torch.cat([once, once], 1), targets, first)
+        """Random words, some others, and parts of the first again, so that the distance tells nothing.
+
+        Rows of few different words need several words of context to be copied.
+        """
+        every = np.array(sorted(i for token, i in self.tokenizer.get_vocab().items() if token.startswith("\u0120") and len(token) > 2))
+        ids, targets = torch.zeros((rows, 2 * REPEATED), dtype=torch.long), torch.full((rows, 2 * REPEATED), -1)
+        for row in range(rows):
+            some = every if rng.random() < 0.4 else rng.choice(every, int(rng.integers(6, 25)), replace=False)
+            known = int(rng.integers(REPEATED // 2, REPEATED + 1))
+            line = rng.choice(some, known).tolist()
+            taught = [-1] * known
+            while len(line) < 2 * REPEATED:
+                start, length = int(rng.integers(0, known - 6)), int(rng.integers(6, 16))
+                part = line[start : min(start + length, known)]
+                line, taught = line + part, [*taught, -1, -1, *part[2:]]
+            ids[row], targets[row] = torch.tensor(line[: 2 * REPEATED]), torch.tensor(taught[: 2 * REPEATED])
+        return Batch(ids, targets, torch.zeros_like(targets, dtype=torch.bool))
 
 
 def grown(folder: Path, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGeneration:
-    """The model of a folder with layers added before its first. Their output starts as zero, so nothing changes yet.
-
-    The heads of the first look at the tokens 1, 2, about 3 and about 5 before (by their biases and the rotation): from random heads the
-    looking up of phrases in the context had not begun after four million tokens.
-    """
+    """The model of a folder with layers added at the end. A new layer's output starts as zero, so nothing changes yet."""
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     old = config.text_config.num_hidden_layers
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -124,28 +129,12 @@ def grown(folder: Path, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGenerat
         return model
     config.text_config.num_hidden_layers, config.text_config.layer_types = layers, ["full_attention"] * layers
     larger = Qwen2_5_VLForConditionalGeneration(config).float()
-    core, known = larger.model.language_model, model.model.language_model
-    larger.model.visual.load_state_dict(model.model.visual.state_dict())
-    core.embed_tokens.load_state_dict(known.embed_tokens.state_dict()), core.norm.load_state_dict(known.norm.state_dict())
-    for layer, source in zip(core.layers[layers - old :], known.layers, strict=True):
-        layer.load_state_dict(source.state_dict())
+    larger.load_state_dict(model.state_dict(), strict=False)
     with torch.no_grad():
-        for layer in core.layers[: layers - old]:
-            layer.self_attn.o_proj.weight.zero_(), layer.mlp.down_proj.weight.zero_()
-            nn.init.orthogonal_(layer.self_attn.v_proj.weight)
-            layer.self_attn.q_proj.weight.mul_(3), layer.self_attn.k_proj.weight.mul_(3)
-        _look_back(core.layers[0].self_attn, ((1, 6.0), (2, 6.0), (3, 2.9), (5, 2.9)))
+        for layer in larger.model.language_model.layers[old:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     return larger
-
-
-def _look_back(attention: nn.Module, heads: Sequence[tuple[int, float]]) -> None:
-    """Each head prefers the token so many places before: with q = (a, 0) and k turned by d angles, q.k is largest d places apart."""
-    half, used = attention.head_dim // 2, 8
-    angles = 10_000.0 ** (-torch.arange(used) / half)
-    q, k = attention.q_proj.bias.view(-1, 2, half), attention.k_proj.bias.view(-1, 2, half)
-    for head, (distance, size) in enumerate(heads):
-        q[head, 0, :used], q[head, 1, :used] = size, 0.0
-        k[head, 0, :used], k[head, 1, :used] = size * torch.cos(distance * angles), size * torch.sin(distance * angles)
 
 
 def write_folder(source: Path, folder: Path, layers: int = LAYERS) -> None:
@@ -186,10 +175,14 @@ class Told:
     own: torch.Tensor
 
     def shares(self, batch: Batch) -> dict[str, float]:
-        """Of rows all of whose learned tokens are right, and of right first letters."""
+        """Of right tokens, of rows all of whose learned tokens are right, and of right first letters."""
         targets, first = batch.targets[:, 1:].to(self.own.device), batch.first[:, 1:]
         right = (self.own == targets) | (targets < 0)
-        return {"row": float(right.all(1).float().mean()), "first": float(right[first].float().mean()) if first.any() else 0.0}
+        return {
+            "token": float(right[targets >= 0].float().mean()),
+            "row": float(right.all(1).float().mean()),
+            "first": float(right[first].float().mean()) if first.any() else 0.0,
+        }
 
 
 def tell(model: nn.Module, scribe: Scribe, batch: Batch, pixels: torch.Tensor | None = None) -> Told:
@@ -228,9 +221,8 @@ def train(plan: WordsPlan, source: Path, paths: common.Paths, seed: int, until: 
         for group in optimizer.param_groups:
             group["peak"] = plan.rate
     sums: dict[str, float] = {}
-    for step in range(first, plan.steps):
+    for step, batch in enumerate(common.prefetch(lambda s: draw_batch(clerk, plan, seed, s), first, plan.steps), first):
         common.set_rate(optimizer, common.cosine(step, plan.steps, warmup=60))
-        batch = draw_batch(clerk, plan, seed, step)
         told = tell(model, clerk, batch)
         optimizer.zero_grad(set_to_none=True)
         told.loss.backward()
