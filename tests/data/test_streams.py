@@ -25,7 +25,7 @@ from fgvr.data.streams import index as indexes
 from fgvr.data.streams.formats import Fault, Row, Shard
 from fgvr.data.streams.hf import open_hf
 from fgvr.data.streams.index import StreamIndex
-from fgvr.data.streams.parquet import open_parquet
+from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
 from fgvr.data.streams.webdataset import WebDataset, open_webdataset
 from fgvr.errors import DatasetError, ImageError
@@ -314,6 +314,29 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     changed = Counted((99, *sizes[1:]))
     again.update(changed, strict=False)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+def test_a_listing_killed_with_9_goes_on(tmp_path: Path, python: Callable[..., Any]) -> None:
+    root = tmp_path / "s"
+    for i in range(3):
+        table(root / f"{i}.parquet", images(100 * i, 4))
+    program = (
+        "import os, sys; from pathlib import Path; from fgvr.data.streams.parquet import Parquet; "
+        "from fgvr.data.streams.index import StreamIndex\n"
+        "class Dying(Parquet):\n"
+        "    def rows(self, shard):\n"
+        "        for i, row in enumerate(super().rows(shard)):\n"
+        "            if shard.name == '1.parquet' and i == 7: os.kill(os.getpid(), 9)\n"
+        "            yield row\n"
+        f"StreamIndex(Path({str(tmp_path / 'index.sqlite')!r})).update(Dying(Path({str(root)!r})), strict=False)"
+    )
+    assert python("-c", program).returncode == -9
+    index = StreamIndex(tmp_path / "index.sqlite")
+    assert index.last == 12  # what was committed
+    index.update(Parquet(root), strict=False)
+    whole = StreamIndex(tmp_path / "whole.sqlite")
+    whole.update(Parquet(root), strict=False)
+    assert (index.digest, index.parts) == (whole.digest, whole.parts) and index.last == 36
 
 
 def test_shards_written_by_the_webdataset_library_are_read(tmp_path: Path) -> None:
