@@ -26,6 +26,7 @@ from fgvr.scale.workers import IN_FLIGHT, Workers
 from fgvr.session import Session
 from fgvr.types import ROLES, ModelSpec, Picture, Prediction, Sample
 from fgvr.utils.batches import chunks
+from fgvr.utils.images import StoredImage
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def working(session: Session, files: Callable[[Session], Iterable[Path]]) -> Ite
 def some_files(samples: Sequence[Sample]) -> list[Path]:
     """The first, the middle and the last that is a file."""
     chosen = (samples[i].image for i in sorted({0, len(samples) // 2, len(samples) - 1}) if samples)
-    return [image for image in chosen if isinstance(image, Path)]
+    files = (image.file if isinstance(image, StoredImage) else image for image in chosen)
+    return [file for file in files if isinstance(file, Path)]
 
 
 class RayEngine:

@@ -31,6 +31,7 @@ from fgvr.data.streams.webdataset import WebDataset, open_webdataset
 from fgvr.errors import DatasetError, ImageError
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
+from fgvr.store.journal import RunFile
 from fgvr.utils.images import read_image
 
 KINDS = {"Rot": (200, 30, 30), "Blau": (30, 30, 200), "Gruen": (30, 200, 30)}
@@ -114,6 +115,13 @@ def test_shards_and_tables_give_the_answers_of_a_folder(make: Callable[..., tupl
         words = ("models=fake", f"dataset={option}", f"dataset.root={root}", "dataset.shots=4", "trigger=always", "evaluation.batch_size=4")
         report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *words))
         rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+        if kind in ("webdataset", "parquet"):  # a run that was interrupted after its second batch goes on there
+            (report.path / "report.json").unlink()
+            with RunFile(report.path / "predictions.jsonl") as file:
+                file.keep(8)
+            fgvr.evaluate(fgvr.load_config("mode=evaluate", *words))
+            again = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+            assert [row["image"] for row in again] == [row["image"] for row in rows]
         answers[kind] = {row["sha256"]: (row["label"], row["prediction"] if "prediction" in row else row.get("category")) for row in rows}
         assert report.n == 15 and report.skipped == 0
         if kind == "webdataset":  # an image is opened once; the page shows some of them
