@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
 _DECODERS = 8  # threads at most; decoding releases the interpreter, and one core decodes 290 photographs a second
-GROUP = 8
+GROUP = 4
 """Batches whose doubtful images may go to System 2 together. Groups begin at multiples of it, so what is asked together depends on
 positions alone, whoever computes it and however often a run was interrupted."""
 _MISS_RATE = 1 / 8  # initial estimate of the MLLM cache-miss rate among escalated images whose embedding is cached

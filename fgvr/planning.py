@@ -31,7 +31,8 @@ def plan(config: Config) -> MemoryPlan:
 
 def _of_workers(config: Config, one: MemoryPlan) -> str:
     """What a plan of one worker means for all of them."""
-    workers, each = config.engine.workers, f"needs {format_bytes(one.needed)} on a device of its own, and 0.3 to 0.8 GiB of libraries"
+    workers = config.engine.workers
+    each = f"needs {format_bytes(one.needed)} on a device of its own, and 0.8 GiB of main memory for libraries"
     if workers is None:
         return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
     shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"

@@ -292,7 +292,7 @@ class Trigger(Leaf):
 
 
 class Slow(Group):
-    decoder: Literal["score", "reason", "compare", "analyse", "person", "none"]
+    decoder: Literal["score", "reason", "analyse", "person", "none"]
     target: Literal["description", "name", "letter"]
     candidates: Count | Literal["all"]
     answer_fusion: Literal["log_linear", "slow", "mllm"]

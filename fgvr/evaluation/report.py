@@ -45,21 +45,21 @@ def to_json(report: RunReport) -> dict[str, Any]:
         plain
         | more
         | {
-            "unchanged": report.unchanged,
-            "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},
-            "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},
+            "unchanged": report.unchanged,  # asked in vain
+            "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},  # protocol -> version
+            "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},  # 95 %
             "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
-            "calibration_error": figures.reliability.error,
-            "routers": None if figures.routers is None else asdict(figures.routers),
-            "abstention": figures.abstention,
-            "unreadable": figures.unreadable,
+            "calibration_error": figures.reliability.error,  # expected calibration error
+            "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
+            "abstention": figures.abstention,  # shares answered and withheld
+            "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
             "asked": dict(report.asked) or None,
-            "computed": dict(report.computed),
-            "stage_seconds": figures.stage_seconds,
-            "peak_host_bytes": report.peak_host_bytes,
-            "fgvr": fgvr.__version__,
-            "provenance": dict(report.provenance),
-            "config": dict(report.config),
+            "computed": dict(report.computed),  # of what was asked
+            "stage_seconds": figures.stage_seconds,  # stage -> seconds
+            "peak_host_bytes": report.peak_host_bytes,  # highest use of main memory
+            "fgvr": fgvr.__version__,  # version
+            "provenance": dict(report.provenance),  # machine, libraries, models, commit, time
+            "config": dict(report.config),  # the whole configuration
         }
     )
 

@@ -97,12 +97,17 @@ def _check_room(title: str, root: Path, to_come: int, unpacked: int) -> None:
 
 def check_room(what: str, folder: Path, needed: int, setting: str) -> None:
     """Raises StoreError where the disk of the folder, which need not exist yet, is too small."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    there, free = free_room(folder)
     if needed > free:
         raise StoreError(
             f"{what} needs {format_bytes(needed)}, and {there} has {format_bytes(free)} free: make room, or set {setting} to a larger disk"
         )
+
+
+def free_room(folder: Path) -> tuple[Path, int]:
+    """The nearest folder that exists, and the free bytes of its disk."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return there, shutil.disk_usage(there).free
 
 
 def _unpack(archive: Path, root: Path, inner: str) -> None:

@@ -93,7 +93,7 @@ def _decoder(session: Session) -> Iterator[Finding]:
 
 
 def memory(session: Session) -> MemoryAnswer:
-    """A running server's figures and levers where `server.url` names one. Else figures of this machine and of a pool with this
+    """A running server's figures and controls where `server.url` names one. Else figures of this machine and of a pool with this
     configuration; `cleanup` then removes what dead runs left. Loads nothing."""
     config = session.config
     if config.action not in MEMORY_ACTIONS:

@@ -1,4 +1,4 @@
-"""`/api/v1/memory` and `/api/v1/models`: figures and levers of the pool. Knows nothing of what the models are used for."""
+"""`/api/v1/memory` and `/api/v1/models`: figures and controls of the pool. Knows nothing of what the models are used for."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _reset(engine: InferenceEngine, key: str) -> None:
     engine.pool.reset(key)
 
 
-def _add_lever(name: str, act: Callable[[InferenceEngine, str], int | None], about: str, *refusals: int) -> None:
+def _add_control(name: str, act: Callable[[InferenceEngine, str], int | None], about: str, *refusals: int) -> None:
     def pull(request: Request, key: Key) -> Success:
         engine, found = engine_of(request), _key(request, key)
         released = act(engine, found)
@@ -151,11 +151,11 @@ def _add_lever(name: str, act: Callable[[InferenceEngine, str], int | None], abo
     router.add_api_route(path, pull, methods=["POST"], name=name, description=about, dependencies=CHANGE, responses=codes(401, *refusals))
 
 
-_add_lever("load", _load, "Brings it in, on each device, if need be in others' place.", 404, 503, 507)
-_add_lever("evict", lambda engine, key: engine.pool.evict(key), "Drops it; 409 while it is leased or pinned.", 404, 409)
-_add_lever("pin", lambda engine, key: engine.pool.pin(key), "Never evicted under pressure from now on.", 404, 409)
-_add_lever("unpin", lambda engine, key: engine.pool.unpin(key), "Takes every pin on it back.", 404, 409)
-_add_lever("reset", _reset, "Forgets a failed load and batch sizes learned when memory ran out; 409 while it is leased.", 404, 409)
+_add_control("load", _load, "Brings it in, on each device, if need be in others' place.", 404, 503, 507)
+_add_control("evict", lambda engine, key: engine.pool.evict(key), "Drops it; 409 while it is leased or pinned.", 404, 409)
+_add_control("pin", lambda engine, key: engine.pool.pin(key), "Never evicted under pressure from now on.", 404, 409)
+_add_control("unpin", lambda engine, key: engine.pool.unpin(key), "Takes every pin on it back.", 404, 409)
+_add_control("reset", _reset, "Forgets a failed load and batch sizes learned when memory ran out; 409 while it is leased.", 404, 409)
 
 
 def _key(request: Request, name: str) -> str:

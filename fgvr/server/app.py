@@ -30,7 +30,7 @@ from fgvr.server.schemas import Success, codes
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import ModelSpec, Prediction
 
-_ABOUT = "One machine's shared models: OpenAI's API over them, the recognition pipeline, and the levers of their memory."
+_ABOUT = "One machine's shared models: OpenAI's API over them, the recognition pipeline, and the controls of their memory."
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,17 @@ FILES = StaticFiles(packages=[("fgvr.server", "static")])
 
 @router.get("/")
 def page() -> HTMLResponse:
-    return HTMLResponse(resources.files("fgvr.server").joinpath("static", "index.html").read_text("utf-8"))
+    return _static("index.html")
+
+
+@router.get("/docs")
+def docs() -> HTMLResponse:
+    """Every address, read by the page itself from /openapi.json."""
+    return _static("docs.html")
+
+
+def _static(name: str) -> HTMLResponse:
+    return HTMLResponse(resources.files("fgvr.server").joinpath("static", name).read_text("utf-8"))
 
 
 @router.get("/favicon.ico")
