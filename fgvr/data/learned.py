@@ -13,7 +13,9 @@ from pathlib import Path
 
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import Inspector
+from fgvr.data.leaks import exact_overlaps
 from fgvr.data.splits import Split
+from fgvr.data.streams.samples import without
 from fgvr.errors import DatasetError
 from fgvr.types import Sample
 from fgvr.utils.files import atomic_write, short_hash
@@ -64,7 +66,7 @@ def join(dataset: Dataset, file: Path, *, cache_dir: Path) -> Dataset:
         raise DatasetError(f"{first}{more}, which a person has named, {told}; put it back, or take its row out of {file}")
     split, learned = dataset.split, {sample.sha256 for sample in samples}
     known = {sample.sha256 for sample in split.support}
-    test = tuple(sample for sample in split.test if sample.sha256 not in learned)
+    test = without(split.test, {overlap.key for overlap in exact_overlaps(split.test, dict.fromkeys(learned, ""))})
     calibration = tuple(sample for sample in split.calibration if sample.sha256 not in learned)
     support = (*split.support, *(sample for sample in samples if sample.sha256 not in known))
     left = len(split.test) + len(split.calibration) - len(test) - len(calibration)

@@ -17,7 +17,6 @@ from fgvr import planning
 from fgvr.agents.leave_one_out import LeaveOneOutAnswers
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.pictures import referred
-from fgvr.data.streams.samples import StreamImage
 from fgvr.errors import ImageError
 from fgvr.pipeline import GROUP, Recognizer
 from fgvr.runtime.pool import ModelPool
@@ -27,6 +26,7 @@ from fgvr.scale.workers import IN_FLIGHT, Workers
 from fgvr.session import Session
 from fgvr.types import ROLES, ModelSpec, Picture, Prediction, Sample
 from fgvr.utils.batches import chunks
+from fgvr.utils.images import StoredImage
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def working(session: Session, files: Callable[[Session], Iterable[Path]]) -> Ite
 def some_files(samples: Sequence[Sample]) -> list[Path]:
     """Of the first, the middle and the last: the file, or the shard that it lies in."""
     chosen = (samples[i].image for i in sorted({0, len(samples) // 2, len(samples) - 1}) if samples)
-    files = (image.path if isinstance(image, StreamImage) else image for image in chosen)
+    files = (image.file if isinstance(image, StoredImage) else image for image in chosen)
     return [file for file in files if isinstance(file, Path)]
 
 

@@ -23,6 +23,11 @@ class StoredImage:
 
     __slots__ = ()
 
+    @property
+    def file(self) -> Path:
+        """The one that it lies in, or the folder of all."""
+        raise NotImplementedError
+
     def read_bytes(self) -> bytes:
         """Raises ImageError."""
         raise NotImplementedError

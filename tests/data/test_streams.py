@@ -25,12 +25,13 @@ from fgvr.data.streams import index as indexes
 from fgvr.data.streams.formats import Fault, Row, Shard
 from fgvr.data.streams.hf import open_hf
 from fgvr.data.streams.index import StreamIndex
-from fgvr.data.streams.parquet import open_parquet
+from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
 from fgvr.data.streams.webdataset import WebDataset, open_webdataset
 from fgvr.errors import DatasetError, ImageError
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
+from fgvr.store.journal import RunFile
 from fgvr.utils.images import read_image
 
 KINDS = {"Rot": (200, 30, 30), "Blau": (30, 30, 200), "Gruen": (30, 200, 30)}
@@ -114,6 +115,13 @@ def test_shards_and_tables_give_the_answers_of_a_folder(make: Callable[..., tupl
         words = ("models=fake", f"dataset={option}", f"dataset.root={root}", "dataset.shots=4", "trigger=always", "evaluation.batch_size=4")
         report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *words))
         rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+        if kind in ("webdataset", "parquet"):  # a run that was interrupted after its second batch goes on there
+            (report.path / "report.json").unlink()
+            with RunFile(report.path / "predictions.jsonl") as file:
+                file.keep(8)
+            fgvr.evaluate(fgvr.load_config("mode=evaluate", *words))
+            again = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+            assert [row["image"] for row in again] == [row["image"] for row in rows]
         answers[kind] = {row["sha256"]: (row["label"], row["prediction"] if "prediction" in row else row.get("category")) for row in rows}
         assert report.n == 15 and report.skipped == 0
         if kind == "webdataset":  # an image is opened once; the page shows some of them
@@ -314,6 +322,29 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     changed = Counted((99, *sizes[1:]))
     again.update(changed, strict=False)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+def test_a_listing_killed_with_9_goes_on(tmp_path: Path, python: Callable[..., Any]) -> None:
+    root = tmp_path / "s"
+    for i in range(3):
+        table(root / f"{i}.parquet", images(100 * i, 4))
+    program = (
+        "import os, sys; from pathlib import Path; from fgvr.data.streams.parquet import Parquet; "
+        "from fgvr.data.streams.index import StreamIndex\n"
+        "class Dying(Parquet):\n"
+        "    def rows(self, shard):\n"
+        "        for i, row in enumerate(super().rows(shard)):\n"
+        "            if shard.name == '1.parquet' and i == 7: os.kill(os.getpid(), 9)\n"
+        "            yield row\n"
+        f"StreamIndex(Path({str(tmp_path / 'index.sqlite')!r})).update(Dying(Path({str(root)!r})), strict=False)"
+    )
+    assert python("-c", program).returncode == -9
+    index = StreamIndex(tmp_path / "index.sqlite")
+    assert index.last == 12  # what was committed
+    index.update(Parquet(root), strict=False)
+    whole = StreamIndex(tmp_path / "whole.sqlite")
+    whole.update(Parquet(root), strict=False)
+    assert (index.digest, index.parts) == (whole.digest, whole.parts) and index.last == 36
 
 
 def test_shards_written_by_the_webdataset_library_are_read(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ class StreamImage(StoredImage):
     place: int
     size: int
 
+    @property
+    def file(self) -> Path:
+        return self.path if self.path.exists() else self.path.parent  # of a data set of Hugging Face, the folder
+
     def read_bytes(self) -> bytes:
         """Raises ImageError."""
         return self.stream.read(self.path, self.place, self.size)
