@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fgvr.config.configuration import Config
+from fgvr.runtime import offload
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
 from fgvr.runtime.devices import device_class, pick_device
 from fgvr.runtime.devices.base import held_by_others
@@ -15,7 +16,9 @@ def plan(config: Config) -> MemoryPlan:
     """What would be resident at once, and whether it fits the budget. Loads nothing. Raises ModelLoadError for a size that nobody knows."""
     device, budget = _device_and_budget(config)
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
-    return plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
+    return plan_memory(
+        needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional, offload=config.runtime.offload
+    )
 
 
 def used(config: Config) -> tuple[str, ...]:
@@ -29,7 +32,9 @@ def optional_roles(config: Config) -> tuple[str, ...]:
 
 
 def spec(config: Config, role: str) -> ModelSpec:
-    return checked(ModelSpec(**config.models[role].arguments), config.runtime.device)
+    found = checked(ModelSpec(**config.models[role].arguments), config.runtime.device)
+    offload.check(found, config.runtime.offload, str(config.runtime.device))
+    return found
 
 
 def _device_and_budget(config: Config) -> tuple[str, int]:

@@ -11,7 +11,8 @@ from fgvr.errors import FgvrError
 from fgvr.runtime.devices import device_class
 from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.plan import need
+from fgvr.runtime.offload import AUTO, NONE, Asked, can_offload
+from fgvr.runtime.plan import need, offload_needs
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -25,12 +26,14 @@ class Room:
     reserve: int = 0
     max_models: int | None = None
     device: str = "cpu"
+    offload: Asked = NONE
     most: int = 0  # bytes the device has: no budget can be larger
 
     @property
     def needed(self) -> int:
         """Bytes while one batch computes at a time, with as many models at once as may be."""
-        needs = sorted((need(spec, self.device) for spec in self.specs), key=lambda n: -n.weights - n.work)[: self.max_models]
+        needs = offload_needs([need(spec, self.device) for spec in self.specs], self.offload, self.budget - self.reserve)
+        needs = sorted(needs, key=lambda n: -n.weights - n.work)[: self.max_models]
         return sum(n.weights for n in needs) + max((n.work for n in needs), default=0) + self.reserve
 
     @property
@@ -66,6 +69,8 @@ def _changes(room: Room) -> Iterator[tuple[str, Room]]:
     found.sort(key=lambda lever: lever.key != "batch_size")
     for lever in found:
         yield from ((lever.word(value), _with(room, lever, value)) for value in lever.few)
+    if room.offload == NONE and any(can_offload(spec, room.device) for spec in room.specs):
+        yield f"runtime.offload={AUTO}", replace(room, offload=AUTO)
     for lever in found:
         if lever.key:  # a shipped model is small enough alone, or nothing is
             words, together = [*words, lever.word(lever.values[-1])], _with(together, lever, lever.values[-1])

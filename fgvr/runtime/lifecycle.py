@@ -13,6 +13,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from threading import Condition
 from typing import Any
 
@@ -152,7 +153,8 @@ class Lifecycle:
 
     def _construct(self, entry: Entry, timeout: float, patient: bool) -> Any:
         with CONSTRUCT.write(timeout, patient=patient):
-            model = entry.loader.load(entry.spec, self._device)
+            spec = replace(entry.spec, offloaded=entry.offloaded) if entry.offloaded else entry.spec
+            model = entry.loader.load(spec, self._device)
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
                 place(self._device)

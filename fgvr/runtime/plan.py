@@ -13,6 +13,7 @@ from fgvr.runtime.devices import device_class
 from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.offload import AUTO, NONE, Asked, apply, can_offload, divide, room_for
 from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
@@ -33,14 +34,21 @@ class Need:
 
 
 def plan(
-    specs: Iterable[ModelSpec], budget: int, *, reserve: int = 0, device: str = "cpu", optional: Iterable[ModelSpec] = ()
+    specs: Iterable[ModelSpec],
+    budget: int,
+    *,
+    reserve: int = 0,
+    device: str = "cpu",
+    optional: Iterable[ModelSpec] = (),
+    offload: Asked = NONE,
 ) -> MemoryPlan:
     """All of `specs` at once within `budget` bytes of `device`. `optional`: shown, not counted.
 
     Raises ModelLoadError when the size of one of `specs` cannot be known.
     """
     specs = list(specs)
-    result = describe([need(spec, device) for spec in specs], budget, reserve=reserve)
+    needs = offload_needs([need(spec, device) for spec in specs], offload, budget - reserve)
+    result = describe(needs, budget, reserve=reserve)
     shown = [part for spec in optional for part in _optional(spec, device)]
     kind = device_class(device)
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
@@ -63,6 +71,22 @@ def _optional(spec: ModelSpec, device: str) -> Iterator[PlanPart]:
 def need(spec: ModelSpec, device: str = "cpu") -> Need:
     found = footprint(spec, device)
     return Need(spec, found.weight_bytes, found.work_bytes, footprint=found, device=device)
+
+
+def offload_needs(needs: Sequence[Need], asked: Asked, budget: int) -> list[Need]:
+    """The same with layers of the MLLM beside the device, as `runtime.offload` asks."""
+    return [_offloaded(one, [other for other in needs if other is not one], asked, budget) for one in needs]
+
+
+def _offloaded(one: Need, others: Sequence[Need], asked: Asked, budget: int) -> Need:
+    found = one.footprint
+    if asked == NONE or found is None or not find_loader(one.spec).offloads:
+        return one
+    known = [other.footprint for other in others if other.footprint]
+    if (divided := divide(found, asked, room_for(found, known, budget))) is None:
+        return one
+    found = apply(found, divided, one.spec, device_class(one.device))
+    return replace(one, weights=found.weight_bytes, work=found.work_bytes, footprint=found)
 
 
 def describe(needs: Sequence[Need], budget: int, *, reserve: int = 0, work: int | None = None) -> MemoryPlan:
@@ -110,6 +134,18 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
     if len(needs) > 1 and largest + reserve <= result.budget:
         text = "keep one model at a time: runtime.max_models=1, models are reloaded as they take turns"
         yield line(text, result.needed - largest - reserve)
+    for one in needs:
+        beside = replace(one, footprint=footprint(one.spec, one.device)) if one.footprint and can_offload(one.spec, one.device) else one
+        if (
+            beside is not one
+            and (
+                gain := one.weights
+                + one.work
+                - _taken(_offloaded(beside, [n for n in needs if n is not one], AUTO, result.budget - reserve))
+            )
+            > 0
+        ):
+            yield line("layers in main memory, which takes more time: runtime.offload=auto", gain)
     for one in sorted(needs, key=lambda n: -n.weights):
         for lever in levers(one.spec):
             # The slightest change that suffices alone, else the greatest; where the make-up is not known, a middle one.
@@ -121,6 +157,10 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
+
+
+def _taken(need: Need) -> int:
+    return need.weights + need.work
 
 
 def _gain(need: Need, lever: Lever, value: Any) -> int:

@@ -26,6 +26,10 @@ class Device:
     """Whether `allocated` counts tensors (CUDA), or only the process as a whole (CPU)."""
     has_own_memory: ClassVar[bool] = False
     """Whether a model that leaves it can be parked in main memory. Where both are one memory, a second copy saves nothing."""
+    offload_place: ClassVar[str] = ""
+    """Where layers of a model lie that its memory has no room for: cpu or disk; empty: such a place would save nothing."""
+    offload_rate: ClassVar[float] = 0.0
+    """Bytes per second from there, roughly."""
     quantizes: ClassVar[bool] = False
     """Whether torchao and bitsandbytes work on it."""
     allocator: ClassVar[str] = ""

@@ -18,6 +18,7 @@ class CudaDevice(Device):
 
     exact = has_own_memory = quantizes = True
     name = torch_name = allocator = "cuda"
+    offload_place, offload_rate = "cpu", 12e9  # over PCIe 4, from memory that is not pinned
     host_share = 0.4  # what may be pinned
 
     def __init__(self, index: int = 0, torch: Any = None) -> None:

@@ -26,6 +26,7 @@ class SimulatedDevice(Device):
 
     name = "simulated"
     exact = has_own_memory = quantizes = True
+    offload_place, offload_rate = "cpu", 12e9
 
     def __init__(self, total: int) -> None:
         self.total = self._limit = total

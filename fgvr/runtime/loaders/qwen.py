@@ -27,7 +27,7 @@ class QwenLoader(FolderLoader):
     """Loader for role `mllm`."""
 
     needed = ("config.json", "*.safetensors", "tokenizer.json|vocab.json", "preprocessor_config.json|processor_config.json")
-    converses = quantizes = True
+    converses = quantizes = offloads = True
     libraries = ("transformers:AutoProcessor", f"transformers:{CLASS}", "transformers:Qwen2_5_VLProcessor")
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
@@ -52,11 +52,14 @@ class QwenLoader(FolderLoader):
     def build(self, spec: ModelSpec, folder: Path, config: dict[str, Any], dtype: str, device: Device) -> Any:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        from fgvr.runtime.loaders import tensors
+        from fgvr.runtime.loaders import offloading, tensors
 
         options: dict[str, Any] = {"dtype": tensors.torch_dtype(dtype), "local_files_only": True, "output_loading_info": True}
         if spec.quantization:
             options |= quantized.options(spec.quantization, dtype, device)
+        if spec.offloaded:
+            skeleton = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, device_map="meta", local_files_only=True)
+            options |= offloading.options(skeleton, spec.offloaded, device)
         try:
             with tensors.quiet_bars():
                 loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, **options)
