@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fgvr.config.configuration import Config
 from fgvr.runtime import offload
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
 from fgvr.runtime.devices import device_class, pick_device
 from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.plan import plan as plan_memory
+from fgvr.runtime.probe import FOLDER, Probes
 from fgvr.runtime.spec import checked
 from fgvr.types import MemoryPlan, ModelSpec
 
@@ -17,8 +20,19 @@ def plan(config: Config) -> MemoryPlan:
     device, budget = _device_and_budget(config)
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
     return plan_memory(
-        needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional, offload=config.runtime.offload
+        needed,
+        budget,
+        reserve=as_bytes(config.runtime.reserve),
+        device=device,
+        optional=optional,
+        offload=config.runtime.offload,
+        probes=probes(config),
     )
+
+
+def probes(config: Config) -> Probes:
+    """What was measured of working memory on this machine."""
+    return Probes(Path(config.paths.home).expanduser() / FOLDER)
 
 
 def used(config: Config) -> tuple[str, ...]:

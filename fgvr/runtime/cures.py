@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fgvr.errors import FgvrError
@@ -13,6 +13,7 @@ from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.offload import AUTO, NONE, Asked, can_offload
 from fgvr.runtime.plan import need, offload_needs
+from fgvr.runtime.probe import Probes
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -27,12 +28,13 @@ class Room:
     max_models: int | None = None
     device: str = "cpu"
     offload: Asked = NONE
+    probes: Probes = field(default_factory=Probes)
     most: int = 0  # bytes the device has: no budget can be larger
 
     @property
     def needed(self) -> int:
         """Bytes while one batch computes at a time, with as many models at once as may be."""
-        needs = offload_needs([need(spec, self.device) for spec in self.specs], self.offload, self.budget - self.reserve)
+        needs = offload_needs([need(spec, self.device, self.probes) for spec in self.specs], self.offload, self.budget - self.reserve)
         needs = sorted(needs, key=lambda n: -n.weights - n.work)[: self.max_models]
         return sum(n.weights for n in needs) + max((n.work for n in needs), default=0) + self.reserve
 

@@ -80,7 +80,9 @@ def models(
     yield from map(_optional, optional)
     if complete:
         device = pool.device
-        yield budget_finding(Room(tuple(specs), pool.status().budget, reserve, max_models, device.name, device.total))
+        yield budget_finding(
+            Room(tuple(specs), pool.budget, reserve, max_models, device.name, pool.settings.offload, pool.settings.probes, device.total)
+        )
 
 
 def _files(spec: ModelSpec) -> Finding:

@@ -14,6 +14,7 @@ from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.offload import AUTO, NONE, Asked, apply, can_offload, divide, room_for
+from fgvr.runtime.probe import UNPROBED, Probes
 from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
@@ -41,26 +42,30 @@ def plan(
     device: str = "cpu",
     optional: Iterable[ModelSpec] = (),
     offload: Asked = NONE,
+    probes: Probes = UNPROBED,
 ) -> MemoryPlan:
     """All of `specs` at once within `budget` bytes of `device`. `optional`: shown, not counted.
 
     Raises ModelLoadError when the size of one of `specs` cannot be known.
     """
     specs = list(specs)
-    needs = offload_needs([need(spec, device) for spec in specs], offload, budget - reserve)
+    needs = offload_needs([need(spec, device, probes) for spec in specs], offload, budget - reserve)
     result = describe(needs, budget, reserve=reserve)
-    shown = [part for spec in optional for part in _optional(spec, device)]
+    shown = [part for spec in optional for part in _optional(spec, device, probes)]
     kind = device_class(device)
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
     facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).presence(spec))]
+    if estimated := [one.spec.role for one in needs if one.footprint and one.footprint.work_bytes and not one.footprint.measured]:
+        when = "at the first load" if kind.probes else "by mode=plan runtime.probe=true"
+        facts.append(f"working memory of {' and '.join(estimated)} is an estimate; it is measured {when}")
     kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if kind.allocator == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
 
-def _optional(spec: ModelSpec, device: str) -> Iterator[PlanPart]:
+def _optional(spec: ModelSpec, device: str, probes: Probes) -> Iterator[PlanPart]:
     """Rows of a model that is not loaded unless asked for; one that is not here may stay unknown."""
     try:
-        found = need(spec, device)
+        found = need(spec, device, probes)
     except ModelLoadError as error:
         yield PlanPart(f"{spec.role} weights", 0, f"{OPTIONAL}; size unknown: {str(error).splitlines()[0]}")
         return
@@ -68,8 +73,8 @@ def _optional(spec: ModelSpec, device: str) -> Iterator[PlanPart]:
     yield replace(_work_part(found), note=f"batch of {spec.batch_size}, {OPTIONAL}")
 
 
-def need(spec: ModelSpec, device: str = "cpu") -> Need:
-    found = footprint(spec, device)
+def need(spec: ModelSpec, device: str = "cpu", probes: Probes = UNPROBED) -> Need:
+    found = probes.apply(footprint(spec, device), find_loader(spec), spec, device)
     return Need(spec, found.weight_bytes, found.work_bytes, footprint=found, device=device)
 
 
@@ -171,4 +176,5 @@ def _gain(need: Need, lever: Lever, value: Any) -> int:
         found = footprint(lever.applied(value), need.device)
     except FgvrError:
         return 0
-    return need.weights + need.work - found.weight_bytes - found.work_bytes
+    before = footprint(need.spec, need.device) if need.footprint.measured else need.footprint  # estimates with estimates
+    return before.weight_bytes + before.work_bytes - found.weight_bytes - found.work_bytes

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from threading import Condition
+from typing import Any
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import offload
 from fgvr.runtime.devices.base import Device
+from fgvr.runtime.gc_tools import clear_frames
 from fgvr.runtime.ledger import Entry, Ledger
+from fgvr.runtime.probe import take
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 class Sizing:
@@ -37,19 +43,53 @@ class Sizing:
     def _note(self, entry: Entry, spec: ModelSpec, terms: tuple[object, ...]) -> None:
         fresh = not entry.works or terms != entry.terms
         if not terms:
-            size, work, divided = entry.loader.estimate(spec) if fresh else 0, entry.loader.work_bytes(spec), None
+            size, work, divided = (
+                entry.loader.estimate(spec) if fresh else 0,
+                self._measured(entry, spec) or entry.loader.work_bytes(spec),
+                None,
+            )
         else:
             offload.check(spec, self._ledger.settings.offload, self._device.name)
             found = entry.loader.footprint(spec, type(self._device))
             room = offload.room_for(found, list(self._others(entry)), self._ledger.limit - self._ledger.reserve)
             divided = offload.divide(found, self._ledger.settings.offload, room)
             size = found.weight_bytes - (divided.beside if divided else 0)
-            work = found.work_bytes + (divided.largest if divided else 0)
+            work = (self._measured(entry, spec) or found.work_bytes) + (divided.largest if divided else 0)
         with self._condition:
             if fresh and entry.model is None:  # what was measured since stays
                 entry.size, entry.offloaded, entry.terms = size, divided.layers if divided else 0, terms
                 entry.works.clear()
             entry.works[spec.batch_size] = work
+
+    def probe(self, entry: Entry, model: Any) -> None:
+        """Measure the widest batch of a model that was just loaded and that nobody has yet, where that is wanted and was not done.
+
+        It has the place that its estimate says: where there is none now, the next load will see.
+        """
+        settings, spec = self._ledger.settings, entry.spec
+        if not settings.probe or entry.offloaded or entry.loader.elsewhere or self._measured(entry, spec) is not None:
+            return
+        with self._condition:
+            work = entry.work
+            if self._ledger.used + work > self._ledger.limit:
+                return
+            entry.charge += work
+            self._ledger.update_peak()
+        try:
+            measured = take(model, spec, self._device)
+        except Exception as error:  # no failure of the load: the estimate holds
+            log.warning("%s: its working memory could not be measured, the estimate holds: %s: %s", entry.key, type(error).__name__, error)
+            clear_frames(error)
+            return
+        finally:
+            with self._condition:
+                entry.charge -= work
+        settings.probes.keep(entry.loader, spec, self._device.name, measured)
+        with self._condition:
+            entry.works = {spec.batch_size: measured[spec.batch_size]}
+
+    def _measured(self, entry: Entry, spec: ModelSpec) -> int | None:
+        return self._ledger.settings.probes.work(entry.loader, spec, self._device.name)
 
     def _others(self, entry: Entry) -> Iterator[Footprint]:
         """Of the models that a run uses beside this one, where their sizes are known."""

@@ -108,7 +108,7 @@ class Resources:
             pools.shared().refuse_other_allocator(runtime["allocator"])  # before glibc is told
         allocator.apply(device_class(runtime["device"]).allocator, runtime["allocator"])  # before anything imports torch
         device = pick_device(runtime["device"])
-        settings = PoolSettings.of(runtime, device, roles=planning.used(self.config))
+        settings = PoolSettings.of(runtime, device, roles=planning.used(self.config), probes=planning.probes(self.config))
         pool = pools.shared(lambda: ModelPool(device, settings))
         pool.configure(settings, device=device)
         pool.device.optimize = runtime["optimize"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_layers_go_until_the_rest_fits() -> None:
 
 
 @pytest.mark.parametrize("make", [CpuDevice, lambda: SimulatedDevice(GIB)])
-def test_an_offloaded_model_answers_as_the_whole_one(spec: ModelSpec, make) -> None:
+def test_an_offloaded_model_answers_as_the_whole_one(spec: ModelSpec, make: Callable[[], Device]) -> None:
     device = make()
     whole = LOADER.load(spec, device)
     with ModelPool(device, budget=GIB, offload=0.5).lease(spec) as model:

@@ -55,6 +55,6 @@ def settle(module: torch.nn.Module) -> None:
     if not is_offloaded(module):
         return
     for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
+        hook: Any = getattr(part, "_hf_hook", None)
         if getattr(hook, "offload", False) and any(not tensor.is_meta for tensor in part.parameters(recurse=False)):
             hook.post_forward(part, None)

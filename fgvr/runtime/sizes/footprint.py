@@ -25,6 +25,7 @@ class Footprint:
     work: tuple[PlanPart, ...]  # what is alive at the widest moment of one batch, beside the weights
     facts: tuple[str, ...] = ()  # sizes per unit, for people: "56.0 KiB of key-value cache per token"
     host: tuple[PlanPart, ...] = ()  # main memory beside the device's
+    measured: bool = False  # whether `work` was measured on this machine, else it is an estimate
     layers: tuple[int, ...] = ()  # each language layer, first to last: what can lie beside the device (runtime.offload)
 
     @property
