@@ -69,7 +69,7 @@ class MLLM(Protocol):
 
 
 class Chooser(Protocol):
-    """An MLLM behind an engine that only generates: what it chose is read from its replies."""
+    """An MLLM whose choice is read from its replies: one that samples, or one behind an engine that only generates."""
 
     def choose(
         self,

@@ -1,4 +1,4 @@
-"""Of a dataset's own wrong answers, how many would a text protocol call right? See fgvr/evaluation/audit.py.
+"""Of a dataset's own wrong answers, how many would a text protocol call right? See fgvr/evaluation/scoring_protocols.py.
 
     python scripts/audit_scorer.py FILE ...
 
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgvr.errors import ConfigError, DatasetError, FgvrError
-from fgvr.evaluation import protocols
-from fgvr.evaluation.audit import accepted_wrong
+from fgvr.evaluation import scoring_protocols
+from fgvr.evaluation.scoring_protocols import accepted_wrong
 
 SHOWN = ("sare_fuzzy@0.3", "sare_fuzzy@0.5", "text_inclusion")
 
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--lists", nargs="+", metavar="LIST", help="only these lists of the files")
     args = parser.parse_args(words)
     try:
-        chosen = [protocols.get(name) for name in args.protocols]
+        chosen = [scoring_protocols.get(name) for name in args.protocols]
         lists = {name: names for file in args.files for name, names in read_names(file).items()}
         if args.lists and (unknown := sorted(set(args.lists) - set(lists))):
             raise ConfigError(f"no list {', '.join(unknown)}; there are {', '.join(sorted(lists))}")

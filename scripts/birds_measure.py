@@ -27,7 +27,7 @@ RUNS = {
     "slow": ("trigger=always",),
     "calibrated": CALIBRATED,
     "reason": ("trigger=always", "slow=reason"),
-    "alone": ("trigger=always", "slow.candidates=all", "slow.arbitrate=slow"),
+    "alone": ("trigger=always", "slow.candidates=all", "slow.answer_fusion=slow"),
 }
 OPTIONAL = ("reason", "alone", "promise")
 """Parts that take long and can be left out."""
@@ -109,7 +109,7 @@ def promise(test: TestImages, world: Sequence[str], draws: int = DRAWS) -> dict[
 
     The test images stand for the true risk. The base needs no answers of System 2: they decide nothing that is answered fast.
     """
-    words = ("trigger=calibrated", f"trigger.target=risk:{EPSILON}@{DELTA}", "knowledge.rehearse=false", "slow.weight=0.5")
+    words = ("trigger=calibrated", f"trigger.target=risk:{EPSILON}@{DELTA}", "knowledge.leave_one_out=false", "slow.weight=0.5")
     broken, coverage = [], []
     for draw in range(draws):
         recognizer = fgvr.build_recognizer(fgvr.load_config("mode=evaluate", *world, *words, f"dataset.split_seed={draw}"))

@@ -24,12 +24,12 @@ from rich.table import Table
 import fgvr
 from fgvr.agents.discover import Discovered, Discoverer
 from fgvr.agents.discover_prompts import phrases
+from fgvr.agents.rule_validation import sign_flip_p
 from fgvr.data import birds
 from fgvr.data.unlabelled import Unlabelled
-from fgvr.evaluation import clustering, uncertainty
+from fgvr.evaluation import metrics, uncertainty
 from fgvr.session import Session
 from fgvr.utils.files import atomic_write
-from fgvr.utils.significance import sign_flip_p
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = range(9050, 9100)
@@ -60,30 +60,32 @@ def measure(seed: int, shots: int, overrides: list[str]) -> tuple[dict[str, floa
     dataset = Session(cfg).dataset
     hidden = {sample.sha256: str(sample.label) for sample in dataset.split.support}
     blank = tuple(replace(s, label=None) for s in sorted(dataset.split.support, key=lambda s: s.sha256))
-    album = Unlabelled(dataset.root, blank, (), 0).album
-    found = Discoverer(models.mllm, models.encoder, target=cfg.models.slow_target, mllm_batch=cfg.models.mllm.batch_size)(album)
+    picture_set = Unlabelled(dataset.root, blank, (), 0).picture_set
+    found = Discoverer(models.mllm, models.encoder, target=cfg.models.slow_target, mllm_batch=cfg.models.mllm.batch_size)(picture_set)
     seconds = time.monotonic() - started
     labels = [hidden[sample.sha256] for sample in blank]
     groups = [str(found.owners[i]) for i in range(len(blank))]
-    vectors = np.concatenate([models.encoder.encode(album(range(i, min(i + 32, len(album))))) for i in range(0, len(album), 32)])
+    vectors = np.concatenate(
+        [models.encoder.encode(picture_set(range(i, min(i + 32, len(picture_set))))) for i in range(0, len(picture_set), 32)]
+    )
     said = Discoverer(models.mllm, models.encoder, target="description", mllm_batch=cfg.models.mllm.batch_size).describe(
-        album, found.superclass, found.attributes
+        picture_set, found.superclass, found.attributes
     )
     true = birds.make_world(seed, tuple(cfg.dataset.genera), cfg.dataset.difficulty).species
     rivals = features(vectors, models.encoder.encode_text(said), said)
     count = len(dataset.catalog)
-    scores = {name: clustering.accuracy(kmeans(rivals[name], count), labels) for name in rivals}
-    scores["kmeans_image_found"] = clustering.accuracy(kmeans(rivals["kmeans_image"], len(found.kinds)), labels)
+    scores = {name: metrics.clustering_accuracy(kmeans(rivals[name], count), labels) for name in rivals}
+    scores["kmeans_image_found"] = metrics.clustering_accuracy(kmeans(rivals["kmeans_image"], len(found.kinds)), labels)
     descriptions = [kind.description for kind in found.kinds]
-    similarity, chance = clustering.name_similarity(
+    similarity, chance = metrics.name_similarity(
         {str(i): vector for i, vector in enumerate(models.encoder.encode_text(descriptions))},
         dict(zip(dataset.catalog.ids, models.encoder.encode_text([species.describe() for species in true]), strict=True)),
         groups,
         labels,
     )
     quantities = scores | {
-        "discovery": clustering.accuracy(groups, labels),
-        "same_words": clustering.accuracy(said, labels),
+        "discovery": metrics.clustering_accuracy(groups, labels),
+        "same_words": metrics.clustering_accuracy(said, labels),
         "kinds": float(len(found.kinds)),
         "species": float(count),
         "guesses": float(found.guesses),

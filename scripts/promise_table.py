@@ -55,7 +55,7 @@ def simulated() -> list[str]:
 
 def on_world(seed: int, fresh: int, overrides: Sequence[str]) -> dict[tuple[str, float, int], tuple[bool, float, bool]]:
     """(form, epsilon, calibration images) -> (violated, share answered fast, promised) on new images of one world."""
-    words = ("dataset=birds", f"dataset.seed={seed}", f"dataset.test_per_class={fresh}", "knowledge.rehearse=false", "slow.weight=0.5")
+    words = ("dataset=birds", f"dataset.seed={seed}", f"dataset.test_per_class={fresh}", "knowledge.leave_one_out=false", "slow.weight=0.5")
     found = {}
     for each in PER_SPECIES:
         world = ("mode=evaluate", *words, f"dataset.calibration={each}", *overrides)

@@ -21,10 +21,10 @@ import numpy as np
 
 import fgvr
 from fgvr import modes
+from fgvr.agents.rule_validation import sign_flip_p
 from fgvr.evaluation import review_page
 from fgvr.evaluation.uncertainty import t_interval
 from fgvr.modes import runs
-from fgvr.utils.significance import sign_flip_p
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from tiny import card, common, encoder, joint, language, vision, world  # noqa: E402
+from tiny import card, common, encoder, joint, language, reason, vision, world  # noqa: E402
 
-STAGES = ("data", "encoder", "vision", "language", "joint", "card")
+STAGES = ("data", "encoder", "vision", "language", "words", "sight", "joint", "card")
 GENERA = 7000
 """Training genera of four species, three pictures each: 84,000 pictures, 3.2 GB on disk."""
 
@@ -40,6 +40,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--genera", type=int, default=GENERA)
     parser.add_argument("--work", type=Path, default=ROOT / "training", help="pictures, checkpoints, curves")
     parser.add_argument("--models", type=Path, default=ROOT / "fgvr" / "models_tiny", help="where the trained folders go")
+    parser.add_argument(
+        "--start", type=Path, default=ROOT / "fgvr" / "models_tiny" / "mllm", help="the MLLM that `words` and `sight` go on from"
+    )
     return parser.parse_args()
 
 
@@ -49,8 +52,11 @@ def main() -> None:
     logging.getLogger("root").setLevel(logging.WARNING)
     torch.set_num_threads(args.threads)
     paths = common.Paths(args.work, args.models)
-    drawn = world.build(args.work / "world", args.genera, args.seed, workers=args.threads)
     length = {"steps": args.steps} if args.steps else {}
+    if args.stage == "words":  # needs no pictures
+        reason.train_words(reason.WordsPlan(**length), args.start, paths, args.seed, time.time() + 60 * args.minutes)
+        return
+    drawn = world.build(args.work / "world", args.genera, args.seed, workers=args.threads)
     for stage in STAGES[1:] if args.stage == "all" else (args.stage,):
         until = time.time() + 60 * args.minutes
         if stage == "encoder":
@@ -59,6 +65,8 @@ def main() -> None:
             vision.train(drawn, vision.VisionPlan(**length), paths, args.seed, until)
         elif stage == "language":
             language.train(drawn, language.LanguagePlan(**length), paths, args.seed, until)
+        elif stage == "sight":
+            reason.train_sight(drawn, reason.SightPlan(**length), args.start, paths, args.seed, until)
         elif stage == "joint":
             joint.train(drawn, joint.JointPlan(**length), paths, args.seed, until)
         elif stage == "card":

@@ -53,6 +53,9 @@ ANSWERED: dict[str, Callable[[], Any]] = {  # to what a chat is answered
 UNREADABLE: dict[str, Callable[[], Any]] = {
     "null": lambda: completion(content=None),
     "think": lambda: completion(content="", reasoning_content="thinking"),
+    "toolsonly": lambda: completion(
+        content=None, tool_calls=[{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    ),
     "prose": lambda: completion(content="A bird of prey, I should think."),
 }
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {  # and what the error quotes

@@ -8,7 +8,7 @@ import fgvr
 from fgvr import modes
 from fgvr.errors import ConfigError
 from fgvr.evaluation import compare, records
-from fgvr.modes.baseline_table import OURS, TITLES
+from fgvr.modes.comparing_baselines import OURS, TITLES
 from fgvr.modes.showing import to_text
 
 WORLD = ("models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=3", "dataset.shots=2", "dataset.calibration=0")

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
+
 from benchmarks import batching
 
 
+@pytest.mark.slow
 def test_the_runtime_benchmark_on_the_tiny_models(python: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     answer = python("-m", "benchmarks", "runtime", "--repeat", "2", "--json", str(file))
@@ -30,6 +33,7 @@ def test_models_that_are_not_there_are_an_error_with_a_cure(python: Callable[...
     assert "is not on this machine" in answer.stderr and "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_the_reference_does_the_work_of_its_description(python: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     """Per query 2 encoder forwards and 3 openings before 1 generate call; ours 1 opening and the same answers."""
     answer = python("-m", "benchmarks", "slow", "--repeat", "2", "--size", "2", "--json")
@@ -46,9 +50,10 @@ def test_the_reference_does_the_work_of_its_description(python: Callable[..., Co
     assert all(lap["steady"] for lap in figures["races"]["slow"])
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_and_order_give_the_answers_of_one_by_one() -> None:
     """The trained tiny models, pictures of three sizes, every image thought over."""
-    small = ("dataset.genera=[3,3]", "dataset.shots=1", "knowledge.rehearse=false", "slow.weight=0.5")
+    small = ("dataset.genera=[3,3]", "dataset.shots=1", "knowledge.leave_one_out=false", "slow.weight=0.5")
     found = batching.measure(models="tiny", repeat=2, size=2, words=small, half=False).facts
     assert found["images"] == 12
     assert set(found["compared"]) == {"batches of 8, in order", "batches of 32, in order", "batches of 8, shuffled"}

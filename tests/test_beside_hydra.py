@@ -32,7 +32,7 @@ program()
 """
 
 
-@pytest.mark.parametrize("words", [(), ("-m", "a=1,2")], ids=["once", "swept"])
+@pytest.mark.parametrize("words", [(), pytest.param(("-m", "a=1,2"), marks=pytest.mark.slow)], ids=["once", "swept"])
 def test_our_configurations_are_composed_inside_another_hydra_program(
     tmp_path: Path, python: Callable[..., CompletedProcess[str]], words: tuple[str, ...]
 ):

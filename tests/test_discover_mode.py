@@ -29,7 +29,7 @@ def flock(tmp_path):
 @pytest.mark.timeout(600)  # the tiny models, for real
 def test_unlabelled_birds_become_names_files_and_a_recognizer(flock, home):
     folder, truth = flock
-    found = fgvr.discover(folder, f"paths.home={home}", "discover.shots=4", "knowledge.rehearse=false", "slow.weight=0.5")
+    found = fgvr.discover(folder, f"paths.home={home}", "discover.shots=4", "knowledge.leave_one_out=false", "slow.weight=0.5")
     names, recognizer = found
     assert found.found.superclass == "bird" and len(names) == SPECIES == len(set(found.images.values()))
     for name in names:
@@ -52,7 +52,7 @@ def test_unlabelled_birds_become_names_files_and_a_recognizer(flock, home):
     assert "4 kinds of bird" in found._repr_html_() and "4 kinds" in repr(found)
 
     calls = fgvr.shared_pool().counters.snapshot()
-    again = fgvr.discover(folder, f"paths.home={home}", "discover.shots=4", "knowledge.rehearse=false", "slow.weight=0.5")
+    again = fgvr.discover(folder, f"paths.home={home}", "discover.shots=4", "knowledge.leave_one_out=false", "slow.weight=0.5")
     assert again.found == found.found and fgvr.shared_pool().counters.snapshot() == calls, "a finished discovery asks nobody"
 
 
@@ -65,7 +65,7 @@ def test_the_command_line_says_how_to_go_on(python, home, tmp_path):
         f"images={tmp_path / 'in'}",
         "models=fake",
         f"paths.home={home}",
-        "knowledge.rehearse=false",
+        "knowledge.leave_one_out=false",
         "slow.weight=0.5",
     )
     answer = python("discovering.py", *words, "discover.superclass=bird")
@@ -80,7 +80,7 @@ def test_the_command_line_says_how_to_go_on(python, home, tmp_path):
     [
         ("discover.shortlist=0", "from 1 up"),
         ("discover.shots=1", "from 2 up"),
-        ("discover.price=-1", "from 0 up, or null"),
+        ("discover.complexity_penalty=-1", "from 0 up, or null"),
         ("discover.alike=2", "above 0, up to 1"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 from fgvr.agents.replies import DOUBT, distribution, rationale_of, read_answer
 from fgvr.cli import main
 from fgvr.runtime.loaders import remote
+from fgvr.runtime.option_tokens import TEMPERATURE
 from fgvr.runtime.pool import close_shared
 from fgvr.runtime.remote import link
 from fgvr.types import Choice, Reply
@@ -106,9 +107,11 @@ def test_letters_become_a_distribution_where_the_engine_tells_the_alternatives(t
 def test_votes_are_shares_of_sampled_replies(tmp_path: Path) -> None:
     engine = Generating("ok", replies=("Answer: A", "Answer: A", "Answer: B", "no idea"))
     with serving(engine) as server:
-        assert main(words(server, tmp_path, "slow.votes=4", "models.mllm.batch_size=1", "knowledge.rehearse=false", "slow.weight=1")) == 0
+        assert (
+            main(words(server, tmp_path, "slow.votes=4", "models.mllm.batch_size=1", "knowledge.leave_one_out=false", "slow.weight=1")) == 0
+        )
         sampled = [a.body for a in server.asked if a.body and a.body.get("max_tokens") == 192]
-    assert {(body["temperature"], body["seed"]) for body in sampled} == {(remote.TEMPERATURE, seed) for seed in range(4)}
+    assert {(body["temperature"], body["seed"]) for body in sampled} == {(TEMPERATURE, seed) for seed in range(4)}
     for row in rows(tmp_path):
         assert row["cost"]["mllm_calls"] == 4
         assert sum(row["slow"]["probabilities"].values()) == pytest.approx(1)
@@ -130,9 +133,23 @@ def test_what_needs_log_likelihoods_is_refused_before_anything_is_built(
         assert "mode=discover compares its guesses by log-likelihoods" in capsys.readouterr().err
 
 
-def test_votes_without_an_engine_that_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mode=evaluate", "models=fake", "slow=reason", "slow.votes=3", *WORLD, f"paths.home={tmp_path}"]) == 2
-    assert "models/mllm=remote" in capsys.readouterr().err
+def test_votes_of_a_local_model_are_sampled_and_equal_when_run_again(tmp_path: Path) -> None:
+    def run(home: str, *more: str) -> list[tuple]:
+        close_shared()
+        asked = ("models=fake", "slow=reason", "slow.votes=3", "trigger=always", f"paths.home={tmp_path / home}")
+        assert main(["mode=evaluate", *asked, *WORLD, *more]) == 0
+        return [(row["image"], row["prediction"], row["slow"], row["cost"]["mllm_calls"]) for row in rows(tmp_path / home)]
+
+    first, again = run("a"), run("b", "models.mllm.batch_size=1")
+    assert first == again and {calls for *_, calls in first} == {3}
+    assert report(tmp_path / "a")["unreadable"] == sum(slow["status"] == "unreadable" for _, _, slow, _ in first)
+    assert sum(slow["status"] == "answered" for _, _, slow, _ in first) > 4
+
+
+def test_votes_of_a_loader_that_does_not_sample_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("models=fake", "models/mllm=mlx", "models.force=true", "slow=reason", "slow.votes=3", *WORLD)
+    assert main(["mode=evaluate", *words, f"paths.home={tmp_path}"]) == 2
+    assert "models.mllm.loader=mlx gives none: write 1" in capsys.readouterr().err
 
 
 def test_the_doctor_says_what_an_engine_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,8 @@ WRONG = [
     ("models.mllm.role=encoder", "must be mllm"),
     ("knowledge.path=", "must be text, or null"),
     ("knowledge.build=x", "one of missing, never, always"),
+    ("slow.arbitrate=pool", "write slow.answer_fusion=log_linear"),
+    ("knowledge.rehearse=false", "write knowledge.leave_one_out=false"),
     ("runtime.auto_cleanup=perhaps", "one of true, false"),
     ("runtime.watermarks.high=high", "a number from 0 to 1"),
     ("runtime.policy=banana", "lru, cost_aware"),

@@ -109,7 +109,7 @@ def test_how_much_a_decoder_may_write_is_part_of_the_key_where_it_writes():
 
 
 def test_another_question_is_another_discovery(folder, monkeypatch):
-    words = ("models=fake", "knowledge.rehearse=false", "slow.weight=0.5", "discover.superclass=bird", "trigger=never")
+    words = ("models=fake", "knowledge.leave_one_out=false", "slow.weight=0.5", "discover.superclass=bird", "trigger=never")
     fgvr.discover(folder, *words)
 
     def asked_again() -> int:
@@ -235,7 +235,14 @@ ASKED = [
     ("dataset=birds", "dataset.seed=9001", "dataset.genera=[2,3]", "dataset.shots=2", "dataset.split_seed=3", "dataset.calibration=0"),
     ("models=fake", "models.encoder.source='other 9MiB'", "slow=reason", "slow.max_new_tokens=9", "seed=5", "trigger=never"),
     ("models=fake", "models/encoder=tiny", "models.description_tokens=7", "slow.target=name", "models.mllm.batch_size=3"),
-    ("models=fake", "knowledge.rehearse=false", "slow.weight=0.5", "knowledge.views=2", "knowledge.split=clauses", "knowledge.templates=1"),
+    (
+        "models=fake",
+        "knowledge.leave_one_out=false",
+        "slow.weight=0.5",
+        "knowledge.views=2",
+        "knowledge.split=clauses",
+        "knowledge.templates=1",
+    ),
     ("models=qwen2_5_vl_7b", "models/mllm=tiny", "models/encoder=fake", "models.slow_target=letter", "mode=slowonly"),
     ("dataset.tail_shots=1", "dataset.shots=3", "paths.home=./a home", "paths.data=some-data"),
 ]

@@ -17,7 +17,7 @@ import fgvr
 from fgvr import modes
 from fgvr.errors import ConfigError
 from fgvr.evaluation import report as reports
-from fgvr.modes.baseline_table import OURS, chosen_baselines
+from fgvr.modes.comparing_baselines import OURS, chosen_baselines
 from fgvr.session import Session
 
 COLOURS = {"lemon": (230, 210, 40), "lime": (60, 160, 50), "plum": (80, 30, 90)}

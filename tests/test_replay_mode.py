@@ -30,7 +30,7 @@ SETTINGS = {
     "another temperature and fewer candidates": ("fusion.temperature=0.05", "fusion.top_k=3", "fusion.rrf_weight=0.3"),
     "another pooling": ("slow.weight=0.2", "trigger=always"),
     "fewer options": ("slow.candidates=3", "trigger=always"),
-    "everything at once": ("fusion.image_weight=0.7", "trigger.target=precision:0.9", "slow.arbitrate=slow"),
+    "everything at once": ("fusion.image_weight=0.7", "trigger.target=precision:0.9", "slow.answer_fusion=slow"),
 }
 
 
@@ -100,7 +100,7 @@ def test_what_was_not_recorded_is_refused_with_its_number(world: Path):
         (("dataset.shots=2",), "dataset is another one"),
         (("slow.decoder=reason",), "slow.decoder is another one"),
         (("slow.target=letter", "slow.exemplars=true"), "slow.target is another one"),
-        (("slow.arbitrate=mllm",), "slow.arbitrate=mllm, but the run was recorded with slow.arbitrate=pool"),
+        (("slow.answer_fusion=mllm",), "slow.answer_fusion=mllm, but the run was recorded with slow.answer_fusion=log_linear"),
         (("fusion.name_weight=0.9",), "fusion.name_weight=0.9 ranks all classes anew"),
         (("fusion.top_k=9",), "the record holds the first 5"),
         (("trigger.target=risk:0.1@0.1",), "calibration images"),
@@ -116,7 +116,7 @@ def test_what_a_record_cannot_tell_is_refused(world: Path, words: tuple[str, ...
 def asked_again(world: Path) -> Path:
     """A run in which the MLLM chose between the two systems' answers."""
     close_shared()
-    words = ("mode=evaluate", *SMALL, f"paths.home={world}", "slow.arbitrate=mllm", "trigger=always", "evaluation.record=all")
+    words = ("mode=evaluate", *SMALL, f"paths.home={world}", "slow.answer_fusion=mllm", "trigger=always", "evaluation.record=all")
     return fgvr.evaluate(fgvr.load_config(*words)).path / runs.PREDICTIONS
 
 
@@ -124,14 +124,14 @@ def test_a_run_in_which_the_mllm_was_asked_again_is_replayed_only_as_it_was(worl
     told = [json.loads(line)["slow"] for line in asked_again.read_text().splitlines()]
     assert any(not slow["log_likelihoods"] for slow in told), "for some images the last word overwrote the first"
     words = ("mode=replay", f"predictions={asked_again}", f"paths.home={world}")
-    for other in ("pool", "slow"):
-        with pytest.raises(fgvr.ConfigError, match=f"slow.arbitrate={other}, but .*Write slow.arbitrate=mllm, or run again"):
-            modes.perform(fgvr.load_config(*words, f"slow.arbitrate={other}"))
+    for other in ("log_linear", "slow"):
+        with pytest.raises(fgvr.ConfigError, match=f"slow.answer_fusion={other}, but .*Write slow.answer_fusion=mllm, or run again"):
+            modes.perform(fgvr.load_config(*words, f"slow.answer_fusion={other}"))
     for changed in ("fusion.temperature=0.05", "slow.candidates=3"):
-        with pytest.raises(fgvr.ConfigError, match="cannot change fusion or slow.candidates"):
-            modes.perform(fgvr.load_config(*words, "slow.arbitrate=mllm", changed))
-    replayed = modes.perform(fgvr.load_config(*words, "slow.arbitrate=mllm", "trigger=random"))
-    fresh = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, f"paths.home={world}", "slow.arbitrate=mllm", "trigger=random"))
+        with pytest.raises(fgvr.ConfigError, match="fusion and slow.candidates cannot change"):
+            modes.perform(fgvr.load_config(*words, "slow.answer_fusion=mllm", changed))
+    replayed = modes.perform(fgvr.load_config(*words, "slow.answer_fusion=mllm", "trigger=random"))
+    fresh = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, f"paths.home={world}", "slow.answer_fusion=mllm", "trigger=random"))
     assert verdicts(replayed) == verdicts(fresh)
 
 
@@ -177,15 +177,21 @@ def test_neither_torch_nor_a_model_is_needed(world: Path, python: Callable[..., 
     assert json.loads(answer.stdout)["slow_rate"] == 1.0
 
 
-def test_a_run_whose_dataset_has_moved_in_the_package_is_replayed(tmp_path: Path):
+def test_a_run_whose_dataset_and_keys_have_other_names_now_is_replayed(tmp_path: Path):
     eurosat10(tmp_path / "eurosat")
     words = ("models=fake", "dataset=eurosat10", f"dataset.root={tmp_path / 'eurosat'}", "dataset.shots=2", f"paths.home={tmp_path}")
     fresh = fgvr.evaluate(fgvr.load_config(*words, "evaluation.record=all"))
     assert fresh.path is not None
     answers = [(row["image"], row["prediction"], row["decision"]) for row in verdicts(fresh)]
     config = fresh.path / "config.yaml"
-    config.write_text(config.read_text().replace("fgvr.data.benchmarks.open_benchmark", "fgvr.data.field.open_field"))
-    assert "open_field" in config.read_text()
+    former = {
+        "fgvr.data.benchmarks.open_benchmark": "fgvr.data.field.open_field",
+        "answer_fusion: log_linear": "arbitrate: pool",
+        "leave_one_out: true": "rehearse: true",
+    }
+    for now, then in former.items():
+        assert now in config.read_text()
+        config.write_text(config.read_text().replace(now, then))
     for given in ((), words[1:4]):
         replayed = modes.perform(
             fgvr.load_config("mode=replay", f"predictions={fresh.path / runs.PREDICTIONS}", f"paths.home={tmp_path}", *given)

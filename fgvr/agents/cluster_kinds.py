@@ -25,7 +25,7 @@ _STEP = 1.1  # between the numbers of groups that are tried, beyond ten
 
 def cluster_kinds(vectors: np.ndarray, *, scale: float, count: int | None = None, superclass: str | None = None) -> Discovered:
     """Args:
-    vectors: (N, d) of the album's images, unit rows.
+    vectors: (N, d) of the images, unit rows.
     scale: the encoder's inverse temperature, for certainties.
     count: how many kinds there are, where that is known; None: found.
     """
@@ -50,6 +50,7 @@ def from_json(plain: Mapping[str, Any]) -> Discovered:
     def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
+    plain = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # as 0.1 wrote it
     parts: dict[str, Any] = tuples(plain)
     parts["kinds"] = tuple(Kind(**tuples(kind)) for kind in plain["kinds"])
     return Discovered(**parts)

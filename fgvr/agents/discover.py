@@ -1,7 +1,7 @@
 """Names for images of unknown kinds, in five stages: identify, howto, describe, guess, postprocess (docs/method.md, section 6).
 
-The class list cannot be reached from here. The input is an `Album`: decoded images by number, without paths, file names or labels. A model
-sees only these images and words that models have said before. The number of kinds is found, not given.
+The class list cannot be reached from here. The input is a `PictureSet`: decoded images by number, without paths, file names or labels. A
+model sees only these images and words that models have said before. The number of kinds is found, not given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Stage = Callable[[str, Callable[[], Any]], Any]
 """(name of the stage, how to compute it) -> its result, plain JSON values. A stage that is done is read instead."""
 
 
-class Album(Protocol):
+class PictureSet(Protocol):
     """Unlabelled images by number. The implementation does not tell where they come from."""
 
     def __len__(self) -> int: ...
@@ -47,7 +47,7 @@ class Kind:
     name: str
     aliases: tuple[str, ...]
     description: str
-    pictures: tuple[int, ...]  # numbers of the album
+    pictures: tuple[int, ...]  # their numbers in the set
     certainty: tuple[float, ...]  # of each of them, in [0, 1]
     votes: int  # pictures that guessed it by themselves
 
@@ -60,7 +60,7 @@ class Discovered:
     attributes: tuple[str, ...]
     kinds: tuple[Kind, ...]
     guesses: int  # different guesses, before any was voted out
-    price: float  # nats a guess had to save
+    complexity_penalty: float  # nats a guess had to save
     notes: tuple[str, ...]
 
     @property
@@ -79,7 +79,7 @@ class _Guesses:
 
 
 class Discoverer:
-    """Asks an MLLM and an encoder about an album, stage by stage."""
+    """Asks an MLLM and an encoder about a set of pictures, stage by stage."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Discoverer:
         superclass: str | None = None,
         shortlist: int = 10,
         alike: float = 0.95,
-        price: float | None = None,
+        complexity_penalty: float | None = None,
         looked_at: int = 12,
         max_new_tokens: int = 96,
         mllm_batch: int = 8,
@@ -102,25 +102,25 @@ class Discoverer:
         superclass: given by a person, so that `identify` need not ask.
         shortlist: guesses judged per image besides its own, the nearest by the encoder.
         alike: cosine of the text encoder from which two names mean the same.
-        price: nats that a guess must save to stay; None: its code length.
+        complexity_penalty: nats that a guess must save to stay; None: its code length.
         looked_at: images shown to `identify`, one by one.
         """
         self._mllm, self._encoder, self._stage = mllm, encoder, stage
         self._target: Target = target
         self._superclass = superclass
-        self._shortlist, self._alike, self._price, self._looked_at = shortlist, alike, price, looked_at
+        self._shortlist, self._alike, self._penalty, self._looked_at = shortlist, alike, complexity_penalty, looked_at
         self._max_new_tokens, self._mllm_batch, self._encode_batch = max_new_tokens, mllm_batch, encode_batch
 
-    def __call__(self, album: Album) -> Discovered:
+    def __call__(self, picture_set: PictureSet) -> Discovered:
         """The five stages in their order."""
-        if not len(album):
+        if not len(picture_set):
             raise FgvrError("there is no picture to discover anything in")
-        identified = self._stage("identify", lambda: self.identify(album))
+        identified = self._stage("identify", lambda: self.identify(picture_set))
         superclass = identified["superclass"]
-        attributes = self._stage("howto", lambda: self.howto(album, superclass))["attributes"]
-        descriptions = self._stage("describe", lambda: self.describe(album, superclass, attributes))
-        guesses = self._stage("guess", lambda: self.guess(album, superclass, descriptions))
-        found = self._stage("postprocess", lambda: self.postprocess(album, superclass, attributes, descriptions, guesses))
+        attributes = self._stage("howto", lambda: self.howto(picture_set, superclass))["attributes"]
+        descriptions = self._stage("describe", lambda: self.describe(picture_set, superclass, attributes))
+        guesses = self._stage("guess", lambda: self.guess(picture_set, superclass, descriptions))
+        found = self._stage("postprocess", lambda: self.postprocess(picture_set, superclass, attributes, descriptions, guesses))
         kinds: list[dict[str, Any]] = [
             {key: tuple(value) if isinstance(value, list) else value for key, value in kind.items()} for kind in found["kinds"]
         ]
@@ -129,55 +129,60 @@ class Discoverer:
             attributes=tuple(attributes),
             kinds=tuple(Kind(**kind) for kind in kinds),
             guesses=found["guesses"],
-            price=found["price"],
+            complexity_penalty=found["complexity_penalty"],
             notes=self._notes(identified, attributes, descriptions, guesses),
         )
 
     # --- the stages, each with plain JSON values in and out ---------------------------------------------------------------------
 
-    def identify(self, album: Album) -> dict[str, Any]:
+    def identify(self, picture_set: PictureSet) -> dict[str, Any]:
         """The superclass that most replies name."""
         if self._superclass:
             return {"superclass": self._superclass, "asked": 0, "agreed": 0}
-        numbers = [int(i) for i in np.linspace(0, len(album) - 1, min(self._looked_at, len(album))).round()]
-        replies = self._ask(album, numbers, [ask.IDENTIFY] * len(numbers), "identify", max_new_tokens=24)
+        numbers = [int(i) for i in np.linspace(0, len(picture_set) - 1, min(self._looked_at, len(picture_set))).round()]
+        replies = self._ask(picture_set, numbers, [ask.IDENTIFY] * len(numbers), "identify", max_new_tokens=24)
         votes = Counter(kind for reply in replies if (kind := ask.read_kind(reply)))
         if not votes:
             raise UnreadableReply(f"no reply names a kind of thing, the first: {replies[0]!r}; write discover.superclass=bird, say")
         superclass, agreed = votes.most_common(1)[0]
         return {"superclass": superclass, "asked": len(numbers), "agreed": agreed}
 
-    def howto(self, album: Album, superclass: str) -> dict[str, Any]:
+    def howto(self, picture_set: PictureSet, superclass: str) -> dict[str, Any]:
         """The attributes to look at. An unreadable answer gives none, and descriptions are then asked for without them."""
-        [reply] = self._ask(album, [0], [ask.howto(superclass)], "howto", max_new_tokens=self._max_new_tokens)
+        [reply] = self._ask(picture_set, [0], [ask.howto(superclass)], "howto", max_new_tokens=self._max_new_tokens)
         return {"attributes": list(ask.read_attributes(reply)), "reply": reply}
 
-    def describe(self, album: Album, superclass: str, attributes: Sequence[str]) -> list[str]:
+    def describe(self, picture_set: PictureSet, superclass: str, attributes: Sequence[str]) -> list[str]:
         """One description per image; "" where the model said nothing."""
-        numbers = range(len(album))
+        numbers = range(len(picture_set))
         question = ask.describe(superclass, attributes)
-        replies = self._ask(album, numbers, [question] * len(numbers), "describe", max_new_tokens=self._max_new_tokens)
+        replies = self._ask(picture_set, numbers, [question] * len(numbers), "describe", max_new_tokens=self._max_new_tokens)
         return [" ".join(reply.split()) for reply in replies]
 
-    def guess(self, album: Album, superclass: str, descriptions: Sequence[str]) -> list[list[str]]:
+    def guess(self, picture_set: PictureSet, superclass: str, descriptions: Sequence[str]) -> list[list[str]]:
         """Names for each image, best first. The guess of a model that knows no names is its description."""
         if self._target == "description":
             return [[text] if text else [] for text in descriptions]
         questions = [ask.guess(superclass, text) for text in descriptions]
-        replies = self._ask(album, range(len(album)), questions, "guess", max_new_tokens=self._max_new_tokens)
+        replies = self._ask(picture_set, range(len(picture_set)), questions, "guess", max_new_tokens=self._max_new_tokens)
         return [list(ask.read_names(reply, superclass)) for reply in replies]
 
     def postprocess(
-        self, album: Album, superclass: str, attributes: Sequence[str], descriptions: Sequence[str], guesses: Sequence[Sequence[str]]
+        self,
+        picture_set: PictureSet,
+        superclass: str,
+        attributes: Sequence[str],
+        descriptions: Sequence[str],
+        guesses: Sequence[Sequence[str]],
     ) -> dict[str, Any]:
         """Merge the guesses that mean the same, judge each on the images it may fit, and remove those that no image needs."""
         merged = self._merge(guesses)
         if not merged.words:
-            raise UnreadableReply(f"not one of {len(album)} pictures was given a name that can be read; the store has the replies")
-        nats = self._judge(album, superclass, attributes, merged)
-        price = self._price if self._price is not None else complexity_penalty(len(merged.words), len(album))
-        kept = select_mixture(fill(nats), np.array([len(voters) for voters in merged.voters], float), price)
-        return {"kinds": self._kinds(superclass, descriptions, merged, kept), "guesses": len(merged.words), "price": price}
+            raise UnreadableReply(f"not one of {len(picture_set)} pictures was given a name that can be read; the store has the replies")
+        nats = self._judge(picture_set, superclass, attributes, merged)
+        penalty = self._penalty if self._penalty is not None else complexity_penalty(len(merged.words), len(picture_set))
+        kept = select_mixture(fill(nats), np.array([len(voters) for voters in merged.voters], float), penalty)
+        return {"kinds": self._kinds(superclass, descriptions, merged, kept), "guesses": len(merged.words), "complexity_penalty": penalty}
 
     # --- the parts of postprocess -----------------------------------------------------------------------------------------------
 
@@ -212,21 +217,21 @@ class Discoverer:
             leaders.append(heads[int(cosines.argmax())] if heads and cosines.max() >= self._alike else i)
         return leaders
 
-    def _judge(self, album: Album, superclass: str, attributes: Sequence[str], guesses: _Guesses) -> np.ndarray:
+    def _judge(self, picture_set: PictureSet, superclass: str, attributes: Sequence[str], guesses: _Guesses) -> np.ndarray:
         """(N, M) nats of each guess given each image; NaN where it was not worth asking."""
-        vectors = np.concatenate([self._encoder.encode(album(batch)) for batch in batches(len(album), self._encode_batch)])
+        vectors = np.concatenate([self._encoder.encode(picture_set(batch)) for batch in batches(len(picture_set), self._encode_batch)])
         near = np.argsort(-(vectors @ self._encode_text(guesses.words).T), axis=1, kind="stable")[:, : self._shortlist]
         asked = [set(row.tolist()) for row in near]
         for guess, voters in enumerate(guesses.voters):
             for number in voters:
                 asked[number].add(guess)
         question = ask.describe(superclass, attributes) if self._target == "description" else ask.name(superclass)
-        nats = np.full((len(album), len(guesses.words)), np.nan)
-        for batch in track(batches(len(album), self._mllm_batch), "postprocess"):
+        nats = np.full((len(picture_set), len(guesses.words)), np.nan)
+        for batch in track(batches(len(picture_set), self._mllm_batch), "postprocess"):
             options = [sorted(asked[number]) for number in batch]
             words = [[guesses.words[guess] for guess in some] for some in options]
             for number, some, judged in zip(
-                batch, options, self._mllm.score(album(batch), [question] * len(batch), words, system=prompts.SYSTEM), strict=True
+                batch, options, self._mllm.score(picture_set(batch), [question] * len(batch), words, system=prompts.SYSTEM), strict=True
             ):
                 nats[number, some] = judged.log_likelihoods
         return nats
@@ -254,10 +259,12 @@ class Discoverer:
 
     # --- asking ----------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, album: Album, numbers: Sequence[int], questions: Sequence[str], stage: str, *, max_new_tokens: int) -> list[str]:
+    def _ask(
+        self, picture_set: PictureSet, numbers: Sequence[int], questions: Sequence[str], stage: str, *, max_new_tokens: int
+    ) -> list[str]:
         replies: list[str] = []
         for batch in track(batches(len(numbers), self._mllm_batch), stage):
-            pictures = album([numbers[i] for i in batch])
+            pictures = picture_set([numbers[i] for i in batch])
             asked = [questions[i] for i in batch]
             replies += map(str, self._mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=max_new_tokens))
         return replies

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
+from fgvr.agents.reflect import Proposal, Reflector, WrongAnswer, merge, sample
 from fgvr.agents.rule_validation import AcceptanceCriteria, Example, judge_with, validate_rules
 from fgvr.agents.slow import Decoder, Judgement
 from fgvr.protocols import Encoder
@@ -55,7 +55,7 @@ class ExperienceLearner:
         rules = validate_rules(proposals, examples, judge, self.criteria, most=self.most)
         return LearningReport(tuple(rules), len(asked), len(failed), len(chosen), sum(p is None for p in proposed))
 
-    def _answer(self, examples: Sequence[Example]) -> list[Failure]:
+    def _answer(self, examples: Sequence[Example]) -> list[WrongAnswer]:
         """The failures of System 2 with exactly the prompt of inference, which does not say what is true."""
         failures = []
         for batch in track(list(self.batches(len(examples))), "answers"):
@@ -64,7 +64,7 @@ class ExperienceLearner:
             failures += [f for example, judgement in zip(part, judged, strict=True) if (f := _failure(example, judgement))]
         return failures
 
-    def _reflect(self, failures: Sequence[Failure]) -> list[Proposal | None]:
+    def _reflect(self, failures: Sequence[WrongAnswer]) -> list[Proposal | None]:
         proposed: list[Proposal | None] = []
         for batch in track(list(self.batches(len(failures))), "reflections"):
             part = [failures[i] for i in batch]
@@ -72,11 +72,11 @@ class ExperienceLearner:
         return proposed
 
 
-def _failure(example: Example, judgement: Judgement) -> Failure | None:
+def _failure(example: Example, judgement: Judgement) -> WrongAnswer | None:
     """None for a right answer, and for one that cannot be read."""
     options = example.question.options
     answer = options[int(judgement.posterior(options).argmax())]
     if answer.category == example.truth or not judgement.readable:
         return None
     truth = next(option for option in options if option.category == example.truth)
-    return Failure(example.index, example.sha256, example.fold, truth, answer)
+    return WrongAnswer(example.index, example.sha256, example.fold, truth, answer)

@@ -36,7 +36,7 @@ _TELL_APART = (
 )
 _LOOK_AT = "Look at this part of the {superclass} only: {part}. Say what is visible there."
 _SUM_UP = "What was seen of this {superclass}:\n{notes}\nDescribe it in one sentence that names all its visible features."
-_REASON = "First say what you see, then answer with its letter."
+_REASON = "First say what you see and which candidates it fits, then answer with its letter."
 
 # CLIP's two general templates and the one of fine-grained benchmarks (Radford et al. 2021, section 3.1.4).
 NAME_TEMPLATES = ("a photo of a {name}, a type of {superclass}.", "a photo of the {name}, a kind of {superclass}.", "a photo of a {name}.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fgvr.agents import prompts
+from fgvr.agents.differences import differences
 from fgvr.agents.slow import Option
 from fgvr.protocols import MLLM, Encoder, reads_text
 from fgvr.types import Experience, Picture
@@ -19,7 +20,7 @@ _LINE = re.compile(r"^\W*(rule|when|cause|priority)\W*:\s*(.+?)\s*$", re.IGNOREC
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class WrongAnswer:
     """A support image that System 2 answered wrong with the prompt of inference."""
 
     index: int  # of the support image
@@ -43,9 +44,9 @@ class Proposal:
     fold: int
 
 
-def sample(failures: Sequence[Failure], most: int) -> list[Failure]:
+def sample(failures: Sequence[WrongAnswer], most: int) -> list[WrongAnswer]:
     """At most so many failures, taken in turn from every confusion pair, the most frequent pair first."""
-    pairs: dict[tuple[str, str], list[Failure]] = defaultdict(list)
+    pairs: dict[tuple[str, str], list[WrongAnswer]] = defaultdict(list)
     for failure in failures:
         pairs[failure.pair].append(failure)
     queues = sorted(pairs.values(), key=lambda queue: (-len(queue), queue[0].pair))
@@ -61,16 +62,17 @@ class Reflector:
         self._superclass = superclass
         self._max_new_tokens = max_new_tokens
 
-    def __call__(self, pictures: Sequence[Picture], failures: Sequence[Failure]) -> list[Proposal | None]:
+    def __call__(self, pictures: Sequence[Picture], failures: Sequence[WrongAnswer]) -> list[Proposal | None]:
         """One proposal per failure; None where the answer states no rule."""
         replies = self._mllm.generate(
             pictures, [self._ask(failure) for failure in failures], system=prompts.SYSTEM, max_new_tokens=self._max_new_tokens
         )
         return [_read(reply, failure) for reply, failure in zip(replies, failures, strict=True)]
 
-    def _ask(self, failure: Failure) -> str:
+    def _ask(self, failure: WrongAnswer) -> str:
         truth, wrong = failure.truth, failure.taken_for
-        return prompts.reflect(self._superclass, (truth.name, truth.description), (wrong.name, wrong.description))
+        said = differences([truth.description, wrong.description])
+        return prompts.reflect(self._superclass, (truth.name, said[0]), (wrong.name, said[1]))
 
 
 def merge(proposals: Iterable[Proposal], encoder: Encoder, *, alike: float) -> list[Proposal]:
@@ -98,7 +100,7 @@ def merge(proposals: Iterable[Proposal], encoder: Encoder, *, alike: float) -> l
     return merged
 
 
-def _read(reply: str, failure: Failure) -> Proposal | None:
+def _read(reply: str, failure: WrongAnswer) -> Proposal | None:
     said = {key.lower(): value.strip("*_` ") for key, value in reversed(_LINE.findall(reply))}  # the first of each counts
     if "rule" not in said:
         return None

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fgvr.config import served
 from fgvr.config.configuration import Config
 from fgvr.config.hydra_tree import composed
-from fgvr.config.overrides import explain, tidy
+from fgvr.config.overrides import FORMER_VALUES, RENAMED, explain, tidy
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.utils.paths import config_dir
 
@@ -78,6 +78,10 @@ def recorded_config(path: Path) -> Config:
     run: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
     values = {key: value for key, value in run.items() if key in Config.model_fields}
     values.get("models", {}).setdefault("force", True)  # it has used them already
+    for (section, _, former), (_, _, name) in ((old.partition("."), new.partition(".")) for old, new in RENAMED.items()):
+        if former in (group := values.get(section, {})):
+            value = group.pop(former)
+            group[name] = FORMER_VALUES.get((f"{section}.{former}", value), value)
     for key, usual in load_config("mode=evaluate").to_dict().items():
         former = values.setdefault(key, usual)
         if isinstance(usual, dict) and "_target_" not in usual and key != "server":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fgvr.config import groups
-from fgvr.config.command import building_command
 from fgvr.config.factories import locate
 from fgvr.config.fields import (
     ABSENT,
@@ -136,9 +137,9 @@ class Config(Group):
         return self.slow.decoder not in ("none", "person")
 
     @property
-    def rehearses(self) -> bool:
+    def answers_support(self) -> bool:
         """Whether an MLLM answers every support image while the base is built."""
-        return self.knowledge.rehearse and self.asks_mllm
+        return self.knowledge.leave_one_out and self.asks_mllm
 
     @property
     def thinks(self) -> bool:
@@ -181,7 +182,7 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _learning_is_possible(self) -> Config:
-        if self.learning and self.trigger.promises:
+        if self.learning and self.trigger.guarantees_risk:
             raise complaint(
                 f"online={self.online} changes System 1 while it runs, so no risk can be promised: write online=off, or another target"
             )
@@ -197,8 +198,8 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _weight_can_be_fitted(self) -> Config:
-        if self.slow.weight == "fitted" and self.slow.arbitrate == "pool" and not self.knowledge.rehearse:
-            raise complaint("slow.weight=fitted is fitted on what knowledge.rehearse=false leaves out; write slow.weight=0.5, say")
+        if self.slow.weight == "fitted" and self.slow.answer_fusion == "log_linear" and not self.knowledge.leave_one_out:
+            raise complaint("slow.weight=fitted is fitted on what knowledge.leave_one_out=false leaves out; write slow.weight=0.5, say")
         return self
 
 
@@ -227,3 +228,14 @@ def _complaint(error: ErrorDetails, values: Mapping[str, Any]) -> str:
         return f"{key}={spelled(value)}: is a section of keys: write {key}.KEY=VALUE"
     entry = next((part for part in error["loc"][len(path) :] if isinstance(part, int)), None)
     return f"{key}={spelled(value)}: {must_be(field) if entry is None else f'entry {value[entry]!r} {entries_must_be(field)}'}"
+
+
+_OF_A_BASE = ("dataset", "models", "slow", "knowledge", "paths", "server", "store", "runtime", "experiment")  # first parts of keys
+
+
+def building_command(words: Sequence[str], mode: str) -> str:
+    """For a shell; its words make a configuration whose base has the same key and lies in the same place."""
+    if mode == "discover":
+        return "the same command without knowledge.build=never and knowledge.path"
+    kept = [word for word in words if re.split(r"[.=/@]", word.lstrip("+~"))[0] in _OF_A_BASE and word != "knowledge.build=never"]
+    return shlex.join(["python", "discovering.py", "mode=build_knowledge_base", *kept])

@@ -90,6 +90,13 @@ def _is_address(value: str) -> bool:
 
 
 WebAddress = Annotated[Text, satisfies(_is_address), Must("an address that begins with http:// or https://")]
+Addresses = Annotated[
+    Text,
+    BeforeValidator(
+        lambda value: ",".join(value) if isinstance(value, list) and value and all(isinstance(v, str) for v in value) else value
+    ),
+]
+"""A text; of a list, its entries joined by commas: a model that several addresses hold."""
 Webhook = Annotated[
     Text | None,
     satisfies(lambda value: "://" not in (value or "") or _is_address(value)),

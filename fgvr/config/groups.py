@@ -13,6 +13,7 @@ from fgvr.agents.targets import Target
 from fgvr.config.fields import (
     ABSENT,
     NEEDED,
+    Addresses,
     Count,
     Level,
     Must,
@@ -147,7 +148,7 @@ class Discover(Group):
     superclass: Text | None
     shortlist: Count
     alike: Annotated[int | float, Field(gt=0, le=1), Must("a cosine above 0, up to 1")]
-    price: NotNegative | None
+    complexity_penalty: NotNegative | None
     shots: Annotated[int, Field(ge=2)] | None
     max_new_tokens: Count
     kinds: Count | None
@@ -179,13 +180,14 @@ class Dataset(Leaf):
 class Model(Leaf):
     role: Role
     loader: Text
-    source: Text | None
+    source: Addresses | None
     revision: Text | None = ABSENT
     dtype: Text = ABSENT
     quantization: Text | None = ABSENT
     max_pixels: Annotated[int, Field(ge=28 * 28)] | None = ABSENT
     batch_size: Count
     patience: NotNegative = ABSENT
+    model: Text | None = ABSENT
 
 
 class MLLM(Model):
@@ -250,17 +252,17 @@ class Trigger(Leaf):
     temperature: Temperature = ABSENT
 
     @property
-    def promises(self) -> bool:
+    def guarantees_risk(self) -> bool:
         """Whether the threshold is a promise about risk."""
         return "target" in self and Target.parse(self.target).kind == "risk"
 
     @model_validator(mode="after")
-    def _one_promise(self) -> Trigger:
+    def _one_guarantee(self) -> Trigger:
         if not self.abstain:
             return self
         if Target.parse(self.abstain).kind != "risk":
             raise complaint(f"trigger.abstain={self.abstain!r}: a promise about final answers is a risk, e.g. risk:0.1@0.1")
-        if self.promises:
+        if self.guarantees_risk:
             raise complaint(
                 f"trigger.target={self.target!r} and trigger.abstain={self.abstain!r} would learn from the same calibration images, and "
                 "neither promise would hold: write trigger.target=slow_rate:0.6"
@@ -272,7 +274,7 @@ class Slow(Group):
     decoder: Literal["score", "reason", "analyse", "person", "none"]
     target: Literal["description", "name", "letter"]
     candidates: Count | Literal["all"]
-    arbitrate: Literal["pool", "slow", "mllm"]
+    answer_fusion: Literal["log_linear", "slow", "mllm"]
     weight: Share | Literal["fitted"]
     max_new_tokens: Count
     votes: Count
@@ -298,14 +300,14 @@ class Knowledge(Group):
     split: Literal["length", "sentences", "clauses"]
     templates: Literal[1, 2, 3] | None
     views: Literal[1, 2, 3, 4]
-    rehearse: bool
+    leave_one_out: bool
 
 
 def _protocol(name: str) -> None:
     if name not in ("exact", "top5", "macro"):  # the usual ones are known without the registry, which brings numpy
-        from fgvr.evaluation import protocols
+        from fgvr.evaluation import scoring_protocols
 
-        protocols.get(name)
+        scoring_protocols.get(name)
 
 
 class Evaluation(Group):

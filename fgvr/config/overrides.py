@@ -36,6 +36,12 @@ PATH_KEYS = {
 PATHS_KEYS = {"runs"}  # whose value is a path, or a list of them in brackets
 OPTIONAL = {"experiment", "local"}  # groups of which none need be chosen
 LITERALS = {"", "null", "???"}
+RENAMED = {
+    "slow.arbitrate": "slow.answer_fusion",
+    "knowledge.rehearse": "knowledge.leave_one_out",
+    "discover.price": "discover.complexity_penalty",
+}  # key of a former version -> its name now
+FORMER_VALUES = {("slow.arbitrate", "pool"): "log_linear"}
 
 
 _NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra reads as something else than an option's name
@@ -96,11 +102,13 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -
     key = name.lstrip("+~").partition("@")[0]
     if not equals and not name.startswith("~"):
         raise ConfigError(f"{word!r} is not key=value; write {_instead(word, before, known)}")
+    if key in RENAMED:
+        raise ConfigError(f"{key} is {RENAMED[key]} now: write {RENAMED[key]}={FORMER_VALUES.get((key, value), value)}")
     if "." in key and key.replace(".", "/") in known:
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
     if key in known and _NO_NAME.fullmatch(value) and not (value == "null" and key in OPTIONAL):
         raise ConfigError(_no_such_option(key, value, known))
-    if key in PATHS_KEYS:
+    if key in PATHS_KEYS or (key.endswith(".source") and value[:1] == "["):  # the addresses of one model
         return f"{name}={_tidy_lists(value, sweep)}"
     return f"{name}={_tidy_path(key, value, sweep)}" if _is_path(key) else word
 

@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fgvr.data.archives import Archive, Contents, Row
-from fgvr.data.unpack import read_parquet
+from fgvr.data.archives import Archive, Contents, Row, read_parquet
 from fgvr.errors import DatasetError
 
 Reader = Callable[[Archive, int], Contents]

@@ -1,7 +1,7 @@
 """A folder of images about which nothing is known: by number, in the order of their content, without names.
 
-Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does their order. Neither leaves this file by way of `album`: it
-hands out decoded pictures, sorted by content hash.
+Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does their order. Neither leaves this file by way of
+`picture_set`: it hands out decoded pictures, sorted by content hash.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fgvr.utils.images import list_images, passed_over
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """Images of a folder, each content once. The samples are for whoever writes results down; models see the `album`."""
+    """Images of a folder, each content once. The samples are for whoever writes results down; models see the `picture_set`."""
 
     root: Path
     samples: tuple[Sample, ...]  # by content hash; no labels
@@ -29,7 +29,7 @@ class Unlabelled:
     passed_over: tuple[str, ...] = ()  # in words, the files that are no images
 
     @property
-    def album(self) -> Pictures:
+    def picture_set(self) -> Pictures:
         return Pictures(self.samples)
 
     @property
@@ -44,7 +44,7 @@ class Unlabelled:
 
 
 class Pictures:
-    """An album: pictures by number."""
+    """Pictures by number."""
 
     __slots__ = ("__samples",)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvr.evaluation import audit, metrics, protocols, routers, uncertainty
+from fgvr.evaluation import metrics, routers, scoring_protocols, uncertainty
 from fgvr.evaluation.confusion_report import Pictures
-from fgvr.evaluation.memory_steps import MemoryHistory
+from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Asked, Cost, Prediction, Report
@@ -78,8 +78,8 @@ def make_report(
     slow_right: np.ndarray | None = None,
     decode_wait: float | None = None,
     cache_hits: int | None = None,
-    measure: Sequence[str] = protocols.DEFAULT,
-    sentences: protocols.Sentences | None = None,
+    measure: Sequence[str] = scoring_protocols.DEFAULT,
+    sentences: scoring_protocols.Sentences | None = None,
     review: Mapping[str, Any] | None = None,
 ) -> RunReport:
     """Score the labelled predictions. They are walked several times, and none is kept.
@@ -91,7 +91,7 @@ def make_report(
         cache_hits: embeddings and replies that were in the store, where that was measured.
     """
     seen = outcomes(predictions)
-    measured = protocols.measured(seen, measure, sentences)
+    measured = scoring_protocols.measured(seen, measure, sentences)
     figures = _figures(predictions, seen, _intervals(measured, seen), memory, slow_right)
     total = sum((p.cost for p in predictions), Cost())
     optional = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
@@ -104,12 +104,12 @@ def make_report(
         slow_rate=float(np.mean(seen.escalated)),
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
-        protocols={name: protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
+        protocols={name: scoring_protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
         asked={} if total.asked is None else _work(total.asked),  # empty where a prediction does not tell
         cost=cost,
         peak_device_bytes=peak_device_bytes,
         model_loads=dict(model_loads),
-        notes=(*notes, *audit.remarks(measure, tuple(classes.values()), sentences)),
+        notes=(*notes, *scoring_protocols.remarks(measure, tuple(classes.values()), sentences)),
         classes=dict(classes),
         dataset=dataset,
         trigger=trigger,
@@ -151,7 +151,7 @@ def _figures(
 def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> dict[str, dict[str, Interval]]:
     """Both intervals of each score that is a mean over images or over classes; of top-1 always."""
     worth = {"exact": seen.right} | {name: value for name, value in measured.items() if isinstance(value, np.ndarray)}
-    macro = {name for name in worth if protocols.get(name).by_class}
+    macro = {name for name in worth if scoring_protocols.get(name).by_class}
     scores = [uncertainty.mean_of_classes(v, seen.labels) if name in macro else uncertainty.mean_of(v) for name, v in worth.items()]
     over_images = uncertainty.image_bootstraps(scores, len(seen))
     over_classes = [

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ImageError
 from fgvr.utils.images import read_image, thumbnail_data_url
-from fgvr.utils.text import format_bytes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,8 +38,6 @@ def _environment() -> Environment:
         "thousands": "{:,.0f}".format,
         "signed": "{:+.2f}".format,
         "px": "{:.1f}".format,
-        "bytes": size,
-        "duration": duration,
     }
     return made
 
@@ -66,11 +63,6 @@ def _small(source: ImageSource, side: int) -> str | None:
     except ImageError:
         return None
     return thumbnail_data_url(picture, side)
-
-
-def size(nbytes: float, *, whole: bool = False) -> str:
-    """Bytes for a reader. Unless `whole`, a round number loses its zeros, as on an axis."""
-    return "0" if not nbytes else format_bytes(nbytes) if whole else format_bytes(nbytes).replace(".00 ", " ").replace(".0 ", " ")
 
 
 def duration(seconds: float) -> str:

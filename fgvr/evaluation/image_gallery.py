@@ -22,7 +22,7 @@ SHOWN, IN_ALL = 8, 4000
 
 
 def render(found: Discovered, pictures: Sequence[ImageSource], notes: Sequence[str] = ()) -> str:
-    """One self-contained page, the largest kind first. Args: pictures: those of the album, by number."""
+    """One self-contained page, the largest kind first. Args: pictures: by number."""
     shown = min(SHOWN, max(1, IN_ALL // max(len(found.kinds), 1)))
     return html.render("discover.html", title=headline(found), notes=notes, vote=vote(found), found=found, pictures=pictures, shown=shown)
 
@@ -33,9 +33,11 @@ def headline(found: Discovered) -> str:
 
 
 def vote(found: Discovered) -> str:
-    if not found.price:
+    if not found.complexity_penalty:
         return f"{found.guesses:,} groups of images that look alike; a name is what a person gives them (review.html, discover.names=)."
-    return f"{found.guesses:,} different guesses; one stays if the images would lose more than {found.price:.1f} nats without it."
+    return (
+        f"{found.guesses:,} different guesses; one stays if the images would lose more than {found.complexity_penalty:.1f} nats without it."
+    )
 
 
 def table(found: Discovered) -> str:

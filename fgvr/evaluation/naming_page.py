@@ -20,7 +20,7 @@ _SHOWN, _SIDE, _IN_ALL = 12, 120, 4000
 
 
 def run_of(found: Discovered, hashes: Sequence[str]) -> str:
-    """What names belong to: which images are of one kind. Args: hashes: content of the album's images."""
+    """What names belong to: which images are of one kind. Args: hashes: content of the images."""
     return "kinds-" + short_hash([[kind.name, sorted(hashes[i] for i in kind.pictures)] for kind in found.kinds])
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import fgvr
-from fgvr.evaluation import charts, confusion_report, html, memory_picture, metrics, protocols, routers
+from fgvr.evaluation import charts, confusion_report, html, metrics, routers, scoring_protocols
 from fgvr.evaluation.figures import RunReport
-from fgvr.evaluation.memory_steps import MemoryHistory
+from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes
 from fgvr.utils.text import format_bytes
 
@@ -45,11 +45,11 @@ def render(report: RunReport) -> str:
         per_class=_per_class(report),
         cost=_cost(report),
         memory=None if memory is None else _memory(memory),
-        memory_picture=memory and memory_picture.MemoryChart(memory),
+        memory_chart=memory and memory.chart(),
         provenance=_table("What this was made with", ("What", "Which"), list(report.provenance.items()), numeric=()),
         config=json.dumps(dict(report.config), indent=2, ensure_ascii=False, default=str),
         version=fgvr.__version__,
-        scored_with=", ".join(str(protocols.get(name)) for name in report.protocols),
+        scored_with=", ".join(str(scoring_protocols.get(name)) for name in report.protocols),
     )
 
 
@@ -150,7 +150,7 @@ def _scores(report: RunReport) -> Table:
     rows = [
         (f"{known.title} ({known})", f"{value:.1%}", bounds(name, "image_bootstrap"), bounds(name, "class_bootstrap"))
         for name, value in report.protocols.items()
-        for known in [protocols.get(name)]
+        for known in [scoring_protocols.get(name)]
     ]
     heads = ("Score", "Value", "95%, these classes (image bootstrap)", "95%, new classes of this kind (class bootstrap)")
     return _table("Scores and how far they may be trusted", heads, rows)
@@ -234,4 +234,4 @@ def _memory(history: MemoryHistory) -> Table:
         for t in history.totals
     ]
     heads = ("Model", "Weights", "Loads", "Loading", "Evictions", "Leases", "In use")
-    return _table(memory_picture.summary(history), heads, rows) if rows else {}
+    return _table(str(history), heads, rows) if rows else {}

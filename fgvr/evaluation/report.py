@@ -14,7 +14,7 @@ from rich.text import Text
 
 import fgvr
 from fgvr.errors import StoreError
-from fgvr.evaluation import page, protocols
+from fgvr.evaluation import page, scoring_protocols
 from fgvr.evaluation.figures import WORK, RunReport, make_report
 from fgvr.types import Report
 from fgvr.utils.files import atomic_write, read_json
@@ -44,7 +44,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "broken": report.broken,
         "unchanged": report.unchanged,
         "protocols": dict(report.protocols),
-        "protocol_versions": {name: protocols.get(name).version for name in report.protocols},
+        "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},
         "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},
         "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
         "calibration_error": figures.reliability.error,
@@ -105,7 +105,7 @@ def terminal(report: Report) -> RenderableType:
     table.add_column("quantity")
     table.add_column("value", justify="right")
     for name, value in report.protocols.items():
-        known = protocols.get(name)
+        known = scoring_protocols.get(name)
         bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
         table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
     table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))

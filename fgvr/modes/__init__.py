@@ -46,7 +46,7 @@ MODES = {
     "fast_slow": _EVALUATE,
     "fetch": Mode("fgvr.modes.fetching:fetch"),
     "memory": Mode("fgvr.modes.checking:memory"),
-    "plan": Mode("fgvr.modes.planning:plan", light=True),
+    "plan": Mode("fgvr.modes.memory_plan:plan", light=True),
     "review": Mode("fgvr.modes.review:review"),
     "replay": Mode("fgvr.modes.replaying:replay"),
     "serve": Mode("fgvr.modes.serving:serve"),

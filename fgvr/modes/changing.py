@@ -155,6 +155,6 @@ def _one_class(session: Session, base: KnowledgeBase, category: Category, sample
     """A base of this class alone, as every base is built."""
     split, origin = Split(tuple(samples), ()), base.origin
     dataset = Dataset(origin.dataset, origin.world, Catalog((category,)), category.superclass, split, Path.cwd())
-    answers_nothing = {"knowledge.rehearse": False, "slow.weight": 0}
+    answers_nothing = {"knowledge.leave_one_out": False, "slow.weight": 0}
     alone = {"knowledge.path": str(folder), "knowledge.build": "always", "run.fresh": False, **answers_nothing}
     return session.derive(alone, dataset=dataset).open_knowledge(building=True)

@@ -12,7 +12,7 @@ from fgvr import planning
 from fgvr.agents.risk_control import certifiable
 from fgvr.config.configuration import Config
 from fgvr.data.datasets import Dataset
-from fgvr.data.health import diagnose
+from fgvr.data.diagnosis import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import memory_console
 from fgvr.evaluation.console import findings_table

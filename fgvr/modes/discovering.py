@@ -9,22 +9,24 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fgvr.agents import discover_prompts
+from fgvr.agents.cluster_kinds import cluster_kinds, from_json, name_kinds
 from fgvr.agents.discover import Discovered, Discoverer
 from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
 from fgvr.data.unlabelled import Unlabelled, open_unlabelled
 from fgvr.errors import ConfigError
-from fgvr.evaluation import image_gallery
+from fgvr.evaluation import image_gallery, naming_page, review_page
 from fgvr.evaluation import report as reports
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import JOURNAL
-from fgvr.modes import naming
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
@@ -33,7 +35,9 @@ from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.store.stage_cache import StageCache
 from fgvr.types import Category
-from fgvr.utils.files import atomic_write, write_json
+from fgvr.utils.batches import batches
+from fgvr.utils.files import atomic_write, short_hash, write_json
+from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
 log = logging.getLogger(__name__)
@@ -77,7 +81,7 @@ def discover(session: Session) -> Discovery:
             shutil.rmtree(folder / STAGES, ignore_errors=True)
         images = open_unlabelled(Path(config.images), cache_dir=session.home / "store")
         named_by_mllm = "mllm" in config.models.present
-        found = _find_kinds(session, images, folder / STAGES) if named_by_mllm else naming.find_kinds(session, images, folder)
+        found = _find_kinds(session, images, folder / STAGES) if named_by_mllm else find_groups(session, images, folder)
         named = session.derive({}, dataset=_as_dataset(images, found, shots=config.discover.shots))
         notes = (*([config.models.notice] if config.models.notice else []), *images.notes, *found.notes)
         discovery = Discovery(found, _named(images, found), named.knowledge, named.recognizer_of_pictures(), notes, folder)
@@ -86,7 +90,7 @@ def discover(session: Session) -> Discovery:
 
 
 def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovered:
-    """The stages of discovery, each kept in `folder`. Only the album, pictures without paths, is handed over."""
+    """The stages of discovery, each kept in `folder`. Only the picture_set, pictures without paths, is handed over."""
     models = session.config.models
     if not reads_text(session.encoder):
         raise ConfigError(
@@ -114,7 +118,7 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
             encode_batch=models.encoder.batch_size,
             **wishes,
         )
-        return discoverer(images.album)
+        return discoverer(images.picture_set)
 
 
 def _as_dataset(images: Unlabelled, found: Discovered, *, shots: int | None) -> Dataset:
@@ -147,7 +151,12 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
         }
         for kind in found.kinds
     ]
-    body = {"superclass": found.superclass, "attributes": list(found.attributes), "guesses": found.guesses, "price": found.price}
+    body = {
+        "superclass": found.superclass,
+        "attributes": list(found.attributes),
+        "guesses": found.guesses,
+        "complexity_penalty": found.complexity_penalty,
+    }
     body |= {"notes": list(discovery.notes), "knowledge_base": str(discovery.base.path), "kinds": kinds}
     rows = io.StringIO()
     table = csv.writer(rows, lineterminator="\n")
@@ -169,3 +178,24 @@ def _(result: Discovery) -> Any:
 def _(result: Discovery) -> list[Any]:
     lines = (f"classify others with it: mode=classify image=... knowledge.path={result.base.path}", f"{result.path}/{reports.PAGE}")
     return image_gallery.terminal(result.found, result.notes, lines)
+
+
+def find_groups(session: Session, images: Unlabelled, folder: Path) -> Discovered:
+    """Without an MLLM: The kinds as groups of vectors, with the names of `discover.names`, or with a page that asks for them."""
+    encoder, picture_set, asked = session.encoder, images.picture_set, session.config.discover
+
+    def grouped() -> dict[str, Any]:
+        seen = track(batches(len(picture_set), session.config.models.encoder.batch_size), "images")
+        vectors = np.concatenate([encoder.encode(picture_set(batch)) for batch in seen])
+        return asdict(cluster_kinds(vectors, scale=encoder.logit_scale, count=asked.kinds, superclass=asked.superclass))
+
+    # Kept, so that names are never those of groups that another number of threads would make a little otherwise.
+    inputs = [images.content, encoder.fingerprint, asked.kinds, asked.superclass]
+    found = from_json(StageCache(session.home / "kinds", inputs)(short_hash(inputs), grouped))
+    run = naming_page.run_of(found, [sample.sha256 for sample in images.samples])
+    if asked.names is not None:
+        return name_kinds(found, naming_page.read_names(Path(asked.names).expanduser(), found, run))
+    title = image_gallery.headline(found)
+    page = naming_page.render(found, run, [sample.image for sample in images.samples], title=title, notes=images.notes)
+    atomic_write(folder / review_page.PAGE, printable(page))
+    return found

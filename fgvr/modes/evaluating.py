@@ -21,7 +21,7 @@ from fgvr.data.leaks import Overlap
 from fgvr.errors import DatasetError
 from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import memory_history
+from fgvr.evaluation.memory_history import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.evaluation.provenance import provenance
 from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_row

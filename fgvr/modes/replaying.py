@@ -121,7 +121,7 @@ def _replay(session: Session, run: Config) -> Replay:
     if session.fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
     changed = session.fusion != before or config.slow.candidates != run.slow.candidates
-    _check_asked_again(config.slow.arbitrate, run.slow.arbitrate, changed=changed)
+    _check_asked_again(config.slow.answer_fusion, run.slow.answer_fusion, changed=changed)
     return Replay(
         ids=base.prototypes.ids,
         histories=session.left_out()[1].histories(),
@@ -140,15 +140,15 @@ def _replay(session: Session, run: Config) -> Replay:
 
 
 def _check_asked_again(ours: str, theirs: str, *, changed: bool) -> None:
-    """`slow.arbitrate=mllm` overwrites System 2's first answer with its last; what it is asked last depends on both systems' answers."""
+    """`slow.answer_fusion=mllm` overwrites System 2's first answer with its last, and asks by both systems' answers."""
     if ours != theirs and "mllm" in (ours, theirs):
         raise ConfigError(
-            f"slow.arbitrate={ours}, but the run was recorded with slow.arbitrate={theirs}: a replay can neither ask the MLLM again nor "
-            f"undo that it was asked. Write slow.arbitrate={theirs}, or run again"
+            f"slow.answer_fusion={ours}, but the run was recorded with slow.answer_fusion={theirs}: a replay can neither ask again "
+            f"nor undo that it was asked. Write slow.answer_fusion={theirs}, or run again"
         )
     if ours == "mllm" and changed:
         raise ConfigError(
-            "slow.arbitrate=mllm asks again by what both systems answered, so a replay cannot change fusion or slow.candidates: run again"
+            "slow.answer_fusion=mllm asks again by what both systems answered, so fusion and slow.candidates cannot change: run again"
         )
 
 

@@ -12,9 +12,8 @@ from typing import Any
 from fgvr import planning
 from fgvr.config import composing
 from fgvr.config.configuration import Config
-from fgvr.evaluation import memory_picture, prediction_table, review_page
+from fgvr.evaluation import prediction_table, review_page
 from fgvr.evaluation import report as reports
-from fgvr.evaluation.memory_steps import memory_history
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
@@ -56,20 +55,20 @@ def run_folder(session: Session, *, mode: str | None = None) -> Iterator[Path]:
 def rows_anew(folder: Path) -> Iterator[RunFile]:
     """The run's file without rows, and no results beside it: for this process alone. StoreError while another one writes there."""
     with RunFile(folder / PREDICTIONS, fresh=True) as file:
-        _forget(folder, timeline.FILE, timeline.PICTURE)
+        _forget(folder, timeline.FILE)
         yield file
 
 
 def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
     """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
-    _forget(folder, timeline.FILE, timeline.PICTURE, PREDICTIONS + ".commit")
+    _forget(folder, timeline.FILE, PREDICTIONS + ".commit")
     atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
     prediction_table.write(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
     if not (folder / PREDICTIONS).exists():  # of a mode without rows, or never begun: nobody writes any
-        _forget(folder, timeline.FILE, timeline.PICTURE)
+        _forget(folder, timeline.FILE)
         return
     with rows_anew(folder):
         pass
@@ -77,15 +76,9 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
-    """What the pool does meanwhile goes to `memory.jsonl`, and as a picture to `memory.svg`, also when the run ends early."""
-    file, mine = folder / timeline.FILE, False
-    try:
-        with watch(session.pool).record(file) as recorder:
-            mine = recorder.mine
-            yield
-    finally:
-        if mine:
-            atomic_write(folder / timeline.PICTURE, memory_picture.draw(memory_history(timeline.read(file))))
+    """What the pool does meanwhile goes to `memory.jsonl`, also when the run ends early."""
+    with watch(session.pool).record(folder / timeline.FILE):
+        yield
 
 
 def inputs_of(session: Session) -> dict[str, str]:

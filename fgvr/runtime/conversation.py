@@ -8,10 +8,11 @@ A loader whose models can do this has a true attribute `converses`; its models h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from fgvr.types import Picture, Reply
+from fgvr.runtime.option_tokens import ALTERNATIVES, draws, option_nats
+from fgvr.types import Choice, Picture, Reply
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,6 +99,10 @@ class Answer:
     new_tokens: int
     tokens: tuple[Token, ...] = ()
 
+    @property
+    def reply(self) -> Reply:
+        return Reply(self.text.strip(), prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens)
+
 
 Watch = Callable[[int, str, Sequence[Token]], bool]
 """Told, after each token, which conversation, its text so far (what may begin a stop word is held back), its tokens; False ends it."""
@@ -113,7 +118,29 @@ class Conversing:
     def generate(self, images: Images, prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128) -> list[Reply]:
         asks = [Conversation.single(*pair, system, max_new_tokens) for pair in zip(images, prompts, strict=True)]
         answers = self.converse(asks, lambda index, text, tokens: True)
-        return [Reply(a.text.strip(), prompt_tokens=a.prompt_tokens, new_tokens=a.new_tokens) for a in answers]
+        return [answer.reply for answer in answers]
+
+    def choose(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        *,
+        marker: str,
+        system: str = "",
+        max_new_tokens: int = 128,
+        votes: int = 1,
+    ) -> list[tuple[Choice, ...]]:
+        """protocols.Chooser. Each vote is a batch of its own, which takes the memory of `generate`."""
+        asks = [Conversation.single(*pair, system) for pair in zip(images, prompts, strict=True)]
+        rounds = []
+        for draw in draws(votes):
+            sampling = Sampling(max_new_tokens, top_logprobs=ALTERNATIVES, **draw)
+            answers = self.converse([replace(ask, sampling=sampling) for ask in asks], lambda index, text, tokens: True)
+            read = ([(token.text, token.top) for token in answer.tokens] for answer in answers)
+            nats = [option_nats(tokens, named, marker) for tokens, named in zip(read, options, strict=True)]
+            rounds.append([Choice(answer.reply, known) for answer, known in zip(answers, nats, strict=True)])
+        return list(zip(*rounds, strict=True))
 
 
 class GrowingAnswer:

@@ -227,7 +227,7 @@ class LeasedEncoder(Leased):
 
 
 class LeasedMLLM(Leased):
-    """protocols.MLLM, and protocols.Chooser where the model is behind an engine."""
+    """protocols.MLLM, and protocols.Chooser where the model can."""
 
     generate = lent(MLLM.generate, _mllm_work)
     score = lent(MLLM.score, lambda found: Work(mllm_calls=len(found), prompt_tokens=sum(s.prompt_tokens for s in found)))

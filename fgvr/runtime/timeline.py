@@ -29,7 +29,7 @@ from fgvr.utils.files import acquire_lock
 
 log = logging.getLogger(__name__)
 
-FILE, PICTURE = "memory.jsonl", "memory.svg"
+FILE = "memory.jsonl"
 VERSION = 1
 
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fgvr import __version__
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
-from fgvr.server import admin, classify, dashboard, events, health, http_errors, knowledge, openai
+from fgvr.server import admin, classify, events, health, http_errors, knowledge, openai
 from fgvr.server.auth import READ
 from fgvr.server.engine import InferenceEngine, engine_of
 from fgvr.server.events import Broadcast
 from fgvr.server.health import ReadinessProbe
+from fgvr.server.http_errors import HttpError
 from fgvr.server.knowledge import Classifier, Knowledge
 from fgvr.server.metrics import Metrics
 from fgvr.server.middleware import Middleware
-from fgvr.server.schemas import codes
+from fgvr.server.schemas import Success, codes
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import ModelSpec, Prediction
 
@@ -84,9 +87,10 @@ def make_app(
     app.state.settings, app.state.tokens, app.state.bundle = settings, tokens, bundle
     app.state.engine, app.state.broadcast, app.state.classifier = engine, broadcast, classifier
     app.state.readiness = ReadinessProbe(engine, lambda: classifier.is_starting)
-    for part in (openai, classify, knowledge, admin, events, health, dashboard):
+    for part in (openai, classify, knowledge, admin, events, health):
         app.include_router(part.router)
-    app.mount("/static", dashboard.FILES)
+    app.include_router(router)
+    app.mount("/static", FILES)
 
     @app.get("/metrics", dependencies=READ, tags=["health"], response_class=Response, responses=_METRICS)
     def metrics_page(request: Request) -> Response:
@@ -113,3 +117,28 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].setdefault("413", content | {"description": "The body is larger than server.max_body"})
         app.openapi_schema = found
     return app.openapi_schema
+
+
+# --- `GET /`: the server's page for people; its figures come by the addresses that others use, with their tokens ------------------
+
+router = APIRouter(include_in_schema=False)
+FILES = StaticFiles(packages=[("fgvr.server", "static")])
+
+
+@router.get("/")
+def page() -> HTMLResponse:
+    return HTMLResponse(resources.files("fgvr.server").joinpath("static", "index.html").read_text("utf-8"))
+
+
+@router.get("/favicon.ico")
+def favicon() -> Response:
+    """None; the page names none, but browsers ask."""
+    return Response(status_code=204)
+
+
+@router.get("/api/v1/bundle", dependencies=READ)
+def bundle(request: Request) -> Success:
+    """What `models=remote` asks first: how prompts are meant for the models lent here. 404: this server was not told."""
+    if request.app.state.bundle is None:
+        raise HttpError(404, "this server says nothing of its models", code="not_found")
+    return Success(data=request.app.state.bundle)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _THREADS = ThreadPoolExecutor(4096, thread_name_prefix="fgvr-request")
-"""They fetch pictures, and wait for the processes that decode (decoding.py). As many as there can be requests: were there fewer, the
+"""They fetch pictures, and wait for the processes that decode (decode_pool.py). As many as there can be requests: were there fewer, the
 request that others wait for could be the one that gets none."""
 
 

@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from fgvr.runtime.conversation import Conversation, Sampling, Turn
-from fgvr.server import pictures, prompts
+from fgvr.server import prompt_checks, request_images
 from fgvr.server.auth import READ
 from fgvr.server.background import in_thread
 from fgvr.server.engine import EncoderSlot, MllmSlot
@@ -39,11 +39,11 @@ async def classify(request: Request, slot: EncoderSlot) -> Success:
     """Predictions with all their reasons (rows of predictions.jsonl, and names), in the order of the images."""
     settings = slot.engine.settings
     sources = await _sources(request, settings)
-    pictures.check_count(len(sources), settings, param="images")
+    request_images.check_count(len(sources), settings, param="images")
     samples = []
     while sources:  # an encoded image goes when it is decoded
         name, param, source = sources.pop(0)
-        picture = await in_thread(pictures.open_picture, source, slot, param=param)
+        picture = await in_thread(request_images.open_picture, source, slot, param=param)
         samples.append(Sample(picture, key=name))  # type: ignore[arg-type] (a recognizer looks at a Picture as it is)
     await classifier_of(request).ready(min(PATIENCE, settings.deadline))
     return Success(data={"predictions": await slot.compute("classify", samples)})
@@ -95,13 +95,13 @@ async def query(asked: QueryRequest, slot: MllmSlot) -> Success:
     engine, settings = slot.engine, slot.engine.settings
     if asked.max_tokens > settings.max_new_tokens:
         raise bad_request(f"max_tokens={asked.max_tokens}, at most {settings.max_new_tokens} (server.max_new_tokens)", "max_tokens")
-    prompts.check_characters([asked.question], settings, param="question")
-    parts: list[Any] = [prompts.check_text(asked.question, "question")]
+    prompt_checks.check_characters([asked.question], settings, param="question")
+    parts: list[Any] = [prompt_checks.check_text(asked.question, "question")]
     if asked.image is not None:
-        parts.insert(0, await in_thread(pictures.open_picture, asked.image, slot, param="image"))
+        parts.insert(0, await in_thread(request_images.open_picture, asked.image, slot, param="image"))
     turns = (Turn("user", tuple(parts)),)
     ask = Conversation(turns, Sampling(max_new_tokens=asked.max_tokens))
-    await in_thread(prompts.check_length, ask, engine, param="question")
-    (found,) = await slot.compute("converse", [ask], tokens=[prompts.tokens_of(turns) + asked.max_tokens])
+    await in_thread(prompt_checks.check_length, ask, engine, param="question")
+    (found,) = await slot.compute("converse", [ask], tokens=[prompt_checks.tokens_of(turns) + asked.max_tokens])
     cost = {"prompt_tokens": found.prompt_tokens, "new_tokens": found.new_tokens}
     return Success(data={"answer": found.text.strip(), "finish": found.finish, "model": engine.specs["mllm"].key, **cost})

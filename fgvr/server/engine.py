@@ -18,7 +18,7 @@ from fastapi import Depends, Request
 from fgvr.runtime.conversation import Answer, Conversation, Sampling, Turn
 from fgvr.runtime.pool import ModelPool
 from fgvr.server.batching import BatchQueue, Compute, Job, Unwanted
-from fgvr.server.decoding import Decoders
+from fgvr.server.decode_pool import Decoders
 from fgvr.server.http_errors import HttpError, bad_request, stopping
 from fgvr.server.metrics import Metrics
 from fgvr.server.settings import Settings

@@ -28,8 +28,8 @@ class Metrics:
         self.requests = counter("fgvr_http_requests", "Answers by route and status", ("method", "route", "status"))
         self.duration = timer("fgvr_http_request_duration_seconds", "From the request's head to the answer's end", ("route",))
         self.refused = counter("fgvr_requests_refused", "Refused or given up: busy, deadline, left", ("reason",))
-        self._batch_jobs = Histogram("fgvr_batch_jobs", "Requests computed together", ("lane",), registry=self.registry, buckets=_JOBS)
-        self._batch_seconds = timer("fgvr_batch_duration_seconds", "Of one batch, lease included", ("lane",))
+        self._batch_jobs = Histogram("fgvr_batch_jobs", "Requests computed together", ("queue",), registry=self.registry, buckets=_JOBS)
+        self._batch_seconds = timer("fgvr_batch_duration_seconds", "Of one batch, lease included", ("queue",))
         self._tokens = counter("fgvr_tokens", "Of the MLLM", ("kind",))
         self._lease_wait = timer("fgvr_lease_wait_seconds", "From asking for models to having them")
         self._load_seconds = timer("fgvr_model_load_seconds", "Bringing a model in", ("role", "tier"))
@@ -105,7 +105,7 @@ class _PoolCollector:
             ("fgvr_requests_in_flight", "Requests that have a slot", self._inflight()),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
-        waiting = GaugeMetricFamily("fgvr_queue_jobs", "Waiting for a batch", labels=("lane",))
+        waiting = GaugeMetricFamily("fgvr_queue_jobs", "Waiting for a batch", labels=("queue",))
         for queue, count in self._queued().items():
             waiting.add_metric((queue,), float(count))
         yield waiting

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 
 from fgvr.errors import FgvrError
-from fgvr.runtime.conversation import Conversation, Sampling
-from fgvr.server import pictures, prompts, schemas
+from fgvr.runtime.conversation import Answer, Conversation, Sampling
+from fgvr.server import prompt_checks, request_images, schemas
 from fgvr.server.auth import READ
 from fgvr.server.background import in_thread
-from fgvr.server.engine import EncoderSlot, InferenceEngine, JointSlot, MllmSlot, engine_of, single, unsupported
-from fgvr.server.http_errors import HttpError, bad_request
+from fgvr.server.engine import EncoderSlot, InferenceEngine, JointSlot, MllmSlot, RequestSlot, engine_of, single, unsupported
+from fgvr.server.http_errors import HttpError, bad_request, body, to_http_error
+from fgvr.server.schemas import Logprobs, Usage, finish_reason
 from fgvr.server.settings import Settings
-from fgvr.server.streaming import stream_chat
 
 router = APIRouter(prefix="/v1", dependencies=READ, tags=["OpenAI"])
 _COMPUTED = schemas.codes(400, 401, 404, 413, 429, 503, 504, 507, openai=True)
@@ -65,7 +68,7 @@ async def chat(request: Request, asked: schemas.ChatRequest, slot: MllmSlot) -> 
     engine = slot.engine
     spec, sampling = engine.named(asked.model, "mllm"), _sampling(asked, engine.settings)
     request.state.user = asked.user
-    turns = await in_thread(prompts.turns_of, asked.messages, slot)
+    turns = await in_thread(prompt_checks.turns_of, asked.messages, slot)
     if not engine.converses():
         single(turns)
         if lacking := unsupported(sampling):
@@ -74,8 +77,8 @@ async def chat(request: Request, asked: schemas.ChatRequest, slot: MllmSlot) -> 
     # Of `n` answers each draws its own way, and the same way again.
     seeds = [None if sampling.seed is None else sampling.seed + i for i in range(asked.n or 1)]
     asks = [Conversation(turns, replace(sampling, seed=seed)) for seed in seeds]
-    await in_thread(prompts.check_length, asks[0], engine, param="messages")
-    tokens = [prompts.tokens_of(turns) + sampling.max_new_tokens] * len(asks)
+    await in_thread(prompt_checks.check_length, asks[0], engine, param="messages")
+    tokens = [prompt_checks.tokens_of(turns) + sampling.max_new_tokens] * len(asks)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": spec.key}
     head |= {"system_fingerprint": engine.fingerprint("mllm")}
     if asked.stream:
@@ -118,10 +121,10 @@ async def embeddings(request: Request, asked: schemas.EmbeddingRequest, slot: En
     _check_items(len(items), settings, param="input")
     shown = {i: item for i, item in enumerate(items) if item[:5].lower() == "data:"}
     said = {i: item for i, item in enumerate(items) if i not in shown}
-    pictures.check_count(len(shown), settings, param="input")
-    prompts.check_characters(list(said.values()), settings, param="input")
-    texts = [prompts.check_text(text, f"input.{i}") for i, text in said.items()]
-    opened = await in_thread(pictures.open_pictures, list(shown.values()), slot, param="input")
+    request_images.check_count(len(shown), settings, param="input")
+    prompt_checks.check_characters(list(said.values()), settings, param="input")
+    texts = [prompt_checks.check_text(text, f"input.{i}") for i, text in said.items()]
+    opened = await in_thread(request_images.open_pictures, list(shown.values()), slot, param="input")
     # One after the other: both listen for the client's leaving, and only one may at a time.
     seen = await slot.compute("embed_images", opened) if opened else []
     read = await slot.compute("embed_texts", texts) if texts else []
@@ -151,11 +154,11 @@ async def score(asked: schemas.ScoreRequest, slot: MllmSlot) -> schemas.ScoreAns
     engine = slot.engine
     engine.named(asked.model, "mllm")
     _check_items(len(asked.continuations), engine.settings, param="continuations")
-    texts = prompts.check_texts(asked.continuations, engine.settings, param="continuations")
-    turns = await in_thread(prompts.turns_of, asked.messages, slot)
+    texts = prompt_checks.check_texts(asked.continuations, engine.settings, param="continuations")
+    turns = await in_thread(prompt_checks.turns_of, asked.messages, slot)
     images, prompt, system = single(turns)
-    await in_thread(prompts.check_length, Conversation(turns, Sampling(0)), engine, param="messages")
-    size = prompts.tokens_of(turns) + sum(map(len, texts)) // 2
+    await in_thread(prompt_checks.check_length, Conversation(turns, Sampling(0)), engine, param="messages")
+    size = prompt_checks.tokens_of(turns) + sum(map(len, texts)) // 2
     (found,) = await slot.compute("score", [(images, prompt, texts)], group=system, tokens=[size])
     return schemas.ScoreAnswer(log_likelihoods=list(found.log_likelihoods), tokens=list(found.tokens), prompt_tokens=found.prompt_tokens)
 
@@ -169,9 +172,89 @@ async def match(asked: schemas.MatchRequest, slot: JointSlot) -> schemas.MatchAn
         raise bad_request(f"{len(asked.images)} images and {len(asked.texts)} texts: one of each per pair", "texts")
     _check_items(len(asked.texts), settings, param="texts")
     distinct = list(dict.fromkeys(asked.images))
-    pictures.check_count(len(distinct), settings, param="images")
-    texts = prompts.check_texts(asked.texts, settings, param="texts")
-    opened = await in_thread(pictures.open_pictures, distinct, slot, param="images")
+    request_images.check_count(len(distinct), settings, param="images")
+    texts = prompt_checks.check_texts(asked.texts, settings, param="texts")
+    opened = await in_thread(request_images.open_pictures, distinct, slot, param="images")
     shown = dict(zip(distinct, opened, strict=True))
     pairs = [(shown[url], text) for url, text in zip(asked.images, texts, strict=True)]
     return schemas.MatchAnswer(probabilities=await slot.compute("match", pairs))
+
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+async def stream_chat(
+    slot: RequestSlot, asks: Sequence[Conversation], tokens: Sequence[int], head: dict[str, Any], *, usage: bool
+) -> StreamingResponse:
+    """The response. Its head is sent when the first token is there, so that an error still is an HTTP status."""
+    news: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    futures = slot.submit("converse", asks, tokens=tokens, on_text=lambda i, text: news.put_nowait((i, text)))
+    for i, future in enumerate(futures):
+        asyncio.wrap_future(future).add_done_callback(lambda done, i=i: news.put_nowait((i, _outcome(done))))
+    first = await slot.wait(news.get())
+    if isinstance(first[1], Exception):
+        raise first[1]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + slot.engine.settings.deadline
+
+    async def lines() -> AsyncIterator[bytes]:
+        writer = _Chunks(head, [ask.sampling.top_logprobs is not None for ask in asks])
+        for line in writer.begin():
+            yield line
+        answers: list[Answer] = []
+        i, found = first
+        while not isinstance(found, Exception):
+            for line in writer.take(i, found):
+                yield line
+            if isinstance(found, Answer):
+                answers.append(found)
+            if len(answers) == len(asks):
+                break
+            try:
+                i, found = await asyncio.wait_for(news.get(), deadline - loop.time())
+            except TimeoutError:
+                found = slot.too_late()
+        else:
+            yield _line(body(slot.request.url.path, to_http_error(found)))
+            return
+        if usage:
+            yield _line(writer.head | {"choices": [], "usage": Usage.of(answers).model_dump()})
+        yield b"data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=HEADERS)
+
+
+def _outcome(future: asyncio.Future[Any]) -> Any:
+    if future.cancelled():
+        return HttpError(499, "cancelled", code="left")
+    return future.exception() or future.result()
+
+
+class _Chunks:
+    """News -> `chat.completion.chunk` events; of each text what is new in it."""
+
+    def __init__(self, head: dict[str, Any], with_logprobs: Sequence[bool]) -> None:
+        """Args: with_logprobs: of each answer."""
+        self.head = head | {"object": "chat.completion.chunk"}
+        self._with_logprobs = with_logprobs
+        self._letters, self._tokens = [0] * len(with_logprobs), [0] * len(with_logprobs)  # sent so far
+
+    def begin(self) -> Iterator[bytes]:
+        return (self._event(i, {"role": "assistant", "content": ""}) for i in range(len(self._letters)))
+
+    def take(self, i: int, found: Any) -> Iterator[bytes]:
+        """`found`: an answer, or its text and tokens so far."""
+        text, tokens = (found.text, found.tokens) if isinstance(found, Answer) else found
+        piece, new = text[self._letters[i] :], list(tokens[self._tokens[i] :])
+        if piece or new:
+            self._letters[i], self._tokens[i] = max(len(text), self._letters[i]), max(len(tokens), self._tokens[i])
+            yield self._event(i, {"content": piece}, Logprobs.of(new).model_dump() if self._with_logprobs[i] else None)
+        if isinstance(found, Answer):
+            yield self._event(i, {}, finish=finish_reason(found))
+
+    def _event(self, i: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish: str | None = None) -> bytes:
+        return _line(self.head | {"choices": [{"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]})
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(record, ensure_ascii=False)}\n\n".encode()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import TimedRotatingFileHandler
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from fgvr.errors import ConfigError
-from fgvr.server import logs
 from fgvr.server.app import Server
 from fgvr.server.connections import protocol_of
 from fgvr.server.settings import Settings, Tokens
@@ -58,7 +60,7 @@ def serve(server: Server, settings: Settings, tokens: Tokens, home: Path | None 
 
     Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
     process = Process(config_of(server, settings), server)
-    written = logs.written(settings.logs, days=settings.log_days) if settings.logs is not None else contextlib.nullcontext()
+    written = log_files(settings.logs, days=settings.log_days) if settings.logs is not None else contextlib.nullcontext()
     with _listen(settings) as listening, written:
         sys.setswitchinterval(_SWITCH)
         host, port = listening.getsockname()[:2]
@@ -105,3 +107,51 @@ def _announce(address: str, settings: Settings, tokens: Tokens) -> None:
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
     log.info("serving at %s", address)
+
+
+# --- log files: dated, a new one each midnight (UTC), the oldest deleted ---------------------------------------------------------
+
+_FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_SECRET = re.compile(
+    r"(?i)((?:token|api[_-]?key|password|authorization)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+|basic\s+)?|bearer\s+)[^\s\"',;&]{4,}"
+)
+_DATA = re.compile(r"(data:image/[\w.+-]+;base64,)[\w+/=]{16,}")
+
+
+class Redacting(logging.Formatter):
+    """No token and no picture gets into a file, whoever logs it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _DATA.sub(r"\1...", _SECRET.sub(r"\1***", super().format(record)))
+
+
+@contextmanager
+def log_files(folder: Path, *, days: int) -> Iterator[None]:
+    """`server.log` (all), `error.log` (warnings and worse), `access.log`; each with yesterday's as `server.log.2026-11-20`."""
+    fgvr, asgi, asked = logging.getLogger("fgvr"), logging.getLogger("uvicorn"), logging.getLogger("fgvr.server.access")
+    files = {
+        "server.log": (logging.INFO, (fgvr, asgi)),
+        "error.log": (logging.WARNING, (fgvr, asgi)),
+        "access.log": (logging.INFO, (asked,)),
+    }
+    added: list[tuple[logging.Logger, logging.Handler]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (level, loggers) in files.items():
+        handler = TimedRotatingFileHandler(
+            folder / name, when="midnight", utc=True, backupCount=days, encoding="utf-8", delay=True, errors="backslashreplace"
+        )
+        handler.setLevel(level)
+        handler.setFormatter(Redacting(_FORM))
+        for logger in loggers:
+            logger.addHandler(handler)
+            added.append((logger, handler))
+            if logger.getEffectiveLevel() > logging.INFO:
+                logger.setLevel(logging.INFO)
+    asked.propagate = False
+    try:
+        yield
+    finally:
+        asked.propagate = True
+        for logger, handler in added:
+            logger.removeHandler(handler)
+            handler.close()

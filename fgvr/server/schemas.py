@@ -340,7 +340,7 @@ class CleanupRequest(Strict, json_schema_extra=_example(target_bytes=8589934592)
     target_bytes: int | None = Field(None, ge=0)
 
 
-class Failure(BaseModel):
+class ErrorDetail(BaseModel):
     message: str
     code: str
     param: str | None = None
@@ -349,7 +349,7 @@ class Failure(BaseModel):
 
 class ErrorBody(BaseModel):
     status: Literal["error"] = "error"
-    data: Failure
+    data: ErrorDetail
 
 
 _TEXTS = {

@@ -16,8 +16,8 @@ from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import ConfigError
-from fgvr.evaluation import protocols
-from fgvr.evaluation.protocols import Sentences
+from fgvr.evaluation import scoring_protocols
+from fgvr.evaluation.scoring_protocols import Sentences
 from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
@@ -146,7 +146,7 @@ class Resources:
         Raises ConfigError where a protocol of this evaluation needs one.
         """
         if not reads_text(self.encoder):
-            if needing := [name for name in self.config.evaluation.protocols if protocols.get(name).encoder]:
+            if needing := [name for name in self.config.evaluation.protocols if scoring_protocols.get(name).encoder]:
                 raise ConfigError(
                     f"evaluation.protocols: {', '.join(needing)} compares names with a text encoder, and "
                     f"{self.config.models.encoder.source} reads no text: leave it out, or choose another models/encoder"

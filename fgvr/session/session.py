@@ -141,13 +141,13 @@ class Session(WithKnowledge):
         decoder = self.decoder(self.knowledge.classes[0].superclass)
         library = Library(self.knowledge.experience, most=self.config.slow.rules)
         slow = SlowThinking(decoder, self.shortlist, library, wide=self.config.evaluation.record == "all")
-        return Reprompt(slow, decoder, self.shortlist) if self.config.slow.arbitrate == "mllm" else slow
+        return Reprompt(slow, decoder, self.shortlist) if self.config.slow.answer_fusion == "mllm" else slow
 
     @cached_property
     def answer_fusion(self) -> LogLinearFusion:
         """System 2's answer with System 1's; its weight is given, or fitted on leave-one-out answers when first needed."""
         weight, base = self.config.slow.weight, self.knowledge
-        if self.config.slow.arbitrate in ("slow", "mllm"):
+        if self.config.slow.answer_fusion in ("slow", "mllm"):
             return LogLinearFusion(weight=1.0)
         if weight != "fitted":
             return LogLinearFusion(weight=float(weight))

@@ -22,11 +22,12 @@ from fgvr.knowledge.base import KnowledgeBase, Origin
 from fgvr.knowledge.build import JOURNAL, BuildComponents, build
 from fgvr.knowledge.opening import find_or_build, support_of
 from fgvr.protocols import reads_text
+from fgvr.runtime.loaders.base import find_loader
 from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import short_hash
-from fgvr.utils.pieces import pieces
+from fgvr.utils.text import pieces
 
 _WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
 
@@ -48,7 +49,7 @@ class WithKnowledge(Resources):
             Path(asked.path).expanduser().resolve() if asked.path is not None else own,
             self.origin,
             self._build,
-            check=self.check_decoder if self.config.rehearses else lambda: None,
+            check=self.check_decoder if self.config.answers_support else lambda: None,
             when=asked.build if building or not named else "never",  # a typo in the path must not start an hour's work
             mend=building,
             fresh=self.config.run.fresh,
@@ -71,7 +72,7 @@ class WithKnowledge(Resources):
             models.name_prompts,
             knowledge.pictures_per_description,
             knowledge.cross_fit,
-            answered if self.config.rehearses else (),
+            answered if self.config.answers_support else (),
             # Only where they were changed: a base made before there was such a choice keeps its key.
             *([("split", knowledge.split)] if knowledge.split != "length" else []),
             *([("templates", knowledge.templates)] if models.name_prompts and knowledge.templates is not None else []),
@@ -102,7 +103,10 @@ class WithKnowledge(Resources):
             look=look,
             describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=BaseAnswers(
-                self.decoder if self.config.rehearses else None, target=slow.target, exemplars=slow.exemplars, batch=models.mllm.batch_size
+                self.decoder if self.config.answers_support else None,
+                target=slow.target,
+                exemplars=slow.exemplars,
+                batch=models.mllm.batch_size,
             ),
             name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates))
             if models.name_prompts and reads_text(self.encoder)
@@ -156,10 +160,8 @@ class WithKnowledge(Resources):
                 "slow=score, or choose an encoder with a text side, such as models/encoder=vit_b_32_openai"
             )
         can = self.abilities
-        if can is None and slow.votes > 1:
-            raise ConfigError(
-                f"slow.votes={slow.votes} is for engines that generate (models/mllm=remote): here likelihoods are read, write 1"
-            )
+        if can is None and slow.votes > 1 and not find_loader(self.specs["mllm"]).converses:
+            raise ConfigError(f"slow.votes={slow.votes} asks for sampled replies, and models.mllm.loader={mllm.loader} gives none: write 1")
         if slow.votes > 1 and slow.decoder != "reason":
             raise ConfigError(f"slow.votes={slow.votes} asks for several replies: write slow=reason")
         if can is not None and not can.scores and slow.decoder != "reason":
@@ -171,7 +173,7 @@ class WithKnowledge(Resources):
     def decoder(self, superclass: str) -> Decoder:
         """How System 2 is asked, as `slow.decoder` says. Asks the engine that holds the MLLM, once. Raises RemoteError."""
         slow, can = self.config.slow, self.abilities
-        if slow.decoder == "reason" and can is not None and (not can.scores or slow.votes > 1):  # answers are read from replies
+        if slow.decoder == "reason" and (slow.votes > 1 or (can is not None and not can.scores)):  # answers are read from replies
             return ReplyDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens, votes=slow.votes)
         if slow.decoder == "reason":
             return ReasonDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens)

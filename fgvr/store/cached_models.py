@@ -224,7 +224,7 @@ class CachedEncoder(Cached):
 
 
 class CachedMLLM(Cached):
-    """protocols.MLLM, and protocols.Chooser where the model is behind an engine. An empty reply is a failure, so it is asked for again."""
+    """protocols.MLLM, and protocols.Chooser where the model can. An empty reply is a failure, so it is asked for again."""
 
     def __init__(self, model: MLLM, cache: Cache, *, at_once: int = 64) -> None:
         super().__init__(model, cache, at_once=at_once)

@@ -20,7 +20,7 @@ class ModelSpec:
 
     role: Role
     loader: str  # module name below fgvr.runtime.loaders: clip, qwen, blip, mlx, remote, fake
-    source: str  # folder, hub repository or "tiny" (shipped); address#model of a remote one
+    source: str  # folder, hub repository or "tiny" (shipped); addresses of a remote one
     revision: str | None = None
     dtype: str = "auto"  # auto, float32, bfloat16, float16
     quantization: str | None = None
@@ -28,10 +28,12 @@ class ModelSpec:
     batch_size: int = 8  # how many images or prompts go through at once; not part of the key
     patience: float = 600.0  # seconds a remote engine that is away or busy is waited for; not part of the key
     offloaded: int = 0  # language layers that lie beside the device (runtime.offload), as the pool decides; not part of the key
+    model: str | None = None  # of a remote engine: the model's name there; None: what `source` names, or its only one
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        return (self.loader, self.source, self.revision, self.dtype, self.quantization, self.role, self.max_pixels)
+        named = () if self.model is None else (self.model,)
+        return (self.loader, self.source, self.revision, self.dtype, self.quantization, self.role, self.max_pixels, *named)
 
     @property
     def key(self) -> str:

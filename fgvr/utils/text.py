@@ -65,3 +65,14 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(c)}</th>" for c in columns) if any(columns) else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+
+SPLITS = ("length", "sentences", "clauses")
+_ENDS = {"sentences": r"(?<=[.!?])\s+", "clauses": r"(?<=[.!?,;:])\s+"}
+
+
+def pieces(text: str, split: str) -> tuple[str, ...]:
+    """`length`: the text as it is (the encoder itself splits what is longer than its context); `sentences`, `clauses`: at their marks."""
+    if split == "length":
+        return (text,)
+    return tuple(part for part in (piece.strip(" ,;:") for piece in re.split(_ENDS[split], text)) if part) or (text,)

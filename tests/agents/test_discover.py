@@ -96,8 +96,8 @@ class Speaker:
 
 def test_kinds_are_found_named_and_counted_without_being_told_how_many(folder):
     images = open_unlabelled(folder)
-    assert len(images.album) == 24 and images.copies == 1
-    found = Discoverer(Speaker(), Eye(), target="name", mllm_batch=5, encode_batch=7)(images.album)
+    assert len(images.picture_set) == 24 and images.copies == 1
+    found = Discoverer(Speaker(), Eye(), target="name", mllm_batch=5, encode_batch=7)(images.picture_set)
     assert found.superclass == "bird" and found.attributes == ("colour", "size")
     assert {kind.name for kind in found.kinds} == set(COLOURS) and found.guesses > 3
     for kind in found.kinds:
@@ -107,7 +107,7 @@ def test_kinds_are_found_named_and_counted_without_being_told_how_many(folder):
 
 def test_no_prompt_and_no_picture_says_where_it_comes_from(folder):
     mllm = Speaker()
-    Discoverer(mllm, Eye(), target="name")(open_unlabelled(folder).album)
+    Discoverer(mllm, Eye(), target="name")(open_unlabelled(folder).picture_set)
     words = " ".join(mllm.prompts).lower()
     assert len(mllm.prompts) > 24 and "alphabird" not in words and "betabird" not in words and "gammabird" not in words
     assert str(folder).lower() not in words and ".png" not in words
@@ -123,7 +123,7 @@ def test_the_agent_cannot_reach_a_dataset():
 
 def test_an_album_has_pictures_and_nothing_else(folder):
     images = open_unlabelled(folder)
-    assert [name for name in dir(images.album) if not name.startswith("_")] == []
+    assert [name for name in dir(images.picture_set) if not name.startswith("_")] == []
     assert all(sample.label is None for sample in images.samples)
     hashes = [sample.sha256 for sample in images.samples]
     assert hashes == sorted(hashes), "the order of the folders would tell the classes apart"
@@ -132,16 +132,16 @@ def test_an_album_has_pictures_and_nothing_else(folder):
 def test_an_interrupted_discovery_goes_on_with_the_stage_it_was_at(folder, tmp_path):
     images, where = open_unlabelled(folder), tmp_path / "stages"
     with pytest.raises(KeyboardInterrupt):
-        Discoverer(Speaker("up to three names"), Eye(), target="name", stage=StageCache(where, images.content))(images.album)
+        Discoverer(Speaker("up to three names"), Eye(), target="name", stage=StageCache(where, images.content))(images.picture_set)
     again, stages = Speaker(), StageCache(where, images.content)
-    found = Discoverer(again, Eye(), target="name", stage=stages)(images.album)
+    found = Discoverer(again, Eye(), target="name", stage=stages)(images.picture_set)
     assert stages.computed == ["guess", "postprocess"] and set(again.asked) == {"up to three names", "score"}
-    whole = Discoverer(Speaker(), Eye(), target="name", stage=StageCache(tmp_path / "other", images.content))(images.album)
+    whole = Discoverer(Speaker(), Eye(), target="name", stage=StageCache(tmp_path / "other", images.content))(images.picture_set)
     assert found == whole
     third = StageCache(where, images.content)
-    assert Discoverer(Speaker("kind of thing"), Eye(), target="name", stage=third)(images.album) == whole and third.computed == []
+    assert Discoverer(Speaker("kind of thing"), Eye(), target="name", stage=third)(images.picture_set) == whole and third.computed == []
     other = StageCache(where, "other images")
-    Discoverer(Speaker(), Eye(), target="name", stage=other)(images.album)
+    Discoverer(Speaker(), Eye(), target="name", stage=other)(images.picture_set)
     assert other.computed == list(STAGES)
 
 
@@ -150,11 +150,11 @@ def test_a_model_that_names_nothing_is_an_error_with_a_way_out(folder):
         def _say(self, picture, prompt, system):
             return ""
 
-    album = open_unlabelled(folder).album
+    picture_set = open_unlabelled(folder).picture_set
     with pytest.raises(UnreadableReply, match=r"discover\.superclass=bird"):
-        Discoverer(Mute(), Eye(), target="name")(album)
+        Discoverer(Mute(), Eye(), target="name")(picture_set)
     with pytest.raises(UnreadableReply, match="24 pictures"):
-        Discoverer(Mute(), Eye(), target="name", superclass="bird")(album)
+        Discoverer(Mute(), Eye(), target="name", superclass="bird")(picture_set)
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from fgvr.agents.experience_learning import ExperienceLearner
-from fgvr.agents.reflect import Failure, Proposal, Reflector, merge, sample
-from fgvr.agents.rule_validation import AcceptanceCriteria, Example, RuleEffect
+from fgvr.agents.reflect import Proposal, Reflector, WrongAnswer, merge, sample
+from fgvr.agents.rule_validation import AcceptanceCriteria, Example, RuleEffect, benjamini_hochberg, sign_flip_p
 from fgvr.agents.slow import Option, Question, ScoreDecoder, Shortlist, SlowThinking
 from fgvr.knowledge.experience import Library
 from fgvr.types import Experience, Picture, Reply, Scores
-from fgvr.utils.significance import benjamini_hochberg, sign_flip_p
 from tests.agents.doubles import class_record, fast_result, picture
 
 REFLECTION = "was taken for"
@@ -178,8 +177,8 @@ def test_the_same_study_comes_to_the_same_rules() -> None:
 # --- parts ---------------------------------------------------------------------------------------------------------------------
 
 
-def failure(truth: str, wrong: str, n: int) -> Failure:
-    return Failure(n, f"{truth}{n}", n % 2, option(truth), option(wrong))
+def failure(truth: str, wrong: str, n: int) -> WrongAnswer:
+    return WrongAnswer(n, f"{truth}{n}", n % 2, option(truth), option(wrong))
 
 
 def test_failures_are_taken_in_turn_from_every_pair() -> None:

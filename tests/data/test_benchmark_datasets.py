@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fgvr
-from fgvr.data import split_files
+from fgvr.data import benchmarks
 from fgvr.data.benchmarks import BENCHMARKS, official_names, open_benchmark, spoken
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.session import Session
@@ -112,7 +112,7 @@ def named(table):
 # --- names -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in Path(split_files.__file__).parent.glob("names/*.tsv")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(benchmarks.__file__).parent.glob("names/*.tsv")))
 def test_official_names_are_all_there_once(name):
     names = official_names(name)
     assert len(names) == BENCHMARKS[name].figures.classes
@@ -265,7 +265,7 @@ def test_our_catalogues_agree_with_coops_labels_and_the_split_is_taken_whole(fil
     if name != "caltech101":
         assert label == dict(enumerate(ids)), "CoOp counts our official order from 0"
     contents = Contents([(id, id) for id in ids], [Row(pictures + e[0], label[e[1]], False, "") for e in entries], official=False)
-    listing = split_files.apply_split_file(make_listing(name, BENCHMARKS[name], contents, Path("/nowhere")), path, pictures)
+    listing = benchmarks.apply_split_file(make_listing(name, BENCHMARKS[name], contents, Path("/nowhere")), path, pictures)
     assert (len(listing.pool), len(listing.test)) == counts
 
 

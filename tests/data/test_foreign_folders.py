@@ -11,8 +11,8 @@ from PIL import Image
 from fgvr import cli
 from fgvr.data.benchmarks import open_benchmark
 from fgvr.data.datasets import open_folder
+from fgvr.data.diagnosis import dataset_findings
 from fgvr.data.folder import read_listing
-from fgvr.data.health import dataset_findings
 from fgvr.data.unlabelled import open_unlabelled
 from fgvr.errors import DatasetError
 from tests.data.archives import TREES, mat

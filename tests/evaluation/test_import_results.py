@@ -8,7 +8,7 @@ import pytest
 import fgvr
 from fgvr import cli, modes
 from fgvr.errors import StoreError
-from fgvr.evaluation import clustering, compare, protocols, records
+from fgvr.evaluation import compare, metrics, records, scoring_protocols
 from scripts import import_results
 
 FAST = {
@@ -53,7 +53,7 @@ def test_sare_results_are_read_and_its_own_score_is_put_beside_ours(tmp_path, ho
     assert [p.correct for p in found.predictions] == [False, True, True, False]
     seen = records.outcomes(found.predictions)
     assert seen.fixed.tolist() == [False, True, False, False] and seen.broken.tolist() == [True, False, False, False]
-    scores = protocols.score(seen, ["exact", "sare_fuzzy@0.3"])
+    scores = scoring_protocols.score(seen, ["exact", "sare_fuzzy@0.3"])
     assert scores["exact"] == 0.5 and scores["sare_fuzzy@0.3"] > 0.7, "what a lenient scorer makes of the same answers"
 
     assert import_results.main([str(file), "--out", str(tmp_path / "them")]) == 0
@@ -106,8 +106,8 @@ def test_finer_lists_are_scored_as_clusters(tmp_path, home):
     said = [f"Guess {i % 4}" if rng.random() < 0.8 else "Pug" for i in range(40)]
     body = {"total_img_paths": [f"/d/{t}/{i}.jpg" for i, t in enumerate(truth)], "total_label_names": truth, "total_pred_names": said}
     found = import_results.read_results(written(tmp_path, "finer.json", body))
-    scores = protocols.score(records.outcomes(found.predictions), ["exact", "cacc"])
-    assert scores["exact"] == 0 and scores["cacc"] == clustering.accuracy(said, truth) > 0.6
+    scores = scoring_protocols.score(records.outcomes(found.predictions), ["exact", "cacc"])
+    assert scores["exact"] == 0 and scores["cacc"] == metrics.clustering_accuracy(said, truth) > 0.6
     body["total_pred_names"] = truth
     pair = []
     for file in (tmp_path / "finer.json", written(tmp_path, "better.json", body)):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from fgvr.errors import ConfigError
-from fgvr.evaluation import metrics, protocols
+from fgvr.evaluation import metrics, scoring_protocols
 from fgvr.evaluation.records import outcomes, ranking
 
 rng = np.random.default_rng(7)
@@ -56,7 +56,7 @@ def test_risk_coverage_answers_equally_confident_images_together():
 
 def test_protocols_score_a_run_as_a_loop_over_predictions_does(run):
     predictions = run(240)
-    scores = protocols.score(outcomes(predictions))
+    scores = scoring_protocols.score(outcomes(predictions))
     assert scores["exact"] == pytest.approx(np.mean([p.correct for p in predictions]))
     assert scores["top5"] == pytest.approx(np.mean([p.label in ranking(p)[:5] for p in predictions]))
     by_class = [np.mean([p.correct for p in predictions if p.label == c]) for c in {p.label for p in predictions}]
@@ -64,11 +64,11 @@ def test_protocols_score_a_run_as_a_loop_over_predictions_does(run):
 
 
 def test_every_protocol_has_a_name_a_version_and_a_title():
-    for name, known in protocols.PROTOCOLS.items():
+    for name, known in scoring_protocols.PROTOCOLS.items():
         assert known.name == name and known.version >= 1 and known.title
         assert str(known) == f"{name} v{known.version}"
 
 
 def test_an_unknown_protocol_is_answered_with_the_nearest_and_the_list():
     with pytest.raises(ConfigError, match=r"did you mean exact.*cacc, exact, macro"):
-        protocols.get("exat")
+        scoring_protocols.get("exat")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from fgvr.errors import StoreError
 from fgvr.evaluation import html, report, uncertainty
-from fgvr.evaluation.memory_steps import MemoryHistory, ModelTotals, Step
+from fgvr.evaluation.memory_history import MemoryHistory, ModelTotals
 from fgvr.types import Report
 
 NOTE = "These models know only birds: the figures say nothing about other pictures."
@@ -92,7 +93,7 @@ def test_every_score_that_is_a_mean_has_both_intervals(run, classes, tmp_path: P
 
 def test_what_was_measured_of_the_work_is_told(run, classes, tmp_path: Path):
     totals = (ModelTotals("mllm-1", "mllm", loading_seconds=1.25, leased_seconds=7.5), ModelTotals("mllm-2", "mllm", leased_seconds=0.5))
-    history = MemoryHistory((Step(0.0, {}, 0, 0, 1),), (), (), (), (), 9.0, totals)
+    history = MemoryHistory(((0.0, 0, 1),), (), 9.0, totals, Counter())
     known = {"memory": history, "peak_host_bytes": 700 << 20, "decode_wait": 0.25, "cache_hits": 1234}
     made = report.make_report(run(), classes=classes, dataset="d", trigger="t", model_loads={}, path=tmp_path, **known)
     report.write(made, tmp_path)

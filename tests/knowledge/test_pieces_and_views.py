@@ -10,7 +10,7 @@ import fgvr
 from fgvr.knowledge.views import views
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Picture
-from fgvr.utils.pieces import pieces
+from fgvr.utils.text import pieces
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=1", "dataset.calibration=0")
 

@@ -103,6 +103,8 @@ class Engine:
 
     def _read(self, turns: list[Any]) -> tuple[list[Image.Image], str]:
         content = turns[-1]["content"]
+        if isinstance(content, str):
+            return [], content
         return [_image(p["image_url"]["url"]) for p in content if p["type"] == "image_url"], "".join(p.get("text", "") for p in content)
 
     def _length(self, images: list[Any], prompt: str) -> int:

@@ -51,6 +51,17 @@ def full_forward(mllm: QwenMLLM, image, prompt: str, answer: str, system: str) -
     return log_probs.gather(2, answer_ids[..., None]).sum().item()
 
 
+def test_votes_are_drawn_for_each_image_alone(mllm: QwenMLLM, images: list[Image.Image]) -> None:
+    named = [["a", "b"]] * 3
+    settings = {"marker": "Answer:", "system": SYSTEM, "max_new_tokens": 6, "votes": 3}
+    together = mllm.choose(images, PROMPTS, named, **settings)
+    alone = [mllm.choose([i], [p], [n], **settings)[0] for i, p, n in zip(images, PROMPTS, named, strict=True)]
+    assert [[str(c.reply) for c in one] for one in together] == [[str(c.reply) for c in one] for one in alone]
+    assert {len(one) for one in together} == {3} and len({str(choice.reply) for choice in together[0]}) > 1, "their seeds differ"
+    (greedy,) = mllm.choose(images[:1], PROMPTS[:1], named[:1], **settings | {"votes": 1})
+    assert [choice.reply for choice in greedy] == mllm.generate(images[:1], PROMPTS[:1], system=SYSTEM, max_new_tokens=6)
+
+
 @pytest.mark.parametrize("system", ["", SYSTEM])
 def test_scores_of_a_batch_equal_plain_forward_passes(mllm: QwenMLLM, images: list[Image.Image], system: str) -> None:
     scores = mllm.score(images, PROMPTS, ANSWERS, system=system)

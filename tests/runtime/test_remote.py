@@ -96,7 +96,7 @@ def test_what_the_other_side_lacks_is_said_with_the_cure(pool: ModelPool) -> Non
     with serving(Engine(ours=False, scores=False)) as server:
         with pytest.raises(RemoteError, match=r"vision-7b at .* no log-likelihoods .*slow=reason"):
             pool.leased(spec(server, "mllm")).score(IMAGES[:1], PROMPTS[:1], [["a"]])
-        with pytest.raises(RemoteError, match=r"has no model 'gone'; it has vision-7b\. .*#vision-7b"):
+        with pytest.raises(RemoteError, match=r"has no model 'gone'; it has vision-7b\. .*models\.mllm\.model=vision-7b$"):
             pool.leased(spec(server, "mllm", "gone")).generate(IMAGES[:1], PROMPTS[:1])
         with pytest.raises(ConfigError, match="models/joint=blip_itm_base"):
             pool.leased(spec(server, "joint")).match(IMAGES[:1], PROMPTS[:1])

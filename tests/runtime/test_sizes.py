@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fgvr.errors import ModelLoadError
-from fgvr.modes.planning import to_json
+from fgvr.modes.memory_plan import to_json
 from fgvr.planning import plan
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice

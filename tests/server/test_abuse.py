@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from fgvr.errors import KnowledgeError
-from fgvr.server.decoding import Decoders, Worker
+from fgvr.server.decode_pool import Decoders, Worker
 from fgvr.server.settings import Settings
 from fgvr.types import Prediction, Sample
 from fgvr.utils.images import REDUCE_ABOVE, read_image
@@ -142,7 +142,7 @@ def test_the_server_reads_a_picture_as_everybody_does(form: str) -> None:
 
 def test_a_decoding_process_ends_with_its_parent() -> None:
     code = (
-        "import os, signal\nfrom fgvr.server.decoding import Worker\nworker = Worker(1000)\n"
+        "import os, signal\nfrom fgvr.server.decode_pool import Worker\nworker = Worker(1000)\n"
         "print(worker.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -36,7 +36,7 @@ def test_concurrent_requests_share_batches_and_leases(serve: Serve, slow_words: 
         answers = list(threads.map(lambda i: served.post("/v1/chat/completions", chat(f"bird {i}")).json(), range(32)))
     alone = [served.post("/v1/chat/completions", chat(f"bird {i}")).json() for i in range(32)]
     assert [a["choices"] for a in answers] == [a["choices"] for a in alone], "whatever else was in the batch"
-    found = dict(re.findall(r'fgvr_batch_jobs_(count|sum)\{lane="converse"\} (\S+)', served.get("/metrics").text))
+    found = dict(re.findall(r'fgvr_batch_jobs_(count|sum)\{queue="converse"\} (\S+)', served.get("/metrics").text))
     assert float(found["sum"]) == 64
     assert float(found["count"]) < 32 + 16, "the first 32 went in few batches"
 

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from fgvr.errors import ConfigError
-from fgvr.server import logs
+from fgvr.server.running import log_files
 from fgvr.server.settings import Environment, Settings, Tokens
 
 from ..webfake import serving
-from .conftest import ADMIN, MIB, Serve, chat, data_url, png
+from .conftest import ADMIN, MIB, Serve, chat, data_url, png, until
 
 CHANGING = [
     "/api/v1/memory/cleanup",
@@ -243,7 +243,7 @@ def test_control_marks_in_texts_are_refused(serve: Serve) -> None:
 
 
 def test_neither_tokens_nor_pictures_get_into_the_log(tmp_path: Path) -> None:
-    with logs.written(tmp_path, days=3):
+    with log_files(tmp_path, days=3):
         kept = [h.backupCount for h in logging.getLogger("fgvr.server.access").handlers if isinstance(h, TimedRotatingFileHandler)]
         logging.getLogger("fgvr.server.x").warning("sent Authorization: Bearer abcDEF123456 and token=topsecret99 and %s", data_url())
         logging.getLogger("fgvr.server.access").info("GET /health 200")

@@ -1,25 +1,26 @@
 """Models held elsewhere, behind the OpenAI API. Nothing is loaded here: they weigh nothing, take no turns, and cost only the waiting.
 
-`source`: `http://host:port[/v1]#model`; the model is a name of the other side's list, or a role where a server of fgvr holds it.
+`source`: `http://host:port[/v1]`, or several joined by commas; `model`: a name of the other side's list. A server of fgvr needs none.
 """
 
 from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.option_tokens import draws
 from fgvr.runtime.remote import replies, scoring
 from fgvr.runtime.remote.engine import Abilities, Engine
-from fgvr.runtime.remote.wire import Message, data_url, messages, parcels
+from fgvr.runtime.remote.wire import data_url, messages, parcels
 from fgvr.types import Choice, ModelSpec, Reply, Scores
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from fgvr.runtime.conversation import Images
     from fgvr.runtime.devices.base import Device
 
-T = TypeVar("T")
-TEMPERATURE = 0.7  # of several replies to one question
 CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
 
@@ -52,8 +51,8 @@ class RemoteLoader(Loader):
     def describe(self, spec: ModelSpec) -> str:
         """What the engine can do, in words; an MLLM is tried out with two short requests. Waits for nobody; raises RemoteError."""
         with closing(Engine(replace(spec, patience=0.0))) as engine:
-            name = f"{engine.identity.name} at {engine.address}"
-            return f"{name} {engine.abilities}" if spec.role == "mllm" else name
+            told = f"{engine.identity.name} at {engine.address}" + (f" {engine.abilities}" if spec.role == "mllm" else "")
+            return told + "".join(f"; {address} does not answer" for address in engine.absent)
 
     def abilities(self, spec: ModelSpec) -> Abilities:
         """Of the engine that holds an MLLM. Raises RemoteError."""
@@ -111,7 +110,8 @@ class RemoteMLLM(_Remote):
             return []
         self._sees(images)
         body = {"max_tokens": max_new_tokens, "temperature": 0}
-        return self._engine.each([self._chat(messages(i, p, system), body, replies.reply) for i, p in zip(images, prompts, strict=True)])
+        turns = [messages(i, p, system) for i, p in zip(images, prompts, strict=True)]
+        return self._engine.each([self._engine.chat(asked, body, replies.reply) for asked in turns])
 
     def choose(
         self,
@@ -131,11 +131,10 @@ class RemoteMLLM(_Remote):
         common: dict[str, Any] = {"max_tokens": max_new_tokens}
         if count := self._engine.abilities.top_logprobs:
             common |= {"logprobs": True, "top_logprobs": count}
-        drawn = [{"temperature": 0}] if votes == 1 else [{"temperature": TEMPERATURE, "seed": vote} for vote in range(votes)]
         calls = [
-            self._chat(turns, common | sampling, partial(replies.choice, options=named, marker=marker))
+            self._engine.chat(turns, common | draw, partial(replies.choice, options=named, marker=marker))
             for turns, named in ((messages(i, p, system), named) for i, p, named in zip(images, prompts, options, strict=True))
-            for sampling in drawn
+            for draw in draws(votes)
         ]
         found = self._engine.each(calls)
         return [tuple(found[i : i + votes]) for i in range(0, len(found), votes)]
@@ -152,18 +151,14 @@ class RemoteMLLM(_Remote):
             shows = any(len(item) if isinstance(item, Sequence) else True for item in images)
             if self._seen or not shows or self._engine.identity.ours:
                 return
-            without, with_one = self._engine.each([self._length([]), self._length([_blank()])])
+            without, with_one = (self._engine.tries(self._length(shown)) for shown in ([], [_blank()]))
             if without and with_one and with_one <= without:
-                raise self._engine.lacks("does not look at images", "name a multimodal model in models.mllm.source='http://...#MODEL'")
+                raise self._engine.lacks("does not look at images", "name a multimodal model: models.mllm.model=NAME")
             self._seen = True
 
-    def _length(self, images: list[Image]) -> Any:
+    def _length(self, images: list[Image]) -> Callable[[Any], int]:
         shortest = {"max_tokens": 1, "temperature": 0}
-        return self._chat(messages(images, "What is this?"), shortest, lambda found: replies.usage(found, "prompt_tokens"))
-
-    def _chat(self, turns: Sequence[Message], settings: Mapping[str, Any], read: Callable[[Any], T]) -> Callable[[Any], T]:
-        body = {"model": self._engine.identity.name, "messages": list(turns), **settings}
-        return replies.chat(self._engine.address, body, read)
+        return self._engine.chat(messages(images, "What is this?"), shortest, lambda found: replies.usage(found, "prompt_tokens"))
 
 
 class RemoteEncoder(_Remote):
@@ -199,7 +194,7 @@ class RemoteEncoder(_Remote):
                 )
             return np.stack(rows)
 
-        return replies.post(self._engine.address, "/embeddings", body, read)
+        return replies.post("/embeddings", body, read)
 
 
 class RemoteJoint(_Remote):
@@ -211,7 +206,7 @@ class RemoteJoint(_Remote):
 
         def ask(some: slice) -> Any:
             body = {"model": self._engine.identity.name, "images": [data_url(i) for i in images[some]], "texts": list(texts[some])}
-            return replies.post(self._engine.address, "/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
+            return replies.post("/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
 
         parts = self._engine.each([ask(some) for some in parcels(images)])
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgvr.errors import ConfigError, RemoteError
+from fgvr.runtime.option_tokens import ALTERNATIVES
 from fgvr.runtime.remote import replies
 from fgvr.runtime.remote.link import Link
-from fgvr.runtime.remote.wire import parse_source
+from fgvr.runtime.remote.wire import Message, parse_source
 from fgvr.types import ROLES, ModelSpec
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 T = TypeVar("T")
-_ALTERNATIVES = (20, 5)  # the OpenAI API's limit, and what older engines give
+Ask = Callable[[Callable[["OpenAI"], Any]], Any]
+_ALTERNATIVES = (ALTERNATIVES, 5)  # the API's limit, and what older engines give
 _REFUSALS = (400, 422, 500, 501)  # how engines answer a parameter that they do not know
 _TRIAL = [{"role": "user", "content": "Answer with the letter A."}]
 
@@ -46,72 +48,98 @@ class Identity:
     ours: bool
     logit_scale: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.fingerprint}"
+
 
 class Engine:
-    """The model a spec names, and the link to who holds it. Making one asks nothing yet."""
+    """The model a spec names, and the link to who holds it, at one address or several. Making one asks nothing yet."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        try:
-            address, self._model = parse_source(spec.source, spec.role)
-        except ValueError:
-            raise ConfigError(
-                f"models.{spec.role}.source={spec.source}: no address of a server. Give server.url=http://127.0.0.1:8000 (or set "
-                "FGVR_SERVER_URL), or models.%s.source='http://host:port/v1#model'" % spec.role
-            ) from None
-        self._link = Link(address, spec.patience, self._verify)
+        self._addresses, self._model = parse_source(spec)
+        self._link = Link(self._addresses, spec.patience, self._verify)
         self._lock = threading.Lock()
         self._identity: Identity | None = None
         self._abilities: Abilities | None = None
+        self._refused: set[str] = set()  # settings that this model does not take
 
     @property
     def address(self) -> str:
-        return self._link.address
+        """All of them, for people."""
+        return ", ".join(self._addresses)
+
+    @property
+    def absent(self) -> list[str]:
+        """The addresses that did not answer when they were last asked."""
+        return self._link.absent
 
     @property
     def identity(self) -> Identity:
-        """Raises RemoteError: nobody there, or no such model."""
-        if self._identity is None:
-            found = self._link.ask(self._look)
+        """Raises RemoteError: nobody there, or no such model; ConfigError: the addresses hold different ones."""
+        if (known := self._identity) is None:
+            found = self._same(self._link.everywhere(lambda ask: ask(self._look)), "hold different models")
             with self._lock:
-                self._identity = self._identity or found
-        return self._identity
+                self._identity = known = self._identity or found
+        return known
 
     @property
     def abilities(self) -> Abilities:
-        """Tried out with two short requests when first asked; a server of fgvr can do everything. Raises RemoteError."""
-        if self._abilities is None:
-            found = Abilities(True, 0) if self.identity.ours else Abilities(self._gives_scores(), self._alternatives())
+        """Tried out with two short requests when first asked; a server of fgvr can do everything. Raises as `identity`."""
+        if (known := self._abilities) is None:
+            ours = self.identity.ours
+            found = Abilities(True, ALTERNATIVES) if ours else self._same(self._link.everywhere(self._probe), "can do different things")
             with self._lock:
-                self._abilities = self._abilities or found
-        return self._abilities
+                self._abilities = known = self._abilities or found
+        return known
 
-    def _gives_scores(self) -> bool:
-        return self.tries(replies.likelihoods(self.address, self.identity.name, _TRIAL, "A")) is not None
+    def _probe(self, ask: Ask) -> Abilities:
+        def given(settings: Mapping[str, Any], turns: Sequence[Message], read: Callable[[Any], Any]) -> Any:
+            return _unless_refused(lambda: ask(self.chat(turns, settings, read)))
 
-    def _alternatives(self) -> int:
-        """How many alternatives of each token the engine tells."""
-        for count in _ALTERNATIVES:
-            body = {
-                "model": self.identity.name,
-                "messages": _TRIAL,
-                "max_tokens": 1,
-                "temperature": 0,
-                "logprobs": True,
-                "top_logprobs": count,
-            }
-            if self.tries(replies.chat(self.address, body, replies.token_rows)):
-                return count
-        return 0
+        scores = given(replies.PROMPT_LOGPROBS, [*_TRIAL, {"role": "assistant", "content": "A"}], replies.prompt_row) is not None
+        plain = {"max_tokens": 1, "temperature": 0, "logprobs": True}
+        told = (count for count in _ALTERNATIVES if given(plain | {"top_logprobs": count}, _TRIAL, replies.tokens))
+        return Abilities(scores, next(told, 0))
+
+    def _same(self, found: Mapping[str, T], differ: str) -> T:
+        first, *others = found.values()
+        if any(other != first for other in others):
+            each = "; ".join(f"{address}: {one}" for address, one in found.items())
+            raise ConfigError(f"models.{self.spec.role}.source: its addresses {differ} ({each}): name equal engines, or one")
+        return first
+
+    def chat(self, turns: Sequence[Message], settings: Mapping[str, Any], read: Callable[[Any], T]) -> Callable[[OpenAI], T]:
+        """A chat completion, in the words this model takes: some of OpenAI's refuse `max_tokens`, and every temperature but their own."""
+        body = {"model": self.identity.name, "messages": list(turns), **settings}
+
+        def call(client: OpenAI) -> T:
+            import openai
+
+            while True:
+                try:
+                    return replies.post("/chat/completions", self._spoken(body), read)(client)
+                except openai.BadRequestError as error:
+                    if not self._learns(str(error), body):
+                        raise
+
+        return call
+
+    def _spoken(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        renamed = {"max_tokens": "max_completion_tokens"}
+        spoken = {renamed.get(key, key) if key in self._refused else key: value for key, value in body.items()}
+        return {key: value for key, value in spoken.items() if key != "temperature" or key not in self._refused}
+
+    def _learns(self, said: str, body: Mapping[str, Any]) -> bool:
+        wrong = "max_tokens" if "max_completion_tokens" in said else "temperature" if "'temperature'" in said else ""
+        new = wrong in body and wrong not in self._refused
+        if new:
+            self._refused.add(wrong)
+        return new
 
     def tries(self, call: Callable[[OpenAI], T]) -> T | None:
         """None where the engine refuses this very request; other failures raise RemoteError."""
-        try:
-            return self.ask(call)
-        except RemoteError as error:
-            if error.status in _REFUSALS:
-                return None
-            raise
+        return _unless_refused(lambda: self.ask(call))
 
     def ask(self, call: Callable[[OpenAI], T]) -> T:
         return self._link.ask(call)
@@ -126,27 +154,38 @@ class Engine:
         return RemoteError(f"{self.identity.name} at {self.address} {what}: {cure}")
 
     def _look(self, client: OpenAI) -> Identity:
-        rows = replies.get(self.address, "/models", _listed)(client)
+        rows = replies.get("/models", _listed)(client)
         ours = [row for row in rows if row.get("fingerprint")]
         chosen = next((row for row in ours if self._model in (row["id"], row.get("role"))), None)
         if chosen is not None:
-            return Identity(chosen["id"], str(chosen["fingerprint"]), True, chosen.get("logit_scale"))
-        names = [str(row["id"]) for row in rows]
-        name = names[0] if len(names) == 1 and not ours and self._model in ROLES else self._model
-        if name not in names:
+            return Identity(self._model, str(chosen["fingerprint"]), True, chosen.get("logit_scale"))
+        names = [row["id"] for row in rows]
+        wanted = (
+            names if len(names) == 1 and not ours and self._model in ROLES else [self._model, f"{self._model}:latest"]
+        )  # as Ollama does
+        if (name := next((name for name in wanted if name in names), None)) is None:
             raise RemoteError(
-                f"{self.address} has no model {name!r}; it has {', '.join(names) or 'none'}. "
-                f"Name one: models.{self.spec.role}.source='{self.address}#{(names or ['MODEL'])[0]}'"
+                f"{str(client.base_url).rstrip('/')} has no model {self._model!r}; it has {', '.join(names) or 'none'}. "
+                f"Name one: models.{self.spec.role}.model={(names or ['MODEL'])[0]}"
             )
-        return Identity(name, _fingerprint(self.address, name), False)
+        return Identity(name, _fingerprint(self._addresses[0], name), False)
 
     def _verify(self, client: OpenAI) -> None:
         known = self._identity
         if known is not None and (found := self._look(client)).fingerprint != known.fingerprint:
             raise RemoteError(
-                f"{self.address} came back with another {self.spec.role} ({found.name}, {found.fingerprint}; it was {known.name}, "
-                f"{known.fingerprint}). Answers of two models are not mixed: start the run again"
+                f"{str(client.base_url).rstrip('/')} came back with another {self.spec.role} ({found}; it was {known}). "
+                "Answers of two models are not mixed: start the run again"
             )
+
+
+def _unless_refused(ask: Callable[[], T]) -> T | None:
+    try:
+        return ask()
+    except RemoteError as error:
+        if error.status in _REFUSALS:
+            return None
+        raise
 
 
 def _listed(found: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Requests to one engine that survive its bad moments: a busy engine is obeyed, one that is away is waited for, a refusal is final."""
+"""Requests to the engine at one or more addresses. A busy engine is obeyed, an absent one is waited for, a refusal is final.
+
+Each request goes to the address with the fewest open requests. An address that does not answer is left out and tried again later.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.utils.network import header_value, route_to
@@ -22,57 +28,97 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-KEYS = ("FGVR_API_KEY", "FGVR_TOKEN", "OPENAI_API_KEY")  # the first that is set
+KEYS = ("FGVR_API_KEY", "FGVR_TOKEN", "OPENAI_API_KEY")  # the first that is set; the other way round for OpenAI itself
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds; doubled with each failure in a row
 READ_SECONDS = 600.0  # a long batch on a slow machine
 _AWAY = (502, 503, 504)
 _FAULTS = 3  # times that an engine's own error (500) is tried
 
 
-class Link:
-    """`address`: ends in /v1. `patience`: seconds from a request's first failure until it is given up.
+@dataclass(eq=False)
+class _Place:
+    """One address. `away`: who answers next must be verified. `left_out`: until then the other addresses are preferred."""
 
-    `verify` is called before the first request after the engine was away, by its own word or without one: who came back may be another.
+    address: str
+    client: OpenAI | None = None
+    busy: int = 0  # open requests
+    away: bool = False
+    failures: int = 0  # in a row
+    left_out: float = 0.0
+
+    def leave_out(self) -> None:
+        self.away, self.failures = True, self.failures + 1
+        self.left_out = time.monotonic() + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures)
+
+
+class Link:
+    """`addresses`: each ends in /v1. `patience`: seconds from a request's first failure until it is given up.
+
+    `verify` is called before the first request to an address that was away, by its own word or without one: who came back may be another.
     """
 
-    def __init__(self, address: str, patience: float, verify: Callable[[OpenAI], None] | None = None) -> None:
-        self.address, self._patience, self._verify = address, patience, verify
+    def __init__(self, addresses: Sequence[str], patience: float, verify: Callable[[OpenAI], None]) -> None:
+        self._places, self._patience, self._verify = [_Place(address) for address in addresses], patience, verify
         self._lock = threading.Lock()
-        self._made: OpenAI | None = None
-        self._away = False
 
-    def ask(self, call: Callable[[OpenAI], T], stop: threading.Event | None = None) -> T:
-        """What `call` returns. Raises RemoteError: refused, or nobody there for too long."""
+    def everywhere(self, call: Callable[[Callable[..., Any]], T]) -> dict[str, T]:
+        """What `call` finds at each address that answers now; it is given what to ask with. Where none answers, one is waited for."""
+        if len(self._places) == 1:
+            return {self._places[0].address: call(self.ask)}
+        found: dict[str, T] = {}
+        for place in self._places:
+            try:
+                found[place.address] = call(partial(self.ask, only=place))
+            except RemoteError as error:
+                if not place.away:
+                    raise
+                log.warning("%s; it is left out until it answers", error)
+        return found or {self._places[0].address: call(self.ask)}
+
+    @property
+    def absent(self) -> list[str]:
+        """The addresses that did not answer when they were last asked."""
+        return [place.address for place in self._places if place.away]
+
+    def ask(self, call: Callable[[OpenAI], T], stop: threading.Event | None = None, only: _Place | None = None) -> T:
+        """What `call` returns. Raises RemoteError: refused, or nobody there for too long; `only` this address is not waited for."""
         import openai
 
-        stop = stop or threading.Event()
-        deadline, failures, faults = None, 0, 0
+        stop, places = stop or threading.Event(), self._places if only is None else [only]
+        resting: dict[_Place, float] = {}  # when this request may go there again
+        deadline, failures, faults, why = math.inf, 0, 0, ""
         while True:
+            place = self._take(places, resting)
             try:
-                if self._away and self._verify is not None:
-                    self._verify(self._client)
-                    self._away = False
-                return call(self._client)
+                if (pause := resting.get(place, 0.0) - time.monotonic()) > 0:
+                    self._rest(place, why, pause, deadline, stop, failures)
+                made = self._client(place)
+                if place.away:
+                    self._verify(made)
+                    place.away = False
+                answer = call(made)
+                place.failures, place.left_out = 0, 0.0
+                return answer
             except openai.APIStatusError as error:
                 faults += error.status_code == 500
+                why, told = f"answered {error.status_code}: {_words(error, place.address)}", _retry_after(error)
                 if not _passing(error.status_code) or faults >= _FAULTS:
-                    raise RemoteError(f"{self.address} answered {error.status_code}: {_words(error)}", error.status_code) from None
-                self._away |= error.status_code in _AWAY
-                told, why = _retry_after(error), f"answered {error.status_code}: {_words(error)}"
+                    raise RemoteError(f"{place.address} {why}", error.status_code) from None
+                away = error.status_code in _AWAY
             except openai.APIConnectionError as error:
-                self._away = True
-                told, why = None, f"does not answer{route_to(self.address)} ({error.__cause__ or error})"
+                why, told = f"does not answer{route_to(place.address)} ({error.__cause__ or error})", None
+                away = True
+            finally:
+                with self._lock:
+                    place.busy -= 1
+            if away:
+                place.leave_out()
+                if only is not None:
+                    raise RemoteError(f"{place.address} {why}")
             now = time.monotonic()
-            deadline = deadline or now + self._patience
-            pause = told if told is not None else min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures) * random.uniform(0.75, 1.0)
+            deadline = min(deadline, now + self._patience)
+            resting[place] = now + (told or min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures) * random.uniform(0.75, 1.0))
             failures += 1
-            if now + pause > deadline:
-                raise RemoteError(f"{self.address} {why}; gave up after {self._patience:g} s (models.*.patience)")
-            log.log(
-                logging.WARNING if failures == 3 else logging.DEBUG, "%s %s; trying again for %.0f s", self.address, why, deadline - now
-            )
-            if stop.wait(pause):
-                raise RemoteError(f"{self.address}: given up, as another request of the same batch failed")
 
     def each(self, calls: Sequence[Callable[[OpenAI], T]]) -> list[T]:
         """All at the same time, so that the engine can batch them; answers in order. The first failure ends the others' waiting."""
@@ -93,17 +139,33 @@ class Link:
 
     def close(self) -> None:
         """Let go of the connections; the next request makes new ones."""
-        with self._lock:
-            made, self._made = self._made, None
-        if made is not None:
-            made.close()
+        for place in self._places:
+            with self._lock:
+                made, place.client = place.client, None
+            if made is not None:
+                made.close()
 
-    @property
-    def _client(self) -> OpenAI:
+    def _take(self, places: Sequence[_Place], resting: dict[_Place, float]) -> _Place:
+        """The least busy address: of those where this request need not rest, and of those that are not left out, if there are any."""
         with self._lock:
-            if self._made is None:
-                self._made = client(self.address)
-            return self._made
+            now = time.monotonic()
+            place = min(places, key=lambda place: (max(0.0, resting.get(place, 0.0) - now), place.left_out > now, place.busy))
+            place.busy += 1
+            return place
+
+    def _rest(self, place: _Place, why: str, pause: float, deadline: float, stop: threading.Event, failures: int) -> None:
+        left = deadline - time.monotonic()
+        if pause > left:
+            raise RemoteError(f"{place.address} {why}; gave up after {self._patience:g} s (models.*.patience)")
+        log.log(logging.WARNING if failures == 3 else logging.DEBUG, "%s %s; trying again for %.0f s", place.address, why, left)
+        if stop.wait(pause):
+            raise RemoteError(f"{place.address}: given up, as another request of the same batch failed")
+
+    def _client(self, place: _Place) -> OpenAI:
+        with self._lock:
+            if place.client is None:
+                place.client = client(place.address)
+            return place.client
 
 
 def client(address: str) -> OpenAI:
@@ -115,12 +177,16 @@ def client(address: str) -> OpenAI:
         import openai
     except ImportError:
         raise ConfigError("models=remote needs the openai client: pip install 'fgvr[remote]'") from None
-    key = next((header_value(name, os.environ[name]) for name in KEYS if os.environ.get(name)), "none")
+    key = next((header_value(name, os.environ[name]) for name in _keys(address) if os.environ.get(name)), "none")
     timeout = openai.Timeout(READ_SECONDS, connect=5.0)
     route = route_to(address)
     verified: dict[str, Any] = {"verify": route.certificates()} if address.startswith("https") else {}
     transport = openai.DefaultHttpxClient(trust_env=False, proxy=route.proxy, follow_redirects=False, **verified)
     return openai.OpenAI(base_url=address, api_key=key, max_retries=0, timeout=timeout, http_client=transport)
+
+
+def _keys(address: str) -> Sequence[str]:
+    return KEYS[::-1] if (urlsplit(address).hostname or "").endswith("openai.com") else KEYS
 
 
 def _passing(status: int) -> bool:
@@ -141,8 +207,8 @@ def _retry_after(error: APIStatusError) -> float | None:
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
-def _words(error: APIStatusError) -> str:
+def _words(error: APIStatusError, address: str) -> str:
     if error.response.is_redirect:
         return f"it redirects to {error.response.headers.get('location')}, and redirects are not followed: name the right address"
     words = reason(error.response.content)[:QUOTED] or "no reason given"
-    return f"{words}; set {KEYS[0]}" if error.status_code in (401, 403) else words
+    return f"{words}; set {_keys(address)[0]}" if error.status_code in (401, 403) else words

@@ -39,17 +39,16 @@ def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any
     def read(found: Any) -> Scores:
         return Scores(tuple(map(float, found["log_likelihoods"])), tuple(map(int, found["tokens"])), int(found["prompt_tokens"]))
 
-    return replies.post(engine.address, "/score", body, read)
+    return replies.post("/score", body, read)
 
 
 # --- vLLM: `prompt_logprobs` of a chat whose last turn is the answer ---------------------------------------------------------
 
 
 def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
-    body = {"model": engine.identity.name, "messages": list(turns), "max_tokens": 1, "temperature": 0}
-    length = replies.chat(engine.address, body, lambda found: replies.usage(found, "prompt_tokens"))
-    before = engine.ask(length)
-    found = engine.each([replies.likelihoods(engine.address, engine.identity.name, turns, text) for text in texts])
+    before = engine.ask(engine.chat(turns, {"max_tokens": 1, "temperature": 0}, lambda found: replies.usage(found, "prompt_tokens")))
+    with_answers = [[*turns, {"role": "assistant", "content": text}] for text in texts]
+    found = engine.each([engine.chat(said, replies.PROMPT_LOGPROBS, replies.prompt_row) for said in with_answers])
     rows = [row for row in found if row is not None]
     if not before or len(rows) < len(found):
         raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)

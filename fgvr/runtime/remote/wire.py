@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from fgvr.errors import ConfigError
 from fgvr.runtime.loaders.base import pil
+from fgvr.types import ModelSpec
 from fgvr.utils.network import port_is_valid
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 _TOGETHER, _PIXELS = 8, 6_000_000  # of one request; as PNG and base64 at most 24 MB
+_BETWEEN = re.compile(r",\s*(?=https?://)")
 _QUICK = 1  # of zlib's levels: the network here is memory, the processor is not idle
 
 
@@ -46,9 +50,20 @@ def messages(images: ImageLike | Sequence[ImageLike], prompt: str, system: str =
     return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": content}]
 
 
-def parse_source(source: str, role: str) -> tuple[str, str]:
-    """`http://host:port[/v1]#model` -> (address ending in its path, model); without a model the role's name. ValueError: neither."""
-    parts = urlsplit(source)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid(source):
-        raise ValueError(source)
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}", parts.fragment or role
+def parse_source(spec: ModelSpec) -> tuple[list[str], str]:
+    """The addresses (`http://host:port[/v1]#model`, joined by commas), each ending in its path, and the model's name there.
+
+    `models.*.model` names the model, else the part after #, else it is the role's name. Raises ConfigError.
+    """
+    sources = _BETWEEN.split(spec.source)
+    parts = [urlsplit(source) for source in sources]
+    if any(p.scheme not in ("http", "https") or not p.hostname or not port_is_valid(s) for p, s in zip(parts, sources, strict=True)):
+        raise ConfigError(
+            f"models.{spec.role}.source={spec.source}: no address of a server. Give server.url=http://127.0.0.1:8000 (or set "
+            f"FGVR_SERVER_URL), or models.{spec.role}.source=http://host:port/v1 models.{spec.role}.model=NAME"
+        )
+    names = {p.fragment or spec.role for p in parts}
+    if spec.model is None and len(names) > 1:
+        raise ConfigError(f"models.{spec.role}.source={spec.source}: {', '.join(sorted(names))} are different models; name one for all")
+    addresses = [f"{p.scheme}://{p.netloc}{p.path.rstrip('/') or '/v1'}" for p in parts]
+    return list(dict.fromkeys(addresses)), spec.model or names.pop()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import Conversation, Turn
-from fgvr.server import pictures
+from fgvr.server import request_images
 from fgvr.server.engine import InferenceEngine, RequestSlot
 from fgvr.server.http_errors import bad_request
 from fgvr.server.schemas import ImagePart, Message, RefusalPart
@@ -26,7 +26,7 @@ def turns_of(messages: Sequence[Message], slot: RequestSlot) -> tuple[Turn, ...]
         message = f"{count:,} messages and parts, at most {settings.max_messages:,} (server.max_messages)"
         raise bad_request(message, "messages", "prompt_too_long")
     parts = [part for message in messages for part in message.parts]
-    pictures.check_count(sum(isinstance(part, ImagePart) for part in parts), settings, param="messages")
+    request_images.check_count(sum(isinstance(part, ImagePart) for part in parts), settings, param="messages")
     check_characters([part.words for part in parts if not isinstance(part, ImagePart)], settings, param="messages")
     for i, message in enumerate(messages):
         _check_role(message, f"messages.{i}")
@@ -38,7 +38,7 @@ def turns_of(messages: Sequence[Message], slot: RequestSlot) -> tuple[Turn, ...]
         for j, part in enumerate(message.parts):
             where = f"messages.{i}.content" + (f".{j}" if len(message.parts) > 1 else "")
             if isinstance(part, ImagePart):
-                read.append(pictures.open_picture(part.image_url.url, slot, param=where))
+                read.append(request_images.open_picture(part.image_url.url, slot, param=where))
             else:
                 read.append(check_text(part.words, where))
         turns.append(Turn(_ROLES.get(message.role, message.role), tuple(read)))  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def check_text(text: str, where: str) -> str:
 def tokens_of(turns: Sequence[Turn]) -> int:
     """A guess from above, for the batch's budget: two characters a token, one per 28 x 28 pixels."""
     parts = [part for turn in turns for part in turn.parts]
-    return sum(len(p) for p in parts if isinstance(p, str)) // 2 + pictures.tokens_of([p for p in parts if isinstance(p, Picture)])
+    return sum(len(p) for p in parts if isinstance(p, str)) // 2 + request_images.tokens_of([p for p in parts if isinstance(p, Picture)])
 
 
 def _check_role(message: Message, where: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 import fgvr
 from fgvr import modes
 from fgvr.data import benchmarks
-from fgvr.data.health import diagnose
+from fgvr.data.diagnosis import diagnose
 from fgvr.session import Session
 from fgvr.types import Figures, Finding
 

@@ -2,7 +2,7 @@
 
 A new protocol is one function on `Outcomes` under `@protocol`; its version rises whenever any score could change. The function says what
 each image is worth, and the score is their mean, which can then be given intervals; or it says the score itself. Class identity is the
-class id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit (audit.py) says how
+class id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit says how
 many wrong answers each of them accepts. Definitions as published: FineR's utils/metrics.py (cacc, sacc), lmms-owc (text_inclusion),
 FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fgvr.errors import ConfigError
-from fgvr.evaluation import clustering, metrics
+from fgvr.errors import ConfigError, DatasetError
+from fgvr.evaluation import metrics
 from fgvr.evaluation.records import Outcomes
 
 OPTIONS = 4
@@ -140,7 +140,7 @@ def _cacc(outcomes: Outcomes) -> float:
     given = outcomes.answers != ""
     if not given.any():
         return 0.0
-    return clustering.accuracy(outcomes.answers[given], outcomes.labels[given]) * float(np.mean(given))
+    return metrics.clustering_accuracy(outcomes.answers[given], outcomes.labels[given]) * float(np.mean(given))
 
 
 @protocol("multiple_choice@random", 1, "Four options, three of them random; chance 1/4")
@@ -212,3 +212,28 @@ FAMILIES["sare_fuzzy"] = _sare_fuzzy
 def _accepted(outcomes: Outcomes, accepts: Callable[[str, str], bool]) -> np.ndarray:
     verdicts = {pair: bool(pair[0]) and accepts(*pair) for pair in set(outcomes.texts)}
     return np.array([verdicts[pair] for pair in outcomes.texts])
+
+
+# --- the audit of a scorer: how many wrong answers it would call right ----------------------------------------------------------
+
+
+def accepted_wrong(names: Sequence[str], chosen: Protocol) -> float:
+    """Share of the ordered pairs (answer, truth) of two different classes that the protocol accepts."""
+    if chosen.accepts is None:
+        raise ConfigError(f"{chosen} calls no single name right or wrong, so there is nothing to audit")
+    if len(names) < 2:
+        raise DatasetError("an audit needs at least two classes")
+    wrong = sum(chosen.accepts(answer, truth) for i, truth in enumerate(names) for j, answer in enumerate(names) if i != j)
+    return wrong / (len(names) * (len(names) - 1))
+
+
+def remarks(measure: Sequence[str], names: Sequence[str], sentences: Sentences | None) -> list[str]:
+    """What a reader of these protocols' numbers must know about the protocols themselves."""
+    chosen = [get(name) for name in measure]
+    told = [
+        f"{one} calls {accepted_wrong(names, one):.1%} of all wrong answers right (ordered pairs of the {len(names)} class names)"
+        for one in chosen
+        if one.accepts is not None and len(names) > 1
+    ]
+    encoded = [str(one) for one in chosen if one.encoder and sentences is not None]
+    return told + ([f"{', '.join(encoded)}: names are compared by {sentences.name}"] if sentences is not None and encoded else [])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fgvr.errors import ConfigError
-from fgvr.evaluation import audit, protocols
-from fgvr.evaluation.protocols import Sentences
+from fgvr.evaluation import scoring_protocols
 from fgvr.evaluation.records import Outcomes, outcomes
+from fgvr.evaluation.scoring_protocols import Sentences
 from scripts import audit_scorer
 
 rng = np.random.default_rng(5)
@@ -49,28 +49,28 @@ def test_cacc_is_the_best_of_all_matchings_in_1000_random_cases():
     for _ in range(1000):
         n, k_answers, k_labels = (int(x) for x in rng.integers((1, 1, 1), (25, 6, 6)))
         answers, labels = rng.integers(0, k_answers, n).astype(str).tolist(), rng.integers(0, k_labels, n).astype(str).tolist()
-        assert protocols.get("cacc").score(seen(answers, labels)) == pytest.approx(best_by_trying(answers, labels), abs=1e-12)
+        assert scoring_protocols.get("cacc").score(seen(answers, labels)) == pytest.approx(best_by_trying(answers, labels), abs=1e-12)
 
 
 def test_cacc_ignores_what_classes_are_called_and_matches_no_image_without_an_answer():
-    assert protocols.get("cacc").score(seen(["x", "x", "y"], ["a", "a", "b"])) == 1
-    assert protocols.get("cacc").score(seen(["", "", "y"], ["a", "a", "b"])) == pytest.approx(1 / 3)
-    assert protocols.get("cacc").score(seen(["", ""], ["a", "a"])) == 0
+    assert scoring_protocols.get("cacc").score(seen(["x", "x", "y"], ["a", "a", "b"])) == 1
+    assert scoring_protocols.get("cacc").score(seen(["", "", "y"], ["a", "a", "b"])) == pytest.approx(1 / 3)
+    assert scoring_protocols.get("cacc").score(seen(["", ""], ["a", "a"])) == 0
 
 
 def test_sare_fuzzy_accepts_other_classes_and_is_as_ordered_as_difflib():
-    fuzzy = protocols.get("sare_fuzzy@0.3")
+    fuzzy = scoring_protocols.get("sare_fuzzy@0.3")
     assert str(fuzzy) == "sare_fuzzy@0.3 v1"
     assert fuzzy.score(seen(["Acura TL Sedan 2012", "Kite"], ["Acura RL Sedan 2012", "Bowl"])) == 0.5
     assert fuzzy.accepts is not None
     for a, b in [("tide", "diet"), ("diet", "tide"), ("Rose", "rose"), ("Common Tern", "Arctic Tern")]:
         assert fuzzy.accepts(a, b) == (SequenceMatcher(None, a, b).ratio() >= 0.3)
-        assert protocols.similar(a, b, 0.5) == (SequenceMatcher(None, a, b).ratio() >= 0.5)
-    assert protocols.similar("tide", "diet", 0.5) != protocols.similar("diet", "tide", 0.5)
+        assert scoring_protocols.similar(a, b, 0.5) == (SequenceMatcher(None, a, b).ratio() >= 0.5)
+    assert scoring_protocols.similar("tide", "diet", 0.5) != scoring_protocols.similar("diet", "tide", 0.5)
 
 
 def test_text_inclusion_is_a_substring_so_a_rose_is_in_a_primrose():
-    score = protocols.get("text_inclusion").score
+    score = scoring_protocols.get("text_inclusion").score
     assert score(seen(["Pink Primrose", "a COLLIE ", "dog", ""], ["rose", "Collie", "Border Collie", "rose"])) == 0.5
 
 
@@ -83,28 +83,30 @@ SENTENCES = Sentences("a table", vectors)
 
 
 def test_sacc_is_the_mean_cosine_and_no_answer_counts_zero():
-    assert protocols.score(seen(["a", "b", ""], ["a", "a", "a"]), ["sacc"], SENTENCES) == {"sacc": pytest.approx((1 + 0.8) / 3)}
+    assert scoring_protocols.score(seen(["a", "b", ""], ["a", "a", "a"]), ["sacc"], SENTENCES) == {"sacc": pytest.approx((1 + 0.8) / 3)}
 
 
 def test_a_protocol_that_needs_an_encoder_says_so_when_there_is_none():
     with pytest.raises(ConfigError, match="sacc v1 compares names with a text encoder"):
-        protocols.score(seen(["a"], ["a"]), ["sacc"])
+        scoring_protocols.score(seen(["a"], ["a"]), ["sacc"])
 
 
 def test_multiple_choice_asks_among_the_classes_most_alike_in_name():
     classes = {c: c for c in "abcde"}
     run = seen(["d", "c"], ["a", "a"], rankings=(["d", "a"], ["c", "a"]), classes=classes)
     # The rivals of a are b, e and one of the orthogonal c and d (the first): d is no option, so a stands first; c is one, and wins.
-    assert protocols.score(run, ["multiple_choice"], SENTENCES) == {"multiple_choice": 0.5}
+    assert scoring_protocols.score(run, ["multiple_choice"], SENTENCES) == {"multiple_choice": 0.5}
     nobody = seen(["d"], ["a"], rankings=(["d"],), classes=classes)
-    assert protocols.score(nobody, ["multiple_choice"], SENTENCES) == {"multiple_choice": 0}
+    assert scoring_protocols.score(nobody, ["multiple_choice"], SENTENCES) == {"multiple_choice": 0}
 
 
 def test_random_multiple_choice_is_at_chance_for_a_random_ranking():
     classes = {str(c): str(c) for c in range(40)}
     labels = rng.integers(0, 40, 3000).astype(str).tolist()
     rankings = tuple(rng.permutation(40).astype(str).tolist() for _ in labels)
-    score = protocols.get("multiple_choice@random").score(seen([r[0] for r in rankings], labels, rankings=rankings, classes=classes))
+    score = scoring_protocols.get("multiple_choice@random").score(
+        seen([r[0] for r in rankings], labels, rankings=rankings, classes=classes)
+    )
     assert abs(score - 0.25) < 4 * (0.25 * 0.75 / 3000) ** 0.5
 
 
@@ -113,7 +115,7 @@ def test_names_and_rankings_come_with_the_predictions(run, classes):
     everything = outcomes(predictions)
     assert everything.texts[0] == (predictions[0].name, classes[str(predictions[0].label)])
     assert everything.classes == classes
-    assert protocols.score(everything, ["text_inclusion", "exact"]) == pytest.approx(
+    assert scoring_protocols.score(everything, ["text_inclusion", "exact"]) == pytest.approx(
         {"text_inclusion": np.mean([p.correct for p in predictions]), "exact": np.mean([p.correct for p in predictions])}
     )
 
@@ -123,7 +125,7 @@ def test_names_and_rankings_come_with_the_predictions(run, classes):
 )
 def test_a_wrong_name_is_answered_with_the_right_one(name, told):
     with pytest.raises(ConfigError, match=told):
-        protocols.get(name)
+        scoring_protocols.get(name)
 
 
 # --- the audit ---------------------------------------------------------------------------------------------------------------
@@ -134,19 +136,19 @@ def test_the_audit_counts_ordered_pairs_as_a_double_loop_does():
     for threshold in (0.3, 0.5, 0.7):
         pairs = [(a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j]
         expected = np.mean([SequenceMatcher(None, a, b).ratio() >= threshold for a, b in pairs])
-        assert audit.accepted_wrong(names, protocols.get(f"sare_fuzzy@{threshold}")) == pytest.approx(expected)
+        assert scoring_protocols.accepted_wrong(names, scoring_protocols.get(f"sare_fuzzy@{threshold}")) == pytest.approx(expected)
 
 
 def test_a_protocol_by_id_cannot_be_audited():
     with pytest.raises(ConfigError, match="exact v1"):
-        audit.accepted_wrong(["a", "b"], protocols.get("exact"))
+        scoring_protocols.accepted_wrong(["a", "b"], scoring_protocols.get("exact"))
 
 
 @pytest.mark.skipif(not LISTS.exists(), reason=f"no class lists at {LISTS}")
 @pytest.mark.parametrize(("classes", "share"), [("stanford_car196", 0.688), ("cub_bird200", 0.318), ("stanford_dog120", 0.241)])
 def test_the_known_shares_of_the_public_scorer(classes, share):
     names = json.loads(LISTS.read_text())[classes]
-    assert round(audit.accepted_wrong(names, protocols.get("sare_fuzzy@0.3")), 3) == share
+    assert round(scoring_protocols.accepted_wrong(names, scoring_protocols.get("sare_fuzzy@0.3")), 3) == share
 
 
 def test_the_command_prints_one_line_per_list(tmp_path: Path, capsys):

@@ -1,0 +1,208 @@
+"""Does System 2 reason? The `reason` decoder of the shipped MLLM by free generation, beside `score` and System 1, and what its rules pay.
+
+    python scripts/reason_table.py                                        # final worlds 9050-9054, for acceptance only
+    python scripts/reason_table.py --worlds 9010 dataset.test_per_class=5 # development
+
+Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
+names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
+calls and tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences
+shuffled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+import fgvr
+from fgvr import modes
+from fgvr.agents import prompts
+from fgvr.agents.replies import rationale_of, read_answer
+from fgvr.agents.slow import Question, SlowThinking, choice
+from fgvr.data import birds
+from fgvr.data.pictures import open_picture
+from fgvr.knowledge.experience import Library
+from fgvr.session import Session
+from fgvr.types import Picture
+from fgvr.utils.batches import chunks
+from fgvr.utils.files import atomic_write
+
+SIZE = 50
+"""Images per call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """The test images of a world with System 1's results, opened once."""
+
+    pictures: tuple[tuple[Picture, ...], ...]
+    labels: tuple[str, ...]
+    fast: tuple
+
+
+def look(session: Session) -> Seen:
+    samples = session.dataset.split.test
+    batches = tuple(tuple(open_picture(s.image) for s in part) for part in chunks(samples, SIZE))
+    return Seen(batches, tuple(str(s.label) for s in samples), tuple(tuple(session.fast(part)) for part in batches))
+
+
+def answers(session: Session, seen: Seen, think: SlowThinking) -> list[str]:
+    """The final class of every image, all of them thought about, fused as at inference."""
+    found = []
+    for pictures, results in zip(seen.pictures, seen.fast, strict=True):
+        found += [session.answer_fusion(fast, slow)[0] for fast, slow in zip(results, think(pictures, results), strict=True)]
+    return found
+
+
+def attributes_of(text: str) -> dict[int, int]:
+    """Attribute -> value, for the attributes that a text names."""
+    return {place: value for place, value in enumerate(birds.read(text)) if value is not None}
+
+
+def verdicts(rationale: str, question: Question) -> list[bool]:
+    """For each `phrase: letters` of a rationale: whether the letters are those of the options whose words have the phrase."""
+    said = re.findall(r"([a-z][a-z ]+):((?: [A-Z])+| none)", rationale.replace("I see", ""))
+    fits = [(p.strip(), [chr(65 + i) for i, o in enumerate(question.options) if p.strip() in o.description]) for p, _ in said]
+    return [right == re.findall("[A-Z]", letters) for (_, right), (_, letters) in zip(fits, said, strict=True)]
+
+
+def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict]]:
+    """What the free replies say, without rules; and each reply as a row."""
+    think = SlowThinking(session.decoder("bird"), session.shortlist, Library((), most=0))
+    names, rows = {record.id: record.name for record in session.knowledge.classes}, []
+    labels = iter(seen.labels)
+    for pictures, results in zip(seen.pictures, seen.fast, strict=True):
+        questions, judged = [think.question(r) for r in results], think(pictures, results)
+        asked = [choice("bird", q, ending="reason") for q in questions]
+        written = session.mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=session.config.slow.max_new_tokens)
+        for question, slow, reply in zip(questions, judged, written, strict=True):
+            label, ids = next(labels), [o.category for o in question.options]
+            read = read_answer(str(reply), [o.name for o in question.options])
+            chosen = ids[read] if read is not None else None
+            others = sorted((c for c in ids if c != chosen), key=lambda c: -slow.probabilities.get(c, 0.0))
+            said = attributes_of(rationale_of(str(reply)))
+            tells = [
+                p
+                for p, v in said.items()
+                if chosen and truth[label][p] == v == truth[chosen][p] and truth[others[0]][p] != v  # the picture shows it; they differ
+            ]
+            rows.append(
+                {
+                    "listed": label in ids,
+                    "right": chosen == label,
+                    "readable": chosen is not None,
+                    "tells": bool(tells),
+                    "seen": float(np.mean([truth[label][p] == v for p, v in said.items()])) if said else 0.0,
+                    "verdicts": float(np.mean(verdicts(str(reply), question) or [0.0])),
+                    "tokens": reply.prompt_tokens + reply.new_tokens,
+                    "new": reply.new_tokens,
+                    "reply": str(reply),
+                    "asked": choice("bird", question, ending="reason"),
+                    "truth": names[label],
+                    "options": [o.name for o in question.options],
+                }
+            )
+    listed = [r for r in rows if r["listed"]]
+    mean = {
+        "letter": np.mean([r["right"] for r in listed]),
+        "readable": np.mean([r["readable"] for r in rows]),
+        "tells": np.mean([r["tells"] for r in rows]),
+        "seen": np.mean([r["seen"] for r in rows]),
+        "verdicts": np.mean([r["verdicts"] for r in rows]),
+        "tokens": np.mean([r["tokens"] for r in rows]),
+        "new tokens": np.mean([r["new"] for r in rows]),
+    }
+    return {k: float(v) for k, v in mean.items()}, rows
+
+
+def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, float], list[dict]]:
+    """All quantities of one world."""
+    world = ("dataset=birds", f"dataset.seed={seed}", *words)
+    session = Session(fgvr.load_config("mode=evaluate", "slow=reason", "trigger=always", *world))
+    truth = {s.name: s.attributes for s in birds.make_world(seed, tuple(session.config.dataset.genera)).species}
+    seen = look(session)
+    by_id = {record.id: truth[record.name] for record in session.knowledge.classes}
+    found, rows = replies(session, seen, by_id)
+    labels = np.array(seen.labels)
+    plain = SlowThinking(session.decoder("bird"), session.shortlist, Library((), most=0))
+    without = np.array(answers(session, seen, plain)) == labels
+    fast = np.array([r.top.category for part in seen.fast for r in part]) == labels
+    scored = Session(fgvr.load_config("mode=evaluate", "slow=score", "trigger=always", "slow.rules=0", *world))
+    by_score = np.array(answers(scored, seen, SlowThinking(scored.decoder("bird"), scored.shortlist))) == labels
+    found |= {"fast": float(fast.mean()), "reason": float(without.mean()), "score": float(by_score.mean())}
+    if rules:
+        found |= experience(session, world, seen, without)
+    return found, rows
+
+
+def experience(session: Session, world: Sequence[str], seen: Seen, without: np.ndarray) -> dict[str, float]:
+    """Rules learned on the support images: how many, and what the accepted ones change on the test images they speak of."""
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", "slow=reason", "trigger=always", *world))
+    accepted = [rule for rule in base.experience if rule.status == "accepted"]
+    found = {"proposed": len(base.experience), "accepted": len(accepted)}
+    for rule in base.experience:
+        print(
+            f"  {rule.status}: {rule.rule} n={rule.n} p={rule.p:.3f} gain={rule.gain} fixed={rule.fixed} broken={rule.broken}", flush=True
+        )
+    if not accepted:
+        return found | {"gain": 0.0, "gain shuffled": 0.0}
+    sentences = [rule.rule for rule in accepted]
+    random.Random(0).shuffle(sentences)
+    shuffled = [replace(rule, rule=text) for rule, text in zip(accepted, sentences, strict=True)]
+    labels, pairs = np.array(seen.labels), {c for rule in accepted for c in rule.pair}
+    doubtful = np.isin(labels, sorted(pairs))
+    for name, library in {"gain": accepted, "gain shuffled": shuffled}.items():
+        think = SlowThinking(session.decoder("bird"), session.shortlist, Library(library, most=session.config.slow.rules))
+        right = np.array(answers(session, seen, think)) == labels
+        found[name] = float(right[doubtful].mean() - without[doubtful].mean())
+    return found | {"doubtful": float(doubtful.mean())}
+
+
+def interval(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3f} ({np.mean(values) - half:.3f} to {np.mean(values) + half:.3f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", default="9050-9054", help="one seed, or FIRST-LAST")
+    parser.add_argument("--no-rules", action="store_true", help="learn no rules")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="quantities by world, and every reply")
+    parser.add_argument("--show", type=int, default=9, help="replies printed, the first ones, unselected")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides for every run")
+    options = parser.parse_args(arguments)
+    first, _, last = options.worlds.partition("-")
+    seeds, table, rows = range(int(first), int(last or first) + 1), [], []
+    if any(seed in range(9070, 9100) for seed in seeds):
+        parser.error("worlds 9070-9099 are never run")
+    for seed in seeds:
+        found, replied = measure(seed, options.overrides, rules=not options.no_rules)
+        table.append(found)
+        rows.append(replied)
+        print(seed, json.dumps({k: round(v, 4) for k, v in found.items()}), flush=True)
+    for row in rows[0][: options.show]:
+        print(f"--- {row['truth']} ---\n{row['asked']}\n>>> {row['reply']}")
+    for name in table[0]:
+        print(f"{name:14} {interval([found[name] for found in table if name in found])}")
+    if options.json:
+        atomic_write(options.json, json.dumps({"worlds": dict(zip(map(str, seeds), table, strict=True)), "replies": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except fgvr.FgvrError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, fgvr.ConfigError) else 3)

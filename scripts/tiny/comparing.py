@@ -1,0 +1,194 @@
+"""What the stage `reason` teaches, as words: compare candidates in the context, follow rules, and make rules from mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fgvr.agents import prompts
+from fgvr.agents.differences import differences
+from fgvr.data.birds import ATTRIBUTES, FINE, describe, phrase, reserved
+from tiny import common
+from tiny.world import CARDINALITIES
+
+Species = tuple[int, ...]
+LETTERS = "ABCDEFGH"
+NAMES = tuple(ATTRIBUTES)
+MISTAKES = np.array([0.01, 0.02, 0.02, 0.14, 0.1, 0.03, 0.03, 0.06, 0.02, 0.02])
+"""How often an attribute is seen wrong in a lesson; about what the shipped model does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A prompt, and the reply in parts: (text, whether it is learned). `seen` parts cannot be known without the picture."""
+
+    prompt: str
+    reply: tuple[tuple[str, str], ...]  # (text, "said" | "seen" | "wrong")
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard a lesson is."""
+
+    options: int
+    strangers: int  # of the options
+    rules: float = 0.0
+    mistakes: float = 1.0  # factor on MISTAKES
+    misdescribed: float = 0.0  # how often one attribute of the true candidate's line is wrong
+
+
+def relatives(species: Species, count: int, rng: np.random.Generator) -> list[Species]:
+    """Others of a genus: one or two fine attributes from the species; none of them is reserved."""
+    found: list[Species] = []
+    while len(found) < count:
+        other = list(species)
+        for place in rng.choice(FINE, size=int(rng.integers(1, 3)), replace=False):
+            other[place] = (other[place] + int(rng.integers(1, 3))) % 3
+        if (new := tuple(other)) not in found and new not in reserved():
+            found.append(new)
+    return found
+
+
+def strangers(count: int, rng: np.random.Generator) -> list[Species]:
+    found: list[Species] = []
+    while len(found) < count:
+        if (new := tuple(int(v) for v in rng.integers(CARDINALITIES))) not in reserved():
+            found.append(new)
+    return found
+
+
+def names(count: int, rng: np.random.Generator) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        if (name := common.random_name(rng)) not in found:
+            found.append(name)
+    return found
+
+
+def spoken(place: int, value: int) -> str:
+    return phrase(NAMES[place], ATTRIBUTES[NAMES[place]][value])
+
+
+def rule_words(name: str, place: int, value: int) -> str:
+    """The kind of rule that the model makes and follows: what a class may show besides its description."""
+    return f"{name} may show {spoken(place, value)}."
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question with its truth: the species of the picture, and the candidates as they are listed."""
+
+    species: Species
+    listed: tuple[Species, ...]
+    called: tuple[str, ...]
+    true: int
+    rules: tuple[tuple[str, int, int], ...]  # (name, attribute, value) that it may show, too
+
+    @property
+    def shown(self) -> list[int]:
+        """The attributes in which the candidates differ."""
+        return [p for p in range(10) if len({o[p] for o in self.listed}) > 1]
+
+    @property
+    def prompt(self) -> str:
+        return self.asked("reason")
+
+    def asked(self, ending: str) -> str:
+        said = differences([describe(o) for o in self.listed])
+        return prompts.choose("bird", self.called, said, [rule_words(*rule) for rule in self.rules], ending=ending)
+
+    def answer(self, seen: Sequence[int]) -> Words:
+        """For each attribute in which they differ what is seen, and whom it fits; then the true letter, whatever was seen."""
+        reply: list[tuple[str, str]] = [("I see", "said")]
+        for nth, place in enumerate(self.shown):
+            value = seen[place]
+            fits = [
+                i
+                for i, (name, o) in enumerate(zip(self.called, self.listed, strict=True))
+                if o[place] == value or (name, place, value) in self.rules
+            ]
+            word, *rest = spoken(place, value).split()
+            reply += [("," if nth else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]
+            reply += [("".join(f" {r}" for r in rest) + ":", "said"), ("".join(f" {LETTERS[i]}" for i in fits) or " none", "said")]
+        return Words(self.prompt, (*reply, (f". {prompts.ANSWER} {LETTERS[self.true]}", "said")))
+
+    def mistaken(self, rng: np.random.Generator, factor: float) -> list[int]:
+        """What might be seen: now and then another candidate's value."""
+        seen = list(self.species)
+        for place in self.shown:
+            others = sorted({o[place] for o in self.listed} - {seen[place]})
+            if others and rng.random() < MISTAKES[place] * factor:
+                seen[place] = others[int(rng.integers(len(others)))]
+        return seen
+
+
+def draw_case(species: Species, level: Level, rng: np.random.Generator) -> Case:
+    near = relatives(species, level.options - 1 - level.strangers, rng)
+    options = [species, *near, *strangers(level.strangers, rng)]
+    order = rng.permutation(len(options))
+    listed, called = [options[i] for i in order], names(len(options), rng)
+    true = int(np.flatnonzero(order == 0)[0])
+    if rng.random() < level.misdescribed:
+        listed[true] = _misdescribed(species, rng)
+    rules = _rules(species, listed, called, true, rng) if rng.random() < level.rules else []
+    return Case(species, tuple(listed), tuple(called), true, tuple(rules))
+
+
+def comparison(species: Species, level: Level, rng: np.random.Generator) -> Words:
+    """Which of the candidates is this?"""
+    case = draw_case(species, level, rng)
+    return case.answer(case.mistaken(rng, level.mistakes))
+
+
+def _misdescribed(species: Species, rng: np.random.Generator) -> Species:
+    """One fine attribute said wrong."""
+    while True:
+        other, place = list(species), FINE[int(rng.integers(len(FINE)))]
+        other[place] = (other[place] + int(rng.integers(1, 3))) % 3
+        if tuple(other) not in reserved():
+            return tuple(other)
+
+
+def _rules(
+    species: Species, listed: Sequence[Species], called: Sequence[str], true: int, rng: np.random.Generator
+) -> list[tuple[str, int, int]]:
+    """One or two rules; most name a candidate, half of these what the truth really shows, some a stranger to the question."""
+    found = []
+    for _ in range(int(rng.integers(1, 3))):
+        wrong_here = [p for p in range(10) if listed[true][p] != species[p]]
+        if wrong_here and rng.random() < 0.7:
+            found.append((called[true], wrong_here[0], species[wrong_here[0]]))
+            continue
+        place = FINE[int(rng.integers(len(FINE)))]
+        name = called[int(rng.integers(len(called)))] if rng.random() < 0.7 else common.random_name(rng)
+        found.append((name, place, int(species[place]) if rng.random() < 0.5 else int(rng.integers(3))))
+    return found
+
+
+def reflection(species: Species, rng: np.random.Generator) -> Words:
+    """Why was it taken for the other? Say what is seen where the two differ; the rule names what does not fit the truth's description."""
+    said, taken = _misdescribed(species, rng), relatives(species, 1, rng)[0]
+    if rng.random() < 0.7:  # the other says what the picture shows
+        wrong = next(p for p in range(10) if said[p] != species[p])
+        other = list(taken)
+        other[wrong] = species[wrong]
+        taken = tuple(other)
+    if taken in (species, said) or taken in reserved():
+        return reflection(species, rng)
+    true, other = names(2, rng)
+    left = differences([describe(said), describe(taken)])
+    shown = [p for p in range(10) if said[p] != taken[p]]
+    unlike = [p for p in shown if said[p] != species[p]] or shown[:1]
+    reply: list[tuple[str, str]] = [("I see", "said")]
+    for nth, place in enumerate(shown):
+        word, *rest = spoken(place, species[place]).split()
+        reply += [("," if nth else "", "said"), (f" {word}", "seen"), ("".join(f" {r}" for r in rest), "said")]
+    place = unlike[0]
+    reply += [(f".\nRule: {rule_words(true, place, species[place])}\nWhen: {true} or {other}.\nPriority: high.", "said")]
+    return Words(prompts.reflect("bird", (true, left[0]), (other, left[1])), tuple(reply))
