@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import machine
-from fgvr.runtime.machine import DeviceFigures, Process
+from fgvr.runtime.machine import DeviceFigures
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -35,8 +35,6 @@ class Stats:
     formatted_limit: str
     formatted_system_available: str
     formatted_system_total: str
-    other_processes: int
-    other_processes_memory: int  # their USS together, as far as the system tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SystemAnswer:
-    """`memory/system`. Main memory, control group, swap, devices, and this package's other living processes."""
+    """`memory/system`. Main memory, control group, swap, devices."""
 
     ram_total: int
     ram_available: int
@@ -70,12 +68,10 @@ class SystemAnswer:
     swap_total: int
     swap_used: int
     devices: tuple[DeviceFigures, ...]
-    processes: tuple[Process, ...]
 
 
 def stats(pool: ModelPool, monitor: Monitor) -> Stats:
     status, host = pool.status(), machine.host()
-    others = tuple(machine.processes())
     return Stats(
         total_models=sum(m.here for m in status),
         total_memory_usage=status.used,
@@ -87,8 +83,6 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
         formatted_limit=format_bytes(status.budget),
         formatted_system_available=format_bytes(host.free),
         formatted_system_total=format_bytes(host.total),
-        other_processes=len(others),
-        other_processes_memory=sum(p.memory.uss or 0 for p in others),
     )
 
 
@@ -124,7 +118,6 @@ def system(device: Device) -> SystemAnswer:
         swap_total=host.swap_total,
         swap_used=host.swap_used,
         devices=devices,
-        processes=tuple(machine.processes()),
     )
 
 

@@ -1,14 +1,14 @@
 """Encoders and matchers: weights from file headers, and an upper estimate of working memory until a probe has measured it.
 
-A transformer is widest in the MLP of a block: for `T` tokens of width `w` and inner width `m`, `T (4 w + 3 m)` values. Sizes are read off the
-shapes of the tensors, so no family has formulas of its own. A tower that is no plain transformer gets a generous bound by picture area.
+A transformer is widest in the MLP of a block: for `T` tokens of width `w` and inner width `m`, `T (4 w + 3 m)` values. Sizes are read off
+the shapes of the tensors, so no family has formulas of its own. A tower that is no plain transformer gets a bound by picture area.
 Published models that are not on this machine have their numbers here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,13 +73,16 @@ KNOWN: Mapping[str, Towers] = {
 def footprint(
     spec: ModelSpec, found: Sequence[Path], *, name: str = "", vision: str = "", side: int = 224, eager: bool = False
 ) -> Footprint:
-    """Args:
+    """Weights and work, by parts.
+
+    Args:
         found: weight files; without any, the published model of this `name` is meant.
         vision: how names of the image tower's tensors begin; empty: all are.
         side: pixels of a picture.
         eager: a matcher's: attention is kept whole, and each text is read beside its picture.
 
-    Raises ModelLoadError when the files are not here and the model is not a published one.
+    Raises:
+        ModelLoadError: the files are not here, and the model is not a published one.
     """
     towers = read(found, vision, side) if found else published(spec, name, KNOWN)
     size = value_bytes(spec, found)
@@ -100,8 +103,8 @@ def read(found: Sequence[Path], vision: str, side: int) -> Towers:
     patches = [shape for name, shape in of_image.items() if len(shape) == 4 and "pos" not in name]
     plain = len(patches) == 1 and patches[0][-1] > 1
     image = Tower((side // patches[0][-1]) ** 2 + 1, patches[0][0], _largest(of_image.values())) if plain else None
-    contexts = [shape[0] for name, shape in shapes.items() if name == "positional_embedding" and len(shape) == 2]
-    text = Tower(min([TEXTS, *contexts]) if not contexts else contexts[0], words[1], _largest(of_text)) if of_text and words[1] else None
+    context = shapes.get("positional_embedding", [TEXTS])[0]  # of CLIP's text tower
+    text = Tower(context, words[1], _largest(of_text)) if of_text and words[1] else None
     return Towers((counts[_PARTS[0]], counts[_PARTS[1]], counts[_PARTS[2]]), side, image, text)
 
 
@@ -126,9 +129,9 @@ def _per_picture(towers: Towers, size: int, eager: bool) -> int:
     return towers.image.values * size + (towers.image.scores if eager else 0)
 
 
-def _largest(shapes: Sequence[list[int]] | object) -> int:
-    """Inner width: the longest side of a matrix, queries, keys and values in one apart."""
-    return max((max(shape) for shape in shapes if len(shape) == 2), default=0)  # type: ignore[union-attr,attr-defined]
+def _largest(shapes: Iterable[Sequence[int]]) -> int:
+    """Inner width: the longest side of a matrix."""
+    return max((max(shape) for shape in shapes if len(shape) == 2), default=0)
 
 
 def _part(tensor: str, vision: str) -> str:
