@@ -30,9 +30,11 @@ NAMES = (
     "sweep",
     "stream",
     "photos",
+    "scale",
+    "families",
 )
 STDOUT = Path("-")
-APART = ("batching", "stream", "photos")  # not in `all`: bfloat16 where it is emulated, half an hour, other models
+APART = ("batching", "stream", "photos", "scale", "families")  # not in `all`: emulated bfloat16, half an hour, other models
 
 
 def main() -> int:

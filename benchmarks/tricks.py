@@ -36,7 +36,7 @@ if rest:
     libraries.freeze_after_imports()
 else:
     gc.disable, gc.freeze = (lambda: None), (lambda: None)
-for role, loader in (("encoder", "clip"), ("mllm", "qwen")):
+for role, loader in (("encoder", "clip"), ("mllm", "transformers")):
     libraries.import_libraries(find_loader(ModelSpec(role, loader, "tiny")))
 """
 

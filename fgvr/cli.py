@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +106,8 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
 
         (job or _mode)(load_config(*overrides))
         return
+    if slurm := next((word for word in overrides if word.startswith("hydra/launcher=") and "slurm" in word), None):
+        _find_slurm(slurm)
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -130,6 +133,15 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
     hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(once)()
     if failures:
         raise failures[0]
+
+
+def _find_slurm(word: str) -> None:
+    """Raises ConfigError where Slurm's commands are not to be found, which submitit would say in a traceback."""
+    if absent := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
+        raise ConfigError(
+            f"{word}: no Slurm on this machine ({' and '.join(absent)} not found): run it on a login node of the cluster, or write "
+            "hydra/launcher=submitit_local for processes of this machine"
+        )
 
 
 def _mode(config: Config) -> None:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
 _DECODERS = 8  # threads at most; decoding releases the interpreter, and one core decodes 290 photographs a second
-_BATCHES = 32  # batches whose doubtful images may go to System 2 together
+GROUP = 4
+"""Batches whose doubtful images may go to System 2 together. Groups begin at multiples of it, so what is asked together depends on
+positions alone, whoever computes it and however often a run was interrupted."""
 _MISS_RATE = 1 / 8  # initial estimate of the MLLM cache-miss rate among escalated images whose embedding is cached
 
 
@@ -121,8 +123,8 @@ class Recognizer:
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
         """Predictions in order. The next batch is decoded while the models work on this one, and no more than two are held.
 
-        Up to 32 batches come together where few images are doubtful or most answers are cached: System 2 is asked when a full batch of
-        questions has come together, because its cost per image falls with its batch size. With `learn` each batch comes alone.
+        Batches of one group come together where few images are doubtful or most answers are cached: System 2 is asked when a full batch
+        of questions has come together, because its cost per image falls with its batch size. With `learn` each batch comes alone.
 
         Args:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
@@ -131,10 +133,11 @@ class Recognizer:
         batches = islice(chunks(samples, self.batch_size), done, None)
         decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
         waiting: list[FastBatch] = []
-        miss_rate = _MISS_RATE
+        miss_rate, number = _MISS_RATE, done
         try:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
+                number += 1
                 began = time.perf_counter()
                 opened = [(sample, picture()) for sample, picture in ahead]
                 waited = time.perf_counter() - began
@@ -145,10 +148,12 @@ class Recognizer:
                     unreadable.append(error)
                 pairs = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
                 waiting.append(self._run_fast([sample for sample, _ in pairs], [picture for _, picture in pairs], decode_wait=waited))
-                if not ahead or self._ready(waiting, miss_rate):
+                group_ends = not ahead or number % GROUP == 0
+                if group_ends or self._ready(waiting, miss_rate):
                     predictions, waiting = self._finish(waiting), []
                     if calls := [p.cost.mllm_calls > 0 for p in predictions if p.slow is not None]:
                         miss_rate = sum(calls) / len(calls)
+                    miss_rate = _MISS_RATE if group_ends else miss_rate
                     yield predictions
         finally:
             decoder.shutdown(cancel_futures=True)
@@ -177,7 +182,7 @@ class Recognizer:
 
     def _ready(self, waiting: Sequence[FastBatch], miss_rate: float) -> bool:
         """Whether the questions that are likely to need the MLLM fill a batch. An image that was opened is not cached."""
-        if self._learn is not None or len(waiting) >= _BATCHES:
+        if self._learn is not None:
             return True
         opened = sum(len(batch.doubtful) for batch in waiting if not batch.deferred)
         deferred = sum(len(batch.doubtful) for batch in waiting if batch.deferred)
@@ -198,6 +203,10 @@ class Recognizer:
         ]
         if self._learn is not None:
             self._learn(predictions)
+        return self.withheld(predictions)
+
+    def withheld(self, predictions: list[Prediction]) -> list[Prediction]:
+        """The same, without the answers that are too uncertain to be given."""
         return predictions if self._abstain is None or not predictions else self._abstain(predictions)
 
     def _predict(self, batch: FastBatch, i: int, slow: SlowResult | None, slow_costs: TrackedCosts, seconds: float) -> Prediction:

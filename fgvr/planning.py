@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fgvr.config.configuration import Config
@@ -13,13 +14,14 @@ from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.probe import FOLDER, Probes
 from fgvr.runtime.spec import checked
 from fgvr.types import MemoryPlan, ModelSpec
+from fgvr.utils.text import format_bytes
 
 
 def plan(config: Config) -> MemoryPlan:
     """What would be resident at once, and whether it fits the budget. Loads nothing. Raises ModelLoadError for a size that nobody knows."""
     device, budget = _device_and_budget(config)
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
-    return plan_memory(
+    found = plan_memory(
         needed,
         budget,
         reserve=as_bytes(config.runtime.reserve),
@@ -28,11 +30,21 @@ def plan(config: Config) -> MemoryPlan:
         offload=config.runtime.offload,
         probes=probes(config),
     )
+    return found if config.engine.name == "local" else replace(found, facts=(*found.facts, _of_workers(config, found)))
 
 
 def probes(config: Config) -> Probes:
     """What was measured of working memory on this machine."""
     return Probes(Path(config.paths.home).expanduser() / FOLDER)
+
+
+def _of_workers(config: Config, one: MemoryPlan) -> str:
+    """What a plan of one worker means for all of them."""
+    workers, each = config.engine.workers, f"needs {format_bytes(one.needed)} on a device of its own, and 0.3 to 0.8 GiB of libraries"
+    if workers is None:
+        return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
+    shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"
+    return f"engine=ray: each of {workers} workers {each}; all on one device {format_bytes(one.needed * workers)}{shared}"
 
 
 def used(config: Config) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     ImageLike = Picture | Image
+
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @runtime_checkable
@@ -108,6 +112,12 @@ class Trigger(Protocol):
 
 class SlowThinker(Protocol):
     def __call__(self, pictures: Sequence[Picture], results: Sequence[FastResult]) -> list[SlowResult]: ...
+
+
+class Each(Protocol):
+    """How the batches of a loop are worked through: as `map`, or several at once by others. Results keep the order of the items."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]: ...
 
 
 class Cache(Protocol):

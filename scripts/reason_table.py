@@ -1,12 +1,12 @@
-"""Does System 2 reason? The `reason` decoder of the shipped MLLM by free generation, beside `score` and System 1, and what its rules pay.
+"""Does System 2 reason? The `compare` decoder of the shipped MLLM by free generation, beside `score` and System 1, and what its rules pay.
 
     python scripts/reason_table.py                                        # final worlds 9050-9054, for acceptance only
     python scripts/reason_table.py --worlds 9010 dataset.test_per_class=5 # development
 
-Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
-names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
-calls and tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences
-shuffled.
+Per world: the right one of five, and of two by the free reply's letter, where the truth is listed; top-1 of System 1, `score` and
+`compare`; whether the rationale names an attribute that the picture shows and in which the chosen species differs from the runner-up;
+errors of seeing and of comparing; calls and tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and
+the same with their sentences shuffled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +25,14 @@ from scipy import stats
 import fgvr
 from fgvr import modes
 from fgvr.agents import prompts
+from fgvr.agents.compare import CompareDecoder
 from fgvr.agents.replies import rationale_of, read_answer
-from fgvr.agents.slow import Question, SlowThinking, choice
+from fgvr.agents.slow import Decoder, Judgement, Question, ReasonDecoder, SlowThinking, choice
 from fgvr.data import birds
 from fgvr.data.pictures import open_picture
 from fgvr.knowledge.experience import Library
 from fgvr.session import Session
-from fgvr.types import Picture
+from fgvr.types import Picture, Reply
 from fgvr.utils.batches import chunks
 from fgvr.utils.files import atomic_write
 
@@ -70,64 +70,99 @@ def attributes_of(text: str) -> dict[int, int]:
 
 def verdicts(rationale: str, question: Question) -> list[bool]:
     """For each `phrase: letters` of a rationale: whether the letters are those of the options whose words have the phrase."""
-    said = re.findall(r"([a-z][a-z ]+):((?: [A-Z])+| none)", rationale.replace("I see", ""))
-    fits = [(p.strip(), [chr(65 + i) for i, o in enumerate(question.options) if p.strip() in o.description]) for p, _ in said]
-    return [right == re.findall("[A-Z]", letters) for (_, right), (_, letters) in zip(fits, said, strict=True)]
+    right = []
+    for part in rationale.partition(". So")[2].rstrip(". ").split(","):
+        phrase, _, letters = part.partition(":")
+        right.append(letters.split() == [chr(65 + i) for i, o in enumerate(question.options) if phrase.strip() in o.description])
+    return right
 
 
-def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict]]:
-    """What the free replies say, without rules; and each reply as a row."""
-    think = SlowThinking(session.decoder("bird"), session.shortlist, Library((), most=0))
-    names, rows = {record.id: record.name for record in session.knowledge.classes}, []
-    labels = iter(seen.labels)
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One free reply: two candidates, what the picture shows, and what was written."""
+
+    question: Question
+    shows: tuple[int, ...]  # value per attribute
+    label: str
+    asked: str
+    reply: Reply
+
+    @property
+    def chosen(self) -> str | None:
+        read = read_answer(str(self.reply), [o.name for o in self.question.options])
+        return self.question.options[read].category if read is not None else None
+
+    @property
+    def names(self) -> str:
+        return " or ".join(f"{letter} {o.name}" for letter, o in zip("AB", self.question.options, strict=True))
+
+    @property
+    def said(self) -> dict[int, int]:
+        return attributes_of(rationale_of(str(self.reply)))
+
+
+class Listening:
+    """Answers as the decoder it is given, and remembers what was asked."""
+
+    independent = False
+
+    def __init__(self, asks: Decoder) -> None:
+        self._asks, self.heard = asks, list[tuple[Picture, Question]]()
+
+    def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Judgement]:
+        self.heard += zip(pictures, questions, strict=True)
+        return self._asks(pictures, questions)
+
+
+def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """What the free replies say, without rules and with the candidates in an order that tells nothing; and each reply as a row."""
+    chance, labels, limit = random.Random(0), iter(seen.labels), session.config.slow.max_new_tokens
+    pairs: list[Pair] = []
+    right, telling, tokens = [], [], []
     for pictures, results in zip(seen.pictures, seen.fast, strict=True):
-        questions, judged = [think.question(r) for r in results], think(pictures, results)
-        asked = [choice("bird", q, ending="reason") for q in questions]
-        written = session.mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=session.config.slow.max_new_tokens)
-        for question, slow, reply in zip(questions, judged, written, strict=True):
-            label, ids = next(labels), [o.category for o in question.options]
-            read = read_answer(str(reply), [o.name for o in question.options])
-            chosen = ids[read] if read is not None else None
-            others = sorted((c for c in ids if c != chosen), key=lambda c: -slow.probabilities.get(c, 0.0))
-            said = attributes_of(rationale_of(str(reply)))
-            tells = [
-                p
-                for p, v in said.items()
-                if chosen and truth[label][p] == v == truth[chosen][p] and truth[others[0]][p] != v  # the picture shows it; they differ
-            ]
-            rows.append(
-                {
-                    "listed": label in ids,
-                    "right": chosen == label,
-                    "readable": chosen is not None,
-                    "tells": bool(tells),
-                    "seen": float(np.mean([truth[label][p] == v for p, v in said.items()])) if said else 0.0,
-                    "verdicts": float(np.mean(verdicts(str(reply), question) or [0.0])),
-                    "tokens": reply.prompt_tokens + reply.new_tokens,
-                    "new": reply.new_tokens,
-                    "reply": str(reply),
-                    "asked": choice("bird", question, ending="reason"),
-                    "truth": names[label],
-                    "options": [o.name for o in question.options],
-                }
-            )
-    listed = [r for r in rows if r["listed"]]
-    mean = {
-        "letter": np.mean([r["right"] for r in listed]),
-        "readable": np.mean([r["readable"] for r in rows]),
-        "tells": np.mean([r["tells"] for r in rows]),
-        "seen": np.mean([r["seen"] for r in rows]),
-        "verdicts": np.mean([r["verdicts"] for r in rows]),
-        "tokens": np.mean([r["tokens"] for r in rows]),
-        "new tokens": np.mean([r["new"] for r in rows]),
+        options = [session.shortlist(result) for result in results]
+        questions = [Question(tuple(chance.sample(some, len(some)))) for some in options]
+        shown = [next(labels) for _ in questions]
+        asks = Listening(ReasonDecoder(session.mllm, superclass="bird", max_new_tokens=limit))
+        judged = CompareDecoder(asks)(pictures, questions)
+        number = {p.sha256: i for i, p in enumerate(pictures)}
+        asked = [choice("bird", q, ending="reason") for _, q in asks.heard]
+        written = session.mllm.generate([p for p, _ in asks.heard], asked, system=prompts.SYSTEM, max_new_tokens=limit)
+        of_two = [number[p.sha256] for p, _ in asks.heard]
+        mine = [Pair(q, truth[shown[i]], shown[i], a, w) for i, (_, q), a, w in zip(of_two, asks.heard, asked, written, strict=True)]
+        pairs += mine
+        for i, (question, judgement) in enumerate(zip(questions, judged, strict=True)):
+            ids, label, shares = [o.category for o in question.options], shown[i], judgement.posterior(question.options)
+            best, second = (ids[k] for k in np.argsort(-shares)[:2])
+            if label in ids:
+                right.append(best == label)
+            own = [p for j, p in zip(of_two, mine, strict=True) if j == i]
+            told = next((p.said for p in own if f"{p.names}: {rationale_of(str(p.reply))}" == judgement.rationale), {})
+            telling.append(any(truth[label][p] == v == truth[best][p] and truth[second][p] != v for p, v in told.items()))
+            tokens.append(sum(p.reply.prompt_tokens + p.reply.new_tokens for p in own))
+    decided = [p for p in pairs if p.label in {o.category for o in p.question.options}]
+    found = {
+        "right of five": np.mean(right),
+        "right of two": np.mean([p.chosen == p.label for p in decided]),
+        "readable": np.mean([p.chosen is not None for p in pairs]),
+        "telling": np.mean(telling),
+        "seen": np.mean([p.shows[place] == value for p in decided for place, value in p.said.items()]),
+        "compared": np.mean([v for p in pairs for v in verdicts(rationale_of(str(p.reply)), p.question)]),
+        "calls": len(pairs) / len(seen.labels),
+        "tokens": np.mean(tokens),
     }
-    return {k: float(v) for k, v in mean.items()}, rows
+    rows = [{"truth": session_name(session, p.label), "asked": p.asked, "reply": str(p.reply)} for p in pairs]
+    return {k: float(v) for k, v in found.items()}, rows
 
 
-def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, float], list[dict]]:
+def session_name(session: Session, category: str) -> str:
+    return next(record.name for record in session.knowledge.classes if record.id == category)
+
+
+def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, float], list[dict[str, str]]]:
     """All quantities of one world."""
     world = ("dataset=birds", f"dataset.seed={seed}", *words)
-    session = Session(fgvr.load_config("mode=evaluate", "slow=reason", "trigger=always", *world))
+    session = Session(fgvr.load_config("mode=evaluate", "slow=compare", "trigger=always", *world))
     truth = {s.name: s.attributes for s in birds.make_world(seed, tuple(session.config.dataset.genera)).species}
     seen = look(session)
     by_id = {record.id: truth[record.name] for record in session.knowledge.classes}
@@ -138,7 +173,7 @@ def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, 
     fast = np.array([r.top.category for part in seen.fast for r in part]) == labels
     scored = Session(fgvr.load_config("mode=evaluate", "slow=score", "trigger=always", "slow.rules=0", *world))
     by_score = np.array(answers(scored, seen, SlowThinking(scored.decoder("bird"), scored.shortlist))) == labels
-    found |= {"fast": float(fast.mean()), "reason": float(without.mean()), "score": float(by_score.mean())}
+    found |= {"fast": float(fast.mean()), "compare": float(without.mean()), "score": float(by_score.mean())}
     if rules:
         found |= experience(session, world, seen, without)
     return found, rows
@@ -146,9 +181,9 @@ def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, 
 
 def experience(session: Session, world: Sequence[str], seen: Seen, without: np.ndarray) -> dict[str, float]:
     """Rules learned on the support images: how many, and what the accepted ones change on the test images they speak of."""
-    base = modes.perform(fgvr.load_config("mode=build_experience_base", "slow=reason", "trigger=always", *world))
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", "slow=compare", "trigger=always", *world))
     accepted = [rule for rule in base.experience if rule.status == "accepted"]
-    found = {"proposed": len(base.experience), "accepted": len(accepted)}
+    found: dict[str, float] = {"proposed": len(base.experience), "accepted": len(accepted)}
     for rule in base.experience:
         print(
             f"  {rule.status}: {rule.rule} n={rule.n} p={rule.p:.3f} gain={rule.gain} fixed={rule.fixed} broken={rule.broken}", flush=True

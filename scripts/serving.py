@@ -34,10 +34,10 @@ _CLIENTS: list[subprocess.Popen[str]] = []
 class Server:
     """`fgvr serve` on a port of its own; everything it writes to stderr is kept."""
 
-    def __init__(self, home: Path, words: Sequence[str], port: int | None = None) -> None:
+    def __init__(self, home: Path, words: Sequence[str], port: int | None = None, token: str = "") -> None:
         self.home, self._words = home, list(words)
         self.port = port or free_port()
-        self.token = secrets.token_urlsafe(16)
+        self.token = token or secrets.token_urlsafe(16)
         self.said: list[str] = []
         self._start()
 

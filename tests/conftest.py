@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -72,12 +75,10 @@ def composed_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def collected_quickly() -> Iterator[None]:
+def collected_quickly() -> None:
     """The pool collects garbage whenever a model leaves: among what the libraries keep for ever (a million objects) that takes .6 s."""
-    gc.collect()
+    gc.collect()  # what the module before left; frozen things are not walked again
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,40 @@ def log_as_it_was() -> Iterator[None]:
             handler.close()
     logging.getLogger("fgvr").setLevel(logging.NOTSET)
     logging.captureWarnings(False)
+
+
+@pytest.fixture(autouse=True)
+def words_as_they_were() -> Iterator[None]:
+    """A command with Hydra's flags writes `sys.argv`."""
+    before = sys.argv[:]
+    yield
+    sys.argv[:] = before
+
+
+@pytest.fixture
+def intercept() -> Iterator[Callable[..., ExitStack]]:
+    """`intercept(owner, name, around)`: calls go to `around(original, *args)` until the test ends, or what is returned is left or closed.
+
+    How fakes are made to fail, to wait or to be counted.
+    """
+    patches: list[pytest.MonkeyPatch] = []
+
+    def put(owner: Any, name: str, around: Callable[..., Any]) -> ExitStack:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def call(*args: Any, **settings: Any) -> Any:
+            return around(original, *args, **settings)
+
+        patches.append(pytest.MonkeyPatch())
+        patches[-1].setattr(owner, name, call)
+        end = ExitStack()
+        end.callback(patches[-1].undo)
+        return end
+
+    yield put
+    for patch in reversed(patches):
+        patch.undo()
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fgvr
-from fgvr import console
+from fgvr import cli
 from fgvr.knowledge import base as knowledge_base
 from fgvr.modes.sorting import folder_name
 from tests.data.test_folder import classes, paint
@@ -33,12 +32,11 @@ def base(tmp_path: Path, kites: Path) -> Path:
 
 
 @pytest.fixture
-def said(monkeypatch, capfd, kites: Path, base: Path):
+def said(capfd, kites: Path, base: Path):
     """`fgvr WORDS` on that base: exit code, and what it printed."""
 
     def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fgvr", *words, *FAKE, f"dataset.root={kites}", f"knowledge.path={base}"])
-        code = console.main()
+        code = cli.main([*words, *FAKE, f"dataset.root={kites}", f"knowledge.path={base}"])
         shown = capfd.readouterr()
         return code, shown.out, shown.err
 
@@ -187,9 +185,8 @@ def test_names_of_classes_become_names_of_folders() -> None:
     ]
 
 
-def test_a_home_without_a_base_says_how_to_build_it(monkeypatch, capfd, kites: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["fgvr", "classes", *FAKE, f"dataset.root={kites}"])
-    assert console.main() == 3
+def test_a_home_without_a_base_says_how_to_build_it(capfd, kites: Path) -> None:
+    assert cli.main(["classes", *FAKE, f"dataset.root={kites}"]) == 3
     assert "mode=build_knowledge_base" in capfd.readouterr().err
     assert not (Path(os.environ["FGVR_HOME"]) / "knowledge").exists()
     shutil.rmtree(kites)

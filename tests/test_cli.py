@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -28,7 +27,6 @@ Ask = Callable[..., Answer]
 @pytest.fixture
 def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Exit code, what was said, and the configurations that reached the job."""
-    monkeypatch.setattr(sys, "argv", ["discovering.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setenv("FGVR_SWEEP", "")
 

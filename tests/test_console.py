@@ -55,9 +55,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebFake]:
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fgvr", *words])
     try:
-        code = console.main()
+        code = cli.main(words)
     except SystemExit as leaving:  # argparse
         code = int(leaving.code or 0)
     return code, *capsys.readouterr()
@@ -129,17 +128,17 @@ def test_events_are_told_as_they_come(server, monkeypatch, capsys) -> None:
     assert [json.loads(line)["kind"] for line in text.splitlines()] == ["loaded", "evicted"]
 
 
-def test_watching_asks_again_and_outlives_a_server_that_is_away(server, monkeypatch, capsys) -> None:
+def test_watching_asks_again_and_outlives_a_server_that_is_away(server, monkeypatch, intercept, capsys) -> None:
     naps: list[float] = []
 
-    def nap(seconds: float) -> None:
+    def nap(_: object, seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 2:
             server.close()
         if len(naps) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(console.time, "sleep", nap)
+    intercept(console.time, "sleep", nap)
     code, text, complaint = ask(monkeypatch, capsys, "memory", "stats", "--url", server.url, "--json", "--watch", "0.5")
     assert code == 130 and naps == [0.5] * 4
     assert len(text.splitlines()) == 2 and complaint.count("no server answers") == 2

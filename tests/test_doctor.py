@@ -84,7 +84,7 @@ GIB = 1 << 30
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_the_cure_for_a_large_model_is_enough_or_none_is_promised(budget: int, device: str, tmp_path: Path) -> None:
     encoder = ModelSpec("encoder", "clip", "tiny", batch_size=32)
-    mllm = ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=1003520, batch_size=16)
+    mllm = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=1003520, batch_size=16)
     room = Room((encoder, mllm), budget * GIB, device=device, most=budget * GIB)
     assert not room.fits
     words = [word for word in cure(room).split() if "=" in word]
@@ -98,4 +98,4 @@ def test_the_cure_for_a_large_model_is_enough_or_none_is_promised(budget: int, d
 
 
 def test_a_device_that_is_too_small_for_everything_gets_no_promise() -> None:
-    assert "nothing known is enough" in cure(Room((ModelSpec("mllm", "qwen", "tiny"),), 1 << 20, most=1 << 20))
+    assert "nothing known is enough" in cure(Room((ModelSpec("mllm", "transformers", "tiny"),), 1 << 20, most=1 << 20))

@@ -17,14 +17,16 @@ SMALL = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dat
 
 
 @pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
-def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    number = getattr(errno, request.param)
+def no_locks(request: pytest.FixtureRequest, intercept) -> str:
+    without_locks(intercept, getattr(errno, request.param))
+    return request.param
 
+
+def without_locks(intercept, number: int) -> None:
     def flock(*_: object) -> None:
         raise OSError(number, "as on some network disks")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    return request.param
+    intercept(fcntl, "flock", flock)
 
 
 def test_what_writes_names_the_folder_and_advises_a_local_disk(
@@ -41,14 +43,10 @@ def test_what_only_reads_works(mode: str, no_locks: str, capsys: pytest.CaptureF
     assert cli.main([f"mode={mode}", *SMALL]) == 0, capsys.readouterr().err
 
 
-def test_a_finished_run_is_still_replayed(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_still_replayed(home: Path, intercept, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["mode=evaluate", *SMALL]) == 0
     run = next(home.glob("runs/evaluate/*/predictions.jsonl"))
-
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    without_locks(intercept, errno.ENOLCK)
     assert cli.main(["mode=replay", f"predictions={run}", "trigger=never", *SMALL]) == 0, capsys.readouterr().err
 
 

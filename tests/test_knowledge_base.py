@@ -136,15 +136,15 @@ def until(ready: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_who_waits_for_a_base_takes_it_instead_of_building_it_again(monkeypatch, caplog):
-    begun, go_on, original = Event(), Event(), FakeMLLM.generate
+def test_who_waits_for_a_base_takes_it_instead_of_building_it_again(intercept, caplog):
+    begun, go_on = Event(), Event()
 
-    def generate(*args, **kwargs):
+    def generate(original, *args, **kwargs):
         begun.set()
         assert go_on.wait(60)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(FakeMLLM, "generate", generate)
+    intercept(FakeMLLM, "generate", generate)
     first = in_a_thread("store.enabled=false")
     assert begun.wait(60)
     second = in_a_thread("store.enabled=false")
@@ -275,15 +275,14 @@ def test_the_command_that_is_told_for_a_folder_and_a_path(folder, tmp_path):
 # --- descriptions that failed ------------------------------------------------------------------------------------------------
 
 
-def test_a_half_that_was_not_described_is_asked_for_again_and_rules_are_kept(monkeypatch):
-    original, rule, calls = FakeMLLM.generate, fgvr.Experience("r", "Look twice.", "", "", (), "low", (), "accepted"), itertools.count()
+def test_a_half_that_was_not_described_is_asked_for_again_and_rules_are_kept(intercept):
+    rule, calls = fgvr.Experience("r", "Look twice.", "", "", (), "low", (), "accepted"), itertools.count()
 
-    def generate(*args, **kwargs):
+    def generate(original, *args, **kwargs):
         replies, second = original(*args, **kwargs), next(calls) == 1  # the classes without the first half of their shots
         return [Reply("") if second and i == 3 else reply for i, reply in enumerate(replies)]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeMLLM, "generate", generate)
+    with intercept(FakeMLLM, "generate", generate):
         broken = fgvr.build_knowledge_base(load("models.mllm.batch_size=6"))
     assert broken.described == 6 and broken.failed == (broken.classes[3].name,)
     assert [description.status for description in broken.classes[3].fold_descriptions] == ["failed", "described"]

@@ -56,16 +56,15 @@ def watched():
 
 
 @pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def unhurried(intercept) -> None:
     """An encoder whose user goes on only when the MLLM is there, for at most 20 seconds: who loads it cannot be a matter of luck."""
-    encode = LeasedEncoder.encode
 
-    def slowly(self: LeasedEncoder, images: Any) -> Any:
+    def slowly(encode: Any, self: LeasedEncoder, images: Any) -> Any:
         vectors = encode(self, images)
         assert until(lambda: any(m.role == "mllm" and m.state == "resident" for m in shared().status()), 20)
         return vectors
 
-    monkeypatch.setattr(LeasedEncoder, "encode", slowly)
+    intercept(LeasedEncoder, "encode", slowly)
 
 
 def answers(report: fgvr.Report) -> list[tuple[str, str, str]]:

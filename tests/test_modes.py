@@ -17,7 +17,6 @@ from fgvr.runtime import timeline
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Reply
-from fgvr.utils.paths import config_dir
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
 
@@ -44,17 +43,16 @@ def rows(report: fgvr.Report) -> list[dict]:
 class Interrupting:
     """Wraps a model's method: the n-th call stops the process as Ctrl-C would."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, *, at: int) -> None:
+    def __init__(self, intercept, kind: type, method: str, *, at: int) -> None:
         self.calls, self._at = 0, at
-        original = getattr(kind, method)
 
-        def call(model, *args, **kwargs):
+        def call(original, model, *args, **kwargs):
             self.calls += 1
             if self.calls == self._at:
                 raise KeyboardInterrupt
             return original(model, *args, **kwargs)
 
-        monkeypatch.setattr(kind, method, call)
+        self.until = intercept(kind, method, call)
 
 
 # --- the knowledge base ------------------------------------------------------------------------------------------------------
@@ -80,10 +78,9 @@ def test_building_costs_one_forward_per_image_and_three_descriptions_and_one_lea
 
 
 @pytest.mark.parametrize("method,at", [("generate", 1), ("generate", 2), ("score", 1), ("score", 3)])
-def test_an_interrupted_build_goes_on_where_it_was_and_ends_the_same(monkeypatch, tmp_path, method, at):
+def test_an_interrupted_build_goes_on_where_it_was_and_ends_the_same(intercept, tmp_path, method, at):
     whole = fgvr.build_knowledge_base(load(f"paths.home={tmp_path / 'whole'}"))
-    with monkeypatch.context() as patch:
-        Interrupting(patch, FakeMLLM, method, at=at)
+    with Interrupting(intercept, FakeMLLM, method, at=at).until:
         with pytest.raises(KeyboardInterrupt):
             fgvr.build_knowledge_base(load("store.enabled=false"))
         assert not list((tmp_path / "home" / "knowledge" / "birds").glob("*/manifest.json")), "readers must not see half a base"
@@ -134,26 +131,24 @@ def test_a_base_of_another_schema_is_refused():
         fgvr.build_recognizer(load())
 
 
-def test_a_failed_rebuild_leaves_the_old_base_intact(monkeypatch):
+def test_a_failed_rebuild_leaves_the_old_base_intact(intercept):
     base = fgvr.build_knowledge_base(load())
-    Interrupting(monkeypatch, FakeMLLM, "score", at=1)
+    Interrupting(intercept, FakeMLLM, "score", at=1)
     with pytest.raises(KeyboardInterrupt):
         fgvr.build_knowledge_base(load("knowledge.build=always", "store.enabled=false"))
     assert fgvr.build_knowledge_base(load()).manifest == base.manifest
 
 
-def test_a_crash_between_the_two_renames_is_mended(monkeypatch):
+def test_a_crash_between_the_two_renames_is_mended():
     base = fgvr.build_knowledge_base(load())
     base.path.rename(base.path.with_name(base.path.name + ".old"))
     assert fgvr.build_knowledge_base(load()).manifest.content_hash == base.manifest.content_hash
 
 
-def test_a_description_that_failed_is_written_by_the_next_build(monkeypatch):
+def test_a_description_that_failed_is_written_by_the_next_build(intercept):
     from fgvr.types import Reply
 
-    original = FakeMLLM.generate
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeMLLM, "generate", lambda *a, **k: [Reply("") if i == 0 else r for i, r in enumerate(original(*a, **k))])
+    with intercept(FakeMLLM, "generate", lambda generate, *a, **k: [Reply("") if i == 0 else r for i, r in enumerate(generate(*a, **k))]):
         base = fgvr.build_knowledge_base(load())
     assert len(base.failed) == 3 and base.described == 5, "one class's own description, and one of a half of two others"
     assert fgvr.build_recognizer(load()) is not None, "one class without words stops nothing"
@@ -204,13 +199,11 @@ def test_a_complete_run_is_shown_again_without_work():
 
 
 @pytest.mark.parametrize("at", [1, 3])
-def test_an_interrupted_evaluation_ends_with_the_same_bytes(monkeypatch, tmp_path, at):
+def test_an_interrupted_evaluation_ends_with_the_same_bytes(intercept, tmp_path, at):
     fgvr.build_knowledge_base(load())
     whole = fgvr.evaluate(load("trigger=always", f"paths.home={tmp_path / 'whole'}"))
-    with monkeypatch.context() as patch:
-        Interrupting(patch, FakeEncoder, "encode", at=at)
-        with pytest.raises(KeyboardInterrupt):
-            fgvr.evaluate(load("trigger=always", "store.enabled=false"))
+    with Interrupting(intercept, FakeEncoder, "encode", at=at).until, pytest.raises(KeyboardInterrupt):
+        fgvr.evaluate(load("trigger=always", "store.enabled=false"))
     before = fgvr.shared_pool().counters.snapshot()
     resumed = fgvr.evaluate(load("trigger=always", "store.enabled=false"))
     assert rows(resumed) == rows(whole)
@@ -398,15 +391,14 @@ def test_every_way_of_system_2_answers_within_the_shortlist(words):
 
 
 @pytest.fixture
-def ready_to_reflect(monkeypatch: pytest.MonkeyPatch):
+def ready_to_reflect(intercept):
     """A fake MLLM that states a rule when it is shown a mistake."""
-    original = FakeMLLM.generate
 
-    def generate(model, images, prompts, **settings):
+    def generate(original, model, images, prompts, **settings):
         replies = original(model, images, prompts, **settings)
         return [Reply("Rule: look twice.") if "was taken for" in prompt else reply for prompt, reply in zip(prompts, replies, strict=True)]
 
-    monkeypatch.setattr(FakeMLLM, "generate", generate)
+    intercept(FakeMLLM, "generate", generate)
 
 
 LEARN = ("mode=build_experience_base", "trigger=always", "dataset.shots=4")
@@ -425,13 +417,11 @@ def test_a_base_gains_rules_with_their_evidence_and_keeps_everything_else(ready_
     assert again.experience == learned.experience
 
 
-def test_an_interrupted_study_leaves_the_base_as_it_was_and_goes_on(ready_to_reflect, monkeypatch, tmp_path):
+def test_an_interrupted_study_leaves_the_base_as_it_was_and_goes_on(ready_to_reflect, intercept, tmp_path):
     whole = modes.perform(load(*LEARN, f"paths.home={tmp_path / 'whole'}"))
     plain = fgvr.build_knowledge_base(load("dataset.shots=4", "store.enabled=false"))
-    with monkeypatch.context() as patch:
-        Interrupting(patch, FakeMLLM, "score", at=3)
-        with pytest.raises(KeyboardInterrupt):
-            modes.perform(load(*LEARN, "store.enabled=false"))
+    with Interrupting(intercept, FakeMLLM, "score", at=3).until, pytest.raises(KeyboardInterrupt):
+        modes.perform(load(*LEARN, "store.enabled=false"))
     assert fgvr.build_knowledge_base(load("dataset.shots=4")).manifest == plain.manifest
     assert modes.perform(load(*LEARN, "store.enabled=false")).experience == whole.experience
 
@@ -473,34 +463,6 @@ def test_a_preset_pins_its_trigger(mode, trigger):
     assert fgvr.load_config(f"mode={mode}").trigger_name in ("never", "always", "calibrated")
     with pytest.raises(fgvr.ConfigError, match=f"mode=evaluate trigger={trigger}"):
         fgvr.load_config(f"mode={mode}", f"trigger={trigger}")
-
-
-OPTIONS = sorted(str(path.relative_to(config_dir()).with_suffix("")) for path in config_dir().glob("*/**/*.yaml"))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_binds_to_its_target(option):
-    import inspect
-
-    from fgvr.config.factories import locate
-    from fgvr.config.groups import Leaf
-
-    group, _, name = option.rpartition("/")
-    needed = {
-        "mode/classify": ["image=x"],
-        "mode/discover": ["images=x"],
-        "mode/replay": ["predictions=x"],
-        "mode/compare": ["runs=[a,b]"],
-        "mode/review": ["answers=x"],
-        "dataset/folder": ["dataset.root=x"],
-    }.get(option, [])
-    words = [f"{group}={name}", *needed] if group != "trigger" else ["mode=evaluate", f"{group}={name}"]
-    cfg = fgvr.load_config(*words)
-
-    found = [leaf for _, leaf in [*cfg, *cfg.models] if isinstance(leaf, Leaf)]
-    assert len(found) == 6
-    for leaf in found:
-        inspect.signature(locate(leaf.factory)).bind(**leaf.arguments)
 
 
 def test_an_evaluation_leaves_its_course_and_a_finished_one_adds_nothing():

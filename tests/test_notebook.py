@@ -19,12 +19,11 @@ def own_pool():
     close_shared()
 
 
-def test_the_quickstart_runs_from_top_to_bottom(monkeypatch):
+def test_the_quickstart_runs_from_top_to_bottom(intercept):
     import fgvr
 
-    original = fgvr.load_config
     small = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=0")
-    monkeypatch.setattr(fgvr, "load_config", lambda *words: original(*words, *small))
+    intercept(fgvr, "load_config", lambda load, *words: load(*words, *small))
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert len(cells) <= 15
     names: dict[str, object] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,17 @@ def images(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in (folder / "test").rglob("*.png"))
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """The n-th batch that the encoder is given stops the process as Ctrl-C would."""
-    original, calls = FakeEncoder.encode, []
+def interrupt(intercept, at: int) -> ExitStack:
+    """The n-th batch that the encoder is given stops the process as Ctrl-C would, until what is returned is left."""
+    calls = []
 
-    def encode(model, pictures):
+    def encode(original, model, pictures):
         calls.append(pictures)
         if len(calls) == at:
             raise KeyboardInterrupt
         return original(model, pictures)
 
-    monkeypatch.setattr(FakeEncoder, "encode", encode)
+    return intercept(FakeEncoder, "encode", encode)
 
 
 # --- what a run was made of --------------------------------------------------------------------------------------------------
@@ -100,34 +101,27 @@ def test_a_finished_run_is_made_anew_when_its_test_images_have_changed(folder: P
 
 
 @pytest.mark.parametrize("role", ["encoder", "mllm"])
-def test_a_finished_run_is_made_anew_when_a_model_has_other_weights(folder: Path, monkeypatch, caplog, role: str):
+def test_a_finished_run_is_made_anew_when_a_model_has_other_weights(folder: Path, intercept, caplog, role: str):
     fgvr.evaluate(load(folder))
-    original = FakeLoader.fingerprint
-    monkeypatch.setattr(
-        FakeLoader, "fingerprint", lambda self, spec: original(self, spec)[::-1] if spec.role == role else original(self, spec)
-    )
+    intercept(FakeLoader, "fingerprint", lambda read, self, spec: read(self, spec)[:: -1 if spec.role == role else 1])
     with caplog.at_level("INFO", logger="fgvr"):
         fgvr.evaluate(load(folder))
     assert "complete already" not in caplog.text and f"{role}, knowledge base; starting anew" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["added", "removed", "replaced"])
-def test_an_interrupted_run_whose_images_have_changed_answers_each_image_once(folder: Path, monkeypatch, how: str):
+def test_an_interrupted_run_whose_images_have_changed_answers_each_image_once(folder: Path, intercept, how: str):
     fgvr.build_knowledge_base(load(folder))
-    with monkeypatch.context() as patch:
-        interrupt(patch, at=3)
-        with pytest.raises(KeyboardInterrupt):
-            fgvr.evaluate(load(folder))
+    with interrupt(intercept, at=3), pytest.raises(KeyboardInterrupt):
+        fgvr.evaluate(load(folder))
     change(folder, how)
     assert sorted(answered(fgvr.evaluate(load(folder)))) == images(folder)
 
 
-def test_an_interrupted_run_whose_last_answered_image_is_gone_is_no_bug(folder: Path, monkeypatch):
+def test_an_interrupted_run_whose_last_answered_image_is_gone_is_no_bug(folder: Path, intercept):
     fgvr.build_knowledge_base(load(folder))
-    with monkeypatch.context() as patch:
-        interrupt(patch, at=3)
-        with pytest.raises(KeyboardInterrupt):
-            fgvr.evaluate(load(folder))
+    with interrupt(intercept, at=3), pytest.raises(KeyboardInterrupt):
+        fgvr.evaluate(load(folder))
     (rows,) = (folder.parent / "home/runs/evaluate").glob("*/predictions.jsonl")
     (folder / json.loads(rows.read_text().splitlines()[-1])["image"]).unlink()
     assert sorted(answered(fgvr.evaluate(load(folder)))) == images(folder)
@@ -162,7 +156,7 @@ def test_a_replay_says_first_that_the_recorded_test_had_leaks(folder: Path):
     assert modes.perform(fgvr.load_config(*words)).notes[0].startswith("test images may resemble")
 
 
-def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folder: Path, monkeypatch):
+def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folder: Path, intercept):
     def found(report: fgvr.Report) -> dict:
         return json.loads((report.path / "report.json").read_text())
 
@@ -170,17 +164,15 @@ def test_what_was_remembered_is_counted_also_by_a_run_that_was_interrupted(folde
     assert first["cost"]["cache_hits"] == 0 and first["stage_seconds"].keys() >= {"encoder"} and first["peak_host_bytes"] > 1 << 20
     second = found(fgvr.evaluate(load(folder)))
     assert (second["cost"]["cache_hits"], second["cost"]["mllm_calls"]) == (8, 8), "the embeddings; nobody had thought before"
-    with monkeypatch.context() as patch:
-        original, batches = RunFile.append, []
+    batches = []
 
-        def append(file: RunFile, rows) -> None:
-            if file.path.name == runs.PREDICTIONS and batches.append(1) is None and len(batches) == 3:
-                raise KeyboardInterrupt
-            original(file, rows)
+    def append(original, file: RunFile, rows) -> None:
+        if file.path.name == runs.PREDICTIONS and batches.append(1) is None and len(batches) == 3:
+            raise KeyboardInterrupt
+        original(file, rows)
 
-        patch.setattr(RunFile, "append", append)
-        with pytest.raises(KeyboardInterrupt):
-            fgvr.evaluate(load(folder, "online=statistics"))
+    with intercept(RunFile, "append", append), pytest.raises(KeyboardInterrupt):
+        fgvr.evaluate(load(folder, "online=statistics"))
     third = found(fgvr.evaluate(load(folder, "online=statistics")))
     assert (third["cost"]["cache_hits"], third["cost"]["mllm_calls"]) == (16, 0)
 

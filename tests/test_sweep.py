@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,6 @@ def settings(jobs: int) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def own_pool(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["discovering.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setenv("FGVR_SWEEP", "")
     close_shared()
@@ -70,10 +68,9 @@ def test_jobs_over_the_trigger_do_each_forward_once_and_load_each_model_once(
     assert sum(row["cost"]["mllm_calls"] for rows in found for row in rows) == len(union)
 
 
-def test_a_job_whose_answers_are_remembered_opens_no_picture(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_answers_are_remembered_opens_no_picture(home: Path, intercept) -> None:
     opened: list[Path] = []
-    whole = pictures.read_image
-    monkeypatch.setattr(pictures, "read_image", lambda source, **limits: (opened.append(source), whole(source, **limits))[1])
+    intercept(pictures, "read_image", lambda read, source, **limits: (opened.append(source), read(source, **limits))[1])
 
     def looked_at(*words: str) -> int:
         opened.clear()
@@ -85,15 +82,14 @@ def test_a_job_whose_answers_are_remembered_opens_no_picture(home: Path, monkeyp
     assert looked_at("run.fresh=true", "store.enabled=false") == 36
 
 
-def test_each_combination_of_choices_is_composed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_combination_of_choices_is_composed_once(home: Path, intercept) -> None:
     composed: list[list[str]] = []
-    whole = ConfigLoaderImpl.load_sweep_config
 
-    def counted(self, master_config, sweep_overrides):
+    def counted(load, self, master_config, sweep_overrides):
         composed.append(list(sweep_overrides))
-        return whole(self, master_config, sweep_overrides)
+        return load(self, master_config, sweep_overrides)
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    intercept(ConfigLoaderImpl, "load_sweep_config", counted)
     done: list[object] = []
     assert cli.main(["-m", "mode=plan", "seed=1,2,3", "trigger=never,always", *WORLD], done.append) == 0
     assert len(done) == 6 and len(composed) == 2

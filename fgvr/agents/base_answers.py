@@ -11,6 +11,7 @@ from fgvr.knowledge.classes import ClassRecord
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
+from fgvr.protocols import Each
 from fgvr.types import Picture
 from fgvr.utils.batches import batches
 
@@ -18,9 +19,9 @@ from fgvr.utils.batches import batches
 class BaseAnswers:
     """Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it."""
 
-    def __init__(self, decoder: Callable[[str], Decoder] | None, *, target: str, exemplars: bool, batch: int) -> None:
+    def __init__(self, decoder: Callable[[str], Decoder] | None, *, target: str, exemplars: bool, batch: int, each: Each = map) -> None:
         """Args: decoder: makes System 2's decoder for a superclass; None = only System 1 answers."""
-        self._decoder, self._target, self._exemplars, self._batch = decoder, target, exemplars, batch
+        self._decoder, self._target, self._exemplars, self._batch, self._each = decoder, target, exemplars, batch, each
 
     def __call__(
         self,
@@ -43,5 +44,6 @@ class BaseAnswers:
             shortlist=Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar),
             target=self._target,
             batches=batches(len(hashes), self._batch),
+            each=self._each,
         )
         return statistics, slow_scores

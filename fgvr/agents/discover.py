@@ -18,8 +18,8 @@ from fgvr.agents import discover_prompts as ask
 from fgvr.agents import prompts
 from fgvr.agents.mixture_selection import Selection, complexity_penalty, fill, select_mixture
 from fgvr.errors import FgvrError, UnreadableReply
-from fgvr.protocols import MLLM, Encoder
-from fgvr.types import Picture
+from fgvr.protocols import MLLM, Each, Encoder
+from fgvr.types import Picture, Scores
 from fgvr.utils.batches import batches
 from fgvr.utils.progress import track
 from fgvr.utils.text import normalise_name
@@ -96,6 +96,7 @@ class Discoverer:
         max_new_tokens: int = 96,
         mllm_batch: int = 8,
         encode_batch: int = 32,
+        each: Each = map,
     ) -> None:
         """Args:
         target: names are guessed and judged, or descriptions for a model that knows no names.
@@ -109,7 +110,7 @@ class Discoverer:
         self._target: Target = target
         self._superclass = superclass
         self._shortlist, self._alike, self._penalty, self._looked_at = shortlist, alike, complexity_penalty, looked_at
-        self._max_new_tokens, self._mllm_batch, self._encode_batch = max_new_tokens, mllm_batch, encode_batch
+        self._max_new_tokens, self._mllm_batch, self._encode_batch, self._each = max_new_tokens, mllm_batch, encode_batch, each
 
     def __call__(self, picture_set: PictureSet) -> Discovered:
         """The five stages in their order."""
@@ -219,7 +220,9 @@ class Discoverer:
 
     def _judge(self, picture_set: PictureSet, superclass: str, attributes: Sequence[str], guesses: _Guesses) -> np.ndarray:
         """(N, M) nats of each guess given each image; NaN where it was not worth asking."""
-        vectors = np.concatenate([self._encoder.encode(picture_set(batch)) for batch in batches(len(picture_set), self._encode_batch)])
+        vectors = np.concatenate(
+            list(self._each(lambda batch: self._encoder.encode(picture_set(batch)), batches(len(picture_set), self._encode_batch)))
+        )
         near = np.argsort(-(vectors @ self._encode_text(guesses.words).T), axis=1, kind="stable")[:, : self._shortlist]
         asked = [set(row.tolist()) for row in near]
         for guess, voters in enumerate(guesses.voters):
@@ -227,13 +230,15 @@ class Discoverer:
                 asked[number].add(guess)
         question = ask.describe(superclass, attributes) if self._target == "description" else ask.name(superclass)
         nats = np.full((len(picture_set), len(guesses.words)), np.nan)
-        for batch in track(batches(len(picture_set), self._mllm_batch), "postprocess"):
-            options = [sorted(asked[number]) for number in batch]
-            words = [[guesses.words[guess] for guess in some] for some in options]
-            for number, some, judged in zip(
-                batch, options, self._mllm.score(picture_set(batch), [question] * len(batch), words, system=prompts.SYSTEM), strict=True
-            ):
-                nats[number, some] = judged.log_likelihoods
+        options = [sorted(guesses_of) for guesses_of in asked]
+
+        def score(batch: Sequence[int]) -> list[Scores]:
+            words = [[guesses.words[guess] for guess in options[number]] for number in batch]
+            return self._mllm.score(picture_set(batch), [question] * len(batch), words, system=prompts.SYSTEM)
+
+        scored = track(self._each(score, batches(len(picture_set), self._mllm_batch)), "postprocess", len(picture_set), weigh=len)
+        for number, judged in enumerate(one for some in scored for one in some):
+            nats[number, options[number]] = judged.log_likelihoods
         return nats
 
     def _kinds(self, superclass: str, descriptions: Sequence[str], guesses: _Guesses, kept: Selection) -> list[dict[str, Any]]:
@@ -262,12 +267,12 @@ class Discoverer:
     def _ask(
         self, picture_set: PictureSet, numbers: Sequence[int], questions: Sequence[str], stage: str, *, max_new_tokens: int
     ) -> list[str]:
-        replies: list[str] = []
-        for batch in track(batches(len(numbers), self._mllm_batch), stage):
-            pictures = picture_set([numbers[i] for i in batch])
-            asked = [questions[i] for i in batch]
-            replies += map(str, self._mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=max_new_tokens))
-        return replies
+        def reply(batch: Sequence[int]) -> list[str]:
+            pictures, asked = picture_set([numbers[i] for i in batch]), [questions[i] for i in batch]
+            return [str(said) for said in self._mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=max_new_tokens)]
+
+        replies = track(self._each(reply, batches(len(numbers), self._mllm_batch)), stage, len(numbers), weigh=len)
+        return [said for some in replies for said in some]
 
     def _encode_text(self, texts: Sequence[str]) -> np.ndarray:
         return np.concatenate([self._encoder.encode_text([texts[i] for i in batch]) for batch in batches(len(texts), 256)])

@@ -16,7 +16,9 @@ from fgvr.agents.slow import Decoder, Question, Shortlist, nats, posterior
 from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
 from fgvr.knowledge.statistics import Statistics
+from fgvr.protocols import Each
 from fgvr.types import FastResult, History, Picture
+from fgvr.utils.batches import batches
 from fgvr.utils.lazy import Lazy
 
 Answers = tuple[list[FastResult], Statistics]
@@ -38,14 +40,15 @@ def leave_one_out_joint(
     matcher: Matcher,
     *,
     batch_size: int,
+    each: Each = map,
 ) -> Answers:
     """Retrieval's leave-one-out results, scored again by the matcher."""
-    matched: list[FastResult] = []
-    for start in range(0, len(results), batch_size):
-        batch = range(start, min(start + batch_size, len(results)))
+
+    def match(batch: Sequence[int]) -> list[FastResult]:
         own = [(prototypes.ids[prototypes.owners[i]], int(prototypes.folds[i])) for i in batch]
-        matched += matcher(pictures(batch), [results[i] for i in batch], own)
-    return _counted(matched, prototypes)
+        return matcher(pictures(batch), [results[i] for i in batch], own)
+
+    return _counted([result for some in each(match, batches(len(results), batch_size)) for result in some], prototypes)
 
 
 def _counted(results: Sequence[FastResult], prototypes: Prototypes) -> Answers:
@@ -65,6 +68,7 @@ def leave_one_out_slow(
     shortlist: Shortlist,
     target: str,
     batches: Iterable[Sequence[int]],
+    each: Each = map,
 ) -> LeaveOneOutScores:
     """System 2 on the leave-one-out shortlists, with one MLLM call per support image.
 
@@ -72,14 +76,15 @@ def leave_one_out_slow(
         pictures: opens support images by index.
         batches: index batches with fixed borders, so that a resumed build repeats the same calls.
     """
-    scores: dict[str, dict[str, float]] = {}
-    for batch in batches:
+
+    def answer(batch: Sequence[int]) -> dict[str, dict[str, float]]:
         owners = [prototypes.ids[prototypes.owners[i]] for i in batch]
         shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
         judgements = decoder(pictures(batch), [Question(tuple(options)) for options in shown])
-        for i, options, judged in zip(batch, shown, judgements, strict=True):
-            scores[results[i].sha256] = nats(options, judged.log_likelihoods)
-    return LeaveOneOutScores(target, scores)
+        judged = zip(batch, shown, judgements, strict=True)
+        return {results[i].sha256: nats(options, judgement.log_likelihoods) for i, options, judgement in judged}
+
+    return LeaveOneOutScores(target, {sha256: found for some in each(answer, batches) for sha256, found in some.items()})
 
 
 def fusion_cases(

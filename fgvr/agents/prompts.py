@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 
+from fgvr.agents.differences import differences
 from fgvr.utils.files import short_hash
 
 SYSTEM = "You look closely at pictures and say exactly what is visible."
@@ -73,14 +74,13 @@ def choose(
 ) -> str:
     """The multiple-choice question; `ending` is `name`, `letter` or `reason`. The true label is never an argument here.
 
+    Of the descriptions it states what tells the candidates apart.
+
     Args: exemplars: an image of each candidate follows the one in question.
     """
     asked = {"name": _NAME, "letter": _LETTER, "reason": _REASON}[ending]
-    return (
-        (_EXEMPLARS if exemplars else "")
-        + _CHOOSE.format(superclass=superclass, candidates=candidate_lines(names, descriptions), rules=rule_lines(rules))
-        + asked
-    )
+    candidates = candidate_lines(names, differences(descriptions))
+    return (_EXEMPLARS if exemplars else "") + _CHOOSE.format(superclass=superclass, candidates=candidates, rules=rule_lines(rules)) + asked
 
 
 def tell_apart(superclass: str, names: Sequence[str], descriptions: Sequence[str]) -> str:

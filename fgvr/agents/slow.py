@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fgvr.agents import prompts
-from fgvr.agents.differences import differences
 from fgvr.agents.fusion import softmax
 from fgvr.errors import ConfigError
 from fgvr.knowledge.classes import ClassRecord
@@ -229,8 +228,8 @@ def with_exemplars(pictures: Sequence[Picture], questions: Sequence[Question]) -
 
 
 def choice(superclass: str, question: Question, *, ending: str) -> str:
-    """The multiple-choice prompt of a question. Of the descriptions it states what tells the options apart."""
-    names, descriptions = [o.name for o in question.options], differences([o.description for o in question.options])
+    """The multiple-choice prompt of a question."""
+    names, descriptions = [o.name for o in question.options], [o.description for o in question.options]
     return prompts.choose(superclass, names, descriptions, question.rules, ending=ending, exemplars=bool(question.exemplars))
 
 

@@ -40,7 +40,17 @@ ORACLE = (
 _UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no label
 _NO_ANSWERS = ("replay", "compare", "memory", "cache", "plan")  # modes that ask no model
 _RENDERED = "fgvr.data.datasets.open_birds"
-_NO_RESULT = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "published")  # keys that change no result
+_NO_RESULT = (
+    "run",
+    "server",
+    "logging",
+    "paths",
+    "pinned_trigger",
+    "store",
+    "runtime",
+    "engine",
+    "published",
+)  # keys that change no result
 
 
 class Config(Group):
@@ -55,6 +65,7 @@ class Config(Group):
     paths: groups.Paths
     logging: groups.Logging
     runtime: groups.Runtime
+    engine: groups.Engine
     dataset: groups.Dataset
     models: groups.Models
     fusion: groups.Fusion
@@ -194,6 +205,12 @@ class Config(Group):
             raise complaint(
                 f"online={self.online} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _learning_has_an_order(self) -> Config:
+        if self.learning and self.engine.name == "ray":
+            raise complaint(f"online={self.online} learns from one image after the other, which workers cannot share: write engine=local")
         return self
 
     @model_validator(mode="after")

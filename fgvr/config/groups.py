@@ -30,6 +30,7 @@ from fgvr.config.fields import (
     complaint,
     judge,
     judged,
+    satisfies,
 )
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget
@@ -96,6 +97,22 @@ class Logging(Group):
     quiet: bool
     as_json: bool = Field(alias="json")
     tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None
+
+
+def _is_cluster(value: str | None) -> bool:
+    host, _, port = (value or "").removeprefix("ray://").rpartition(":")
+    return value in (None, "auto") or bool(host and port.isdigit())
+
+
+class Engine(Group):
+    """Who does the work; the other keys come with engine=ray."""
+
+    name: Literal["local", "ray"]
+    workers: Count | None = ABSENT
+    cpus: Count = ABSENT
+    address: Annotated[Text | None, satisfies(_is_cluster), Must("HOST:PORT, ray://HOST:PORT, auto, or null")] = ABSENT
+    object_store: Size = ABSENT
+    patience: Positive = ABSENT
 
 
 class Server(Group):
@@ -271,7 +288,7 @@ class Trigger(Leaf):
 
 
 class Slow(Group):
-    decoder: Literal["score", "reason", "analyse", "person", "none"]
+    decoder: Literal["score", "reason", "compare", "analyse", "person", "none"]
     target: Literal["description", "name", "letter"]
     candidates: Count | Literal["all"]
     answer_fusion: Literal["log_linear", "slow", "mllm"]

@@ -9,7 +9,7 @@ Mirror images and crops of more than about 5 % are not detected. An image of one
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from fgvr.errors import ImageError
 from fgvr.protocols import Cache
 from fgvr.types import Sample
+from fgvr.utils.batches import chunks
 from fgvr.utils.images import read_image
 from fgvr.utils.progress import track
 
@@ -44,21 +45,20 @@ def perceptual_hash(image: Image.Image) -> bytes:
 class PerceptualHash:
     """PerceptualHash of samples, remembered by content in a cache: each picture is decoded once."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache, looks: Callable[[Sequence[Sample]], Iterable[bytes | None]] | None = None) -> None:
+        """Args: looks: computes hashes; None = threads of this process do."""
+        self._cache, self._looks = cache, looks or hashes_of
 
     def of(self, samples: Sequence[Sample]) -> dict[str, bytes]:
         """Content hash -> perceptual hash. Unreadable and plain images, and samples without a content hash, are left out."""
         wanted = {sample.sha256: sample for sample in samples if sample.sha256}
         known = dict(self._cache.get(map(_key, wanted)))
         missing = [sample for sha256, sample in wanted.items() if _key(sha256) not in known]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="fgvr-hash") as threads:
-            for start in range(0, len(missing), 1000):  # an interruption loses at most this many
-                some = missing[start : start + 1000]
-                found = zip(some, track(threads.map(_hash, some), "looking for copies", len(some)), strict=True)
-                fresh = {_key(sample.sha256): seen for sample, seen in found if seen is not None}
-                self._cache.put(fresh)
-                known |= fresh
+        for some in chunks(missing, 1000):  # an interruption loses at most this many
+            found = zip(some, track(self._looks(some), "looking for copies", len(some)), strict=True)
+            fresh = {_key(sample.sha256): seen for sample, seen in found if seen is not None}
+            self._cache.put(fresh)
+            known |= fresh
         return {sha256: value for sha256 in wanted if (value := known.get(_key(sha256)))}
 
 
@@ -128,6 +128,12 @@ def _centred(rows: np.ndarray) -> np.ndarray:
     rows -= rows.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1)
+
+
+def hashes_of(samples: Sequence[Sample]) -> Iterator[bytes | None]:
+    """The perceptual hash of each; None for an image that cannot be read."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="fgvr-hash") as threads:
+        yield from threads.map(_hash, samples)
 
 
 def _hash(sample: Sample) -> bytes | None:

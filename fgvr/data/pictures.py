@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from fgvr.errors import ImageError
 from fgvr.types import Picture, Sample
-from fgvr.utils.images import MAX_PIXELS, read_image, reduced_sha256
+from fgvr.utils.images import MAX_PIXELS, content_sha256, read_image, reduced_sha256
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from fgvr.utils.images import ImageSource
 
 
@@ -37,12 +37,27 @@ class DeferredImage(Picture):
         for name, value in (("sha256", sha256), ("content", content), ("_file", file)):
             object.__setattr__(self, name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By reference: another process reads the file itself."""
+        return DeferredImage, (self._file, self.sha256, self.content)
+
     @property
-    def image(self) -> Image:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def image(self) -> Image.Image:  # pyright: ignore[reportIncompatibleVariableOverride]
         decoded, sha256, _ = read_image(self._file)
         if sha256 != self.sha256:
             raise ImageError(f"{self._file}: has changed since the dataset was listed; run the same command again")
         return decoded
+
+
+def referred(sample: Sample) -> Picture:
+    """A Picture of which only the header has been read, where the sample is a file of known content. Raises ImageError."""
+    if not (sample.sha256 and isinstance(sample.image, Path)):
+        return open_picture(sample.image)
+    try:
+        with Image.open(sample.image) as header:
+            return DeferredImage(sample.image.absolute(), sample.sha256, content_sha256(sample.sha256, header.size))
+    except OSError:
+        return open_picture(sample.image)  # which knows more formats, and has the words for the others
 
 
 def deferred_images(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:

@@ -6,7 +6,7 @@ Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,11 @@ class Unlabelled:
 
     @property
     def picture_set(self) -> Pictures:
-        return Pictures(self.samples)
+        return self.seen_by(lambda sample: open_picture(sample.image))
+
+    def seen_by(self, look: Callable[[Sample], Picture]) -> Pictures:
+        """The same, the pictures opened by `look`."""
+        return Pictures(self.samples, look)
 
     @property
     def content(self) -> str:
@@ -46,16 +50,16 @@ class Unlabelled:
 class Pictures:
     """Pictures by number."""
 
-    __slots__ = ("__samples",)
+    __slots__ = ("__look", "__samples")
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.__samples = tuple(samples)
+    def __init__(self, samples: Sequence[Sample], look: Callable[[Sample], Picture]) -> None:
+        self.__samples, self.__look = tuple(samples), look
 
     def __len__(self) -> int:
         return len(self.__samples)
 
     def __call__(self, indices: Sequence[int]) -> list[Picture]:
-        return [open_picture(self.__samples[i].image) for i in indices]
+        return [self.__look(self.__samples[i]) for i in indices]
 
 
 def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlabelled:

@@ -20,6 +20,7 @@ from fgvr.types import Asked, Cost, Prediction, Report
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
 
+NOTHING_LOADED = {"mllm": 0, "encoder": 0, "joint": 0}
 WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 """Kinds of work that are counted both as asked of the models and as computed."""
 
@@ -51,6 +52,7 @@ class RunReport(Report):
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: MemoryHistory | None = field(default=None, repr=False)
     review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
+    workers: Sequence[Mapping[str, Any]] = ()  # what each has done and loaded; empty where one process did it all
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
     @property
@@ -65,7 +67,7 @@ def make_report(
     dataset: str,
     trigger: str,
     notes: Sequence[str] = (),
-    model_loads: Mapping[str, int],
+    model_loads: Mapping[str, int] = NOTHING_LOADED,
     peak_device_bytes: int = 0,
     path: Path,
     skipped: int = 0,
@@ -81,6 +83,7 @@ def make_report(
     measure: Sequence[str] = scoring_protocols.DEFAULT,
     sentences: scoring_protocols.Sentences | None = None,
     review: Mapping[str, Any] | None = None,
+    workers: Sequence[Mapping[str, Any]] = (),
 ) -> RunReport:
     """Score the labelled predictions. They are walked several times, and none is kept.
 
@@ -92,7 +95,18 @@ def make_report(
     """
     seen = outcomes(predictions)
     measured = scoring_protocols.measured(seen, measure, sentences)
-    figures = _figures(predictions, seen, _intervals(measured, seen), memory, slow_right)
+    auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
+    figures = RunFigures(
+        intervals=_intervals(measured, seen),
+        fast_top1=metrics.accuracy(seen.fast_right),
+        fast_top5=metrics.top_k(seen.fast_place, 5),
+        score_auroc=auroc if math.isfinite(auroc) else None,
+        reliability=metrics.reliability(seen.confidence, seen.right),
+        routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
+        abstention=_abstention(predictions),
+        unreadable=_unreadable(predictions),
+        stage_seconds=_stage_seconds(memory),
+    )
     total = sum((p.cost for p in predictions), Cost())
     optional = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
     cost = _work(total) | {"seconds": round(total.seconds, 3)} | {key: value for key, value in optional.items() if value is not None}
@@ -124,27 +138,7 @@ def make_report(
         memory=memory,
         peak_host_bytes=peak_host_bytes,
         review=review,
-    )
-
-
-def _figures(
-    predictions: Sequence[Prediction],
-    seen: Outcomes,
-    intervals: Mapping[str, Mapping[str, Interval]],
-    memory: MemoryHistory | None,
-    slow_right: np.ndarray | None,
-) -> RunFigures:
-    auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
-    return RunFigures(
-        intervals=intervals,
-        fast_top1=metrics.accuracy(seen.fast_right),
-        fast_top5=metrics.top_k(seen.fast_place, 5),
-        score_auroc=auroc if math.isfinite(auroc) else None,
-        reliability=metrics.reliability(seen.confidence, seen.right),
-        routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
-        abstention=_abstention(predictions),
-        unreadable=_unreadable(predictions),
-        stage_seconds=_stage_seconds(memory),
+        workers=tuple(workers),
     )
 
 

@@ -34,40 +34,32 @@ def decode_share(cost: Mapping[str, float]) -> float:
 def to_json(report: RunReport) -> dict[str, Any]:
     """What `report.json` holds: the report's own fields, then what explains them."""
     figures = report.figures
-    return {
-        "n": report.n,
-        "top1": report.top1,
-        "top1_interval": list(report.top1_interval),
-        "macro": report.macro,
-        "slow_rate": report.slow_rate,
-        "fixed": report.fixed,
-        "broken": report.broken,
-        "unchanged": report.unchanged,
-        "protocols": dict(report.protocols),
-        "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},
-        "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},
-        "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
-        "calibration_error": figures.reliability.error,
-        "routers": None if figures.routers is None else asdict(figures.routers),
-        "abstention": figures.abstention,
-        **({} if report.review is None else {"review": dict(report.review)}),
-        "unreadable": figures.unreadable,
-        "cost": dict(report.cost),
-        "asked": dict(report.asked) or None,
-        "computed": dict(report.computed),
-        "stage_seconds": figures.stage_seconds,
-        "peak_device_bytes": report.peak_device_bytes,
-        "peak_host_bytes": report.peak_host_bytes,
-        "model_loads": dict(report.model_loads),
-        "skipped": report.skipped,
-        "dataset": report.dataset,
-        "trigger": report.trigger,
-        "notes": list(report.notes),
-        "classes": dict(report.classes),
-        "fgvr": fgvr.__version__,
-        "provenance": dict(report.provenance),
-        "config": dict(report.config),
-    }
+    own = {f.name: getattr(report, f.name) for f in fields(Report) if f.name != "path"}
+    plain = {name: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for name, v in own.items()}
+    more: dict[str, Any] = {} if report.review is None else {"review": dict(report.review)}
+    if report.workers:
+        more["workers"] = list(report.workers)
+    return (
+        plain
+        | more
+        | {
+            "unchanged": report.unchanged,  # asked in vain
+            "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},  # protocol -> version
+            "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},  # 95 %
+            "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
+            "calibration_error": figures.reliability.error,  # expected calibration error
+            "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
+            "abstention": figures.abstention,  # shares answered and withheld
+            "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
+            "asked": dict(report.asked) or None,
+            "computed": dict(report.computed),  # of what was asked
+            "stage_seconds": figures.stage_seconds,  # stage -> seconds
+            "peak_host_bytes": report.peak_host_bytes,  # highest use of main memory
+            "fgvr": fgvr.__version__,  # version
+            "provenance": dict(report.provenance),  # machine, libraries, models, commit, time
+            "config": dict(report.config),  # the whole configuration
+        }
+    )
 
 
 def write(report: RunReport, folder: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from fgvr import __version__
-from fgvr.errors import DatasetError, RemoteError
+from fgvr.errors import RemoteError
 from fgvr.utils.files import file_lock
 from fgvr.utils.network import route_to
 from fgvr.utils.progress import track_bytes
@@ -24,41 +24,43 @@ from fgvr.utils.text import format_bytes
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # in a row that bring no byte
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """`checksum`: algorithm:hex digits, as its publisher or torchvision gives it. `inner`: an archive inside this one."""
+    """`checksum`: algorithm:hex digits, as its publisher or torchvision gives it. `inner`: an archive inside it. `token`: a secret."""
 
     url: str
     checksum: str
     inner: str = ""
+    token: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         return Path(urlsplit(self.url).path).name
 
 
-def file_sizes(files: list[RemoteFile]) -> list[int | None]:
-    """Bytes of each file as its server announces them; None where it does not say.
+def announced_size(file: RemoteFile) -> int | None:
+    """Bytes of the file as its server announces them; None where it does not say.
 
-    Raises RemoteError when a server does not answer or does not have the file.
+    Raises RemoteError when the server does not answer or does not have the file.
     """
-    return [_announced(file) for file in files]
+    with _client(file) as client, _explained(file, 0):
+        answer = client.head(file.url)
+        answer.raise_for_status()
+        size = answer.headers.get("Content-Length", "")
+        return int(size) if size.isdecimal() else None
 
 
-def download(file: RemoteFile, folder: Path) -> Path:
-    """The file, complete and verified, in `folder`. An interrupted attempt leaves NAME.part, from which the next one goes on.
+def download(file: RemoteFile, target: Path) -> Path:
+    """The file, complete and verified, as `target`. An interrupted attempt leaves TARGET.part, from which the next one goes on.
 
-    Raises:
-        RemoteError: the server does not answer, refuses, or breaks off; what has arrived is kept.
-        DatasetError: the content is not the published one; it is removed.
+    Raises RemoteError: the server does not answer, refuses, or breaks off, and what has arrived is kept; or the content is not the
+    published one, and it is removed.
     """
-    target = folder / file.name
-    part = folder / f"{file.name}.part"
-    folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder / f".{file.name}.lock"):
+    part = part_of(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(target.with_name(f".{target.name}.lock")):
         if not target.exists():
             _complete(file, part)
             _verify(file, part)
@@ -66,12 +68,9 @@ def download(file: RemoteFile, folder: Path) -> Path:
     return target
 
 
-def _announced(file: RemoteFile) -> int | None:
-    with _client(file.url) as client, _explained(file, 0):
-        answer = client.head(file.url)
-        answer.raise_for_status()
-        size = answer.headers.get("Content-Length", "")
-        return int(size) if size.isdecimal() else None
+def part_of(target: Path) -> Path:
+    """What an interrupted download has left."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _complete(file: RemoteFile, part: Path) -> None:
@@ -92,7 +91,7 @@ def _complete(file: RemoteFile, part: Path) -> None:
 def _append(file: RemoteFile, part: Path) -> None:
     here = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={here}-"} if here else {}
-    with _client(file.url) as client, _explained(file, here), client.stream("GET", file.url, headers=headers) as answer:
+    with _client(file) as client, _explained(file, here), client.stream("GET", file.url, headers=headers) as answer:
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # nothing beyond what is here; the hash decides
             return
         answer.raise_for_status()
@@ -101,7 +100,7 @@ def _append(file: RemoteFile, part: Path) -> None:
         length = answer.headers.get("Content-Length", "")
         total = begin + int(length) if length.isdecimal() else None
         with open(part, "ab" if resumed else "wb") as stream:
-            for chunk in track_bytes(answer.iter_raw(_CHUNK), file.name, total, done=begin):
+            for chunk in track_bytes(answer.iter_raw(), file.name, total, done=begin):
                 stream.write(chunk)
 
 
@@ -111,16 +110,17 @@ def _verify(file: RemoteFile, part: Path) -> None:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if found != expected:
         part.unlink()
-        raise DatasetError(
+        raise RemoteError(
             f"{file.url} is not the file that was published: its {algorithm} is {found}, and {expected} was expected. "
             "What arrived was removed. Try again; if it stays so, get the file from its page by hand"
         )
 
 
-def _client(url: str) -> httpx.Client:
-    route = route_to(url)
-    verify: ssl.SSLContext | bool = route.certificates() if url.startswith("https") else True
+def _client(file: RemoteFile) -> httpx.Client:
+    route = route_to(file.url)
+    verify: ssl.SSLContext | bool = route.certificates() if file.url.startswith("https") else True
     headers = {"User-Agent": f"fgvr/{__version__}", "Accept-Encoding": "identity"}
+    headers |= {"Authorization": f"Bearer {file.token}"} if file.token else {}  # httpx drops it where another host is redirected to
     return httpx.Client(proxy=route.proxy, verify=verify, trust_env=False, follow_redirects=True, timeout=60, headers=headers)
 
 

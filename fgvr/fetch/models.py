@@ -1,15 +1,13 @@
-"""Model folders from the Hugging Face hub, by huggingface_hub: it resumes, and checks sizes and hashes."""
+"""Model folders from the Hugging Face hub, in huggingface_hub's cache. Large files are resumed and verified."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,13 +17,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from fgvr.errors import FgvrError, ModelLoadError, RemoteError, StoreError
-from fgvr.fetch.published import Download
+from fgvr.errors import FgvrError, ModelLoadError, RemoteError
+from fgvr.fetch.download import RemoteFile, download
+from fgvr.fetch.published import Download, check_room
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
-from fgvr.utils.text import format_bytes
+from fgvr.utils.network import route_to
 
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses: httpx, or httpx2
 FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 
@@ -38,42 +38,47 @@ def plan_model(spec: ModelSpec, repository: str) -> Download | None:
         StoreError: the disk is too small.
     """
     with _explained(spec, repository):
-        found: Any = snapshot_download(
-            repository, revision=spec.revision, allow_patterns=[*FILES], ignore_patterns=_ignored(spec), dry_run=True, tqdm_class=_silent()
-        )
-        missing = [file for file in found if file.will_download]
+        missing = _missing(spec, repository)
         if not missing:
             return None
         licence = getattr(HfApi().model_info(repository, revision=spec.revision).card_data, "license", None)
-    sizes = [file.file_size for file in missing]
-    size = None if None in sizes else sum(sizes)
-    cache = files.hub_cache()
-    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if size is not None and size > free:
-        raise StoreError(
-            f"{repository} needs {format_bytes(size)}, and {there} has {format_bytes(free)} free: "
-            "make room, or set HF_HOME to a larger disk"
-        )
+    cache, size = files.hub_cache(), sum(file.file_size or 0 for file in missing)
+    check_room(repository, cache, size, "HF_HOME")
     address = f"{constants.ENDPOINT}/{repository}"
     return Download(f"{spec.role}: {repository}", (address,), size, str(licence or "see its page"), cache)
 
 
 def fetch_model(spec: ModelSpec, repository: str) -> Path:
-    """The folder of the model in the hub's cache; an interrupted download goes on. Errors as `plan_model`."""
+    """The folder of the model in the hub's cache. Errors as `plan_model`, and RemoteError for a file with another hash than the hub's.
+
+    huggingface_hub begins an interrupted file anew. So we bring large files, resumed, to where its cache has them by their hash.
+    """
     with _explained(spec, repository):
-        return Path(snapshot_download(repository, revision=spec.revision, allow_patterns=[*FILES], ignore_patterns=_ignored(spec)))
+        wanted = {file.filename for file in _missing(spec, repository)}
+        info = HfApi().model_info(repository, revision=spec.revision, files_metadata=True)
+        blobs = files.hub_cache() / f"models--{repository.replace('/', '--')}" / "blobs"
+        for file in info.siblings or ():
+            if file.lfs is not None and file.rfilename in wanted:
+                address = hf_hub_url(repository, file.rfilename, revision=info.sha)
+                download(RemoteFile(address, f"sha256:{file.lfs.sha256}", token=get_token()), blobs / file.lfs.sha256)
+        return Path(_snapshot(spec, repository))
 
 
-def _ignored(spec: ModelSpec) -> list[str]:
-    return list(getattr(find_loader(spec), "unneeded", ()))
+def _missing(spec: ModelSpec, repository: str) -> list[Any]:
+    return [file for file in _snapshot(spec, repository, dry_run=True, tqdm_class=_silent()) if file.will_download]
+
+
+def _snapshot(spec: ModelSpec, repository: str, **more: Any) -> Any:
+    more |= {"allow_patterns": [*FILES], "ignore_patterns": list(getattr(find_loader(spec), "unneeded", ()))}
+    return snapshot_download(repository, revision=spec.revision, **more)
 
 
 @contextmanager
 def _explained(spec: ModelSpec, repository: str) -> Iterator[None]:
+    route_to(constants.ENDPOINT).certificates()  # a proxy or certificate variable that cannot work is named
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, _HTTP_ERROR, OSError) as error:
         raise _in_our_words(spec, repository, [error, *filter(None, [error.__cause__])]) from error
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fgvr.errors import DatasetError, StoreError
-from fgvr.fetch.download import RemoteFile, download, file_sizes
+from fgvr.fetch.download import RemoteFile, announced_size, download, part_of
 from fgvr.utils.text import format_bytes
 
 ARCHIVES = (".tgz", ".tar.gz", ".tar", ".zip")
@@ -68,7 +68,7 @@ def plan_benchmark(known: Published, title: str, root: Path) -> Download:
     Raises StoreError where the disk is too small for the archives and what is in them.
     """
     folder = root / DOWNLOADS
-    sizes = file_sizes(list(known.files))
+    sizes = [announced_size(file) for file in known.files]
     missing = [_missing(folder, file, size) for file, size in zip(known.files, sizes, strict=True)]
     size = sum(filter(None, missing)) if None not in missing else None
     _check_room(title, root, sum(filter(None, missing)), sum(filter(None, sizes)))
@@ -79,26 +79,35 @@ def fetch_benchmark(known: Published, root: Path) -> None:
     """Download, verify, unpack into `root`. The root holds whole archives only; downloads are removed once unpacked."""
     folder = root / DOWNLOADS
     for file in known.files:
-        _unpack(download(file, folder), root, file.inner)
+        _unpack(download(file, folder / file.name), root, file.inner)
     shutil.rmtree(folder)
 
 
 def _missing(folder: Path, file: RemoteFile, size: int | None) -> int | None:
     if (folder / file.name).exists():
         return 0
-    part = folder / f"{file.name}.part"
+    part = part_of(folder / file.name)
     return None if size is None else size - (part.stat().st_size if part.exists() else 0)
 
 
 def _check_room(title: str, root: Path, to_come: int, unpacked: int) -> None:
     """Photographs do not shrink in an archive: unpacked they take what the archives take."""
-    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    free, needed = shutil.disk_usage(there).free, to_come + unpacked
+    check_room(f"{title} while it is unpacked", root, to_come + unpacked, "paths.data")
+
+
+def check_room(what: str, folder: Path, needed: int, setting: str) -> None:
+    """Raises StoreError where the disk of the folder, which need not exist yet, is too small."""
+    there, free = free_room(folder)
     if needed > free:
         raise StoreError(
-            f"{title} needs {format_bytes(needed)} while it is unpacked, and {there} has {format_bytes(free)} free: "
-            "make room, or set paths.data to a larger disk"
+            f"{what} needs {format_bytes(needed)}, and {there} has {format_bytes(free)} free: make room, or set {setting} to a larger disk"
         )
+
+
+def free_room(folder: Path) -> tuple[Path, int]:
+    """The nearest folder that exists, and the free bytes of its disk."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return there, shutil.disk_usage(there).free
 
 
 def _unpack(archive: Path, root: Path, inner: str) -> None:

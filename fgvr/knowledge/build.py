@@ -27,7 +27,7 @@ from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
 from fgvr.knowledge.statistics import Statistics
 from fgvr.knowledge.views import views
-from fgvr.protocols import Encoder, reads_text
+from fgvr.protocols import Each, Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.batches import batches
 from fgvr.utils.files import HeldError, file_lock
@@ -66,6 +66,7 @@ class BuildComponents:
     pieces: Callable[[str], Sequence[str]] = lambda text: (text,)  # of a description, whose vectors are averaged
     encode_batch: int
     describe_batch: int
+    each: Each = map  # the batches of the images and of the descriptions
 
 
 @contextmanager
@@ -171,13 +172,15 @@ def _families(numbers: Sequence[int]) -> np.ndarray | None:
 def _encode_images(
     indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
 ) -> tuple[np.ndarray, list[str]]:
-    vectors, hashes = [], []
-    for batch in track(batches(len(indices), components.encode_batch), "support images", len(indices), weigh=len):
+    def encode(batch: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
-        vectors.append(shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1)))
-        hashes += [picture.sha256 for picture in seen]
-    return np.concatenate(vectors), hashes
+        averaged = shown if components.views == 1 else unit(shown.reshape(len(seen), components.views, -1).mean(axis=1))
+        return averaged, [picture.sha256 for picture in seen]
+
+    encoded = components.each(encode, batches(len(indices), components.encode_batch))
+    vectors, hashes = zip(*track(encoded, "support images", len(indices), weigh=lambda batch: len(batch[1])), strict=True)
+    return np.concatenate(vectors), [sha256 for some in hashes for sha256 in some]
 
 
 def _describe(
@@ -195,14 +198,17 @@ def _describe(
             own = np.flatnonzero((owners == c) & (folds != (-1 if without is None else without))).tolist()
             jobs.append((c, without, own[: components.pictures_per_description]))
     jobs = [job for job in jobs if job[2]]  # a class with a single shot has no image outside its fold
-    written: dict[tuple[int, int | None], Description] = {}
     if components.describe is None:
         jobs = []
-    for batch in track(batches(len(jobs), components.describe_batch), "descriptions", len(jobs), weigh=len):
-        asked = [jobs[i] for i in batch]
-        requests = [DescribeRequest(categories[c].name, categories[c].superclass, tuple(pictures(own))) for c, _, own in asked]
-        described = components.describe(requests) if components.describe else []
-        written |= {(c, without): description for (c, without, _), description in zip(asked, described, strict=True)}
+
+    def describe(batch: Sequence[int]) -> list[Description]:
+        asked = [(categories[c], own) for c, _, own in (jobs[i] for i in batch)]
+        requests = [DescribeRequest(category.name, category.superclass, tuple(pictures(own))) for category, own in asked]
+        return components.describe(requests) if components.describe else []
+
+    described = components.each(describe, batches(len(jobs), components.describe_batch))
+    texts = [text for some in track(described, "descriptions", len(jobs), weigh=len) for text in some]
+    written = {(c, without): description for (c, without, _), description in zip(jobs, texts, strict=True)}
     return [
         ClassRecord(
             id=category.id,

@@ -5,22 +5,45 @@ The views are the same for every image: the image, its mirror image, its middle 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from PIL import ImageOps
 
 from fgvr.types import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MOST = 4
 _MIDDLE = 0.85  # of each side
 
 
+class View(Picture):
+    """A view of another picture, made when somebody looks; it travels to other processes as that picture does."""
+
+    __slots__ = ("_number", "_of")
+
+    _of: Picture
+    _number: int
+
+    def __init__(self, of: Picture, number: int) -> None:
+        mark = f"#view{number}"
+        for name, value in (("_of", of), ("_number", number), ("sha256", of.sha256 + mark), ("content", of.content + mark)):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return View, (self._of, self._number)
+
+    @property
+    def image(self) -> Image:  # pyright: ignore[reportIncompatibleVariableOverride]
+        whole = self._of.image
+        shown = whole.crop(_centre(whole.width, whole.height)) if self._number >= 2 else whole
+        return ImageOps.mirror(shown) if self._number % 2 else shown
+
+
 def views(picture: Picture, count: int) -> list[Picture]:
     """The first `count` views, the image itself first. Each has a hash of its own, so that its vector is cached under its own key."""
-    image = picture.image
-    if count == 1:
-        return [picture]
-    middle = image.crop(_centre(image.width, image.height))
-    made = [image, ImageOps.mirror(image), middle, ImageOps.mirror(middle)][:count]
-    return [picture, *(Picture(view, f"{picture.sha256}#view{i}", f"{picture.content}#view{i}") for i, view in enumerate(made[1:], 1))]
+    return [picture, *(View(picture, number) for number in range(1, count))]
 
 
 def _centre(width: int, height: int) -> tuple[int, int, int, int]:

@@ -20,6 +20,7 @@ from fgvr.knowledge.build import JOURNAL, workspace
 from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.runtime import pool as pools
+from fgvr.scale import some_files, working
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import FastResult
@@ -30,8 +31,12 @@ log = logging.getLogger(__name__)
 
 def build_knowledge_base(session: Session) -> KnowledgeBase:
     """Support images -> knowledge base. Finished work is never repeated; a complete base is opened as it is."""
-    with run_folder(session, mode="build_knowledge_base") as folder, recorded_memory(session, folder):
-        return session.open_knowledge(building=True)
+    with (
+        run_folder(session, mode="build_knowledge_base") as folder,
+        recorded_memory(session, folder),
+        working(session, lambda one: some_files(one.dataset.split.support)) as at_work,
+    ):
+        return at_work.open_knowledge(building=True)
 
 
 def build_experience_base(session: Session) -> KnowledgeBase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from fgvr.evaluation.records import Recorded, to_row
 from fgvr.modes.review import write_page
 from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.modes.showing import to_json, to_text
+from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
@@ -32,11 +34,13 @@ def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
     samples = _asked_for(Path(config.image).expanduser())
-    recognizer = session.recognizer_of_pictures()
     unreadable: list[ImageError] = []
     with run_folder(session) as folder, rows_anew(folder) as file:
-        for predictions in track(recognizer.stream(samples, unreadable=unreadable), "images", len(samples), weigh=len):
-            file.append(to_row(prediction) for prediction in predictions)
+        with working(session, lambda _: some_files(samples)) as at_work:
+            recognizer = at_work.recognizer_of_pictures()
+            stream = at_work.engine.predictions(recognizer, partial(job_of, at_work), samples, unreadable=unreadable)
+            for predictions in track(stream, "images", len(samples), weigh=len):
+                file.append(to_row(prediction) for prediction in predictions)
         answered = Recorded(file.done(), recognizer.names, folder=folder)
         prediction_table.write(folder, answered)
         notes = [config.models.notice] if config.models.notice else []

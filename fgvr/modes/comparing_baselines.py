@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from fgvr.data.pictures import open_picture
 from fgvr.errors import ConfigError
 from fgvr.evaluation import records, uncertainty
 from fgvr.knowledge.prototypes import unit
-from fgvr.modes.evaluating import evaluate
+from fgvr.modes.evaluating import evaluate, images_of
 from fgvr.modes.runs import PREDICTIONS, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
 from fgvr.protocols import reads_text
+from fgvr.scale import working
 from fgvr.session import Session
 from fgvr.types import FastResult, Picture, Report, SlowResult
 from fgvr.utils.files import write_json
@@ -72,9 +74,10 @@ def baselines(session: Session) -> Baselines:
         log.info("left out: %s, since %s", TITLES[name], reason)
     with run_folder(session, mode="baselines") as folder:
         reports = {}
-        for name in names:
-            log.info("%s", TITLES[name])
-            reports[name] = evaluate(baseline_session(session, name), baseline_recognizer(name))
+        with working(session, images_of) as at_work:
+            for name in names:
+                log.info("%s", TITLES[name])
+                reports[name] = evaluate(baseline_session(at_work, name), baseline_recognizer(name))
         ours = _right(reports[OURS])
         others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}
@@ -192,7 +195,7 @@ def baseline_session(session: Session, name: str) -> Session:
 
 def baseline_recognizer(name: str) -> Callable[[Session], Recognizer] | None:
     """How to build the recognizer of a baseline that ranks by a rule; None: it is the pipeline's own."""
-    return (lambda session: _ranking(name, session)) if name in _RULES else None
+    return partial(_ranking, name) if name in _RULES else None
 
 
 _RULES = ("zero_shot", "knn", "cache", "linear_probe")

@@ -31,6 +31,7 @@ from fgvr.modes.runs import recorded_memory, run_folder
 from fgvr.modes.showing import to_json, to_text
 from fgvr.pipeline import Recognizer
 from fgvr.protocols import reads_text
+from fgvr.scale import some_files, working
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.store.stage_cache import StageCache
@@ -81,10 +82,13 @@ def discover(session: Session) -> Discovery:
             shutil.rmtree(folder / STAGES, ignore_errors=True)
         images = open_unlabelled(Path(config.images), cache_dir=session.home / "store")
         named_by_mllm = "mllm" in config.models.present
-        found = _find_kinds(session, images, folder / STAGES) if named_by_mllm else find_groups(session, images, folder)
-        named = session.derive({}, dataset=_as_dataset(images, found, shots=config.discover.shots))
+        with working(session, lambda _: some_files(images.samples)) as at_work:
+            found = _find_kinds(at_work, images, folder / STAGES) if named_by_mllm else find_groups(at_work, images, folder)
+            changes = {"dataset": _as_dataset(images, found, shots=config.discover.shots)}
+            base = at_work.derive({}, **changes).knowledge
+        named = session.derive({}, knowledge=base, **changes)  # whose recognizer outlives the workers
         notes = (*([config.models.notice] if config.models.notice else []), *images.notes, *found.notes)
-        discovery = Discovery(found, _named(images, found), named.knowledge, named.recognizer_of_pictures(), notes, folder)
+        discovery = Discovery(found, _named(images, found), base, named.recognizer_of_pictures(), notes, folder)
         _write(discovery, images, folder)
     return discovery
 
@@ -116,9 +120,10 @@ def _find_kinds(session: Session, images: Unlabelled, folder: Path) -> Discovere
             stage=stages,
             mllm_batch=models.mllm.batch_size,
             encode_batch=models.encoder.batch_size,
+            each=session.engine.map,
             **wishes,
         )
-        return discoverer(images.picture_set)
+        return discoverer(images.seen_by(session.engine.look))
 
 
 def _as_dataset(images: Unlabelled, found: Discovered, *, shots: int | None) -> Dataset:
@@ -182,11 +187,12 @@ def _(result: Discovery) -> list[Any]:
 
 def find_groups(session: Session, images: Unlabelled, folder: Path) -> Discovered:
     """Without an MLLM: The kinds as groups of vectors, with the names of `discover.names`, or with a page that asks for them."""
-    encoder, picture_set, asked = session.encoder, images.picture_set, session.config.discover
+    encoder, picture_set, asked = session.encoder, images.seen_by(session.engine.look), session.config.discover
 
     def grouped() -> dict[str, Any]:
-        seen = track(batches(len(picture_set), session.config.models.encoder.batch_size), "images")
-        vectors = np.concatenate([encoder.encode(picture_set(batch)) for batch in seen])
+        seen = batches(len(picture_set), session.config.models.encoder.batch_size)
+        encoded = session.engine.map(lambda batch: encoder.encode(picture_set(batch)), seen)
+        vectors = np.concatenate(list(track(encoded, "images", len(picture_set), weigh=len)))
         return asdict(cluster_kinds(vectors, scale=encoder.logit_scale, count=asked.kinds, superclass=asked.superclass))
 
     # Kept, so that names are never those of groups that another number of threads would make a little otherwise.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
+from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import Prediction, Report, Sample
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Build = Callable[[Session], Recognizer]
 
-def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = None) -> Report:
+
+def evaluate(session: Session, build: Build | None = None) -> Report:
     """Recognise the test images and score them. Killed at any point, the same command goes on where it was.
 
     Args: build: another recognizer than the session's own, which asks no MLLM.
@@ -53,31 +57,42 @@ def evaluate(session: Session, build: Callable[[Session], Recognizer] | None = N
         if not cfg.run.fresh and complete(folder, inputs):
             log.info("complete already (run.fresh=true starts anew): %s", folder)
             return reports.load(folder)
-        _ = session.sentences  # what the protocols need is there, or said before anything is computed
-        session.check_trigger()
-        listed, policy = len(session.dataset.split.test), cfg.evaluation.overlap_policy
-        overlaps = leaks.split_overlaps(session.dataset.split, session.perceptual_hash)
-        session = _apart(session, overlaps)
-        tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", cfg.to_dict())
-        with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
-            with recorded_memory(session, folder):
-                made_with(session.knowledge, inputs, folder, file)
-                foreign = _foreign_overlaps(session.knowledge, session.dataset)
-                session, overlaps = _apart(session, foreign, knowledge=session.knowledge), [*overlaps, *foreign]
-                recognizer = build(session) if build else session.recognizer
-                with session.looking_ahead(*([] if build else session.stages)):
-                    predictions = _recognise(session, file, recognizer, tracker)
-            slow_right = _slow_right(predictions, recognizer)
-            leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-            notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
-            report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
-            tracker.finish(report)
-            prediction_table.write(folder, predictions)
-            reports.write(report, folder)
-        return report
+        with working(session, images_of) as session:
+            return _evaluate(session, folder, inputs, build)
 
 
-def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker: Tracker) -> Sequence[Prediction]:
+def images_of(session: Session) -> list[Path]:
+    """Some of the dataset's files."""
+    return [file for part in (session.dataset.split.support, session.dataset.split.test) for file in some_files(part)]
+
+
+def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: Build | None) -> Report:
+    cfg = session.config
+    _ = session.sentences  # what the protocols need is there, or said before anything is computed
+    session.check_trigger()
+    listed, policy = len(session.dataset.split.test), cfg.evaluation.overlap_policy
+    overlaps = leaks.split_overlaps(session.dataset.split, session.perceptual_hash)
+    session = _apart(session, overlaps)
+    tracking = tracked(cfg.logging.tracker, folder, f"{cfg.mode}/{folder.name}", cfg.to_dict())
+    with RunFile(folder / PREDICTIONS) as file, tracking as tracker:
+        with recorded_memory(session, folder):
+            made_with(session.knowledge, inputs, folder, file)
+            foreign = _foreign_overlaps(session.knowledge, session.dataset)
+            session, overlaps = _apart(session, foreign, knowledge=session.knowledge), [*overlaps, *foreign]
+            recognizer = build(session) if build else session.recognizer
+            with session.looking_ahead(*([] if build else session.stages)):
+                predictions = _recognise(session, file, recognizer, tracker, build)
+        slow_right = _slow_right(predictions, recognizer)
+        leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
+        notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
+        report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
+        tracker.finish(report)
+        prediction_table.write(folder, predictions)
+        reports.write(report, folder)
+    return report
+
+
+def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker: Tracker, build: Build | None) -> Sequence[Prediction]:
     """All predictions, those of an earlier, interrupted run included; they stay in the run's file."""
     oracle, dataset = session.policy, session.dataset
     samples = dataset.split.test
@@ -88,7 +103,7 @@ def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker:
         first = len(file.done())
         done = _done(file.done(), samples, recognizer)
         tracker.resume(Recorded(file.done()))
-        stream = recognizer.stream(samples, done=done, unreadable=[])
+        stream = session.engine.predictions(recognizer, partial(job_of, session, build), samples, done=done, unreadable=[])
         left = len(samples) - done * recognizer.batch_size
         for predictions in track(stream, "test images", left, weigh=len):
             if isinstance(oracle, Oracle):
@@ -178,7 +193,7 @@ def _report(
     slow_right: np.ndarray | None,
     tracker: Tracker,
 ) -> reports.RunReport:
-    cfg, dataset, base, pool = session.config, session.dataset, session.knowledge, session.pool
+    cfg, dataset, base = session.config, session.dataset, session.knowledge
     recorded = timeline.read(folder / timeline.FILE) if (folder / timeline.FILE).exists() else None
     return reports.make_report(
         predictions,
@@ -186,8 +201,9 @@ def _report(
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
         trigger=cfg.trigger_name,
         notes=(*notes, *surprises(predictions, cfg)),
-        model_loads=pool.loads,
-        peak_device_bytes=pool.peak_bytes,
+        model_loads=session.engine.loads,
+        peak_device_bytes=session.engine.peak_bytes,
+        workers=session.engine.workers,
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
         config=cfg.to_dict(),

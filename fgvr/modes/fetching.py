@@ -12,7 +12,7 @@ from fgvr import planning
 from fgvr.config.configuration import Config
 from fgvr.data.benchmarks import BENCHMARKS, locate_archive
 from fgvr.errors import ConfigError, DatasetError, FgvrError
-from fgvr.fetch import Download, fetch_benchmark, plan_benchmark, remote_files
+from fgvr.fetch import Download, fetch_benchmark, free_room, plan_benchmark, remote_files
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
 from fgvr.utils.text import format_bytes
@@ -78,7 +78,8 @@ def _ask(downloads: Sequence[Download]) -> None:
     for one in downloads:
         size = "of unknown size" if one.size is None else format_bytes(one.size)
         places = "".join(f"\n  from {address}" for address in one.files)
-        sys.stderr.write(f"{one.title}, {size}, licence: {one.licence}{places}\n  to   {one.destination}\n")
+        sys.stderr.write(f"{one.title}, {size}, licence: {one.licence}{places}\n  to   {one.destination}, ")
+        sys.stderr.write(f"where {format_bytes(free_room(one.destination)[1])} are free\n")
     if not sys.stdin.isatty():
         raise ConfigError("nobody can be asked here whether to download this: write fetch.ask=false (or --yes)")
     sys.stderr.write("Download this? [y/N] ")

@@ -171,7 +171,6 @@ def _report(
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
         trigger=config.trigger_name,
         notes=(*notes, *(note for note in former if review_page.PAGE not in note)),
-        model_loads={"mllm": 0, "encoder": 0, "joint": 0},
         path=folder,
         config=config.to_dict(),
         pictures=_pictures(session, settled),

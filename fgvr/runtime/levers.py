@@ -10,7 +10,7 @@ from fgvr.runtime.loaders.base import SANE_PIXELS, find_loader
 from fgvr.types import ModelSpec
 
 _PIXELS = tuple(tokens * 28 * 28 for tokens in (1280, 1024, 768, 512, 256))  # image tokens worth proposing
-_TINY = {"encoder": ("clip", 32), "mllm": ("qwen", 8), "joint": ("blip", 32)}  # loader and batch size of configs/models/*/tiny
+_TINY = {"encoder": ("clip", 32), "mllm": ("transformers", 8), "joint": ("blip", 32)}  # loader and batch size of configs/models/*/tiny
 
 
 @dataclass(frozen=True, slots=True)

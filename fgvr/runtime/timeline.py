@@ -37,10 +37,10 @@ VERSION = 1
 class Resident:
     """A model that was there when the run began."""
 
-    key: str
-    role: str
-    source: str
-    bytes: int
+    key: str  # of the model
+    role: str  # its role
+    source: str  # its files
+    bytes: int  # it holds
     last_used: float = 0.0  # seconds before the start
 
 
@@ -49,15 +49,15 @@ class Start:
     """A process begins to record."""
 
     when: float  # seconds since 1970
-    pid: int
-    device: str
-    device_total: int
-    limit: int
-    reserve: int
-    policy: str
-    max_models: int | None
-    resident: tuple[Resident, ...] = ()
-    version: int = VERSION
+    pid: int  # of the process
+    device: str  # its name
+    device_total: int  # bytes it has
+    limit: int  # the budget, bytes
+    reserve: int  # bytes kept free
+    policy: str  # whom to evict
+    max_models: int | None  # null: no limit
+    resident: tuple[Resident, ...] = ()  # already there
+    version: int = VERSION  # of this format
 
     @classmethod
     def of(cls, pool: ModelPool) -> Start:
@@ -80,20 +80,20 @@ class Sample:
     """The books beside what is measured, at one moment. Bytes."""
 
     t: float  # seconds since the start row; before it is written, by the monotonic clock
-    when: float
+    when: float  # seconds since 1970
     reason: str  # interval, or the kind of the event that asked for it, start, end
-    limit: int
+    limit: int  # the budget
     ledger: int  # all of it: weights, working memory, reserve, what did not come back
     weights: Mapping[str, int]  # by key, of models that are on the device or on their way
     work: int  # working memory of running leases, and the reserve
     storage_bytes: int  # under the loaded models' tensors, each storage once, as counted when each was loaded
     uss: int | None  # of this process; None where the system does not tell
-    rss: int
+    rss: int  # resident set of this process
     base_uss: int | None  # USS before the first load, libraries included; None before it
-    device_allocated: int
-    device_reserved: int
-    host_free: int
-    host_total: int
+    device_allocated: int  # by the library's allocator
+    device_reserved: int  # likewise, free blocks included
+    host_free: int  # main memory
+    host_total: int  # likewise
     settled: bool  # nothing leased, loading or leaving while this was measured: ledger and process may be compared
     moving: bool  # something was loading or leaving: the ledger has reserved what the process does not hold yet, or any more
 

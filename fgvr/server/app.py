@@ -127,7 +127,17 @@ FILES = StaticFiles(packages=[("fgvr.server", "static")])
 
 @router.get("/")
 def page() -> HTMLResponse:
-    return HTMLResponse(resources.files("fgvr.server").joinpath("static", "index.html").read_text("utf-8"))
+    return _static("index.html")
+
+
+@router.get("/docs")
+def docs() -> HTMLResponse:
+    """Every address, read by the page itself from /openapi.json."""
+    return _static("docs.html")
+
+
+def _static(name: str) -> HTMLResponse:
+    return HTMLResponse(resources.files("fgvr.server").joinpath("static", name).read_text("utf-8"))
 
 
 @router.get("/favicon.ico")

@@ -27,6 +27,7 @@ from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
+from fgvr.session.engine import Engine, Here
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
@@ -35,6 +36,7 @@ _DEPENDS_ON = {
     "dataset": ("dataset", "knowledge.learned", "paths"),
     "specs": ("models", "runtime"),
     "pool": ("models", "runtime", "paths"),
+    "engine": ("models", "runtime", "paths", "engine"),
     "abilities": ("models", "runtime"),
     "store": ("store", "paths"),
     "perceptual_hash": ("store", "paths"),
@@ -118,16 +120,21 @@ class Resources:
         return pool
 
     @cached_property
+    def engine(self) -> Engine:
+        """Who does the work: this process, unless `fgvr.scale.working` has put workers here."""
+        return Here(self.pool)
+
+    @cached_property
     def encoder(self) -> CachedEncoder:
-        return CachedEncoder(self.pool.leased(self.specs["encoder"]), self.store)
+        return CachedEncoder(self.engine.lend(self.specs["encoder"]), self.store)
 
     @cached_property
     def mllm(self) -> CachedMLLM:
-        return CachedMLLM(self.pool.leased(self.specs["mllm"]), self.store)
+        return CachedMLLM(self.engine.lend(self.specs["mllm"]), self.store)
 
     @cached_property
     def joint(self) -> CachedJointEncoder:
-        return CachedJointEncoder(self.pool.leased(self.specs["joint"]), self.store)
+        return CachedJointEncoder(self.engine.lend(self.specs["joint"]), self.store)
 
     @property
     def fingerprints(self) -> dict[str, str]:

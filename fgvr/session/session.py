@@ -27,7 +27,7 @@ from fgvr.knowledge.experience import Library
 from fgvr.knowledge.prototypes import index_within_class
 from fgvr.pipeline import Recognizer
 from fgvr.protocols import FastThinker, SlowThinker, Trigger, reads_text
-from fgvr.session.with_knowledge import WithKnowledge, look
+from fgvr.session.with_knowledge import WithKnowledge
 from fgvr.types import Prediction, SlowResult
 from fgvr.utils.batches import chunks
 
@@ -60,7 +60,7 @@ class Session(WithKnowledge):
             if self.matcher is None:
                 return results, statistics
             size = self.config.evaluation.batch_size
-            return leave_one_out_joint(results, known, self.support_pictures, self.matcher, batch_size=size)
+            return leave_one_out_joint(results, known, self.support_pictures, self.matcher, batch_size=size, each=self.engine.map)
 
         return LeaveOneOutAnswers(compute)
 
@@ -110,8 +110,9 @@ class Session(WithKnowledge):
         samples = self.calibration
         if not samples:
             return None
-        batches = chunks(samples, self.config.evaluation.batch_size)
-        results = [r for batch in batches for r in self.fast([look(sample) for sample in batch])]
+        batches, fast = chunks(samples, self.config.evaluation.batch_size), self.fast
+        judged = self.engine.map(lambda batch: fast([self.engine.look(sample) for sample in batch]), batches)
+        results = [result for some in judged for result in some]
         return Evidence(results, [result.top.category == sample.label for result, sample in zip(results, samples, strict=True)])
 
     def check_trigger(self) -> None:
@@ -130,7 +131,7 @@ class Session(WithKnowledge):
         known, exemplar = self.knowledge.prototypes, None
         if self.config.slow.exemplars:
             support = self.support
-            exemplar = Exemplars(known.ids, known.owners.tolist(), known.folds.tolist(), lambda i: look(support[i]))
+            exemplar = Exemplars(known.ids, known.owners.tolist(), known.folds.tolist(), lambda i: self.engine.look(support[i]))
         return Shortlist(self.knowledge.records, candidates=self.config.slow.candidates, exemplar=exemplar)
 
     @cached_property

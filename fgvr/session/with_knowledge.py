@@ -10,12 +10,12 @@ from typing import Any
 from fgvr.agents import prompts
 from fgvr.agents.analyse import AnalyseDecoder
 from fgvr.agents.base_answers import BaseAnswers
+from fgvr.agents.compare import CompareDecoder
 from fgvr.agents.describe import Describer
 from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder
 from fgvr.data.leaks import without_near_copies
 from fgvr.data.near_duplicates import PerceptualHash, duplicate_groups
-from fgvr.data.pictures import open_picture
 from fgvr.data.splits import Split
 from fgvr.errors import ConfigError
 from fgvr.knowledge.base import KnowledgeBase, Origin
@@ -29,7 +29,8 @@ from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.text import pieces
 
-_WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
+_REASONING = ("reason", "compare")
+_WRITING = (*_REASONING, "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
 
 
 class WithKnowledge(Resources):
@@ -100,13 +101,14 @@ class WithKnowledge(Resources):
         models, knowledge, slow = self.config.models, self.config.knowledge, self.config.slow
         components = BuildComponents(
             encoder=self.encoder,
-            look=look,
+            look=self.engine.look,
             describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
             leave_one_out=BaseAnswers(
                 self.decoder if self.config.answers_support else None,
                 target=slow.target,
                 exemplars=slow.exemplars,
                 batch=models.mllm.batch_size,
+                each=self.engine.map,
             ),
             name_prompts=(lambda c: prompts.name_prompts(c.name, c.superclass, knowledge.templates))
             if models.name_prompts and reads_text(self.encoder)
@@ -118,6 +120,7 @@ class WithKnowledge(Resources):
             pieces=lambda text: pieces(text, knowledge.split),
             encode_batch=models.encoder.batch_size,
             describe_batch=models.mllm.batch_size,
+            each=self.engine.map,
         )
         with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
             build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, partial, learned=learned)
@@ -131,7 +134,7 @@ class WithKnowledge(Resources):
         return support_of(self.knowledge, self.dataset.split.support)
 
     def support_pictures(self, indices: Sequence[int]) -> list[Picture]:
-        return [look(self.support[i]) for i in indices]
+        return [self.engine.look(self.support[i]) for i in indices]
 
     @cached_property
     def calibration(self) -> list[Sample]:
@@ -162,9 +165,9 @@ class WithKnowledge(Resources):
         can = self.abilities
         if can is None and slow.votes > 1 and not find_loader(self.specs["mllm"]).converses:
             raise ConfigError(f"slow.votes={slow.votes} asks for sampled replies, and models.mllm.loader={mllm.loader} gives none: write 1")
-        if slow.votes > 1 and slow.decoder != "reason":
+        if slow.votes > 1 and slow.decoder not in _REASONING:
             raise ConfigError(f"slow.votes={slow.votes} asks for several replies: write slow=reason")
-        if can is not None and not can.scores and slow.decoder != "reason":
+        if can is not None and not can.scores and slow.decoder not in _REASONING:
             raise ConfigError(
                 f"slow={slow.decoder} needs log-likelihoods of given text, and {mllm.source} gives none: write "
                 "slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
@@ -173,15 +176,14 @@ class WithKnowledge(Resources):
     def decoder(self, superclass: str) -> Decoder:
         """How System 2 is asked, as `slow.decoder` says. Asks the engine that holds the MLLM, once. Raises RemoteError."""
         slow, can = self.config.slow, self.abilities
-        if slow.decoder == "reason" and (slow.votes > 1 or (can is not None and not can.scores)):  # answers are read from replies
-            return ReplyDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens, votes=slow.votes)
-        if slow.decoder == "reason":
-            return ReasonDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens)
+        if slow.decoder in _REASONING:
+            words, limit = self.mllm, slow.max_new_tokens
+            if slow.votes > 1 or (can is not None and not can.scores):  # answers are read from replies
+                reasons: Decoder = ReplyDecoder(words, superclass=superclass, max_new_tokens=limit, votes=slow.votes)
+            else:
+                reasons = ReasonDecoder(words, superclass=superclass, max_new_tokens=limit)
+            return CompareDecoder(reasons) if slow.decoder == "compare" else reasons
         if slow.decoder == "analyse":
             tau = 1 / self.encoder.logit_scale
             return AnalyseDecoder(self.mllm, self.encoder, superclass=superclass, temperature=tau, max_new_tokens=slow.max_new_tokens)
         return ScoreDecoder(self.mllm, superclass=superclass, target=slow.target)
-
-
-def look(sample: Sample) -> Picture:
-    return open_picture(sample.image)

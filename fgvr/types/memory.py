@@ -18,12 +18,12 @@ ROLES: tuple[Role, ...] = get_args(Role)
 class ModelSpec:
     """Which model, in which form. Two specs with one `key` share one copy."""
 
-    role: Role
+    role: Role  # what it is for
     loader: str  # module name below fgvr.runtime.loaders: clip, qwen, blip, mlx, remote, fake
     source: str  # folder, hub repository or "tiny" (shipped); addresses of a remote one
-    revision: str | None = None
+    revision: str | None = None  # of the hub repository
     dtype: str = "auto"  # auto, float32, bfloat16, float16
-    quantization: str | None = None
+    quantization: str | None = None  # int8, nf4
     max_pixels: int | None = None  # the processor's cap; changes memory, hence part of the key
     batch_size: int = 8  # how many images or prompts go through at once; not part of the key
     patience: float = 600.0  # seconds a remote engine that is away or busy is waited for; not part of the key

@@ -196,10 +196,10 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         image = image if isinstance(image, ImageFile.ImageFile) else image.copy()  # the caller's stays as it is
         _reduce(image, REDUCE_ABOVE // 4)
     image.load()
-    return _padded(_to_rgb(_upright(image)))
+    return pad_long_image(_to_rgb(_upright(image)))
 
 
-def _padded(image: Image.Image) -> Image.Image:
+def pad_long_image(image: Image.Image) -> Image.Image:
     """White around a picture beyond `MAX_ASPECT`; any other as it is."""
     short, long = sorted(image.size)
     if long <= MAX_ASPECT * short:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -22,6 +22,14 @@ class Lazy(Generic[T]):
             if not self._value:
                 self._value.append(self._compute())
             return self._value[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets the value, not how to compute it."""
+        return _known, (self(),)
+
+
+def _known(value: T) -> Lazy[T]:
+    return Lazy(lambda: value)
 
 
 class LazySequence(Sequence[T]):

@@ -94,7 +94,7 @@ def main(folder: Path) -> None:
     from fgvr.types import MemoryPlan, ModelSpec
 
     encoder = ModelSpec("encoder", "clip", str(folder / "encoder"), batch_size=8)
-    mllm = ModelSpec("mllm", "qwen", str(folder / "mllm"), dtype="float32", max_pixels=64 * 784, batch_size=2)
+    mllm = ModelSpec("mllm", "transformers", str(folder / "mllm"), dtype="float32", max_pixels=64 * 784, batch_size=2)
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8))  # at the cap exactly
     shape = qwen.read_shape(json.loads((folder / "mllm" / "config.json").read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fgvr.agents import prompts
 from fgvr.agents.differences import differences
 
 
@@ -27,3 +28,9 @@ def test_equal_descriptions_stay_whole() -> None:
 def test_a_candidate_without_words_stays_without() -> None:
     assert differences(["", "A red bird."]) == ["", "A red bird."]
     assert differences(["", "Red crown, long beak.", "Red crown, short beak."]) == ["", "long beak", "short beak"]
+
+
+def test_a_question_states_what_tells_the_candidates_apart() -> None:
+    told = ["A bird with red crown, hooked beak.", "A bird with red crown, long beak."]
+    asked = prompts.choose("bird", ["Foo", "Bar"], told, ["look twice"], ending="reason")
+    assert "A. Foo: hooked beak\nB. Bar: long beak\nRule: look twice\n" in asked

@@ -122,8 +122,12 @@ def own_pool():
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch):
     """Updates from any answer: the fake models are never sure."""
-    monkeypatch.setattr("fgvr.agents.online.CONFIDENT", 0.0)
-    monkeypatch.setattr("fgvr.agents.online.GOOD", 0.0)
+    become(monkeypatch, CONFIDENT=0.0, GOOD=0.0)
+
+
+def become(monkeypatch: pytest.MonkeyPatch, **constants: float) -> None:
+    for name, value in constants.items():
+        monkeypatch.setattr(f"fgvr.agents.online.{name}", value)
 
 
 def answers(report: fgvr.Report) -> list:
@@ -132,22 +136,19 @@ def answers(report: fgvr.Report) -> list:
 
 
 @pytest.mark.parametrize("kind", ["statistics", "prototypes"])
-def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch, tmp_path) -> None:
+def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, intercept, tmp_path) -> None:
     words = (*SMALL, "trigger=always", f"online={kind}")
     whole = fgvr.evaluate(fgvr.load_config(*words, f"paths.home={tmp_path / 'whole'}"))
     cfg = fgvr.load_config(*words, f"paths.home={tmp_path / 'parts'}")
-    learn = OnlineRetrieval.learn
 
-    def dies(self, predictions, calls=[]):  # noqa: B006 - counts over calls
+    def dies(learn, self, predictions, calls=[]):  # noqa: B006 - counts over calls
         learn(self, predictions)
         calls.append(1)
         if len(calls) == 4:  # learned and journalled, but never recorded
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(OnlineRetrieval, "learn", dies)
-        with pytest.raises(KeyboardInterrupt):
-            fgvr.evaluate(cfg)
+    with intercept(OnlineRetrieval, "learn", dies), pytest.raises(KeyboardInterrupt):
+        fgvr.evaluate(cfg)
     close_shared()
     resumed = fgvr.evaluate(cfg)
     assert answers(resumed) == answers(whole)
@@ -157,8 +158,7 @@ def test_an_interrupted_run_learns_and_answers_the_same(kind, eager, monkeypatch
 def test_learning_changes_later_answers_and_switched_off_nothing_is_left_of_it(eager, monkeypatch) -> None:
     off = answers(fgvr.evaluate(fgvr.load_config(*SMALL, "trigger=never")))
     learning = fgvr.load_config(*SMALL, "trigger=never", "online=prototypes")
-    monkeypatch.setattr("fgvr.agents.online.RATE", 5.0)
-    monkeypatch.setattr("fgvr.agents.online.MOST", 0.9)
+    become(monkeypatch, RATE=5.0, MOST=0.9)
     on = answers(fgvr.evaluate(learning))
     assert on[:6] == off[:6]  # the first batch is answered before anything is learned
     assert on != off

@@ -61,11 +61,10 @@ def test_no_attribute_leaves_the_world(dataset):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(intercept):
     """Counts drawings."""
     pictures: list[object] = []
-    render = birds.render
-    monkeypatch.setattr(birds, "render", lambda *given: (pictures.append(given), render(*given))[1])
+    intercept(birds, "render", lambda render, *given: (pictures.append(given), render(*given))[1])
     return pictures
 
 

@@ -404,15 +404,14 @@ def test_a_damaged_index_costs_time_only(tmp_path):
         assert open_folder(root=root, shots=2, cache_dir=cache).split == first.split
 
 
-def test_a_failure_to_read_that_passes_is_not_remembered(tmp_path, monkeypatch):
-    root, read = classes(tmp_path / "images"), folder.read_image
+def test_a_failure_to_read_that_passes_is_not_remembered(tmp_path, intercept):
+    root = classes(tmp_path / "images")
 
-    def refused(path):
+    def refused(read, path):
         if Path(path).name == "2.png":
             raise ImageError(f"{path}: cannot be read (Too many open files)")
         return read(path)
 
-    monkeypatch.setattr(folder, "read_image", refused)
-    assert open_folder(root=root, shots=2, cache_dir=tmp_path / "store").bad_images
-    monkeypatch.undo()
+    with intercept(folder, "read_image", refused):
+        assert open_folder(root=root, shots=2, cache_dir=tmp_path / "store").bad_images
     assert not open_folder(root=root, shots=2, cache_dir=tmp_path / "store").bad_images

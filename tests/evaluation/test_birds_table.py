@@ -138,7 +138,7 @@ def test_a_line_of_the_log_stands_under_its_day_and_new_days_stand_first(table):
 
 
 @pytest.fixture
-def fake_fgvr(table, of_a_world, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def fake_fgvr(table, of_a_world, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, intercept):
     """`fgvr.load_config`, `evaluate` and `build_knowledge_base` that recognise nothing but answer as the real ones do."""
     asked: list[tuple[str, ...]] = []
 
@@ -164,8 +164,8 @@ def fake_fgvr(table, of_a_world, world, tmp_path: Path, monkeypatch: pytest.Monk
         return SimpleNamespace(fast_only=lambda batch: [(p.fast, replace(p.decision, escalate=not broken)) for p in batch])
 
     test = of_a_world.TestImages((tuple(world["calibrated"]),), tuple(str(p.label) for p in world["calibrated"]))
-    monkeypatch.setattr(of_a_world, "Session", lambda cfg: SimpleNamespace(dataset=SimpleNamespace(split=SimpleNamespace(test=()))))
-    monkeypatch.setattr(of_a_world.TestImages, "of", lambda samples: test)
+    intercept(of_a_world, "Session", lambda whole, cfg: SimpleNamespace(dataset=SimpleNamespace(split=SimpleNamespace(test=()))))
+    intercept(of_a_world.TestImages, "of", lambda whole, samples: test)
     monkeypatch.setattr(of_a_world.promise, "__defaults__", (4,))
     for function in (load_config, evaluate, build_knowledge_base, build_recognizer):
         monkeypatch.setitem(vars(fgvr), function.__name__, function)
@@ -209,12 +209,11 @@ def test_a_missed_gate_ends_with_one(table, fake_fgvr, monkeypatch: pytest.Monke
     assert table.main(["--worlds", "9000", "--skip", "alone"]) == 1
 
 
-def test_every_use_of_a_final_world_is_logged_an_interrupted_one_too(table, fake_fgvr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_use_of_a_final_world_is_logged_an_interrupted_one_too(table, fake_fgvr, tmp_path: Path, intercept):
     log = tmp_path / "docs" / "LOG.md"
     table.main(["--worlds", "9050"])
     assert log.read_text().count("final worlds 9050-9050") == 1
-    measure = table.measure
-    monkeypatch.setattr(table, "measure", lambda seed, *a, **k: measure(seed, *a, **k) if seed == 9050 else interrupt())
+    intercept(table, "measure", lambda measure, seed, *a, **k: measure(seed, *a, **k) if seed == 9050 else interrupt())
     with pytest.raises(KeyboardInterrupt):
         table.main(["--worlds", "9050-9054"])
     assert "final worlds 9050-9054" in log.read_text() and "(ended after 1 worlds)" in log.read_text()

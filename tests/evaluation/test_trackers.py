@@ -39,7 +39,7 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Told]:
     from accelerate import tracking
 
-    monkeypatch.setattr(Told, "made", [])
+    Told.made.clear()
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Told)
     return Told.made
 

@@ -9,6 +9,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class Halfway(dict[str, int]):
+    """For `break_after`: a file breaks off after its bytes, and then brings nothing more."""
+
+    def pop(self, path: str, *_: object) -> int | None:
+        if path not in self:
+            return None
+        found, self[path] = self[path], 0
+        return found
+
+
 @dataclass
 class Publisher:
     """`files`: path -> content. `break_after`: path -> bytes after which the connection is cut, once."""

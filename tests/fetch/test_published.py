@@ -6,11 +6,12 @@ import zipfile
 
 import pytest
 
-from fgvr.data.benchmarks import BENCHMARKS
-from fgvr.errors import DatasetError, StoreError
+from fgvr.data.benchmarks import BENCHMARKS, locate_archive
+from fgvr.errors import DatasetError, RemoteError, StoreError
 from fgvr.fetch import Published, fetch_benchmark, plan_benchmark, published, remote_files
 from fgvr.fetch.download import RemoteFile
-from tests.fetch.publisher import Publisher, publishing
+from tests.data.archives import TREES
+from tests.fetch.publisher import Halfway, Publisher, publishing
 
 
 def tar(**files: bytes) -> bytes:
@@ -65,6 +66,29 @@ def test_what_an_earlier_attempt_brought_is_not_counted_again(tmp_path):
         assert plan_benchmark(served(publisher), "A", tmp_path).size == len(content) - 40
         fetch_benchmark(served(publisher), tmp_path)
         assert ("GET", "/a.tgz", "bytes=40-") in publisher.asked
+
+
+@pytest.mark.parametrize("name", ["dtd47", "pets37"])
+def test_a_set_that_was_interrupted_at_half_goes_on_from_there_and_is_read(name, tmp_path):
+    tree = TREES[name](tmp_path / "published")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as packed:
+        packed.add(tree.root, ".")
+    content, root = stream.getvalue(), tmp_path / "root"
+    half = len(content) // 2
+    with publishing(Publisher({"/set.tar.gz": content}, break_after=Halfway({"/set.tar.gz": half}))) as publisher:
+        known = served(publisher)
+        with pytest.raises(RemoteError, match="broke off after .*; the same command goes on from there"):
+            fetch_benchmark(known, root)
+        with pytest.raises(DatasetError, match=f"fgvr fetch dataset={name}"):
+            locate_archive(name, root)
+        publisher.break_after, publisher.asked[:] = {}, []
+        assert plan_benchmark(known, name, root).size == len(content) - half
+        fetch_benchmark(known, root)
+        assert publisher.asked[-1] == ("GET", "/set.tar.gz", f"bytes={half}-")
+    assert locate_archive(name, root).is_relative_to(root) and not (root / ".downloads").exists()
+    (shown,) = root.rglob(tree.a_test.rpartition("/")[2])
+    assert shown.read_bytes() == next(tree.root.rglob(shown.name)).read_bytes()
 
 
 def test_a_disk_that_is_too_small_is_said_before_a_byte_arrives(tmp_path):

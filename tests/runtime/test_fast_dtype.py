@@ -17,6 +17,8 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.session import Session
 from fgvr.types import ModelSpec
 
+from .helpers import module_of
+
 
 def flags_are(monkeypatch: pytest.MonkeyPatch, file: Path, *flags: str) -> None:
     file.write_text(f"model name\t: a processor\nflags\t\t: fpu {' '.join(flags)} sse\n")
@@ -62,7 +64,7 @@ def test_the_doctor_says_what_it_means_here(monkeypatch, tmp_path):
 
 def computed_in(spec: ModelSpec) -> str:
     """The type of the weights that a CPU would load for this spec."""
-    module = find_loader(spec).load(spec, CpuDevice())._module
+    module = module_of(find_loader(spec).load(spec, CpuDevice()))
     return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
@@ -99,7 +101,7 @@ def test_fingerprints_of_other_types_stay_what_they_were(
 ) -> None:
     for dtype in ("float32", "bfloat16"):
         assert specs.checked(replace(small, dtype=dtype), "cpu") == replace(small, dtype=dtype)
-    mllm = ModelSpec("mllm", "qwen", "tiny", dtype="float16")
+    mllm = ModelSpec("mllm", "transformers", "tiny", dtype="float16")
     assert specs.checked(mllm, "cpu") is mllm, "an MLLM is loaded as asked"
     monkeypatch.setattr(files, "HASH_WHOLE", 0)
     joint = ModelSpec("joint", "blip", str(joint_folder))  # bfloat16 or float32 in its file

@@ -64,7 +64,7 @@ def test_a_fingerprint_does_not_depend_on_where_the_folder_lies(encoder: ModelSp
 @pytest.mark.parametrize("source", ["nowhere/at-all", "/no/such/folder"])
 @pytest.mark.parametrize("role", ["encoder", "mllm"])
 def test_a_missing_model_says_where_it_was_looked_for_and_what_works(role: str, source: str) -> None:
-    spec = ModelSpec(role, {"encoder": "clip", "mllm": "qwen"}[role], source)
+    spec = ModelSpec(role, {"encoder": "clip", "mllm": "transformers"}[role], source)
     for ask in (find_loader(spec).check, find_loader(spec).estimate, find_loader(spec).fingerprint):
         with pytest.raises(ModelLoadError) as caught:
             ask(spec)
@@ -79,7 +79,7 @@ def test_missing_files_are_named(encoder: ModelSpec, tmp_path: Path) -> None:
         find_loader(encoder).check(encoder)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text("{}")
-    spec = ModelSpec("mllm", "qwen", str(tmp_path / "half"))
+    spec = ModelSpec("mllm", "transformers", str(tmp_path / "half"))
     with pytest.raises(ModelLoadError, match=r"tokenizer.json or vocab.json"):
         find_loader(spec).check(spec)
 
@@ -108,7 +108,7 @@ def test_a_cached_hub_repository_is_found_without_the_network(
 
 
 def test_the_real_7b_is_sized_from_its_config_alone(tmp_path: Path) -> None:
-    spec = ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct")
+    spec = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct")
     loader = find_loader(spec)
     assert loader.estimate(spec) == 8_292_166_656 * 2
     assert loader.estimate(replace(spec, dtype="float32")) == 8_292_166_656 * 4
@@ -125,8 +125,8 @@ def test_planning_imports_no_tensor_library_and_is_quick(encoder_folder: Path, m
 import sys, time
 from fgvr.runtime.plan import plan
 from fgvr.types import ModelSpec
-specs = [ModelSpec("encoder", "clip", {str(encoder_folder)!r}), ModelSpec("mllm", "qwen", {str(mllm_folder)!r})]
-specs += [ModelSpec("encoder", "clip", "ViT-B-32/openai"), ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct")]
+specs = [ModelSpec("encoder", "clip", {str(encoder_folder)!r}), ModelSpec("mllm", "transformers", {str(mllm_folder)!r})]
+specs += [ModelSpec("encoder", "clip", "ViT-B-32/openai"), ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct")]
 began = time.process_time()
 result = plan(specs, 8 << 30)
 assert time.process_time() - began < 0.5
@@ -139,7 +139,7 @@ assert not {{"torch", "transformers", "open_clip"}} & set(sys.modules)
 
 
 def test_values_of_a_spec_are_checked_together() -> None:
-    good = ModelSpec("mllm", "qwen", "tiny")
+    good = ModelSpec("mllm", "transformers", "tiny")
     assert checked(good) is good
     with pytest.raises(ConfigError) as caught:
         checked(replace(good, dtype="fp8", quantization="int3"))

@@ -48,7 +48,7 @@ def test_fakes_answer_the_same_thing_to_the_same_question(pool: ModelPool) -> No
 def test_the_real_loaders_work_through_the_pool(encoder_folder: Path, mllm_folder: Path, images: list[Image.Image]) -> None:
     pool = ModelPool(CpuDevice(), budget=1 << 30)
     encoder = pool.leased(ModelSpec("encoder", "clip", str(encoder_folder), batch_size=2))
-    mllm = pool.leased(ModelSpec("mllm", "qwen", str(mllm_folder), batch_size=2))
+    mllm = pool.leased(ModelSpec("mllm", "transformers", str(mllm_folder), batch_size=2))
     vectors, answers = encoder.encode(images), mllm.generate(images, ["describe"] * 3, max_new_tokens=4)
     assert pool.plan().fits
     assert pool.cleanup() == sum(m.bytes for m in pool.status())

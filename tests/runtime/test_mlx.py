@@ -21,11 +21,13 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.mlx_memory import MLX
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import mlx, qwen
+from fgvr.runtime.loaders import mlx, transformers
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture
 from fgvr.utils.paths import PACKAGE
+
+from .helpers import module_of
 
 pytestmark = pytest.mark.skipif(
     find_spec("mlx") is None or find_spec("mlx_vlm") is None, reason="MLX is not installed (Linux, Apple silicon): pip install 'fgvr[mlx]'"
@@ -49,7 +51,7 @@ def ours() -> Iterator:
 
 @pytest.fixture(scope="module")
 def torchs():
-    return qwen.LOADER.load(replace(SPEC, loader="qwen"), CpuDevice())
+    return transformers.LOADER.load(replace(SPEC, loader="transformers"), CpuDevice())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_scores_depend_neither_on_an_earlier_generation_nor_on_how_many_rows_go_
 
 def test_pytorchs_loader_keeps_its_own_processor(ours, torchs, images: list[Image.Image]) -> None:
     """mlx-vlm replaces AutoProcessor.from_pretrained for the process; loading must not leave that behind."""
-    again = qwen.LOADER.load(replace(SPEC, loader="qwen", max_pixels=15_680), CpuDevice())
+    again = transformers.LOADER.load(replace(SPEC, loader="transformers", max_pixels=15_680), CpuDevice())
     assert again.score(images, PROMPTS, ANSWERS) == torchs.score(images, PROMPTS, ANSWERS)
 
 
@@ -153,7 +155,7 @@ def test_what_somebody_keeps_is_not_called_released(birds) -> None:
     pool = ModelPool(MlxDevice(CpuDevice()), budget=400 << 20)
     pool.register(SPEC)
     with pool.lease("mllm") as mllm:
-        kept = mllm.model._module.vision_tower
+        kept = module_of(mllm.model).vision_tower
     released = pool.evict("mllm")
     assert released < mlx.LOADER.estimate(SPEC)
     assert "did not come back" in next(iter(pool.status())).error
@@ -234,22 +236,27 @@ def test_another_family_is_loaded_and_scored_as_plain_forward_passes_would(anoth
     assert model.nbytes == pytest.approx(mlx.LOADER.estimate(another_family), rel=0.01)
     assert mlx.LOADER.work_bytes(another_family) > 0
     texts = ["A bird with red crown.", "black", ""]
+    prompts = model._prompts
     first, second = model.score(images[:2], PROMPTS[:2], [texts, texts], system=SYSTEM)
     assert first.log_likelihoods != second.log_likelihoods
     for image, prompt, score in zip(images, PROMPTS, (first, second), strict=False):
-        inputs = model._prompts.inputs(Conversation.single(image, prompt, SYSTEM))
+        inputs = prompts.inputs(Conversation.single(image, prompt, SYSTEM))
         for text, found in zip(texts, score.log_likelihoods, strict=True):
-            answer = mx.array([model._prompts.tokens(text)], dtype=inputs.ids.dtype)
+            answer = mx.array([prompts.tokens(text)], dtype=inputs.ids.dtype)
             ids = mx.concatenate([inputs.ids, answer], axis=1)
-            features = model._module.get_input_embeddings(ids, inputs.pixels, mask=mx.ones_like(ids), **inputs.extra)
-            logits = model._module.language_model(
-                ids, inputs_embeds=features.inputs_embeds, position_ids=features.position_ids, rope_deltas=features.rope_deltas
-            ).logits
+            features = module_of(model).get_input_embeddings(ids, inputs.pixels, mask=mx.ones_like(ids), **inputs.extra)
+            logits = (
+                module_of(model)
+                .language_model(
+                    ids, inputs_embeds=features.inputs_embeds, position_ids=features.position_ids, rope_deltas=features.rope_deltas
+                )
+                .logits
+            )
             log_probs = (logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0, inputs.ids.shape[1] - 1 : -1]
             assert found == pytest.approx(mx.take_along_axis(log_probs, answer[0][:, None], axis=1).sum().item(), abs=NATS)
     answers = model.generate(images[:2], PROMPTS[:2], max_new_tokens=5)
     assert all(0 < answer.new_tokens <= 5 for answer in answers)
-    assert model._prompts.end == model._prompts.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert prompts.end == prompts.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @pytest.mark.parametrize(

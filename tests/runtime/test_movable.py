@@ -14,7 +14,7 @@ from PIL import Image
 from fgvr.errors import RuntimeConflict
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import blip, clip, qwen
+from fgvr.runtime.loaders import blip, clip, transformers
 from fgvr.runtime.loaders.movable import ALIGNMENT, place
 from fgvr.types import ModelSpec
 
@@ -148,10 +148,10 @@ def test_answers_are_the_same_bits_after_parking_and_after_loading_again(
 ) -> None:
     loader, folder = {
         "encoder": (clip.LOADER, encoder_folder),
-        "mllm": (qwen.LOADER, mllm_folder),
+        "mllm": (transformers.LOADER, mllm_folder),
         "joint": (blip.LOADER, joint_folder),
     }[role]
-    spec = ModelSpec(role, {"encoder": "clip", "mllm": "qwen", "joint": "blip"}[role], str(folder))
+    spec = ModelSpec(role, {"encoder": "clip", "mllm": "transformers", "joint": "blip"}[role], str(folder))
 
     def answers(model) -> list[np.ndarray]:
         if role == "encoder":

@@ -20,7 +20,7 @@ from fgvr.planning import plan
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.qwen import LOADER, QwenLoader
+from fgvr.runtime.loaders.transformers import LOADER, TransformersLoader
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.offload import divide
 from fgvr.runtime.plan import plan as plan_specs
@@ -82,7 +82,7 @@ def test_what_is_on_the_device_is_charged_and_comes_back(spec: ModelSpec) -> Non
     assert pool.status()[0].state == "absent", "it cannot be parked"
 
 
-class Interrupted(QwenLoader):
+class Interrupted(TransformersLoader):
     """Memory runs out once in the middle of a layer."""
 
     def build(self, spec: ModelSpec, folder: Path, config: dict[str, Any], dtype: str, device: Device) -> Any:

@@ -24,7 +24,7 @@ from .helpers import EQUALLY_BIG, state
 def test_an_unknown_name_lists_the_known_ones(pool: ModelPool) -> None:
     with pytest.raises(ConfigError, match="mllm, encoder, joint"), pool.lease("qwen"):
         pass
-    with pytest.raises(ConfigError, match="clip, timm, qwen"):
+    with pytest.raises(ConfigError, match="clip, timm, transformers"):
         pool_of = ModelPool(SimulatedDevice(MIB), budget=MIB)
         pool_of.register(ModelSpec("mllm", "gpt", "x"))
 

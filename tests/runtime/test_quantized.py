@@ -21,8 +21,9 @@ from fgvr.planning import plan as plan_of
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import movable, qwen, tensors
-from fgvr.runtime.loaders.qwen import LOADER
+from fgvr.runtime.loaders import movable, tensors
+from fgvr.runtime.loaders.transformers import LOADER
+from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
 from fgvr.runtime.plan import plan
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
@@ -33,10 +34,11 @@ from fgvr.store.cache import MemoryCache
 from fgvr.store.cached_models import CachedMLLM
 from fgvr.types import ModelSpec, Picture
 
+from .helpers import module_of
 from .tensor_trace import peak_of
 
-TINY = ModelSpec("mllm", "qwen", "tiny", batch_size=4)
-SEVEN = ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
+TINY = ModelSpec("mllm", "transformers", "tiny", batch_size=4)
+SEVEN = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
 LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(find_spec(library) is None, reason=f"no {library}: pip install 'fgvr[quant]'"))
@@ -49,11 +51,11 @@ def quantised(kind: str | None, dtype: str = "auto") -> ModelSpec:
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Callable[[str | None], qwen.QwenMLLM]]:
+def models() -> Iterator[Callable[[str | None], TransformersMLLM]]:
     """The tiny MLLM in each form, loaded once."""
-    loaded: dict[str | None, qwen.QwenMLLM] = {}
+    loaded: dict[str | None, TransformersMLLM] = {}
 
-    def get(kind: str | None) -> qwen.QwenMLLM:
+    def get(kind: str | None) -> TransformersMLLM:
         if kind not in loaded:
             loaded[kind] = LOADER.load(quantised(kind), CpuDevice())
         return loaded[kind]
@@ -108,7 +110,7 @@ def test_accounted_bytes_are_those_of_all_tensors_and_were_forecast(kind: str, d
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tower_the_words_and_the_head_stay_whole(kind: str, models) -> None:
-    module, plain = models(kind)._module, models(None)._module
+    module, plain = module_of(models(kind)), module_of(models(None))
     changed = [name for name, part in plain.named_parameters() if type(module.get_parameter(name)) is not type(part)]
     layers = [name for name, _ in plain.named_parameters() if ".layers." in name and name.endswith("proj.weight")]
     assert sorted(changed) == sorted(layers) and len(layers) == 4 * 7
@@ -141,11 +143,11 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
     batch = sizes.Batch(4, pixels, 4, prompt=tokens - pixels // 784, new=8, unpacked=True)
     shape = sizes.read_shape(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
     if action == "generate":
-        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), model._module)
+        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), module_of(model))
         moments = (sizes.prepare, sizes.tower, sizes.prefill, sizes.decode)
     else:
         texts = [["A bird with red crown and"] * sizes.CANDIDATES] * 4
-        peak = peak_of(lambda: model.score(images, prompts, texts), model._module)
+        peak = peak_of(lambda: model.score(images, prompts, texts), module_of(model))
         moments = (sizes.prepare, sizes.tower, sizes.prefill, sizes.score)
     forecast = max(sum(part.bytes for part in moment(shape, batch)) for moment in moments)
     assert 0.5 * forecast < peak <= 1.02 * forecast
@@ -154,7 +156,7 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
 # --- answers -----------------------------------------------------------------------------------------------------------------
 
 
-def right(model: qwen.QwenMLLM, birds) -> float:
+def right(model: TransformersMLLM, birds) -> float:
     """Share of birds whose own description is the likeliest of eight."""
     images, candidates = birds
     scores = model.score(images, ["Describe the bird."] * len(images), candidates)
@@ -199,7 +201,7 @@ def test_it_is_dropped_not_parked_and_comes_back_from_disk_as_it_was(kind: str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_arena_refuses_to_move_it(kind: str, models) -> None:
     with pytest.raises(RuntimeConflict, match="no plain bytes"):
-        movable.place(models(kind)._module, SimulatedDevice(1 << 30))
+        movable.place(module_of(models(kind)), SimulatedDevice(1 << 30))
 
 
 # --- never mixed up ----------------------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def test_weights_that_were_saved_in_fewer_bits_are_refused_with_a_cure(mllm_fold
     folder = shutil.copytree(mllm_folder, tmp_path / "awq")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
-    spec = ModelSpec("mllm", "qwen", str(folder))
+    spec = ModelSpec("mllm", "transformers", str(folder))
     for attempt in (LOADER.check, LOADER.estimate, lambda spec: LOADER.load(spec, CpuDevice())):
         with pytest.raises(ModelLoadError, match="quantised by awq.*\n.*models.mllm.quantization=int8 or nf4"):
             attempt(spec)

@@ -17,8 +17,8 @@ from PIL import Image
 from fgvr.agents import prompts
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices import pick_device
-from fgvr.runtime.loaders.qwen import LOADER
-from fgvr.runtime.loaders.qwen_mllm import QwenMLLM, chat
+from fgvr.runtime.loaders.transformers import LOADER
+from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
 from fgvr.types import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,11 +35,11 @@ def mllm_spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     out = tmp_path_factory.mktemp("models") / "random-150m"
     command = [sys.executable, "scripts/make_random_models.py", "150m", "--only", "mllm", "--processor", str(DATA), "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return ModelSpec("mllm", "qwen", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
+    return ModelSpec("mllm", "transformers", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
 
 
 @pytest.fixture(scope="module")
-def mllm(mllm_spec: ModelSpec) -> QwenMLLM:
+def mllm(mllm_spec: ModelSpec) -> TransformersMLLM:
     return LOADER.load(mllm_spec, pick_device("cpu"))
 
 
@@ -52,14 +52,22 @@ def pictures() -> list[Image.Image]:
 QUESTIONS = [prompts.describe_image("bird"), prompts.choose("dog", ["beagle", "pug"], ["", ""], (), ending="name"), "What is this?"]
 
 
-def test_a_picture_of_320_by_223_costs_88_image_tokens(mllm, pictures):
+def test_a_picture_of_320_by_223_costs_88_image_tokens(mllm, mllm_spec, pictures):
     inputs = mllm.inputs([Conversation.single(pictures[0], QUESTIONS[0], prompts.SYSTEM)])
-    image_token = mllm._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_token = LOADER.prepare(mllm_spec)[0].tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert int((inputs["input_ids"] == image_token).sum()) == 88
 
 
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (97, 31), (320, 223), (20, 400), (1000, 50), (4000, 3000), (3000, 4001), (1121, 895)])
+def test_the_tokens_of_a_picture_are_known_before_it_is_prepared(mllm, mllm_spec, size):
+    prompts, ask = LOADER.prepare(mllm_spec)[0], Conversation.single(Image.new("RGB", size), "What is this?")
+    expected = int(mllm.inputs([ask])["image_grid_thw"][0].prod()) // 4
+    assert prompts.lengths([ask.images], ["What is this?"], "")[0] - prompts.lengths([[]], ["What is this?"], "")[0] == expected
+
+
 def test_the_chat_is_the_one_the_real_template_makes(mllm_spec):
-    text = chat(LOADER.prepare(mllm_spec)[0], Conversation.single(Image.new("RGB", (56, 56)), "Which bird?", "Look closely."))
+    prompts, _ = LOADER.prepare(mllm_spec)
+    text = prompts.text(Conversation.single(Image.new("RGB", (56, 56)), "Which bird?", "Look closely."))
     assert text == (
         "<|im_start|>system\nLook closely.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Which bird?<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -83,7 +91,7 @@ def test_batched_scores_equal_scores_one_by_one(mllm, pictures):
         assert single.log_likelihoods[0] == pytest.approx(alone.log_likelihoods[1], abs=1e-3)
 
 
-def test_the_cap_on_pixels_holds_for_a_photograph(mllm):
+def test_the_cap_on_pixels_holds_for_a_photograph(mllm, mllm_spec):
     inputs = mllm.inputs([Conversation.single(Image.new("RGB", (4000, 3000)), "What is this?")])
-    image_token = mllm._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_token = LOADER.prepare(mllm_spec)[0].tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert 1100 < int((inputs["input_ids"] == image_token).sum()) <= 1280

@@ -20,17 +20,18 @@ from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import blip as blip_loader
 from fgvr.runtime.loaders import clip as clip_loader
-from fgvr.runtime.loaders import qwen as qwen_loader
+from fgvr.runtime.loaders import transformers as qwen_loader
 from fgvr.runtime.plan import plan as plan_specs
 from fgvr.runtime.sizes import footprint, qwen
 from fgvr.types import ModelSpec
 from fgvr.types.memory import Role
 
+from .helpers import module_of
 from .tensor_trace import peak_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FGVR_TEST_DATA", ROOT.parent / "shared" / "data")) / "qwen2_5_vl_7b"
-SEVEN = ModelSpec("mllm", "qwen", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=qwen.SANE_PIXELS, batch_size=8)
+SEVEN = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16", max_pixels=qwen.SANE_PIXELS, batch_size=8)
 ENCODER = ModelSpec("encoder", "clip", "ViT-B-32/openai", batch_size=32)
 GIB = 1 << 30
 
@@ -82,8 +83,8 @@ def test_values_of_published_encoders_and_matchers(role: Role, source: str, valu
 
 def test_what_is_loaded_weighs_what_was_computed(encoder_folder: Path, mllm_folder: Path, joint_folder: Path) -> None:
     for loader, spec in (
-        (qwen_loader.LOADER, ModelSpec("mllm", "qwen", str(mllm_folder))),
-        (qwen_loader.LOADER, ModelSpec("mllm", "qwen", str(mllm_folder), dtype="bfloat16")),
+        (qwen_loader.LOADER, ModelSpec("mllm", "transformers", str(mllm_folder))),
+        (qwen_loader.LOADER, ModelSpec("mllm", "transformers", str(mllm_folder), dtype="bfloat16")),
         (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder))),
         (clip_loader.LOADER, ModelSpec("encoder", "clip", str(encoder_folder), dtype="float16")),
         (blip_loader.LOADER, ModelSpec("joint", "blip", str(joint_folder))),
@@ -91,7 +92,7 @@ def test_what_is_loaded_weighs_what_was_computed(encoder_folder: Path, mllm_fold
     ):
         model = loader.load(spec, CpuDevice())
         names = ("freq", "mask", "position_ids")
-        in_no_file = sum(b.nbytes for name, b in model._module.named_buffers() if any(word in name for word in names))
+        in_no_file = sum(b.nbytes for name, b in module_of(model).named_buffers() if any(word in name for word in names))
         assert model.nbytes - in_no_file == loader.estimate(spec), spec
 
 
@@ -125,7 +126,7 @@ def picture(seed: int) -> Image.Image:
 @pytest.mark.parametrize("action", ["generate", "score"])
 def test_the_tensors_of_a_call_take_what_the_formula_says(mllm_folder: Path, dtype: str, action: str) -> None:
     """64 image tokens, prompts of different lengths, so that the mask is real."""
-    spec = ModelSpec("mllm", "qwen", str(mllm_folder), dtype=dtype, max_pixels=64 * 784)
+    spec = ModelSpec("mllm", "transformers", str(mllm_folder), dtype=dtype, max_pixels=64 * 784)
     model = qwen_loader.LOADER.load(spec, CpuDevice())
     images, prompts = [picture(i) for i in range(4)], ["describe this bird " * 12, "bird", "bird", "describe the wing"]
     asks = [Conversation.single(*pair) for pair in zip(images, prompts, strict=True)]
@@ -133,11 +134,11 @@ def test_the_tensors_of_a_call_take_what_the_formula_says(mllm_folder: Path, dty
     batch = qwen.Batch(4, 64 * 784, 4 if dtype == "float32" else 2, prompt=tokens - 64, new=8)
     if action == "generate":
         moments = (qwen.prepare, qwen.tower, qwen.prefill, qwen.decode)
-        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), model._module)
+        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), module_of(model))
     else:
         moments = (qwen.prepare, qwen.tower, qwen.prefill, qwen.score)
         texts = [["a red crown and"] * qwen.CANDIDATES] * 4
-        peak = peak_of(lambda: model.score(images, prompts, texts), model._module)
+        peak = peak_of(lambda: model.score(images, prompts, texts), module_of(model))
     forecast = max(sum(part.bytes for part in moment(_shape(mllm_folder), batch)) for moment in moments)
     assert 0.83 * forecast < peak <= 1.02 * forecast  # the trace cannot see what kernels take inside
 
@@ -166,8 +167,8 @@ def test_encoding_takes_no_more_than_the_estimate(encoder_folder: Path, dtype: s
     spec = ModelSpec("encoder", "clip", str(encoder_folder), dtype=dtype, batch_size=128)
     model = clip_loader.LOADER.load(spec, CpuDevice())
     peak = max(
-        peak_of(lambda: model.encode([picture(0)] * 128), model._module),
-        peak_of(lambda: model.encode_text(["a bird with a red crown"] * 64), model._module),
+        peak_of(lambda: model.encode([picture(0)] * 128), module_of(model)),
+        peak_of(lambda: model.encode_text(["a bird with a red crown"] * 64), module_of(model)),
     )
     assert peak <= footprint(spec).work_bytes <= 2 * peak
 

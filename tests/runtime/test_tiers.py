@@ -253,7 +253,7 @@ def use(pool: ModelPool) -> None:
 @pytest.mark.parametrize("role", ["encoder", "mllm", "joint"])
 def test_a_real_model_answers_bit_equal_after_each_way_back(role: str, request: pytest.FixtureRequest, images: list) -> None:
     folder = request.getfixturevalue(f"{role}_folder")
-    spec = ModelSpec(role, {"encoder": "clip", "mllm": "qwen", "joint": "blip"}[role], str(folder), batch_size=2)  # type: ignore[arg-type]
+    spec = ModelSpec(role, {"encoder": "clip", "mllm": "transformers", "joint": "blip"}[role], str(folder), batch_size=2)  # type: ignore[arg-type]
     device = SimulatedDevice(1 << 30)
     pool = ModelPool(device, budget=1 << 30, host_budget=1 << 30)
     key = pool.register(spec)

@@ -62,7 +62,7 @@ class Served:
     thread: threading.Thread
 
     def web(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=90, trust_env=False, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         with self.web() as web:
@@ -101,7 +101,7 @@ def serve() -> Iterator[Serve]:
     ) -> Served:
         device = SimulatedDevice(1000 * MIB)
         loader = loader or FakeLoader(work=MIB)
-        pool = ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=10.0)
+        pool = ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=60.0)
         specs = {role: SPECS[role] for role in roles}
         for spec in specs.values():
             pool.register(spec)
@@ -140,7 +140,8 @@ def idle_failures(served: Served) -> list[str]:
     return found + ([f"{engine.inflight} places taken"] if engine.inflight else [])
 
 
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Waits for what comes to pass after an answer, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass in time"
@@ -165,6 +166,12 @@ def chat(text: str = "Describe the bird.", *images: str, **more: Any) -> dict[st
 
 
 @pytest.fixture
-def slow_words(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def slow_words() -> Iterator[Callable[[float], None]]:
     """Makes each step of a fake answer take time."""
-    return lambda seconds: monkeypatch.setattr(FakeMLLM, "seconds", seconds)
+    before = FakeMLLM.seconds
+
+    def slow(seconds: float) -> None:
+        FakeMLLM.seconds = seconds
+
+    yield slow
+    FakeMLLM.seconds = before

@@ -1,9 +1,8 @@
-"""Clients against a server process with the tiny models: the README's examples as printed, the official openai client, shell and sweeps."""
+"""Clients against a server process with the tiny models: the tutorial as printed, the official openai client, shell and sweeps."""
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 import re
@@ -68,11 +67,9 @@ def turn(bird: Path) -> list[Any]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT}]}]
 
 
-def readme(language: str) -> str:
-    """The section's one block in that language."""
-    section = (ROOT / "README.md").read_text().split("## One copy per machine")[1].split("\n## ")[0]
-    [block] = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    return block
+def tutorial(language: str) -> str:
+    """The last block in that language of the page for a lab."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/tutorials/server.md").read_text(), re.DOTALL)[-1]
 
 
 def run(command: list[str], server: Server, bird: Path, **more: str) -> str:
@@ -86,24 +83,10 @@ def run(command: list[str], server: Server, bird: Path, **more: str) -> str:
 # --- as printed --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_openai_example_works_as_printed(server: Server, bird: Path, local) -> None:
-    said = run([sys.executable, "-c", readme("python").replace(":8000", f":{server.port}")], server, bird).splitlines()
+def test_the_tutorials_openai_example_works_as_printed(server: Server, bird: Path, local) -> None:
+    said = run([sys.executable, "-c", tutorial("python").replace(":8000", f":{server.port}")], server, bird).splitlines()
     [reply] = local["mllm"].generate([Image.open(bird)], [PROMPT], max_new_tokens=60)
     assert said == [str(reply), f"2 {local['encoder'].encode_text(['x']).shape[1]}"]
-
-
-def test_the_readmes_shell_examples_work_as_printed(server: Server, bird: Path) -> None:
-    bird.unlink()  # the block writes one itself
-    lines = [line for line in readme("bash").replace(":8000", f":{server.port}").splitlines() if line.strip()]
-    # The server's world is a small one, to be quick; the run is told of it by the same words.
-    lines = [line.replace("models=remote", " ".join(["models=remote", *(f"'{word}'" for word in WORLD)])) for line in lines]
-    script = "\n".join(["set -e", *(part for line in lines for part in (line, "echo; echo ====="))])
-    answers = [part.strip() for part in run(["bash", "-c", script], server, bird).split("=====")]
-    _, classified, models, limit, curled, query, cleanup = answers[1:8]
-    row = json.loads(curled)["data"]["predictions"][0]
-    assert row["name"] in classified and "mllm-" in models and "8.00 GiB" in limit
-    assert json.loads(query)["data"]["answer"] and "released" in cleanup
-    assert {m["role"]: m["loads"] for m in server.service.get("/api/v1/memory/models")}["encoder"] == 1
 
 
 def test_the_classes_are_those_of_the_base_on_disk_and_a_reload_keeps_every_answer(server: Server, bird: Path) -> None:

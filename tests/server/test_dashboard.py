@@ -240,6 +240,17 @@ def test_words_stand_out_from_their_ground_and_everything_has_a_name(serve: Serv
     assert len(page.locator("#residency").get_attribute("aria-label")) > 20
 
 
+@browsing
+def test_the_page_of_addresses_lists_each_and_asks_nobody_else(serve: Serve, visit) -> None:
+    served = serve()
+    page = visit(served, token="")
+    page.get_by_role("link", name="addresses").click()
+    expect(page.get_by_role("heading", name="POST /api/v1/classify")).to_be_visible()
+    document = served.get("/openapi.json").json()["paths"]
+    wanted = [f"{method.upper()} {path}" for path, operations in document.items() for method in operations]
+    assert page.locator("h2").all_inner_texts() == wanted
+
+
 def test_only_the_pages_own_files_are_given_away_and_none_is_missing(serve: Serve) -> None:
     served = serve()
     files = {file.name: file.read_text() for file in STATIC.iterdir()}

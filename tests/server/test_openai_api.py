@@ -164,9 +164,12 @@ def test_several_turns_are_one_conversation(serve: Serve) -> None:
     assert served.post("/v1/chat/completions", {"model": SPECS["mllm"].key, "messages": messages}).status_code == 200
 
 
-def test_an_engine_that_only_generates_says_what_it_cannot(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeLoader, "converses", False)
-    served = serve()
+class OnlyGenerates(FakeLoader):
+    converses = False
+
+
+def test_an_engine_that_only_generates_says_what_it_cannot(serve: Serve) -> None:
+    served = serve(loader=OnlyGenerates())
     plain = served.post("/v1/chat/completions", chat("Describe the bird.", data_url()))
     assert plain.status_code == 200 and plain.json()["choices"][0]["message"]["content"]
     for name, value in (("temperature", 0.5), ("stop", "a"), ("logprobs", True)):

@@ -36,9 +36,13 @@ def test_concurrent_requests_share_batches_and_leases(serve: Serve, slow_words: 
         answers = list(threads.map(lambda i: served.post("/v1/chat/completions", chat(f"bird {i}")).json(), range(32)))
     alone = [served.post("/v1/chat/completions", chat(f"bird {i}")).json() for i in range(32)]
     assert [a["choices"] for a in answers] == [a["choices"] for a in alone], "whatever else was in the batch"
-    found = dict(re.findall(r'fgvr_batch_jobs_(count|sum)\{queue="converse"\} (\S+)', served.get("/metrics").text))
-    assert float(found["sum"]) == 64
-    assert float(found["count"]) < 32 + 16, "the first 32 went in few batches"
+
+    def batches() -> dict[str, float]:
+        found = re.findall(r'fgvr_batch_jobs_(count|sum)\{queue="converse"\} (\S+)', served.get("/metrics").text)
+        return {name: float(value) for name, value in found}
+
+    until(lambda: batches()["sum"] == 64)  # counted when the answers are out
+    assert batches()["count"] < 32 + 16, "the first 32 went in few batches"
 
 
 def test_classifications_share_a_batch(serve: Serve) -> None:
@@ -56,15 +60,13 @@ def test_classifications_share_a_batch(serve: Serve) -> None:
     assert sum(recognizer.seen) == 16 and max(recognizer.seen) > 2
 
 
-def test_one_that_fails_costs_its_neighbours_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = FakeMLLM.converse
-
-    def picky(self: FakeMLLM, asks: Any, watch: Any) -> Any:
+def test_one_that_fails_costs_its_neighbours_nothing(serve: Serve, intercept) -> None:
+    def picky(answer: Any, self: FakeMLLM, asks: Any, watch: Any) -> Any:
         if any("poison" in part for ask in asks for turn in ask.turns for part in turn.parts if isinstance(part, str)):
             raise ValueError("a bug in the model's code")
         return answer(self, asks, watch)
 
-    monkeypatch.setattr(FakeMLLM, "converse", picky)
+    intercept(FakeMLLM, "converse", picky)
     served = serve(batch_wait=0.1)
     texts = ["one", "poison", "two", "three"]
     with ThreadPoolExecutor(4) as threads:
@@ -104,7 +106,7 @@ def test_clients_that_hang_up_leave_nothing(serve: Serve, slow_words: SlowWords,
         await asyncio.gather(*(leave(i) for i in range(50)))
 
     asyncio.run(all_of_them())
-    until(lambda: not idle_failures(served), 10)
+    until(lambda: not idle_failures(served))
     assert served.post("/v1/chat/completions", chat(max_tokens=1)).status_code == 200
 
 
@@ -114,17 +116,17 @@ def test_whoever_waits_for_memory_and_leaves_leaves_the_queue(serve: Serve) -> N
         with pytest.raises(httpx.TimeoutException), served.web() as web:
             web.post("/v1/chat/completions", json=chat(), timeout=0.3)
         until(lambda: not served.server.engine.inflight)
-        until(lambda: not served.server.engine.queues["converse"].running[0], 5)
+        until(lambda: not served.server.engine.queues["converse"].running[0])
     assert served.post("/v1/chat/completions", chat()).status_code == 200
 
 
 def test_a_deadline_ends_waiting_and_computing(serve: Serve, slow_words: SlowWords) -> None:
-    slow_words(0.2)
-    served = serve(deadline=0.5)
-    answer = served.post("/v1/chat/completions", chat(max_tokens=100))
+    slow_words(0.02)
+    served = serve(deadline=1.0)
+    answer = served.post("/v1/chat/completions", chat(max_tokens=1000))
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
-    until(lambda: not idle_failures(served), 5)
-    with served.web() as web, web.stream("POST", "/v1/chat/completions", json=chat(max_tokens=100, stream=True)) as stream:
+    until(lambda: not idle_failures(served))
+    with served.web() as web, web.stream("POST", "/v1/chat/completions", json=chat(max_tokens=1000, stream=True)) as stream:
         lines = [line for line in stream.iter_lines() if line]
     assert stream.status_code == 200 and '"code": "deadline"' in lines[-1]
 
@@ -202,8 +204,7 @@ def test_health_is_a_real_lease(serve: Serve) -> None:
     until(lambda: served.get("/health").status_code == 200)
     assert served.pool.loads["mllm"] == 1
     served.change("/api/v1/memory/limit", params={"limit_gb": 0.002})
-    time.sleep(1.1)
-    assert served.get("/health").status_code == 503, "green while dead is the classic failure"
+    until(lambda: served.get("/health").status_code == 503)  # green while dead is the classic failure
 
 
 def test_a_limit_below_what_is_being_served_is_refused_and_no_request_fails(serve: Serve, slow_words: SlowWords) -> None:
@@ -237,6 +238,7 @@ def test_a_limit_below_what_is_being_served_is_refused_and_no_request_fails(serv
     assert set(codes) == {200}
 
 
+@pytest.mark.timeout(600)
 def test_sigterm_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
     """The real command: exit code 0, the running request answered, logs written without the token."""
     env = os.environ | {"FGVR_HOME": str(tmp_path), "FGVR_ADMIN_TOKEN": "very-secret-token"}
@@ -255,14 +257,14 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
                 except httpx.TransportError:
                     return False
 
-            until(healthy, 60)
+            until(healthy, 240)
             assert web.post("/v1/chat/completions", json=chat(max_tokens=3)).status_code == 200
             with web.stream("GET", "/api/v1/memory/events") as stream:
                 lines = stream.iter_lines()
                 assert next(lines) == ": listening"
                 process.send_signal(signal.SIGTERM)
                 assert list(lines) is not None, "the stream ends"
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, told
@@ -284,15 +286,13 @@ def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None
         ("/api/v1/classify", {"images": [data_url(png(seed=2))]}),
     ]
     codes: list[int] = []
-    end = time.monotonic() + 4
+    ended = threading.Event()
 
     def ask(n: int) -> None:
-        i = n
-        while time.monotonic() < end:
-            i += 1
+        for i in range(n, n + 20):
             path, body = kinds[i % len(kinds)]
             with served.web() as web, contextlib.suppress(httpx.TimeoutException):
-                codes.append(web.post(path, json=body, timeout=0.02 if i % 7 == 0 else 20).status_code)
+                codes.append(web.post(path, json=body, timeout=0.02 if i % 7 == 0 else 90).status_code)
 
     def pull() -> None:
         levers = [
@@ -304,15 +304,19 @@ def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None
             "models/mllm/reset",
         ]
         i = 0
-        while time.monotonic() < end:
+        while not ended.is_set():
             i += 1
             assert served.post(f"/api/v1/{levers[i % len(levers)]}", headers=ADMIN).status_code in (200, 409, 503, 507)
             status = served.pool.status()
             assert status.used <= status.budget
 
     with ThreadPoolExecutor(14) as threads:
-        jobs = [*(threads.submit(ask, n) for n in range(12)), threads.submit(pull)]
-        for job in jobs:
-            job.result(60)
+        pulled, asked = threads.submit(pull), [threads.submit(ask, n) for n in range(12)]
+        try:
+            for job in asked:
+                job.result(100)
+        finally:
+            ended.set()
+        pulled.result(60)
     until(lambda: not idle_failures(served))
     assert set(codes) <= {200, 429, 503} and codes.count(200) > 20, {code: codes.count(code) for code in set(codes)}

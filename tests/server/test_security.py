@@ -88,14 +88,14 @@ def test_computing_needs_a_token_when_one_is_set(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("url", FETCHING)
-def test_nothing_is_fetched(serve: Serve, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched(serve: Serve, url: str, intercept) -> None:
     import httpx
 
     def fetched(*args: object, **options: object) -> None:
         raise AssertionError(f"fetched {args}")
 
     served = serve(image_hosts=("allowed.example",))
-    monkeypatch.setattr(httpx, "stream", fetched)
+    intercept(httpx, "stream", fetched)
     for path, body in (
         ("/v1/chat/completions", chat("What?", url)),
         ("/api/v1/query", {"question": "What?", "image": url}),

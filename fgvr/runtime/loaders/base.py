@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.sizes.footprint import Footprint
 
-SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in ("clip", "timm", "qwen", "blip", "mlx", "remote", "fake", "none")}
+_NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake", "none")
+SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
+SHIPPED["qwen"] = SHIPPED["transformers"]  # its name in configurations of older runs
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 
@@ -150,8 +152,10 @@ class Loader:
 
 
 def pil(image: ImageLike) -> Image:
-    """The image itself, of a Picture or as it is."""
-    return image.image if isinstance(image, Picture) else image
+    """The image itself, of a Picture or as it is; a very long one is padded, as every image processor accepts it."""
+    from fgvr.utils.images import pad_long_image
+
+    return pad_long_image(image.image if isinstance(image, Picture) else image)
 
 
 def find_loader(spec: ModelSpec) -> Loader:

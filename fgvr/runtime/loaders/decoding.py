@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.conversation import Answer, GrowingAnswer, Sampling, Token, Watch
-from fgvr.runtime.loaders.scoring import cache_argument, prefill
+from fgvr.runtime.loaders.scoring import cache_argument, position_ids, prefill
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,12 @@ def decode(
             index = torch.tensor(kept, device=mask.device)
             going, chosen = [going[i] for i in kept], [chosen[i] for i in kept]
             mask, position = mask[index], position[index]
-            cache.batch_select_indices(index)
+            cache.reorder_cache(index)
         mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
         output = module(
             input_ids=torch.tensor(chosen, device=mask.device)[:, None],
             attention_mask=mask,
-            position_ids=position[:, None].expand(3, -1, -1),
+            position_ids=position_ids(module, position[:, None]),
             **cache_argument(module, cache),
             use_cache=True,
             logits_to_keep=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -110,12 +111,16 @@ class FolderLoader(Loader):
         if folder is None:
             return f"{spec.source} is not on this machine: sizes are those of the published model"
         config = folder / "config.json"
-        kind = complete.family(files.read_config(config)) if config.is_file() else "an encoder of open_clip"
+        kind = self.describe_family(files.read_config(config)) if config.is_file() else "an encoder of open_clip, supported"
         if absent := files.absent_shards(folder):
             weights = f"{len(absent)} of its weight files are missing ({files.first(absent)})"
         else:
             weights = "its weights are here" if files.weight_files(folder, self.weights) else "its weights are missing"
-        return f"{kind}, supported; {weights}"
+        return f"{kind}; {weights}"
+
+    def describe_family(self, config: Mapping[str, Any]) -> str:
+        """What a config.json says the folder holds, and whether this loader reads it."""
+        return f"{complete.family(config)}, supported"
 
     def is_half(self, spec: ModelSpec) -> bool:
         if spec.dtype != "auto":

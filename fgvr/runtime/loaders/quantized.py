@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fgvr.runtime.devices.base import Device
 
-KEPT = ("model.visual", "lm_head")  # matched from the start of a module's name: "visual" alone would match nothing
+_LANGUAGE = ("language_model", "text_model")  # what families call the part that is made small
 _WHERE = "cpu or cuda"  # where it has been tried, or is documented
 CURE = "pip install 'fgvr[quant]'"
 BLOCK = 64  # 4-bit values that share one float32 scale
@@ -103,10 +103,16 @@ def refuse_quantized_folder(config: dict[str, Any], folder: object) -> None:
         )
 
 
-def options(name: str, dtype: str, device: Any) -> dict[str, Any]:
+def kept(module: torch.nn.Module) -> list[str]:
+    """Parts that stay as they are, by the start of their full names: "visual" alone would match nothing."""
+    parts = [name for name, _ in module.get_submodule("model").named_children() if name not in _LANGUAGE]
+    return [*(f"model.{name}" for name in parts), "lm_head"]
+
+
+def options(name: str, dtype: str, device: Any, kept: list[str]) -> dict[str, Any]:
     """For `from_pretrained`: quantise each matrix as it is read, straight on its device. Raises ModelLoadError; imports the library."""
     try:
-        config = _torchao() if name == "int8" else _bitsandbytes(dtype)
+        config = _torchao(kept) if name == "int8" else _bitsandbytes(dtype, kept)
     except ImportError as error:
         raise ModelLoadError(
             f"models.mllm.quantization={name}: {kind_of(name).library} is installed but cannot be imported ({error}).\n"
@@ -115,14 +121,14 @@ def options(name: str, dtype: str, device: Any) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": device.torch_name}
 
 
-def _torchao() -> Any:
+def _torchao(kept: list[str]) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(KEPT))
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
 
 
-def _bitsandbytes(dtype: str) -> Any:
+def _bitsandbytes(dtype: str, kept: list[str]) -> Any:
     """The compute type is the model's: the default, float32, would make every product of a 16-bit model a slow one."""
     import bitsandbytes  # noqa: F401 (its absence must show here, not deep inside a load)
     from transformers import BitsAndBytesConfig
@@ -130,7 +136,7 @@ def _bitsandbytes(dtype: str) -> Any:
     from fgvr.runtime.loaders.tensors import torch_dtype
 
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(dtype), llm_int8_skip_modules=list(KEPT)
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(dtype), llm_int8_skip_modules=kept
     )
 
 

@@ -45,14 +45,16 @@ class RemoteLoader(Loader):
 
     def check(self, spec: ModelSpec) -> None:
         """Raises RemoteError: nobody there, or no such model. Waits for nobody."""
-        with closing(Engine(replace(spec, patience=0.0))) as engine:
+        engine = Engine(replace(spec, patience=0.0))
+        with closing(engine.link):
             _ = engine.identity
 
     def describe(self, spec: ModelSpec) -> str:
         """What the engine can do, in words; an MLLM is tried out with two short requests. Waits for nobody; raises RemoteError."""
-        with closing(Engine(replace(spec, patience=0.0))) as engine:
+        engine = Engine(replace(spec, patience=0.0))
+        with closing(engine.link):
             told = f"{engine.identity.name} at {engine.address}" + (f" {engine.abilities}" if spec.role == "mllm" else "")
-            return told + "".join(f"; {address} does not answer" for address in engine.absent)
+            return told + "".join(f"; {address} does not answer" for address in engine.link.absent)
 
     def abilities(self, spec: ModelSpec) -> Abilities:
         """Of the engine that holds an MLLM. Raises RemoteError."""
@@ -77,7 +79,7 @@ class RemoteLoader(Loader):
         with self._lock:
             engines, self._engines = self._engines, {}
         for engine in engines.values():
-            engine.close()
+            engine.link.close()
 
     def _engine(self, spec: ModelSpec) -> Engine:
         with self._lock:
@@ -111,7 +113,7 @@ class RemoteMLLM(_Remote):
         self._sees(images)
         body = {"max_tokens": max_new_tokens, "temperature": 0}
         turns = [messages(i, p, system) for i, p in zip(images, prompts, strict=True)]
-        return self._engine.each([self._engine.chat(asked, body, replies.reply) for asked in turns])
+        return self._engine.link.each([self._engine.chat(asked, body, replies.reply) for asked in turns])
 
     def choose(
         self,
@@ -136,7 +138,7 @@ class RemoteMLLM(_Remote):
             for turns, named in ((messages(i, p, system), named) for i, p, named in zip(images, prompts, options, strict=True))
             for draw in draws(votes)
         ]
-        found = self._engine.each(calls)
+        found = self._engine.link.each(calls)
         return [tuple(found[i : i + votes]) for i in range(0, len(found), votes)]
 
     def score(self, images: Images, prompts: Sequence[str], continuations: Sequence[Sequence[str]], *, system: str = "") -> list[Scores]:
@@ -176,14 +178,14 @@ class RemoteEncoder(_Remote):
         else:
             turns = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]} for url in urls]
             calls = [self._post({"model": name, "messages": [turn], "encoding_format": "float"}, 1) for turn in turns]
-        rows = self._engine.each(calls)
+        rows = self._engine.link.each(calls)
         return _unit(np.concatenate(rows)) if rows else np.zeros((0, 0), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, 0), np.float32)
         body = {"model": self._engine.identity.name, "input": list(texts), "encoding_format": "base64"}
-        return _unit(self._engine.ask(self._post(body, len(texts))))
+        return _unit(self._engine.link.ask(self._post(body, len(texts))))
 
     def _post(self, body: dict[str, Any], count: int) -> Any:
         def read(found: Any) -> np.ndarray:
@@ -208,7 +210,7 @@ class RemoteJoint(_Remote):
             body = {"model": self._engine.identity.name, "images": [data_url(i) for i in images[some]], "texts": list(texts[some])}
             return replies.post("/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
 
-        parts = self._engine.each([ask(some) for some in parcels(images)])
+        parts = self._engine.link.each([ask(some) for some in parcels(images)])
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

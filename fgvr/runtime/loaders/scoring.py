@@ -5,6 +5,7 @@ Positions are always passed explicitly, so no state of the module is read or lef
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
@@ -33,17 +34,27 @@ class Prefix:
 def prefill(module: Any, inputs: dict[str, Any]) -> Prefix:
     """One forward pass over left-padded prompts."""
     mask = inputs["attention_mask"]
-    positions, deltas = module.model.get_rope_index(
-        inputs["input_ids"],
-        mm_token_type_ids=inputs["mm_token_type_ids"],
-        image_grid_thw=inputs.get("image_grid_thw"),
-        attention_mask=mask,
-    )
+    inputs, positions, following = _positions(module, inputs, mask)
     cache = new_cache(module)
     output = module(**inputs, **cache_argument(module, cache), position_ids=positions, use_cache=True, logits_to_keep=1)
-    # Image tokens share positions, so the next position is not the length: the model's own delta says by how much.
-    following = mask.sum(1) + deltas.squeeze(1).to(mask.device)
     return Prefix(mask, cache, output.logits[:, -1].float().log_softmax(-1), following)
+
+
+def _positions(module: Any, inputs: dict[str, Any], mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """The inputs, the positions of their tokens, and (B,) the positions that follow."""
+    rope_index = getattr(module.model, "get_rope_index", None)
+    if rope_index is None:
+        return inputs, (mask.cumsum(1) - 1).clamp(min=0), mask.sum(1)
+    inputs = {"mm_token_type_ids": inputs["input_ids"].new_zeros(inputs["input_ids"].shape)} | inputs
+    taken = inspect.signature(rope_index).parameters
+    positions, deltas = rope_index(**{name: value for name, value in inputs.items() if name in taken})
+    # Image tokens share positions, so the next position is not the length: the model's own delta says by how much.
+    return inputs, positions, mask.sum(1) + deltas.squeeze(1).to(mask.device)
+
+
+def position_ids(module: Any, positions: torch.Tensor) -> torch.Tensor:
+    """(B, W) positions of text as the module takes them: Qwen's have an axis each for time, height and width."""
+    return positions.expand(3, -1, -1) if hasattr(module.model, "get_rope_index") else positions
 
 
 def new_cache(module: Any) -> DynamicCache:
@@ -69,7 +80,7 @@ def continue_prefix(
     """Per item, per candidate: the summed log-probability of its tokens, in nats. `limit`: bytes for cache copies or logits at once."""
     rows = [(item, tokens) for item, texts in enumerate(candidates) for tokens in texts]
     sums: list[float] = []
-    cache = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in prefix.cache.layers)
+    cache = sum(tensor[0].nbytes for layer in prefix.cache.layers for tensor in (layer.keys, layer.values))
     for part in parts(rows, rows_at_once([tokens for _, tokens in rows], cache, prefix.next_log_probs.shape[1], limit)):
         sums += _score_rows(module, prefix, part, pad).tolist()
     scored = iter(sums)
@@ -89,11 +100,10 @@ def _score_rows(module: Any, prefix: Prefix, rows: Sequence[tuple[int, Sequence[
     if width == 1:
         return first.squeeze(1)
     steps = torch.arange(width - 1, device=device)
-    positions = (prefix.next_position[items][:, None] + steps[None]).expand(3, -1, -1)
     logits = module(
         input_ids=tokens[:, :-1],
         attention_mask=torch.cat([prefix.mask[items], real[:, :-1].to(prefix.mask.dtype)], dim=1),
-        position_ids=positions,
+        position_ids=position_ids(module, prefix.next_position[items][:, None] + steps[None]),
         **cache_argument(module, _repeated(prefix.cache, items)),
         use_cache=True,
     ).logits
@@ -111,14 +121,12 @@ def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.cat(found).view_as(targets)
 
 
-def _repeated(cache: Any, items: torch.Tensor) -> DynamicCache:
+def _repeated(cache: Any, items: torch.Tensor) -> Any:
     """A copy of the cache with one row per candidate; the original stays for the next part."""
-    from transformers import DynamicCache
-
-    copy = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        copy.update(layer.keys[items], layer.values[items], index)
-    return copy
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]  # of any kind: full, sliding window
+    twin.reorder_cache(items)
+    return twin
 
 
 def rows_at_once(texts: Sequence[Sequence[int]], cache: int, vocabulary: int, limit: int) -> int:

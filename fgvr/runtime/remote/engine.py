@@ -58,7 +58,7 @@ class Engine:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self._addresses, self._model = parse_source(spec)
-        self._link = Link(self._addresses, spec.patience, self._verify)
+        self.link = Link(self._addresses, spec.patience, self._verify)
         self._lock = threading.Lock()
         self._identity: Identity | None = None
         self._abilities: Abilities | None = None
@@ -70,15 +70,10 @@ class Engine:
         return ", ".join(self._addresses)
 
     @property
-    def absent(self) -> list[str]:
-        """The addresses that did not answer when they were last asked."""
-        return self._link.absent
-
-    @property
     def identity(self) -> Identity:
         """Raises RemoteError: nobody there, or no such model; ConfigError: the addresses hold different ones."""
         if (known := self._identity) is None:
-            found = self._same(self._link.everywhere(lambda ask: ask(self._look)), "hold different models")
+            found = self._same(self.link.everywhere(lambda ask: ask(self._look)), "hold different models")
             with self._lock:
                 self._identity = known = self._identity or found
         return known
@@ -88,7 +83,7 @@ class Engine:
         """Tried out with two short requests when first asked; a server of fgvr can do everything. Raises as `identity`."""
         if (known := self._abilities) is None:
             ours = self.identity.ours
-            found = Abilities(True, ALTERNATIVES) if ours else self._same(self._link.everywhere(self._probe), "can do different things")
+            found = Abilities(True, ALTERNATIVES) if ours else self._same(self.link.everywhere(self._probe), "can do different things")
             with self._lock:
                 self._abilities = known = self._abilities or found
         return known
@@ -139,16 +134,7 @@ class Engine:
 
     def tries(self, call: Callable[[OpenAI], T]) -> T | None:
         """None where the engine refuses this very request; other failures raise RemoteError."""
-        return _unless_refused(lambda: self.ask(call))
-
-    def ask(self, call: Callable[[OpenAI], T]) -> T:
-        return self._link.ask(call)
-
-    def each(self, calls: Sequence[Callable[[OpenAI], T]]) -> list[T]:
-        return self._link.each(calls)
-
-    def close(self) -> None:
-        self._link.close()
+        return _unless_refused(lambda: self.link.ask(call))
 
     def lacks(self, what: str, cure: str) -> RemoteError:
         return RemoteError(f"{self.identity.name} at {self.address} {what}: {cure}")

@@ -50,6 +50,10 @@ class _Place:
         self.away, self.failures = True, self.failures + 1
         self.left_out = time.monotonic() + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures)
 
+    def avoided(self, now: float) -> bool:
+        """Left out, or being tried again by another request: one that waits for a dead machine is enough."""
+        return self.left_out > now or (self.away and self.busy > 0)
+
 
 class Link:
     """`addresses`: each ends in /v1. `patience`: seconds from a request's first failure until it is given up.
@@ -149,7 +153,7 @@ class Link:
         """The least busy address: of those where this request need not rest, and of those that are not left out, if there are any."""
         with self._lock:
             now = time.monotonic()
-            place = min(places, key=lambda place: (max(0.0, resting.get(place, 0.0) - now), place.left_out > now, place.busy))
+            place = min(places, key=lambda place: (max(0.0, resting.get(place, 0.0) - now), place.avoided(now), place.busy))
             place.busy += 1
             return place
 

@@ -20,10 +20,13 @@ _CURE = "write slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold t
 def score(engine: Engine, asked: Sequence[Sequence[Message]], continuations: Sequence[Sequence[str]]) -> list[Scores]:
     """Per prompt. Raises RemoteError with the cure when the other side gives no log-likelihoods of given text."""
     if engine.identity.ours:
-        parts = [texts[i : i + _TOGETHER] for texts in continuations for i in range(0, max(1, len(texts)), _TOGETHER)]
-        owners = [turns for turns, texts in zip(asked, continuations, strict=True) for _ in range(0, max(1, len(texts)), _TOGETHER)]
-        found = iter(engine.each([_ours(engine, turns, texts) for turns, texts in zip(owners, parts, strict=True)]))
-        return [_joined([next(found) for _ in range(0, max(1, len(texts)), _TOGETHER)]) for texts in continuations]
+        starts = [range(0, max(1, len(texts)), _TOGETHER) for texts in continuations]
+        calls = [
+            [_ours(engine, turns, texts[i : i + _TOGETHER]) for i in at]
+            for turns, texts, at in zip(asked, continuations, starts, strict=True)
+        ]
+        found = iter(engine.link.each([call for several in calls for call in several]))
+        return [_joined([next(found) for _ in several]) for several in calls]
     return [_by_prompt(engine, turns, texts) for turns, texts in zip(asked, continuations, strict=True)]
 
 
@@ -46,9 +49,9 @@ def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any
 
 
 def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
-    before = engine.ask(engine.chat(turns, {"max_tokens": 1, "temperature": 0}, lambda found: replies.usage(found, "prompt_tokens")))
+    before = engine.link.ask(engine.chat(turns, {"max_tokens": 1, "temperature": 0}, lambda found: replies.usage(found, "prompt_tokens")))
     with_answers = [[*turns, {"role": "assistant", "content": text}] for text in texts]
-    found = engine.each([engine.chat(said, replies.PROMPT_LOGPROBS, replies.prompt_row) for said in with_answers])
+    found = engine.link.each([engine.chat(said, replies.PROMPT_LOGPROBS, replies.prompt_row) for said in with_answers])
     rows = [row for row in found if row is not None]
     if not before or len(rows) < len(found):
         raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: exact weights from headers or config.json, and the widest moment of a batch as loaders/qwen.py runs it.
+"""Qwen2.5-VL: exact weights from headers or config.json, and the widest moment of a batch as loaders/transformers.py runs it.
 
 Weights: counted per tensor, so that they equal the index of the real files (7B: 16,584,333,312 bytes); the rotary tables, in no file, are
 672 bytes more. Working memory: the largest of
@@ -22,17 +22,13 @@ from typing import Any
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import complete, files, quantized
+from fgvr.runtime.loaders import files, quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS
 from fgvr.runtime.sizes.footprint import Footprint, count_values, layer_bytes, origin, published, total, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
 FAMILY, CLASS = "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"
-_OTHERS = (
-    "Point models.mllm.source at a Qwen2.5-VL folder, or have an engine hold this model (models/mllm=remote slow=reason; "
-    "models/mllm=mlx where mlx-vlm reads it), or take models=tiny"
-)
 PROMPT_TOKENS = 512  # beside the image
 CONTEXT = 128_000
 NEW_TOKENS = 256
@@ -149,28 +145,24 @@ def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Foo
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises ModelLoadError when it is of another family, was saved in fewer bits, or lacks a size."""
-    config = files.read_config(folder / "config.json")
-    complete.require_family(folder, config, FAMILY, CLASS, _OTHERS)
-    quantized.refuse_quantized_folder(config, folder)
+def require_sizes(folder: Path, config: dict[str, Any]) -> None:
+    """Raises ModelLoadError when a config.json lacks a size."""
     try:
         read_shape(config)
     except (KeyError, TypeError) as error:
         raise ModelLoadError(f"{folder / 'config.json'} does not say {error}, which every {CLASS} has; get it again") from None
-    return config
 
 
 def find_shape(spec: ModelSpec, folder: Path | None) -> Shape:
     if folder is not None and (folder / "config.json").is_file():
-        return read_shape(read_config(folder))
+        return read_shape(files.read_config(folder / "config.json"))
     return published(spec, spec.source, KNOWN)
 
 
 def context(spec: ModelSpec, folder: Path | None) -> int:
     """Tokens of a prompt and its answer that the model was made for; those of the published family where no file says so."""
     config = files.read_config(folder / "config.json") if folder is not None and (folder / "config.json").is_file() else {}
-    text = config.get("text_config") or config
+    text = config.get("text_config") or config.get("llm_config") or config
     return int(text.get("max_position_embeddings") or CONTEXT)
 
 

@@ -1,0 +1,112 @@
+"""Every multimodal family with a profile: answers and scores of a batch are those of transformers itself, one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+from fgvr.errors import ConfigError
+from fgvr.protocols import MLLM
+from fgvr.runtime.conversation import Conversation, Sampling
+from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.devices.simulated import SimulatedDevice
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.loaders.families import PROFILES
+from fgvr.types import ModelSpec
+
+from .tiny_families import ANSWERS, FAMILIES, PROMPTS, SYSTEM, Plain, write_family
+
+
+class Family(NamedTuple):
+    spec: ModelSpec
+    model: Any
+    plain: Plain
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family, made when first asked for."""
+    base = tmp_path_factory.mktemp("families")
+    return lambda name: folder if (folder := base / name).is_dir() else write_family(name, folder)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Family:
+    if request.param == "smolvlm":
+        pytest.importorskip("num2words")  # its processor's
+    folder = folders(request.param)
+    spec = ModelSpec("mllm", "transformers", str(folder), batch_size=4)
+    model = find_loader(spec).load(spec, CpuDevice())
+    return Family(spec, model, Plain(folder))
+
+
+@pytest.fixture(scope="module")
+def shown(images: list[Image.Image]) -> list[list[Image.Image]]:
+    """One picture, several, none: so that rows differ in length, and are padded on the left."""
+    return [images[:1], images[1:], []]
+
+
+def test_every_profile_is_tested() -> None:
+    assert set(PROFILES) == set(FAMILIES)
+
+
+def test_scores_of_a_padded_batch_are_those_of_single_forward_passes(family: Family, shown: list[list[Image.Image]]) -> None:
+    for images, prompt, answers, score in zip(
+        shown, PROMPTS, ANSWERS, family.model.score(shown, PROMPTS, ANSWERS, system=SYSTEM), strict=True
+    ):
+        plain = [family.plain.score(images, prompt, answer) for answer in answers]
+        assert score.log_likelihoods == pytest.approx(plain, abs=1e-3)
+        assert score.prompt_tokens == family.plain.inputs(images, prompt, [])["input_ids"].shape[1]
+
+
+def test_answers_of_a_padded_batch_are_those_of_single_forward_passes(family: Family, shown: list[list[Image.Image]]) -> None:
+    assert isinstance(family.model, MLLM)
+    replies = family.model.generate(shown, PROMPTS, system=SYSTEM, max_new_tokens=6)
+    assert replies == [family.plain.generate(images, prompt, 6) for images, prompt in zip(shown, PROMPTS, strict=True)]
+    assert all(0 < reply.new_tokens <= 6 for reply in replies)
+
+
+def test_parked_and_returned_answers_are_the_same_bits(family: Family, shown: list[list[Image.Image]]) -> None:
+    device = SimulatedDevice(100 << 20)
+    model = find_loader(family.spec).load(family.spec, device)
+    model.place(device)
+    before = model.score(shown, PROMPTS, ANSWERS), model.generate(shown, PROMPTS, max_new_tokens=4)
+    assert model.movable is not None and model.movable.park() > 0 and device.allocated() == 0
+    model.movable.restore(device)
+    assert (model.score(shown, PROMPTS, ANSWERS), model.generate(shown, PROMPTS, max_new_tokens=4)) == before
+
+
+def test_weights_are_as_large_as_planned_and_a_very_long_picture_is_padded(family: Family) -> None:
+    loader = find_loader(family.spec)
+    assert "supported; its weights are here" in loader.presence(family.spec)
+    assert family.model.nbytes == pytest.approx(loader.estimate(family.spec), rel=0.01)
+    assert loader.work_bytes(family.spec) > 0
+    (score,) = family.model.score([Image.new("RGB", (5000, 1))], ["describe"], [["red"]])
+    assert score.prompt_tokens <= family.model.tokens_per_item
+
+
+def test_fewer_pixels_cost_fewer_tokens_and_another_fingerprint(family: Family) -> None:
+    few, loader = replace(family.spec, max_pixels=28 * 28), find_loader(family.spec)
+    ask = Conversation.single(Image.new("RGB", (900, 700)), "describe")
+    free, capped = (int(model.inputs([ask])["attention_mask"].sum()) for model in (family.model, loader.load(few, CpuDevice())))
+    assert capped < free or (capped == free and family.spec.source.endswith("gemma3")), "Gemma's pictures always take the same tokens"
+    assert loader.fingerprint(few) != loader.fingerprint(family.spec)
+
+
+def test_a_prompt_without_end_is_refused_with_the_numbers(family: Family, images: list[Image.Image]) -> None:
+    loader, long = find_loader(family.spec), "red " * 100_000
+    for ask in (
+        lambda: family.model.score([images[0]], [long], [["red"]]),
+        lambda: family.model.generate([images[0]], [long]),
+        lambda: family.model.generate([images * 200], ["describe"]),
+        lambda: loader.check_prompt(family.spec, Conversation.single(images[0], "describe", max_new_tokens=100_000)),
+    ):
+        with pytest.raises(ConfigError, match=r"more than the \d,\d+ tokens of .*(context|batch in the memory plan)"):
+            ask()
+    many = replace(Conversation.single(images[:1], "describe"), sampling=Sampling(5))
+    loader.check_prompt(family.spec, many)
