@@ -65,9 +65,11 @@ UNPROBED = Probes()
 def take(model: Any, spec: ModelSpec, device: Device) -> dict[int, int]:
     """Bytes at the widest moment of a batch of one, and of `spec.batch_size`. Nothing else may compute meanwhile."""
     widest = {"encoder": _encoder_calls, "mllm": _mllm_calls, "joint": _joint_calls}[spec.role]
+    for call in widest(model, 1):  # libraries make what they make once
+        call()
     measured: dict[int, int] = {}
-    for size in dict.fromkeys((1, spec.batch_size)):  # the smaller first: it also makes what is made once
-        measured[size] = max(device.measure(call) for call in widest(model, size))
+    for size in dict.fromkeys((1, spec.batch_size)):
+        measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, size))])
     log.info("%s: measured working memory by batch size: %s", spec.key, measured)
     return measured
 

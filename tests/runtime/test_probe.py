@@ -121,7 +121,7 @@ def test_what_is_measured_again_is_the_same_within_noise(tmp_path: Path) -> None
     spec, device = ModelSpec("encoder", "clip", "tiny", batch_size=32), CpuDevice()
     model = LOADER.load(spec, device)
     first, second = (take(model, spec, device) for _ in range(2))
-    assert 0 < first[1] < first[32] and second[32] == pytest.approx(first[32], rel=0.5)
+    assert 0 < first[1] <= first[32] and second[32] == pytest.approx(first[32], rel=0.5)
     assert device.peak() >= device.allocated() // 2
     probes = Probes(tmp_path)
     probes.keep(LOADER, spec, device.name, first)
