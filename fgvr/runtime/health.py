@@ -46,9 +46,9 @@ def libraries() -> Iterator[Finding]:
 
 def machine(pool: ModelPool) -> Iterator[Finding]:
     """The device models would live on, and what the processor has for bf16."""
-    device = pool.device
-    yield Finding("device", True, f"{device.name}: {format_bytes(device.total)} in all, {format_bytes(device.free())} free")
-    yield _allocator(device)
+    for device in (member.device for member in pool.members):
+        yield Finding("device", True, f"{device.name}: {format_bytes(device.total)} in all, {format_bytes(device.free())} free")
+    yield _allocator(pool.device)
     flags = cpu_flags()
     fast = ", ".join(flag for flag in _FLAGS if flag in flags) or "no vector flags known"
     yield Finding("processor", True, f"{os.cpu_count()} cores, {fast}; dtype=fastest is {fastest_dtype('cpu')} on it")
@@ -79,10 +79,10 @@ def models(
             yield Finding(f"{spec.role} quantization", not lacks, detail, quantized.CURE if lacks else "")
     yield from map(_optional, optional)
     if complete:
-        device = pool.device
-        yield budget_finding(
-            Room(tuple(specs), pool.budget, reserve, max_models, device.name, pool.settings.offload, pool.settings.probes, device.total)
-        )
+        for member in pool.members:
+            device, settings = member.device, member.settings
+            room = Room(tuple(specs), member.budget, reserve, max_models, device.name, settings.offload, settings.probes, device.total)
+            yield budget_finding(room)
 
 
 def _files(spec: ModelSpec) -> Finding:

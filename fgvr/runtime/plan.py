@@ -10,11 +10,11 @@ from typing import Any
 from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.devices import device_class
-from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.offload import AUTO, NONE, Asked, apply, can_offload, divide, room_for
 from fgvr.runtime.probe import UNPROBED, Probes
+from fgvr.runtime.reductions import Reduction, reductions
 from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
@@ -54,7 +54,7 @@ def plan(
     shown = [part for spec in optional for part in _optional(spec, device, probes)]
     kind = device_class(device)
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
-    facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).presence(spec))]
+    facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).describe_files(spec))]
     if estimated := [one.spec.role for one in needs if one.footprint and one.footprint.work_bytes and not one.footprint.measured]:
         when = "at the first load" if kind.probes else "by mode=plan runtime.probe=true"
         facts.append(f"working memory of {' and '.join(estimated)} is an estimate; it is measured {when}")
@@ -152,13 +152,15 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
         ):
             yield line("layers in main memory, which takes more time: runtime.offload=auto", gain)
     for one in sorted(needs, key=lambda n: -n.weights):
-        for lever in levers(one.spec):
+        for reduction in reductions(one.spec):
             # The slightest change that suffices alone, else the greatest; where the make-up is not known, a middle one.
-            values = lever.values if one.footprint else lever.values[len(lever.values) // 2 :][:1]
-            gains = ((lever.word(value), _gain(one, lever, value)) for value in values)
-            word, gain = next((found for found in gains if found[1] >= short), (lever.word(values[-1]), _gain(one, lever, values[-1])))
+            values = reduction.values if one.footprint else reduction.values[len(reduction.values) // 2 :][:1]
+            gains = ((reduction.word(value), _gain(one, reduction, value)) for value in values)
+            word, gain = next(
+                (found for found in gains if found[1] >= short), (reduction.word(values[-1]), _gain(one, reduction, values[-1]))
+            )
             if gain > 0:
-                yield line(f"{lever.what}: {word}", gain)
+                yield line(f"{reduction.what}: {word}", gain)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
@@ -168,12 +170,12 @@ def _taken(need: Need) -> int:
     return need.weights + need.work
 
 
-def _gain(need: Need, lever: Lever, value: Any) -> int:
-    """Bytes less with this value: by the changed model's make-up, else by the lever's rough shares. 0 when it is not known here."""
+def _gain(need: Need, reduction: Reduction, value: Any) -> int:
+    """Bytes less with this value: by the changed model's make-up, else by the reduction's rough shares. 0 when it is not known here."""
     if need.footprint is None:
-        return int(need.weights * lever.weights + need.work * lever.work)
+        return int(need.weights * reduction.weights + need.work * reduction.work)
     try:
-        found = footprint(lever.applied(value), need.device)
+        found = footprint(reduction.applied(value), need.device)
     except FgvrError:
         return 0
     before = footprint(need.spec, need.device) if need.footprint.measured else need.footprint  # estimates with estimates

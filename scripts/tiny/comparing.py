@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fgvr.agents import prompts
-from fgvr.agents.differences import differences
 from fgvr.data.birds import ATTRIBUTES, FINE, describe, phrase, reserved
 from tiny import common
+from tiny.differences import differences, owners
 from tiny.world import CARDINALITIES
 
 Species = tuple[int, ...]
@@ -22,10 +22,11 @@ MISTAKES = np.array([0.01, 0.02, 0.02, 0.14, 0.1, 0.03, 0.03, 0.06, 0.02, 0.02])
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A prompt, and the reply in parts: (text, whether it is learned). `seen` parts cannot be known without the picture."""
+    """A prompt, and the reply in parts: (text, kind). What is `seen` cannot be known without the picture, what is seen `wrong` not at all;
+    `fits` are the letters of those whom it fits; all else is `said`."""
 
     prompt: str
-    reply: tuple[tuple[str, str], ...]  # (text, "said" | "seen" | "wrong")
+    reply: tuple[tuple[str, str], ...]
 
     @property
     def text(self) -> str:
@@ -97,24 +98,20 @@ class Case:
 
     @property
     def prompt(self) -> str:
-        return self.asked("reason")
-
-    def asked(self, ending: str) -> str:
-        said = [describe(o) for o in self.listed]
-        return prompts.choose("bird", self.called, said, [rule_words(*rule) for rule in self.rules], ending=ending)
+        """The multiple-choice question, with what tells the candidates apart clause by clause."""
+        told = "; ".join(f"{clause}: {' '.join(LETTERS[i] for i in who)}" for clause, who in owners([describe(o) for o in self.listed]))
+        called = [*self.called[:-1], f"{self.called[-1]}\nWhat tells them apart: {told}."]
+        return prompts.choose("bird", called, [""] * len(called), [rule_words(*rule) for rule in self.rules], ending="reason")
 
     def answer(self, seen: Sequence[int]) -> Words:
-        """All that is seen; of this, where the candidates differ, whom it fits; then the true letter, whatever was seen."""
+        """All that is seen and, after what tells the candidates apart, whom it fits; then the true letter, whatever was seen."""
         reply: list[tuple[str, str]] = [("A bird with", "said")]
         for place, value in enumerate(seen):
             word, *rest = spoken(place, value).split()
+            fits = [i for i, option in enumerate(self.listed) if option[place] == value] if place in self.shown else []
             reply += [("," if place else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]
             reply += [("".join(f" {r}" for r in rest), "said")]
-        reply += [(". So", "said")]
-        for nth, place in enumerate(self.shown):
-            fits = [i for i, option in enumerate(self.listed) if option[place] == seen[place]]
-            letters = "".join(f" {LETTERS[i]}" for i in fits) or " none"
-            reply += [("," if nth else "", "said"), (f" {spoken(place, seen[place])}:", "said"), (letters, "said")]
+            reply += [(":", "said"), ("".join(f" {LETTERS[i]}" for i in fits), "fits")] if fits else []
         return Words(self.prompt, (*reply, (f". {prompts.ANSWER} {LETTERS[self.true]}", "said")))
 
     def mistaken(self, rng: np.random.Generator, factor: float) -> list[int]:
