@@ -9,8 +9,8 @@ import fgvr
 from benchmarks.race import Races, Way, race
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
+from fgvr.runtime.loaders.clip import CONFIG, WEIGHTS
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes.clip import CONFIG, WEIGHTS
 from fgvr.session import Session
 from fgvr.types import ModelSpec
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from fgvr.config.configuration import Config
+from fgvr.runtime import offload
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
 from fgvr.runtime.devices import ALL, AUTO, device_class, device_names, pick_devices
 from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.plan import plan as plan_memory
+from fgvr.runtime.probe import FOLDER, Probes
 from fgvr.runtime.spec import checked
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
@@ -22,11 +25,24 @@ def plan(config: Config) -> MemoryPlan:
     devices = _budgets(config)
     device, budget = min(devices, key=lambda one: one[1])
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
-    found = plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
+    found = plan_memory(
+        needed,
+        budget,
+        reserve=as_bytes(config.runtime.reserve),
+        device=device,
+        optional=optional,
+        offload=config.runtime.offload,
+        probes=probes(config),
+    )
     each = ", ".join(f"{name} {format_bytes(own)}" for name, own in devices)
     of_devices = [f"{len(devices)} devices, each with a copy of every model and a budget of its own: {each}"] * (len(devices) > 1)
     of_workers = [] if config.engine.name == "local" else [_of_workers(config, found)]
     return replace(found, facts=(*found.facts, *of_devices, *of_workers))
+
+
+def probes(config: Config) -> Probes:
+    """What was measured of working memory on this machine."""
+    return Probes(Path(config.paths.home).expanduser() / FOLDER)
 
 
 def _of_workers(config: Config, one: MemoryPlan) -> str:
@@ -50,7 +66,10 @@ def optional_roles(config: Config) -> tuple[str, ...]:
 
 
 def spec(config: Config, role: str) -> ModelSpec:
-    return checked(ModelSpec(**config.models[role].arguments), device_names(config.runtime.device)[0])
+    device = device_names(config.runtime.device)[0]
+    found = checked(ModelSpec(**config.models[role].arguments), device)
+    offload.check(found, config.runtime.offload, device)
+    return found
 
 
 def _budgets(config: Config) -> list[tuple[str, int]]:

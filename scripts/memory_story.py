@@ -31,7 +31,7 @@ from fgvr.runtime.devices.simulated import Block, SimulatedDevice
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM, FakeWeights
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import clip, footprint, qwen
+from fgvr.runtime.sizes import footprint, qwen, towers
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.files import atomic_write
 from fgvr.utils.text import format_bytes
@@ -100,14 +100,18 @@ class _Sized:
 class StoryEncoder(_Sized, FakeEncoder):
     def __init__(self, spec: ModelSpec, fingerprint: str, nbytes: int, device: Any) -> None:
         FakeEncoder.__init__(self, fingerprint, FakeWeights(nbytes, device), 0, device)
-        self._device, self._shape = device, clip.KNOWN[spec.source.split("/")[0]]
+        self._device, self._towers = device, towers.KNOWN[spec.source.split("/")[0]]
+
+    def _work(self, count: int) -> Any:
+        assert self._towers.image is not None
+        return towers.work(self._towers, count, self._towers.image.values * 4, 4)
 
     def encode(self, images: Any) -> Any:
-        self._live(clip.work(self._shape, len(images), 4))
+        self._live(self._work(len(images)))
         return super().encode(images)
 
     def encode_text(self, texts: Any) -> Any:
-        self._live(clip.work(self._shape, 1, 4))
+        self._live(self._work(1))
         return super().encode_text(texts)
 
 

@@ -19,7 +19,7 @@ from tests.webfake import Answer, Asked, WebFake, serving
 STATS = {
     "total_models": 2, "total_memory_usage": 3 << 30, "memory_limit": 8 << 30, "memory_pressure": False, "system_available": 9 << 30,
     "system_total": 16 << 30, "formatted_usage": "3.00 GiB", "formatted_limit": "8.00 GiB", "formatted_system_available": "9.00 GiB",
-    "formatted_system_total": "16.00 GiB", "other_processes": 0, "other_processes_memory": 0,
+    "formatted_system_total": "16.00 GiB",
 }  # fmt: skip
 PRESSURE = {"pressure": True, "level": "high", "share": 0.91, "used": 9, "limit": 10, "host_low": "", "recommended": ["mllm-0123abcd"]}
 MODEL = {
@@ -27,10 +27,9 @@ MODEL = {
     "leases": 1, "hits": 5, "loads": 1, "idle_seconds": 0.5, "last_used": 1.8e9, "pinned": True, "error": "",
 }  # fmt: skip
 DEVICE = {"name": "cpu", "total": 16 << 30, "free": 1 << 30, "allocated": 0, "reserved": 0}
-PROCESS = {"pid": 7, "command": "fgvr serve", "seconds": 3.0, "memory": {"uss": None, "rss": 5}}
 SYSTEM = {
     "ram_total": 16 << 30, "ram_available": 1 << 30, "ram_used_share": 0.9, "cgroup_limit": None, "swap_total": 0, "swap_used": 0,
-    "devices": [DEVICE], "processes": [PROCESS],
+    "devices": [DEVICE],
 }  # fmt: skip
 CACHE = {"hits": 9, "misses": 1, "hit_rate": 0.9, "evictions": 0, "reload_seconds": 0.2}
 FIGURES = {"stats": STATS, "pressure": PRESSURE, "models": [MODEL], "system": SYSTEM, "cache-stats": CACHE}

@@ -380,6 +380,8 @@ class Runtime(Group):
     max_concurrency: Count | None
     policy: Literal["lru", "cost_aware"]
     lease_timeout: NotNegative
+    offload: Literal["none", "auto"] | Annotated[int | float, Field(ge=0.01, le=1)]
+    probe: bool | Literal["auto"]
     host_budget: Annotated[Size, Must("a whole number of bytes, or a size such as 2GiB, or auto")] | Literal["auto"]
     preallocate: bool
     optimize: bool

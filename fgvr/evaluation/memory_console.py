@@ -46,10 +46,9 @@ def tables(found: Found, server: str | None = None) -> list[RenderableType]:
         case Pressure():
             return [_facts({part.name: getattr(found, part.name) for part in fields(found)}), whose]
         case SystemAnswer():
-            facts = {part.name: getattr(found, part.name) for part in fields(found) if part.name not in ("devices", "processes")}
+            facts = {part.name: getattr(found, part.name) for part in fields(found) if part.name != "devices"}
             devices = [asdict(device) for device in found.devices]
-            others = [{"pid": p.pid, "uss_bytes": p.memory.uss, "seconds": p.seconds, "command": p.command} for p in found.processes]
-            return [_facts(facts), _rows("devices", devices), *([_rows("other fgvr processes", others)] if others else []), whose]
+            return [_facts(facts), _rows("devices", devices), whose]
         case Mapping():
             return [_facts(found), whose]
     models = [asdict(row) for row in found if isinstance(row, ModelAnswer)]

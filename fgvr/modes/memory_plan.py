@@ -1,16 +1,31 @@
-"""mode=plan: what would be in memory, and whether it fits. Nothing is loaded."""
+"""mode=plan: what would be in memory, and whether it fits. Nothing is loaded, unless `runtime.probe=true` asks for measurements."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from fgvr import planning
+from fgvr.config.configuration import Config
+from fgvr.errors import OutOfBudget
 from fgvr.modes.showing import to_json, to_text
-from fgvr.planning import plan
 from fgvr.types import MemoryPlan
 from fgvr.utils.text import format_bytes
 
-__all__ = ["plan"]
+
+def plan(config: Config) -> MemoryPlan:
+    """The plan; with `runtime.probe=true` each model is loaded once before, so that its working memory is measured."""
+    if config.runtime.probe is True:
+        from fgvr.modes import begin
+        from fgvr.session import Session
+
+        begin(config)
+        pool = Session(config).pool
+        for role in planning.used(config):
+            with suppress(OutOfBudget), pool.lease(role):  # the plan says what is missing
+                pass
+    return planning.plan(config)
 
 
 @to_json.register

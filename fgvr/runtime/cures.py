@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fgvr.errors import FgvrError
 from fgvr.runtime.devices import device_class
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.plan import need
+from fgvr.runtime.offload import AUTO, NONE, Asked, can_offload
+from fgvr.runtime.plan import need, offload_needs
+from fgvr.runtime.probe import Probes
 from fgvr.runtime.reductions import Reduction, reductions
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
@@ -25,12 +27,15 @@ class Room:
     reserve: int = 0
     max_models: int | None = None
     device: str = "cpu"
+    offload: Asked = NONE
+    probes: Probes = field(default_factory=Probes)
     most: int = 0  # bytes the device has: no budget can be larger
 
     @property
     def needed(self) -> int:
         """Bytes while one batch computes at a time, with as many models at once as may be."""
-        needs = sorted((need(spec, self.device) for spec in self.specs), key=lambda n: -n.weights - n.work)[: self.max_models]
+        needs = offload_needs([need(spec, self.device, self.probes) for spec in self.specs], self.offload, self.budget - self.reserve)
+        needs = sorted(needs, key=lambda n: -n.weights - n.work)[: self.max_models]
         return sum(n.weights for n in needs) + max((n.work for n in needs), default=0) + self.reserve
 
     @property
@@ -66,6 +71,8 @@ def _changes(room: Room) -> Iterator[tuple[str, Room]]:
     found.sort(key=lambda reduction: reduction.key != "batch_size")
     for reduction in found:
         yield from ((reduction.word(value), _with(room, reduction, value)) for value in reduction.few)
+    if room.offload == NONE and any(can_offload(spec, room.device) for spec in room.specs):
+        yield f"runtime.offload={AUTO}", replace(room, offload=AUTO)
     for reduction in found:
         if reduction.key:  # a shipped model is small enough alone, or nothing is
             words, together = [*words, reduction.word(reduction.values[-1])], _with(together, reduction, reduction.values[-1])

@@ -80,7 +80,9 @@ def models(
     yield from map(_optional, optional)
     if complete:
         for member in pool.members:
-            yield budget_finding(Room(tuple(specs), member.budget, reserve, max_models, member.device.name, member.device.total))
+            device, settings = member.device, member.settings
+            room = Room(tuple(specs), member.budget, reserve, max_models, device.name, settings.offload, settings.probes, device.total)
+            yield budget_finding(room)
 
 
 def _files(spec: ModelSpec) -> Finding:

@@ -17,7 +17,7 @@ from fgvr.runtime.background import Background
 from fgvr.runtime.events import Events
 from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.runtime.lifecycle import Lifecycle
-from fgvr.runtime.sizing import measure
+from fgvr.runtime.sizing import Sizing
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,17 @@ NAME = "fgvr-housekeeping"
 class Housekeeping:
     """Expires what was idle for the TTL, and loads ahead. What fails here is logged; it fails again where it is asked for."""
 
-    def __init__(self, condition: threading.Condition, ledger: Ledger, admission: Admission, lifecycle: Lifecycle, events: Events) -> None:
+    def __init__(
+        self,
+        condition: threading.Condition,
+        ledger: Ledger,
+        admission: Admission,
+        lifecycle: Lifecycle,
+        events: Events,
+        sizing: Sizing,
+    ) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
-        self._lifecycle, self._events = lifecycle, events
+        self._lifecycle, self._events, self._sizing = lifecycle, events, sizing
         self._prefetches: deque[Sequence[Entry]] = deque()
         self.thread = Background(self.round, NAME)
         self.ttl: float | None = None
@@ -94,7 +102,7 @@ class Housekeeping:
         """Those whose size can be known."""
         for entry in entries:
             try:
-                measure(self._condition, {entry: entry.spec})
+                self._sizing.measure({entry: entry.spec})
                 yield entry
             except FgvrError as error:
                 log.info("%s is not loaded ahead: %s", entry.key, error)

@@ -88,6 +88,8 @@ class Execution:
                     found = getattr(self.model, method)(*([column[i] for i in batch] for column in columns), **settings(batch))
                     answers.update(zip(batch, found, strict=True))
                 except BaseException as error:
+                    if (settle := getattr(self.model, "settle", None)) is not None:
+                        settle()
                     # Whoever keeps this exception (a notebook does) keeps the model's frames, hence its memory.
                     if not (isinstance(error, Exception) and self._recovery.is_oom(error)):
                         self._entry.frames.add(error, outer=outer)  # for a debugger, until the model has to go

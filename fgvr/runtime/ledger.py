@@ -48,6 +48,8 @@ class Entry:
     mover: object | None = None  # who brings it in or takes it out; nobody else may change its state meanwhile
     size: int = 0  # bytes of weights: estimated, then measured
     works: dict[int, int] = field(default_factory=dict)  # batch size -> bytes one batch needs; with the first of them, size is known
+    offloaded: int = 0  # language layers that lie beside the device: decided before a load
+    terms: tuple[object, ...] = ()  # under which that was decided
     charge: int = 0  # bytes on the device's ledger now
     host_charge: int = 0  # bytes in main memory now
     model: Any = None

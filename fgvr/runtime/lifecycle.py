@@ -13,6 +13,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from threading import Condition
 from typing import Any
 
@@ -22,6 +23,7 @@ from fgvr.runtime.events import WAS_PARKED, Events
 from fgvr.runtime.gc_tools import clear_frames, drop_reference, still_held
 from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Ledger, LoadFailure
 from fgvr.runtime.locks import CONSTRUCT
+from fgvr.runtime.sizing import Sizing
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ DRIFT = 0.03  # a measured size farther from its estimate is worth a word
 class Lifecycle:
     """Loads and evicts. Each method is called by the one thread that moved the entry to `loading` or `evicting`."""
 
-    def __init__(self, condition: Condition, ledger: Ledger, events: Events, device: Device) -> None:
-        self._condition, self._ledger, self._events, self._device = condition, ledger, events, device
+    def __init__(self, condition: Condition, ledger: Ledger, events: Events, device: Device, sizing: Sizing) -> None:
+        self._condition, self._ledger, self._events, self._device, self._sizing = condition, ledger, events, device, sizing
         self._baseline: int | None = None  # what the process had on the device before the first load
         self.closed = False
 
@@ -152,10 +154,14 @@ class Lifecycle:
 
     def _construct(self, entry: Entry, timeout: float, patient: bool) -> Any:
         with CONSTRUCT.write(timeout, patient=patient), self._device.current():
-            model = entry.loader.load(entry.spec, self._device)
+            spec = replace(entry.spec, offloaded=entry.offloaded) if entry.offloaded else entry.spec
+            model = entry.loader.load(spec, self._device)
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
                 place(self._device)
+        if self._ledger.settings.probe:
+            with CONSTRUCT.write(timeout, patient=patient):  # nothing else computes while a batch is measured
+                self._sizing.probe(entry, model)
         if self._ledger.preallocate:
             self._prepare(entry, model)
         return model

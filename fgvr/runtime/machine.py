@@ -1,19 +1,13 @@
-"""What this machine and its processes have and hold. Bytes; nothing is loaded, no tensor library is imported."""
+"""What this machine and this process have and hold. Bytes; nothing is loaded, no tensor library is imported."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
-
-_PROGRAMS = ("discovering.py", "fgvr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +39,6 @@ class ProcessMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A living process of this package."""
-
-    pid: int
-    command: str
-    seconds: float  # since it started
-    memory: ProcessMemory
-
-    @property
-    def name(self) -> str:
-        """The program alone: words after it may be paths and tokens."""
-        return next((word for word in _PROGRAMS if word in self.command), "python")
-
-
-@dataclass(frozen=True, slots=True)
 class DeviceFigures:
     """One device as its own books have it."""
 
@@ -88,36 +67,6 @@ def memory_of(process: psutil.Process | None = None) -> ProcessMemory:
 
 def figures(device: Device) -> DeviceFigures:
     return DeviceFigures(device.name, device.total, device.free(), device.allocated(), device.reserved())
-
-
-def processes() -> Iterator[Process]:
-    """Other living processes of this package, oldest first: the command line, scripts and `python -m fgvr...`."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline", "create_time"]):
-        words = process.info["cmdline"] or []
-        if process.pid != os.getpid() and is_ours(words):
-            found.append((process.info["create_time"], process, " ".join(words)))
-    for started, process, command in sorted(found, key=lambda entry: (entry[0], entry[1].pid)):
-        try:
-            yield Process(process.pid, command, max(0.0, time.time() - started), memory_of(process))
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended meanwhile, or is another user's
-            continue
-
-
-def is_ours(words: Sequence[str]) -> bool:
-    """Whether a command line runs this package: python discovering.py, fgvr, python -m fgvr.something."""
-    if not words:
-        return False
-    if Path(words[0]).name in _PROGRAMS:
-        return True
-    if not Path(words[0]).name.startswith("python"):
-        return False
-    program = next((i for i, word in enumerate(words[1:], 1) if not word.startswith("-") or word == "-m"), None)
-    if program is None:
-        return False
-    if words[program] == "-m":
-        return program + 1 < len(words) and words[program + 1].split(".")[0] == "fgvr"
-    return Path(words[program]).name in _PROGRAMS
 
 
 def gpus() -> list[DeviceFigures]:

@@ -12,6 +12,8 @@ from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.devices import device_class
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.offload import AUTO, NONE, Asked, apply, can_offload, divide, room_for
+from fgvr.runtime.probe import UNPROBED, Probes
 from fgvr.runtime.reductions import Reduction, reductions
 from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
@@ -33,26 +35,37 @@ class Need:
 
 
 def plan(
-    specs: Iterable[ModelSpec], budget: int, *, reserve: int = 0, device: str = "cpu", optional: Iterable[ModelSpec] = ()
+    specs: Iterable[ModelSpec],
+    budget: int,
+    *,
+    reserve: int = 0,
+    device: str = "cpu",
+    optional: Iterable[ModelSpec] = (),
+    offload: Asked = NONE,
+    probes: Probes = UNPROBED,
 ) -> MemoryPlan:
     """All of `specs` at once within `budget` bytes of `device`. `optional`: shown, not counted.
 
     Raises ModelLoadError when the size of one of `specs` cannot be known.
     """
     specs = list(specs)
-    result = describe([need(spec, device) for spec in specs], budget, reserve=reserve)
-    shown = [part for spec in optional for part in _optional(spec, device)]
+    needs = offload_needs([need(spec, device, probes) for spec in specs], offload, budget - reserve)
+    result = describe(needs, budget, reserve=reserve)
+    shown = [part for spec in optional for part in _optional(spec, device, probes)]
     kind = device_class(device)
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
     facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).describe_files(spec))]
+    if estimated := [one.spec.role for one in needs if one.footprint and one.footprint.work_bytes and not one.footprint.measured]:
+        when = "at the first load" if kind.probes else "by mode=plan runtime.probe=true"
+        facts.append(f"working memory of {' and '.join(estimated)} is an estimate; it is measured {when}")
     kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if kind.allocator == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
 
-def _optional(spec: ModelSpec, device: str) -> Iterator[PlanPart]:
+def _optional(spec: ModelSpec, device: str, probes: Probes) -> Iterator[PlanPart]:
     """Rows of a model that is not loaded unless asked for; one that is not here may stay unknown."""
     try:
-        found = need(spec, device)
+        found = need(spec, device, probes)
     except ModelLoadError as error:
         yield PlanPart(f"{spec.role} weights", 0, f"{OPTIONAL}; size unknown: {str(error).splitlines()[0]}")
         return
@@ -60,9 +73,25 @@ def _optional(spec: ModelSpec, device: str) -> Iterator[PlanPart]:
     yield replace(_work_part(found), note=f"batch of {spec.batch_size}, {OPTIONAL}")
 
 
-def need(spec: ModelSpec, device: str = "cpu") -> Need:
-    found = footprint(spec, device)
+def need(spec: ModelSpec, device: str = "cpu", probes: Probes = UNPROBED) -> Need:
+    found = probes.apply(footprint(spec, device), find_loader(spec), spec, device)
     return Need(spec, found.weight_bytes, found.work_bytes, footprint=found, device=device)
+
+
+def offload_needs(needs: Sequence[Need], asked: Asked, budget: int) -> list[Need]:
+    """The same with layers of the MLLM beside the device, as `runtime.offload` asks."""
+    return [_offloaded(one, [other for other in needs if other is not one], asked, budget) for one in needs]
+
+
+def _offloaded(one: Need, others: Sequence[Need], asked: Asked, budget: int) -> Need:
+    found = one.footprint
+    if asked == NONE or found is None or not find_loader(one.spec).offloads:
+        return one
+    known = [other.footprint for other in others if other.footprint]
+    if (divided := divide(found, asked, room_for(found, known, budget))) is None:
+        return one
+    found = apply(found, divided, one.spec, device_class(one.device))
+    return replace(one, weights=found.weight_bytes, work=found.work_bytes, footprint=found)
 
 
 def describe(needs: Sequence[Need], budget: int, *, reserve: int = 0, work: int | None = None) -> MemoryPlan:
@@ -110,6 +139,18 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
     if len(needs) > 1 and largest + reserve <= result.budget:
         text = "keep one model at a time: runtime.max_models=1, models are reloaded as they take turns"
         yield line(text, result.needed - largest - reserve)
+    for one in needs:
+        beside = replace(one, footprint=footprint(one.spec, one.device)) if one.footprint and can_offload(one.spec, one.device) else one
+        if (
+            beside is not one
+            and (
+                gain := one.weights
+                + one.work
+                - _taken(_offloaded(beside, [n for n in needs if n is not one], AUTO, result.budget - reserve))
+            )
+            > 0
+        ):
+            yield line("layers in main memory, which takes more time: runtime.offload=auto", gain)
     for one in sorted(needs, key=lambda n: -n.weights):
         for reduction in reductions(one.spec):
             # The slightest change that suffices alone, else the greatest; where the make-up is not known, a middle one.
@@ -125,6 +166,10 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
 
 
+def _taken(need: Need) -> int:
+    return need.weights + need.work
+
+
 def _gain(need: Need, reduction: Reduction, value: Any) -> int:
     """Bytes less with this value: by the changed model's make-up, else by the reduction's rough shares. 0 when it is not known here."""
     if need.footprint is None:
@@ -133,4 +178,5 @@ def _gain(need: Need, reduction: Reduction, value: Any) -> int:
         found = footprint(reduction.applied(value), need.device)
     except FgvrError:
         return 0
-    return need.weights + need.work - found.weight_bytes - found.work_bytes
+    before = footprint(need.spec, need.device) if need.footprint.measured else need.footprint  # estimates with estimates
+    return before.weight_bytes + before.work_bytes - found.weight_bytes - found.work_bytes

@@ -32,7 +32,7 @@ from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.runtime.plan import Need, describe
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.recovery import Recovery
-from fgvr.runtime.sizing import measure
+from fgvr.runtime.sizing import Sizing
 from fgvr.runtime.status import PoolStatus
 from fgvr.types import ROLES, MemoryPlan, ModelSpec
 from fgvr.utils.text import format_bytes
@@ -54,10 +54,11 @@ class ModelPool:
         self._admission = admission = Admission(ledger)
         self._events = events = Events(ledger)
         self._slots = ExecutionSlots(settings.max_concurrency, settings.lease_timeout)
-        self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device)
+        self._sizing = sizing = Sizing(condition, ledger, device)
+        self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device, sizing)
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
-        self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events)
+        self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events, sizing)
         self._housekeeping.set_ttl(settings.ttl)
 
     @property
@@ -240,7 +241,7 @@ class ModelPool:
         with self._condition:
             entries = [self._resolve(m) for m in models] or [self._ledger.find(role) for role in self._ledger.aliases]
             specs = {entry: entry.spec for entry in entries}
-        measure(self._condition, specs)
+        self._sizing.measure(specs)
         needs = [Need(spec, entry.size, entry.works[spec.batch_size]) for entry, spec in specs.items()]
         return describe(needs, self._ledger.limit, reserve=self._ledger.reserve)
 
@@ -305,7 +306,7 @@ class ModelPool:
         with self._condition:
             chosen = [self._resolve(m) for m in models]
             specs = {entry: entry.spec for entry in chosen}  # another thread may name another batch size from here on
-        measure(self._condition, specs)
+        self._sizing.measure(specs)
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
         needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
         grant = self._leases.acquire(batches, needed, began, timeout, stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from fgvr.runtime.budget import as_bytes, parse_budget
 from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.policy import POLICIES, Policy, lru
+from fgvr.runtime.probe import UNPROBED, Probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class PoolSettings:
     min_residency: float = 0.0  # how long a model stays for those who use it before others' need may evict it
     pin: tuple[str, ...] = ()  # models (roles or keys) that never yield
     priority: Mapping[str, int] = field(default_factory=dict)  # models of a higher level yield after all of lower ones
+    offload: str | float = "none"  # `runtime.offload`: layers of an MLLM beside the device, where its memory is too small
+    probe: bool = False  # whether a model's working memory is measured at its first load
+    probes: Probes = field(default_factory=Probes)  # what was measured so far
+    roles: tuple[str, ...] = ()  # the models that a run uses together; what is not offloaded leaves room for them
     allocator: Mapping[str, Any] = field(default_factory=dict)  # `runtime.allocator`; it cannot change once a model was loaded
 
     def __post_init__(self) -> None:
@@ -36,8 +41,13 @@ class PoolSettings:
             object.__setattr__(self, "asked", self.budget)
 
     @classmethod
-    def of(cls, runtime: Mapping[str, Any], device: Device, *, devices: int = 1) -> PoolSettings:
-        """From the values of `configs/runtime/`, for one of so many `devices`. Raises ConfigError for a budget that is not understood."""
+    def of(
+        cls, runtime: Mapping[str, Any], device: Device, *, devices: int = 1, roles: Sequence[str] = (), probes: Probes = UNPROBED
+    ) -> PoolSettings:
+        """From the values of `configs/runtime/`, for one of so many `devices`, and the roles that a run uses.
+
+        Raises ConfigError for a budget that is not understood.
+        """
         budget = runtime["budget"]
         return cls(
             budget=parse_budget(budget, device.total, held=held_by_others(device) if budget == "auto" else 0),
@@ -49,7 +59,10 @@ class PoolSettings:
             pin=tuple(runtime["pin"] or ()),
             priority={role: level for role, level in (runtime["priority"] or {}).items() if level},
             allocator=runtime["allocator"],
-            **{key: runtime[key] for key in ("lease_timeout", "max_concurrency", "max_models", "preallocate", "min_residency")},
+            roles=tuple(roles),
+            probe=device.probes if runtime["probe"] == "auto" else runtime["probe"],
+            probes=probes,
+            **{key: runtime[key] for key in ("lease_timeout", "max_concurrency", "max_models", "preallocate", "min_residency", "offload")},
         )
 
 

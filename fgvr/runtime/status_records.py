@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import machine
-from fgvr.runtime.machine import DeviceFigures, Process
+from fgvr.runtime.machine import DeviceFigures
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -45,8 +45,6 @@ class Stats:
     formatted_limit: str
     formatted_system_available: str
     formatted_system_total: str
-    other_processes: int
-    other_processes_memory: int  # their USS together, as far as the system tells
     devices: tuple[DeviceStats, ...] = ()  # where there are several
 
 
@@ -73,7 +71,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SystemAnswer:
-    """`memory/system`. Main memory, control group, swap, devices, and this package's other living processes."""
+    """`memory/system`. Main memory, control group, swap, devices."""
 
     ram_total: int
     ram_available: int
@@ -82,12 +80,10 @@ class SystemAnswer:
     swap_total: int
     swap_used: int
     devices: tuple[DeviceFigures, ...]
-    processes: tuple[Process, ...]
 
 
 def stats(pool: ModelPool, monitor: Monitor) -> Stats:
     status, host = pool.status(), machine.host()
-    others = tuple(machine.processes())
     return Stats(
         total_models=sum(m.here for m in status),
         total_memory_usage=status.used,
@@ -99,8 +95,6 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
         formatted_limit=format_bytes(status.budget),
         formatted_system_available=format_bytes(host.free),
         formatted_system_total=format_bytes(host.total),
-        other_processes=len(others),
-        other_processes_memory=sum(p.memory.uss or 0 for p in others),
         devices=tuple(
             DeviceStats(one.device, one.used, one.budget, one.peak, tuple(m.key for m in one if m.here)) for one in status.devices
         ),
@@ -151,7 +145,6 @@ def system(pool: ModelPool) -> SystemAnswer:
         swap_total=host.swap_total,
         swap_used=host.swap_used,
         devices=devices,
-        processes=tuple(machine.processes()),
     )
 
 

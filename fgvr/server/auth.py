@@ -36,12 +36,6 @@ async def may_change(request: Request, given: AdminToken) -> None:
 READ, CHANGE = [Depends(may_read)], [Depends(may_change)]
 
 
-def holds_token(request: Request, given: HTTPAuthorizationCredentials | None) -> bool:
-    """Whether a right token was shown, where none is asked for."""
-    tokens: Tokens = request.app.state.tokens
-    return given is not None and _matches(given, *filter(None, (tokens.admin, tokens.reader)))
-
-
 def _check(given: HTTPAuthorizationCredentials | None, *accepted: str) -> None:
     if given is None:
         raise HttpError(401, "this needs a token: Authorization: Bearer TOKEN", code="no_token")

@@ -28,6 +28,7 @@ class ModelSpec:
     max_pixels: int | None = None  # the processor's cap; changes memory, hence part of the key
     batch_size: int = 8  # how many images or prompts go through at once; not part of the key
     patience: float = 600.0  # seconds a remote engine that is away or busy is waited for; not part of the key
+    offloaded: int = 0  # language layers that lie beside the device (runtime.offload), as the pool decides; not part of the key
     model: str | None = None  # of a remote engine: the model's name there; None: what `source` names, or its only one
 
     @property

@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
     from fgvr.runtime.plan import plan
     from fgvr.runtime.pool import ModelPool
     from fgvr.runtime.sizes import qwen
-    from fgvr.runtime.sizes.clip import TEXTS
+    from fgvr.runtime.sizes.towers import TEXTS
     from fgvr.types import MemoryPlan, ModelSpec
 
     encoder = ModelSpec("encoder", "clip", str(folder / "encoder"), batch_size=8)

@@ -8,13 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fgvr.runtime.sizes import clip, qwen
+from fgvr.runtime.sizes import qwen, towers
 
 DATA = Path(os.environ.get("FGVR_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "qwen2_5_vl_7b"
 SHAPES = {
     "qwen": sum(qwen.KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"].counts().values()),
-    "vit_b_32": sum(clip.KNOWN["ViT-B-32"].counts().values()),
-    "vit_l_14": sum(clip.KNOWN["ViT-L-14"].counts().values()),
+    "vit_b_32": sum(towers.KNOWN["ViT-B-32"].values),
+    "vit_l_14": sum(towers.KNOWN["ViT-L-14"].values),
     "blip": 223_744_258,  # ITM base
     "blip2": 12_098_000_384,  # with FLAN-T5 XXL
 }

@@ -64,6 +64,16 @@ def test_scores_of_a_padded_batch_are_those_of_single_forward_passes(family: Fam
         assert score.prompt_tokens == family.plain.inputs(images, prompt, [])["input_ids"].shape[1]
 
 
+def test_layers_beside_the_device_change_no_answer(family: Family, shown: list[list[Image.Image]]) -> None:
+    spec, device = replace(family.spec, offloaded=1), CpuDevice()
+    model = find_loader(spec).load(spec, device)
+    model.place(device)
+    assert model.nbytes < family.model.nbytes and model.movable is None
+    scores, whole = (found.score(shown, PROMPTS, ANSWERS, system=SYSTEM) for found in (model, family.model))
+    for score, expected in zip(scores, whole, strict=True):
+        assert score.log_likelihoods == pytest.approx(expected.log_likelihoods, abs=1e-4)
+
+
 def test_answers_of_a_padded_batch_are_those_of_single_forward_passes(family: Family, shown: list[list[Image.Image]]) -> None:
     assert isinstance(family.model, MLLM)
     replies = family.model.generate(shown, PROMPTS, system=SYSTEM, max_new_tokens=6)

@@ -20,7 +20,7 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.fake import FakeLoader
-from fgvr.runtime.machine import Host, ProcessMemory, is_ours
+from fgvr.runtime.machine import Host, ProcessMemory
 from fgvr.runtime.monitor import Monitor, watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks, pressure
@@ -542,24 +542,6 @@ def test_a_webhook_variable_that_is_not_there_is_refused(make_pool: PoolMaker) -
 
 
 # --- the machine -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words,ours",
-    [
-        (["/venv/bin/python", "discovering.py", "mode=plan"], True),
-        (["/venv/bin/python3.11", "/x/bin/fgvr", "run"], True),
-        (["python", "-m", "fgvr.console", "plan"], True),
-        (["/usr/local/bin/fgvr"], True),
-        (["python", "train.py"], False),
-        (["vim", "discovering.py"], False),
-        (["python", "-m", "pytest", "fgvr"], False),
-        (["bash", "-c", "python discovering.py"], False),
-        ([], False),
-    ],
-)
-def test_our_processes_are_known_by_their_command_line(words: list[str], ours: bool) -> None:
-    assert is_ours(words) is ours
 
 
 def test_the_base_is_measured_anew_when_a_model_comes_and_no_other_is_there(make_pool: PoolMaker, intercept) -> None:

@@ -51,8 +51,11 @@ def write_encoder(folder: Path, *, custom_weights: bool = True) -> Path:
     return folder
 
 
-def write_mllm(folder: Path) -> Path:
-    """A Qwen2.5-VL folder: vision 2 x 32, text 2 x 48; weights bf16 and spread, so that wrong positions change answers."""
+def write_mllm(folder: Path, *, dtype: str = "bfloat16", spread: float = 0.25, **text: int) -> Path:
+    """A Qwen2.5-VL folder: vision 2 x 32, text 2 x 48; weights bf16 and spread, so that wrong positions change answers.
+
+    `text`: other sizes of the language model.
+    """
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -83,13 +86,14 @@ def write_mllm(folder: Path) -> Path:
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
-        },
+        }
+        | text,
         vision_config={
             "depth": 2,
             "hidden_size": 32,
             "num_heads": 2,
             "intermediate_size": 64,
-            "out_hidden_size": 48,
+            "out_hidden_size": text.get("hidden_size", 48),
             "fullatt_block_indexes": [1],
             "patch_size": 14,
             "window_size": 112,
@@ -105,10 +109,10 @@ def write_mllm(folder: Path) -> Path:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.25)
+                parameter.normal_(std=spread)
     module.generation_config.eos_token_id = ids["<|im_end|>"]
     module.generation_config.repetition_penalty = 1.3  # as the real one recommends; we decode greedily
-    module.to(torch.bfloat16).save_pretrained(folder)
+    module.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 

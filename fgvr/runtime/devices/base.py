@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Self
 
 from fgvr.errors import ConfigError
 
 HALF_AN_HOUR = 1800.0
+_LOOK_SECONDS = 0.002
 
 
 class Device:
@@ -27,6 +30,12 @@ class Device:
     """Whether `allocated` counts tensors (CUDA), or only the process as a whole (CPU)."""
     has_own_memory: ClassVar[bool] = False
     """Whether a model that leaves it can be parked in main memory. Where both are one memory, a second copy saves nothing."""
+    offload_place: ClassVar[str] = ""
+    """Where layers of a model lie that its memory has no room for: cpu or disk; empty: such a place would save nothing."""
+    offload_rate: ClassVar[float] = 0.0
+    """Bytes per second from there, roughly."""
+    probes: ClassVar[bool] = False
+    """Whether working memory is measured at a model's first load, where `runtime.probe` is auto."""
     quantizes: ClassVar[bool] = False
     """Whether torchao and bitsandbytes work on it."""
     allocator: ClassVar[str] = ""
@@ -91,6 +100,26 @@ class Device:
     def peak(self) -> int:
         """The most `allocated` has been."""
         return self.allocated()
+
+    def measure(self, call: Callable[[], object]) -> int:
+        """Bytes that a call takes at its widest moment. Here: as seen every few milliseconds by another thread."""
+        before = highest = self.allocated()
+        done = threading.Event()
+
+        def look() -> None:
+            nonlocal highest
+            while not done.wait(_LOOK_SECONDS):
+                highest = max(highest, self.allocated())
+
+        watcher = threading.Thread(target=look, name="fgvr-probe", daemon=True)
+        watcher.start()
+        try:
+            call()
+            self.synchronize()
+        finally:
+            done.set()
+            watcher.join()
+        return max(highest, self.allocated()) - before
 
     def limit(self, size: int) -> None:
         """Let the device itself refuse what would go beyond `size`, where it can: an accounting bug then is a local, catchable OOM."""

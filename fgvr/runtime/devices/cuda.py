@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +18,9 @@ _AMPERE = (8, 0)  # the first NVIDIA generation with bfloat16 units
 class CudaDevice(Device):
     """Counts tensors exactly; a hard cap makes the allocator itself refuse what would exceed the budget."""
 
-    exact = has_own_memory = quantizes = True
+    exact = has_own_memory = quantizes = probes = True
     name = torch_name = allocator = "cuda"
+    offload_place, offload_rate = "cpu", 12e9  # over PCIe 4, from memory that is not pinned
     host_share = 0.4  # what may be pinned
 
     def __init__(self, index: int = 0, torch: Any = None) -> None:
@@ -29,6 +31,7 @@ class CudaDevice(Device):
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             raise ConfigError(f"device cuda:{index} is not there ({count} found); runtime.device=cpu always works")
         self._torch, self._index = torch, index
+        self._peak_before = 0  # before a probe set the mark back
         self.name = self.torch_name = f"cuda:{index}"
         self.total = torch.cuda.get_device_properties(index).total_memory
 
@@ -77,7 +80,15 @@ class CudaDevice(Device):
         return self._torch.cuda.memory_reserved(self._index)
 
     def peak(self) -> int:
-        return self._torch.cuda.max_memory_allocated(self._index)
+        return max(self._peak_before, self._torch.cuda.max_memory_allocated(self._index))
+
+    def measure(self, call: Callable[[], object]) -> int:
+        self.synchronize()
+        self._peak_before, before = self.peak(), self.allocated()
+        self._torch.cuda.reset_peak_memory_stats(self._index)
+        call()
+        self.synchronize()
+        return self._torch.cuda.max_memory_allocated(self._index) - before
 
     def limit(self, size: int) -> None:
         """A hard cap: PyTorch's allocator raises beyond it. The context and libraries' workspaces come on top."""

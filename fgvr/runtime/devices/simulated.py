@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Self
 
 from fgvr.errors import ConfigError
@@ -26,6 +27,7 @@ class SimulatedDevice(Device):
 
     name = "simulated"
     exact = has_own_memory = quantizes = is_numbered = True
+    offload_place, offload_rate = "cpu", 12e9
 
     def __init__(self, total: int) -> None:
         self.total = self._limit = total
@@ -72,6 +74,18 @@ class SimulatedDevice(Device):
 
     def peak(self) -> int:
         return self._peak
+
+    def measure(self, call: Callable[[], object]) -> int:
+        with self._lock:
+            self._drain()
+            before, highest = self._allocated, self._peak
+            self._peak = before
+        try:
+            call()
+        finally:
+            with self._lock:
+                found, self._peak = self._peak - before, max(self._peak, highest)
+        return found
 
     def limit(self, size: int) -> None:
         with self._lock:

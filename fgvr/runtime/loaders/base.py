@@ -81,6 +81,8 @@ class Loader:
     """Whether its models compute in another process: they take no turns and exclude no construction."""
     quantizes: ClassVar[bool] = False
     """Whether it heeds `ModelSpec.quantization`."""
+    offloads: ClassVar[bool] = False
+    """Whether language layers of its models may lie beside the device (`ModelSpec.offloaded`)."""
     widens_half: ClassVar[bool] = False
     """Whether its models are computed in float32 on a device that would emulate float16."""
     has_text: ClassVar[bool] = True

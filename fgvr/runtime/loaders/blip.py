@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes import blip as sizes
-from fgvr.runtime.sizes.blip import CONFIG
+from fgvr.runtime.sizes import towers
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from fgvr.runtime.loaders.blip_matcher import BlipMatcher
     from fgvr.runtime.sizes.footprint import Footprint
 
+CONFIG = "config.json"
 _ARCHITECTURE = "BlipForImageTextRetrieval"
 
 
@@ -39,7 +39,11 @@ class BlipLoader(FolderLoader):
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         """At worst every pair of a batch has a picture of its own."""
-        return sizes.footprint(spec, self.locate(spec))
+        folder = self.locate(spec)
+        config = files.read_config(folder / CONFIG) if folder and (folder / CONFIG).is_file() else {}
+        side = (config.get("vision_config") or {}).get("image_size", 384)
+        found = files.weight_files(folder) if folder else []
+        return towers.footprint(spec, found, name=spec.source, vision="vision_model.", side=side, eager=True)
 
     def open_processor(self, spec: ModelSpec, folder: Path) -> Any:
         from transformers import BlipProcessor

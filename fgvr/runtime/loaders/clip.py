@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes import clip as sizes
-from fgvr.runtime.sizes.clip import CONFIG, HUB, REPOSITORIES, WEIGHTS
+from fgvr.runtime.sizes import towers
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -23,6 +22,17 @@ if TYPE_CHECKING:
     from fgvr.runtime.loaders.clip_encoder import ClipEncoder
     from fgvr.runtime.sizes.footprint import Footprint
 
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+HUB = "hf-hub:"  # open_clip's and timm's own prefix of a repository
+# open_clip's "architecture/tag" names as hub repositories; others are looked up in open_clip itself, when loading.
+REPOSITORIES = {
+    "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai",
+    "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai",
+    "ViT-L-14/openai": "timm/vit_large_patch14_clip_224.openai",
+    "ViT-L-14-336/openai": "timm/vit_large_patch14_clip_336.openai",
+    "ViT-B-32/laion2b_s34b_b79k": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "ViT-H-14/laion2b_s32b_b79k": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+}
 _NAME = re.compile(r"(ViT|RN|convnext|coca|EVA|SigLIP)[\w-]*")
 
 
@@ -54,7 +64,12 @@ class ClipLoader(FolderLoader):
         return config
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
-        return sizes.footprint(spec, self.locate(spec))
+        folder = self.locate(spec)
+        if folder is None or not (folder / CONFIG).is_file():
+            return towers.footprint(spec, (), name=spec.source.partition("/")[0])
+        side = self.read_config(spec, folder)["model_cfg"]["vision_cfg"].get("image_size", 224)
+        found = files.weight_files(folder, WEIGHTS)
+        return towers.footprint(spec, found, vision="visual.", side=max(side) if isinstance(side, list) else side)
 
     def logit_scale(self, spec: ModelSpec) -> float:
         """As the file has it, whatever the dtype computed in."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fgvr.runtime.loaders.base import pil
 from fgvr.runtime.loaders.torch_model import TorchModel
-from fgvr.runtime.sizes.clip import TEXTS
+from fgvr.runtime.sizes.towers import TEXTS
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike

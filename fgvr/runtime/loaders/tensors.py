@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 def module_bytes(module: torch.nn.Module) -> int:
-    """Parameters and buffers, each storage once, so tied weights count once; of quantised ones what they are made of."""
+    """Parameters and buffers, each storage once, so tied weights count once; of quantised ones what they are made of.
+
+    Offloaded layers (on the meta device between their turns) are not there.
+    """
     storages = {}
     for tensor in (*module.parameters(), *module.buffers()):
         for inner in inner_tensors(tensor):
-            storage = inner.untyped_storage()
-            storages[inner.device, storage.data_ptr()] = storage.nbytes()
+            if not inner.is_meta:
+                storage = inner.untyped_storage()
+                storages[inner.device, storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 

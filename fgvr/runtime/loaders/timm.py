@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, files, tensors
+from fgvr.runtime.loaders.clip import HUB
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes.clip import HUB
 from fgvr.runtime.sizes.timm import CONFIG, LOGIT_SCALE, PACKAGED, WEIGHTS, Packaged, footprint, read_config
 from fgvr.types import ModelSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from fgvr.runtime.loaders import movable, tensors
+from fgvr.runtime.loaders import movable, offloading, tensors
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
@@ -23,4 +23,11 @@ class TorchModel:
 
     def place(self, device: Device) -> None:
         """Bring the weights to the device. Its out-of-memory error leaves the module whole."""
-        self.movable = movable.place(self._module, device)
+        if not offloading.is_offloaded(self._module):
+            self.movable = movable.place(self._module, device)
+        elif (allocate := getattr(device, "allocate", None)) is not None:  # it was loaded where it stays; a simulated device counts
+            self._claim = allocate(self.nbytes)
+
+    def settle(self) -> None:
+        """After a call that failed: layers that were on the device for it alone leave it."""
+        offloading.settle(self._module)

@@ -33,7 +33,7 @@ class TransformersLoader(FolderLoader):
         "tokenizer.json|vocab.json|tokenizer.model",
         "preprocessor_config.json|processor_config.json",
     )
-    converses = quantizes = True
+    converses = quantizes = offloads = True
     libraries = ("transformers:AutoProcessor", "transformers:AutoModelForImageTextToText")
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class TransformersLoader(FolderLoader):
     def build(self, spec: ModelSpec, folder: Path, config: dict[str, Any], dtype: str, device: Device) -> Any:
         from transformers import AutoModelForImageTextToText
 
-        from fgvr.runtime.loaders import tensors
+        from fgvr.runtime.loaders import offloading, tensors
         from fgvr.runtime.loaders.transformers_mllm import require_decoder
 
         def load(**options: Any) -> Any:
@@ -102,6 +102,8 @@ class TransformersLoader(FolderLoader):
         skeleton = load(device_map="meta", ignore_mismatched_sizes=True)
         require_decoder(folder, type(skeleton))
         options: dict[str, Any] = {"dtype": tensors.torch_dtype(dtype)}
+        if spec.offloaded:
+            options |= offloading.options(skeleton, spec.offloaded, device)
         if not spec.quantization:
             return load(**options)
         module = load(**options, **quantized.options(spec.quantization, dtype, device, quantized.kept(skeleton)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from fgvr.runtime.loaders import files
 from fgvr.types import ModelSpec, PlanPart
 
 Shape = TypeVar("Shape")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Footprint:
     work: tuple[PlanPart, ...]  # what is alive at the widest moment of one batch, beside the weights
     facts: tuple[str, ...] = ()  # sizes per unit, for people: "56.0 KiB of key-value cache per token"
     host: tuple[PlanPart, ...] = ()  # main memory beside the device's
+    measured: bool = False  # whether `work` was measured on this machine, else it is an estimate
+    layers: tuple[int, ...] = ()  # each language layer, first to last: what can lie beside the device (runtime.offload)
 
     @property
     def weight_bytes(self) -> int:
@@ -39,6 +44,21 @@ def total(parts: Iterable[PlanPart]) -> int:
 def widest(*moments: tuple[PlanPart, ...]) -> tuple[PlanPart, ...]:
     """Of several moments of one call, the one that needs most."""
     return max(moments, key=total)
+
+
+def layer_index(tensor: str) -> int | None:
+    """The language layer that a tensor, or a module, belongs to; None for one of another part."""
+    found = _LAYER.search(tensor)
+    return int(found[1]) if found and "vis" not in tensor else None
+
+
+def layer_bytes(shards: Iterable[Path], size: int) -> tuple[int, ...]:
+    """Of each language layer, from file headers; values have `size` bytes."""
+    values: Counter[int] = Counter()
+    for name, count in files.tensor_values(shards):
+        if (index := layer_index(name)) is not None:
+            values[index] += count
+    return tuple(values[index] * size for index in sorted(values))
 
 
 def value_bytes(spec: ModelSpec, shards: Sequence[Path], otherwise: str = "float32") -> int:

@@ -16,7 +16,7 @@ from fgvr.errors import ModelLoadError
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import families, files, quantized
 from fgvr.runtime.sizes import qwen
-from fgvr.runtime.sizes.footprint import Footprint, origin, value_bytes
+from fgvr.runtime.sizes.footprint import Footprint, layer_bytes, origin, value_bytes
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -72,7 +72,7 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
         f"key-value cache: {format_bytes(cache)} per token, at most {image_tokens:,} tokens per image",
     )
     host = (PlanPart("weights", weights, "the copy an eviction goes back to"),) if device.has_own_memory and not spec.quantization else ()
-    return Footprint((PlanPart("weights", weights, origin(shards)),), work, facts, host)
+    return Footprint((PlanPart("weights", weights, origin(shards)),), work, facts, host, layers=layer_bytes(shards, size))
 
 
 def _logits(shape: Shape, size: int) -> int:

@@ -24,7 +24,7 @@ from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files, quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS
-from fgvr.runtime.sizes.footprint import Footprint, count_values, origin, published, total, value_bytes, widest
+from fgvr.runtime.sizes.footprint import Footprint, count_values, layer_bytes, origin, published, total, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
@@ -141,6 +141,7 @@ def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Foo
         work=work(shape, batch, device),
         facts=tuple(_facts(shape, batch)),
         host=_host(spec, folder, shape, batch, device),
+        layers=layer_bytes(shards, size) or ((shape.counts()["language layers"] - shape.hidden) // shape.layers * size,) * shape.layers,
     )
 
 

@@ -1,27 +1,25 @@
-"""Image encoders of timm: weights from the file's header, and the widest moment of encoding a batch.
+"""Image encoders of timm: what is packaged, and their sizes. A folder's are read off its file (sizes/towers.py).
 
-A plain vision transformer is widest in the MLP of a block (sizes/clip.py). EfficientNet-Lite is widest after its first expansion; the bytes
-per image are those of a trace. Any other architecture is given a generous bound that grows with the picture's area.
+EfficientNet-Lite is widest after its first expansion; the bytes per image are those of a trace.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
-from fgvr.runtime.sizes.footprint import Footprint, widest
+from fgvr.runtime.sizes import towers
+from fgvr.runtime.sizes.footprint import Footprint
+from fgvr.runtime.sizes.towers import Towers, work
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HUB = "hf-hub:"
 LOGIT_SCALE = 30.0
 """Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
-_UNKNOWN = 48 << 20  # bytes per image of 224 x 224, for towers that are no plain transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +72,13 @@ def footprint(spec: ModelSpec, repository: str | None) -> Footprint:
     """Raises ModelLoadError when the folder is not here."""
     if (packaged := PACKAGED.get(spec.source)) is not None:
         size = files.DTYPE_BYTES.get(spec.dtype, 4)
-        alone = packaged.widest * size // 4
-        return _footprint(packaged.values * size, "1 file", spec.batch_size, packaged.side, alone)
+        known, alone = Towers((packaged.values, 0, 0), packaged.side, None), packaged.widest * size // 4
+        facts = (f"per image of {known.side} x {known.side}: {format_bytes(alone + 12 * known.side**2)}",)
+        return Footprint((PlanPart("image tower", packaged.values * size, "1 file"),), work(known, spec.batch_size, alone, size), facts)
     folder = files.require(spec, (CONFIG, WEIGHTS), repository)
     if folder is None:
         raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {repository or spec.source}")
-    weights = files.read_weights([folder / WEIGHTS])
-    dtype = files.resolve_dtype(spec.dtype, weights)
-    side = image_side(read_config(folder))
-    return _footprint(weights.bytes_as(dtype), "1 file", spec.batch_size, side, _per_image(folder, side, files.DTYPE_BYTES[dtype]))
+    return towers.footprint(spec, [folder / WEIGHTS], side=image_side(read_config(folder)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -101,24 +97,3 @@ def image_side(config: dict[str, Any]) -> int:
     """Pixels of the picture that the model is shown."""
     shape = config["pretrained_cfg"].get("input_size")
     return int(shape[-1]) if isinstance(shape, list) and shape else 224
-
-
-def _per_image(folder: Path, side: int, size: int) -> int:
-    shapes = files.tensor_shapes(folder / WEIGHTS)
-    patch, inner = shapes.get("patch_embed.proj.weight"), shapes.get("blocks.0.mlp.fc1.weight")
-    if patch is None or inner is None or len(patch) != 4:
-        return math.ceil(_UNKNOWN * max(1.0, (side / 224) ** 2))
-    tokens = (side // patch[-1]) ** 2 + 1
-    return tokens * (4 * patch[0] + 2 * inner[0]) * size
-
-
-def _footprint(weights: int, origin: str, batch: int, side: int, alone: int) -> Footprint:
-    pixels = 3 * side**2 * 4
-    return Footprint(
-        weights=(PlanPart("image encoder", weights, origin),),
-        work=widest(
-            (PlanPart("pixels", batch * pixels), PlanPart(f"{batch} images, widest layer", batch * alone)),
-            (PlanPart("pixels, prepared", batch * pixels * 2),),
-        ),
-        facts=(f"per image of {side} x {side}: {format_bytes(alone + pixels)}",),
-    )

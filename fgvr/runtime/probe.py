@@ -1,0 +1,116 @@
+"""Working memory as measured: one probe of a model's widest batch per machine, kept by fingerprint and device below the home.
+
+A probe measures one item and a whole batch; sizes between and beyond lie on the line through both. Until there is one, the loader's
+estimate holds (`Loader.work_bytes`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fgvr.errors import FgvrError
+from fgvr.runtime.devices.base import Device
+from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.sizes.footprint import Footprint
+from fgvr.types import ModelSpec, PlanPart
+from fgvr.utils.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+FOLDER = "probes"
+WORDS = "a bird with a red crown and a black wing "
+CANDIDATES, NEW_TOKENS = 5, 256  # of a shortlist; the longest that is scored or written
+_TEXTS = 64  # an encoder's texts at once
+_SIDE = 1024  # pixels of a picture: more than most processors keep
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What was measured on this machine. `folder`: where it is kept; None: nowhere."""
+
+    folder: Path | None = None
+
+    def work(self, loader: Loader, spec: ModelSpec, device: str) -> int | None:
+        """Bytes of one batch of `spec.batch_size`; None until a probe has measured them."""
+        if self.folder is None or not self.folder.is_dir():
+            return None
+        try:
+            found = {int(size): int(value) for size, value in read_json(self._path(loader, spec, device)).items()}
+            one, most = found[1], max(found)
+            return max(one, round(one + (found[most] - one) * (spec.batch_size - 1) / max(1, most - 1)))
+        except (FgvrError, ValueError, KeyError, AttributeError):  # never probed, or by hand; the next probe writes it anew
+            return None
+
+    def keep(self, loader: Loader, spec: ModelSpec, device: str, measured: dict[int, int]) -> None:
+        if self.folder is not None:
+            write_json(self._path(loader, spec, device), {str(size): value for size, value in measured.items()})
+
+    def apply(self, found: Footprint, loader: Loader, spec: ModelSpec, device: str) -> Footprint:
+        """The footprint with what was measured in the place of its estimate."""
+        work = self.work(loader, spec, device)
+        return found if work is None else replace(found, work=(PlanPart("measured on this machine", work),), measured=True)
+
+    def _path(self, loader: Loader, spec: ModelSpec, device: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{loader.fingerprint(spec)}-{device.partition(':')[0]}.json"
+
+
+UNPROBED = Probes()
+
+
+def take(model: Any, spec: ModelSpec, device: Device) -> dict[int, int]:
+    """Bytes at the widest moment of a batch of one, and of `spec.batch_size`. Nothing else may compute meanwhile."""
+    widest = {"encoder": _encoder_calls, "mllm": _mllm_calls, "joint": _joint_calls}[spec.role]
+    for call in widest(model, 1):  # libraries make what they make once
+        call()
+    measured: dict[int, int] = {}
+    for size in dict.fromkeys((1, spec.batch_size)):
+        measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, size))])
+    log.info("%s: measured working memory by batch size: %s", spec.key, measured)
+    return measured
+
+
+def _pictures(count: int) -> list[Any]:
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8)) for _ in range(count)]
+
+
+def _encoder_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
+    pictures = _pictures(size)
+    yield lambda: model.encode(pictures)
+    if getattr(model, "has_text", True):
+        yield lambda: model.encode_text([WORDS] * _TEXTS)
+
+
+def _joint_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
+    pictures = _pictures(size)
+    yield lambda: model.match(pictures, [WORDS * 4] * size)
+
+
+def _mllm_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
+    """Reading prompts as long as the plan reckons with, then scoring short and long continuations of a shortlist."""
+    pictures, repeats = _pictures(size), _repeats(model)
+    prompts = [WORDS * repeats[0]] * size
+
+    def scored(text: str) -> Callable[[], Any]:
+        return lambda: model.score(pictures, prompts, [[text] * CANDIDATES] * size)
+
+    yield lambda: model.generate(pictures, prompts, max_new_tokens=2)
+    yield scored(WORDS)
+    yield scored(WORDS * repeats[1])
+
+
+def _repeats(model: Any) -> Sequence[int]:
+    """How often the words fill a prompt, and the longest continuation: counted by the model's own tokenizer."""
+    picture = _pictures(1)
+    few, more = (model.score(picture, [WORDS * count], [[WORDS]])[0].prompt_tokens for count in (4, 8))
+    each = max(1.0, (more - few) / 4)
+    room = getattr(model, "tokens_per_item", more) - few
+    return max(1, 4 + int(room / each)), max(1, round(NEW_TOKENS / each))

@@ -1,0 +1,128 @@
+"""Working memory is measured once per machine; from then on plans and pools reckon with what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fgvr
+from fgvr.cli import main
+from fgvr.planning import plan
+from fgvr.runtime.devices.cpu import CpuDevice
+from fgvr.runtime.devices.simulated import SimulatedDevice
+from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
+from fgvr.runtime.plan import need
+from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.probe import Probes, take
+from fgvr.types import ModelSpec
+
+MIB = 1 << 20
+MLLM = ModelSpec("mllm", "fake", "fake 40MiB", batch_size=4)
+
+
+class Growing(FakeEncoder):
+    """Takes a MiB, and two more per item."""
+
+    device: SimulatedDevice
+
+    def encode(self, images: Sequence[Any]) -> Any:
+        held = self.device.allocate((1 + 2 * len(images)) * MIB)
+        found = super().encode(images)
+        del held
+        return found
+
+
+class GrowingLoader(FakeLoader):
+    def __init__(self) -> None:
+        super().__init__(work=0)
+        self.kinds["encoder"] = Growing
+
+    def work_bytes(self, spec: ModelSpec) -> int:
+        return 100 * MIB
+
+    def load(self, spec: ModelSpec, device: Any) -> Any:
+        model: Any = super().load(spec, device)
+        model.device = device
+        return model
+
+
+def pool_of(folder: Path, loader: FakeLoader, budget: int = 500 * MIB) -> ModelPool:
+    return ModelPool(SimulatedDevice(1000 * MIB), budget=budget, probe=True, probes=Probes(folder), loaders=lambda _: loader)
+
+
+def work_of(pool: ModelPool, spec: ModelSpec) -> int:
+    return next(part.bytes for part in pool.plan(spec).parts if part.kind == "work")
+
+
+def test_a_probe_at_the_first_load_replaces_the_estimate_for_every_batch_size(tmp_path: Path) -> None:
+    loader, spec = GrowingLoader(), ModelSpec("encoder", "fake", "e 10MiB", batch_size=8)
+    pool = pool_of(tmp_path / "probes", loader)
+    assert work_of(pool, spec) == 100 * MIB
+    with pool.lease(spec):
+        assert pool.status().used == 10 * MIB + 100 * MIB, "this lease was admitted by the estimate"
+    assert work_of(pool, spec) == 17 * MIB
+    later = pool_of(tmp_path / "probes", loader)  # as another process
+    assert [work_of(later, ModelSpec("encoder", "fake", "e 10MiB", batch_size=n)) for n in (1, 4, 8, 16)] == [
+        n * MIB for n in (3, 9, 17, 33)
+    ]
+    with later.lease(spec):
+        assert later.status().used == 27 * MIB
+    assert pool.peak_bytes <= 500 * MIB and pool.status().peak <= 500 * MIB
+
+
+def test_a_probe_that_has_no_place_or_fails_leaves_the_estimate_and_the_model(tmp_path: Path) -> None:
+    class Failing(FakeEncoder):
+        def encode_text(self, texts: Sequence[str]) -> Any:
+            raise MemoryError("too many")
+
+    class FailingLoader(GrowingLoader):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kinds["encoder"] = Failing
+
+    spec = ModelSpec("encoder", "fake", "e 10MiB", batch_size=8)
+    for pool in (pool_of(tmp_path / "a", FailingLoader()), pool_of(tmp_path / "b", GrowingLoader(), budget=111 * MIB)):
+        with pool.lease(spec, work=1):
+            assert pool.status()[0].state == "resident"
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "b").exists(), "there was room after all"
+
+
+def test_damaged_measurements_are_as_none(tmp_path: Path) -> None:
+    probes, loader = Probes(tmp_path), FakeLoader()
+    probes.keep(loader, MLLM, "cpu", {1: 10, 4: 40})
+    assert probes.work(loader, MLLM, "cpu") == 40 and probes.work(loader, MLLM, "cuda:0") is None
+    for content in ("", "[]", "{}", '{"1": "x"}'):
+        next(tmp_path.iterdir()).write_text(content)
+        assert probes.work(loader, MLLM, "cpu") is None
+
+
+def test_the_plan_says_what_is_an_estimate_and_measures_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["mode=plan", "models=tiny", f"paths.home={tmp_path}", "runtime.device=cpu", "runtime.budget=2GiB", "models/mllm=none"]
+    before = plan(fgvr.load_config(*words))
+    assert any("is an estimate; it is measured by mode=plan runtime.probe=true" in fact for fact in before.facts)
+    assert main([*words, "runtime.probe=true", "logging.json=true"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    works = [part for part in shown["parts"] if part["kind"] == "work"]
+    assert [part["parts"][0]["name"] for part in works] == ["measured on this machine"]
+    after = plan(fgvr.load_config(*words))
+    assert not any("estimate" in fact for fact in after.facts)
+    assert {part.name: part.bytes for part in after.parts} == {part["name"]: part["bytes"] for part in shown["parts"]}
+
+
+def test_what_is_measured_again_is_the_same_within_noise(tmp_path: Path) -> None:
+    """The process's own memory on the CPU; libraries keep buffers, so small models vary more than large ones."""
+    from fgvr.runtime.loaders.clip import LOADER
+
+    spec, device = ModelSpec("encoder", "clip", "tiny", batch_size=32), CpuDevice()
+    model = LOADER.load(spec, device)
+    first, second = (take(model, spec, device) for _ in range(2))
+    assert 0 < first[1] <= first[32] and second[32] == pytest.approx(first[32], rel=0.5)
+    assert device.peak() >= device.allocated() // 2
+    probes = Probes(tmp_path)
+    probes.keep(LOADER, spec, device.name, first)
+    assert need(spec, "cpu", probes).work == first[32]
