@@ -128,7 +128,8 @@ def test_a_deadline_ends_waiting_and_computing(serve: Serve, slow_words: SlowWor
     until(lambda: not idle_failures(served))
     with served.web() as web, web.stream("POST", "/v1/chat/completions", json=chat(max_tokens=1000, stream=True)) as stream:
         lines = [line for line in stream.iter_lines() if line]
-    assert stream.status_code == 200 and '"code": "deadline"' in lines[-1]
+    assert stream.status_code in (200, 504), "504 where the first word was not there in time, on a busy machine"
+    assert '"code":"deadline"' in lines[-1].replace(" ", "")
 
 
 def test_clients_take_turns() -> None:
