@@ -57,7 +57,6 @@ class ModelAnswer:
     key: str
     role: str
     source: str
-    device: str
     state: str
     tier: str
     bytes: int | None
@@ -69,6 +68,7 @@ class ModelAnswer:
     last_used: float | None  # Unix seconds; None = never
     pinned: bool
     error: str
+    device: str = ""  # a server of an earlier version does not tell
 
 
 @dataclass(frozen=True, slots=True)
