@@ -19,12 +19,12 @@ from tests.webfake import Answer, Asked, WebFake, serving
 STATS = {
     "total_models": 2, "total_memory_usage": 3 << 30, "memory_limit": 8 << 30, "memory_pressure": False, "system_available": 9 << 30,
     "system_total": 16 << 30, "formatted_usage": "3.00 GiB", "formatted_limit": "8.00 GiB", "formatted_system_available": "9.00 GiB",
-    "formatted_system_total": "16.00 GiB",
+    "formatted_system_total": "16.00 GiB", "devices": [],
 }  # fmt: skip
 PRESSURE = {"pressure": True, "level": "high", "share": 0.91, "used": 9, "limit": 10, "host_low": "", "recommended": ["mllm-0123abcd"]}
 MODEL = {
     "key": "mllm-0123abcd", "role": "mllm", "source": "tiny", "state": "resident", "tier": "cpu", "bytes": 1 << 20, "file_bytes": None,
-    "leases": 1, "hits": 5, "loads": 1, "idle_seconds": 0.5, "last_used": 1.8e9, "pinned": True, "error": "",
+    "leases": 1, "hits": 5, "loads": 1, "idle_seconds": 0.5, "last_used": 1.8e9, "pinned": True, "error": "", "device": "cpu",
 }  # fmt: skip
 DEVICE = {"name": "cpu", "total": 16 << 30, "free": 1 << 30, "allocated": 0, "reserved": 0}
 SYSTEM = {
@@ -56,14 +56,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebFake]:
 
 def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     try:
-        code = cli.main(words)
+        code = cli.main(words or ["--help"])
     except SystemExit as leaving:  # argparse
         code = int(leaving.code or 0)
     return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(("action", "shown"), [("stats", "3.00 GiB of 8.00 GiB"), ("pressure", "mllm-0123abcd"), ("models", "pinned"),
-                                               ("system", "fgvr serve"), ("cache", "hit rate")])  # fmt: skip
+                                               ("system", "ram total"), ("cache", "hit rate")])  # fmt: skip
 def test_figures_of_a_server_as_tables_and_as_json(server, monkeypatch, capsys, action: str, shown: str) -> None:
     code, text, _ = ask(monkeypatch, capsys, "memory", action, "--url", server.url)
     assert code == 0 and shown in text and server.url in text
@@ -71,6 +71,13 @@ def test_figures_of_a_server_as_tables_and_as_json(server, monkeypatch, capsys, 
     found = json.loads(line)
     figures = FIGURES["cache-stats" if action == "cache" else action]
     assert code == 0 and found == {"server": server.url} | ({"models": figures} if action == "models" else figures)
+
+
+def test_figures_of_a_server_of_an_earlier_version_are_read(monkeypatch, capsys) -> None:
+    monkeypatch.delenv("FGVR_SERVER_URL", raising=False)
+    with serving(lambda asked: {"status": "success", "data": {k: v for k, v in STATS.items() if k != "devices"}}) as server:
+        code, line, _ = ask(monkeypatch, capsys, "memory", "stats", "--url", server.url, "--json")
+    assert code == 0 and json.loads(line)["devices"] == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from fgvr.errors import ConfigError, RemoteError
@@ -48,16 +48,18 @@ def model(server: Service, control: str, name: str) -> Any:
 
 
 def _read(hint: Any, value: Any) -> Any:
-    """A value of this type from JSON; fields that are not known are left out. Raises RemoteError when the other side lacks one."""
+    """A value of this type from JSON; fields that are not known are left out. Raises RemoteError when the other side lacks one that
+    has no default: servers of an earlier version are read, too."""
     if typing.get_origin(hint) is tuple:
         return tuple(_read(typing.get_args(hint)[0], item) for item in value)
     if not is_dataclass(hint):
         return value
     if not isinstance(value, Mapping):
         raise RemoteError(f"the server's answer is no {getattr(hint, '__name__', hint)}: {str(value)[:120]}")
-    if missing := [field.name for field in fields(hint) if field.name not in value]:
+    if missing := [field.name for field in fields(hint) if field.name not in value and field.default is MISSING]:
         raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
-    return hint(**{name: _read(kind, value[name]) for name, kind in typing.get_type_hints(hint).items()})  # type: ignore[operator]
+    kinds = typing.get_type_hints(hint)
+    return hint(**{name: _read(kind, value[name]) for name, kind in kinds.items() if name in value})  # type: ignore[operator]
 
 
 def _bytes(size: str | float) -> int:

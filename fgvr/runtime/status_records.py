@@ -55,7 +55,6 @@ class ModelAnswer:
     key: str
     role: str
     source: str
-    device: str
     state: str
     tier: str
     bytes: int | None
@@ -67,6 +66,7 @@ class ModelAnswer:
     last_used: float | None  # Unix seconds; None = never
     pinned: bool
     error: str
+    device: str = ""  # a server of an earlier version does not tell
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,14 +121,15 @@ def test_whoever_waits_for_memory_and_leaves_leaves_the_queue(serve: Serve) -> N
 
 
 def test_a_deadline_ends_waiting_and_computing(serve: Serve, slow_words: SlowWords) -> None:
-    slow_words(0.02)
+    slow_words(0.3)  # a fake's answer has some ten words
     served = serve(deadline=1.0)
-    answer = served.post("/v1/chat/completions", chat(max_tokens=1000))
+    answer = served.post("/v1/chat/completions", chat(max_tokens=100))
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
     until(lambda: not idle_failures(served))
-    with served.web() as web, web.stream("POST", "/v1/chat/completions", json=chat(max_tokens=1000, stream=True)) as stream:
+    with served.web() as web, web.stream("POST", "/v1/chat/completions", json=chat(max_tokens=100, stream=True)) as stream:
         lines = [line for line in stream.iter_lines() if line]
-    assert stream.status_code == 200 and '"code": "deadline"' in lines[-1]
+    assert stream.status_code in (200, 504), "504 where the first word was not there in time, on a busy machine"
+    assert '"code":"deadline"' in lines[-1].replace(" ", "")
 
 
 def test_clients_take_turns() -> None:
