@@ -19,7 +19,7 @@ from scripts import docs_reference  # noqa: E402
 
 TOP = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Pages of the site that lie at the top of the repository, where people look for them."""
-SHOWN_IN = {"cards.md": "how-to/models.md", "scale.md": "how-to/scale.md"}
+SHOWN_IN = {"cards.md": "how-to/models.md", "scale.md": "how-to/scale.md", "devices.md": "how-to/scale.md"}
 """Pages of docs/ that are shown as part of another one."""
 _INCLUDE = re.compile(r"<!-- include: ([\w./-]+)(?:: ([^>]+?))? -->")
 _SOURCES = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:scripts|benchmarks|examples|fgvr|configs|tests|notebooks|hydra_plugins)/[^)]*\)")
