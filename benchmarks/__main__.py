@@ -30,10 +30,12 @@ NAMES = (
     "sweep",
     "stream",
     "photos",
+    "rows",
     "scale",
+    "families",
 )
 STDOUT = Path("-")
-APART = ("batching", "stream", "photos", "scale")  # not in `all`: bfloat16 where it is emulated, half an hour, other models
+APART = ("batching", "stream", "photos", "scale", "families")  # not in `all`: emulated bfloat16, half an hour, other models
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ def _evaluate(home: Path, *words: str) -> _Turn:
 
 def _stages(file: Path, folder: Path) -> dict[str, float]:
     """Seconds of the processor per image outside the models: of a worker (decoding, looking for copies), then of the driver."""
-    predictions = records.read(file)[:256]
+    predictions = records.read(file)[:128]
     answered = Answered([replace(prediction, names={}) for prediction in predictions], [])
     samples = [Sample(Path("/data/test") / p.image, p.image, p.label, p.sha256) for p in predictions]
     photos = sorted(examples_dir().rglob("*.jpg"))[:32]
@@ -118,7 +118,7 @@ def _stages(file: Path, folder: Path) -> dict[str, float]:
             f"driver: receive an answer ({len(received) // len(predictions)} bytes)": _seconds(
                 lambda: pickle.loads(received), len(predictions)
             ),
-            "driver: a row, written and synced by 256": _seconds(
+            "driver: a row, written and synced by 128": _seconds(
                 lambda: journal.append([records.to_row(prediction) for prediction in predictions]), len(predictions)
             ),
         }

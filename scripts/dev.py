@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV, CANARY = ROOT / ".venv", ROOT / ".venv-canary"
 CONSTRAINTS = ROOT / "constraints.txt"
 MAIN, DEV = "remote,serve", "dev"  # extras: what README's commands need, and what development needs
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "NO_MKDOCS_2_WARNING": "1"}
 
 RUN = (
     "python discovering.py mode=evaluate dataset=produce slow=person",  # photographs; the unsure ones go into a review page
@@ -27,6 +27,7 @@ RUN = (
     "python discovering.py mode=fast_slow",
 )
 LINT = ("ruff format --check .", "ruff check .", "pyright", "lint-imports")
+DOCS = "python -m mkdocs build"  # strict: mkdocs.yml
 TEST = "python -m pytest -n 2 --dist loadfile"
 AT_START = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "psutil", "packaging", "hydra_plugins", "numpy", "PIL", "pyarrow")
 OF_USERS = ("run", "serve-demo")
@@ -34,10 +35,15 @@ TARGETS = {
     "run": ("recognise photographs of fruit and vegetables, then rendered birds by both systems", RUN),
     "test": ("the tests", (TEST,)),
     "lint": ("format, lint, types, import directions", LINT),
-    "check": ("lint and test: what .ci/run runs", (*LINT, TEST)),
+    "check": ("lint, documentation and tests: what .ci/run runs", (*LINT, DOCS, TEST)),
+    "docs": ("the documentation, into site/", (DOCS,)),
+    "docs-serve": (
+        "the documentation at http://127.0.0.1:8008, made anew when a page changes",
+        ("python -m mkdocs serve --dev-addr 127.0.0.1:8008",),
+    ),
     "lock": ("constraints.txt anew: the newest versions that pyproject.toml and this machine's pip allow", ("python scripts/lock.py",)),
     "canary": ("the tests with the newest versions, in another environment", ("python scripts/lock.py --moved", TEST)),
-    "check-long": ("check with the slow tests", (*LINT, f"{TEST} -m 'not gpu' --timeout 1800")),
+    "check-long": ("check with the slow tests", (*LINT, DOCS, f"{TEST} -m 'not gpu' --timeout 1800")),
     "mutants": ("one-line mistakes in the pool's sources: does the stress harness catch them?", ("python scripts/mutants.py",)),
     "birds-table": ("fast, slow and both on the reserved worlds", ("python scripts/birds_table.py",)),
     "ablation": ("what each part adds, on the reserved worlds", ("python scripts/ablation.py --write-docs",)),

@@ -1,7 +1,8 @@
-"""README's first picture, made anew: `python scripts/produce_sheet.py [key=value ...]`.
+"""README's first picture and the gallery's of a sort, made anew: `python scripts/produce_sheet.py [key=value ...]`.
 
 The first two test photographs of each kind of `dataset=produce`, in the order of their names, with System 1's answers: a green frame is
-right, a red one wrong (with the truth beneath). Writes docs/produce.jpg and prints the accuracy on all test photographs.
+right, a red one wrong (with the truth beneath). Writes docs/produce.jpg and prints the accuracy on all test photographs. docs/sorted.jpg
+shows the folders that `fgvr sort` would make of all of them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from fgvr.session import Session  # noqa: E402
 from fgvr.types import Prediction  # noqa: E402
 from fgvr.utils.images import read_image  # noqa: E402
 
-SHEET = ROOT / "docs" / "produce.jpg"
+SHEET, SORTED = ROOT / "docs" / "produce.jpg", ROOT / "docs" / "sorted.jpg"
+SHOWN, MOST, SMALL = 6, 11, 72  # folders and photographs of each that the picture of a sort shows; pixels of one
 EACH, COLUMNS = 2, 8
 SIDE, FRAME, LINE = 112, 4, 15  # pixels: photograph, its frame, a line of text
 RIGHT, WRONG, INK, PAPER = "#2e7d32", "#c62828", "#202020", "#ffffff"
 
 
 def main(words: list[str]) -> None:
-    cfg = fgvr.load_config("mode=fastonly", "dataset=produce", *words)
+    cfg = fgvr.load_config("mode=evaluate", "dataset=produce", *words)
     report = fgvr.evaluate(cfg)
     dataset = Session(cfg).dataset
     files = {sample.key: Path(str(sample.image)) for sample in dataset.split.test}
@@ -38,6 +40,7 @@ def main(words: list[str]) -> None:
         by_kind.setdefault(str(prediction.label), []).append(prediction)
     chosen = [prediction for kind in by_kind.values() for prediction in kind[:EACH]]
     draw_sheet(chosen, files).save(SHEET, quality=72, optimize=True, progressive=True)
+    draw_sorted(predictions, files).save(SORTED, quality=76, optimize=True, progressive=True)
     low, high = report.top1_interval
     right = sum(p.correct is True for p in chosen)
     print(f"{SHEET}: {right} of {len(chosen)} shown are right; of all {report.n} {report.top1:.3f} [{low:.3f}, {high:.3f}]")
@@ -50,6 +53,26 @@ def draw_sheet(predictions: Sequence[Prediction], files: dict[str, Path]) -> Ima
     for place, prediction in enumerate(predictions):
         tile = draw_tile(prediction, files[prediction.image])
         sheet.paste(tile, (6 + place % COLUMNS * width, 6 + place // COLUMNS * height))
+    return sheet
+
+
+def draw_sorted(predictions: Sequence[Prediction], files: dict[str, Path]) -> Image.Image:
+    """A row per folder, the fullest kinds first and what is unsure last; a red frame where the kind is wrong."""
+    folders: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        folders.setdefault("unsure" if prediction.decision.escalate else prediction.name, []).append(prediction)
+    unsure = folders.pop("unsure", [])
+    rows = [*sorted(folders.items(), key=lambda row: (-len(row[1]), row[0]))[:SHOWN], ("unsure", unsure)]
+    sheet = Image.new("RGB", (130 + MOST * (SMALL + 6) + 6, len(rows) * (SMALL + 10) + 10), PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for line, (name, members) in enumerate(rows):
+        top = 10 + line * (SMALL + 10)
+        pen.text((10, top + 18), f"{name}/\n{len(members)}", INK, font)
+        for place, prediction in enumerate(members[:MOST]):
+            left = 130 + place * (SMALL + 6)
+            if name != "unsure" and not prediction.correct:
+                pen.rectangle((left - 3, top - 3, left + SMALL + 2, top + SMALL + 2), WRONG)
+            sheet.paste(ImageOps.fit(read_image(files[prediction.image])[0], (SMALL, SMALL)), (left, top))
     return sheet
 
 

@@ -40,4 +40,4 @@ for _ in $(seq 120); do # until all nodes are there
     sleep 2
 done
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
-    python discovering.py "$@" engine=ray engine.address="$address:$port"
+    fgvr "$@" engine=ray engine.address="$address:$port"

@@ -1,12 +1,11 @@
-"""Does System 2 reason? The `compare` decoder of the shipped MLLM by free generation, beside `score` and System 1, and what its rules pay.
+"""Does System 2 reason? The `reason` decoder of the shipped MLLM by free generation, beside `score` and System 1, and what its rules pay.
 
     python scripts/reason_table.py                                        # final worlds 9050-9054, for acceptance only
     python scripts/reason_table.py --worlds 9010 dataset.test_per_class=5 # development
 
-Per world: the right one of five, and of two by the free reply's letter, where the truth is listed; top-1 of System 1, `score` and
-`compare`; whether the rationale names an attribute that the picture shows and in which the chosen species differs from the runner-up;
-errors of seeing and of comparing; calls and tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and
-the same with their sentences shuffled.
+Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
+names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
+tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from scipy import stats
 import fgvr
 from fgvr import modes
 from fgvr.agents import prompts
-from fgvr.agents.compare import CompareDecoder
 from fgvr.agents.replies import rationale_of, read_answer
-from fgvr.agents.slow import Decoder, Judgement, Question, ReasonDecoder, SlowThinking, choice
+from fgvr.agents.slow import Question, SlowThinking, choice
 from fgvr.data import birds
 from fgvr.data.pictures import open_picture
 from fgvr.knowledge.experience import Library
 from fgvr.session import Session
-from fgvr.types import Picture, Reply
+from fgvr.types import Picture
 from fgvr.utils.batches import chunks
 from fgvr.utils.files import atomic_write
 
@@ -71,98 +69,44 @@ def attributes_of(text: str) -> dict[int, int]:
 def verdicts(rationale: str, question: Question) -> list[bool]:
     """For each `phrase: letters` of a rationale: whether the letters are those of the options whose words have the phrase."""
     right = []
-    for part in rationale.removeprefix("I see").rstrip(". ").split(","):
+    for part in rationale.partition(". So")[2].rstrip(". ").split(","):
         phrase, _, letters = part.partition(":")
         right.append(letters.split() == [chr(65 + i) for i, o in enumerate(question.options) if phrase.strip() in o.description])
     return right
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One free reply: two candidates, what the picture shows, and what was written."""
-
-    question: Question
-    shows: tuple[int, ...]  # value per attribute
-    label: str
-    asked: str
-    reply: Reply
-
-    @property
-    def chosen(self) -> str | None:
-        read = read_answer(str(self.reply), [o.name for o in self.question.options])
-        return self.question.options[read].category if read is not None else None
-
-    @property
-    def names(self) -> str:
-        return " or ".join(f"{letter} {o.name}" for letter, o in zip("AB", self.question.options, strict=True))
-
-    @property
-    def said(self) -> dict[int, int]:
-        return attributes_of(rationale_of(str(self.reply)))
-
-
-class Listening:
-    """Answers as the decoder it is given, and remembers what was asked."""
-
-    independent = False
-
-    def __init__(self, asks: Decoder) -> None:
-        self._asks, self.heard = asks, list[tuple[Picture, Question]]()
-
-    def __call__(self, pictures: Sequence[Picture], questions: Sequence[Question]) -> list[Judgement]:
-        self.heard += zip(pictures, questions, strict=True)
-        return self._asks(pictures, questions)
-
-
 def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict[str, str]]]:
     """What the free replies say, without rules and with the candidates in an order that tells nothing; and each reply as a row."""
     chance, labels, limit = random.Random(0), iter(seen.labels), session.config.slow.max_new_tokens
-    pairs: list[Pair] = []
-    right, telling, tokens = [], [], []
+    decoder, rows = session.decoder("bird"), []
+    each: dict[str, list[float]] = {name: [] for name in ("letter", "readable", "telling", "seen", "compared", "tokens", "new tokens")}
     for pictures, results in zip(seen.pictures, seen.fast, strict=True):
-        options = [session.shortlist(result) for result in results]
-        questions = [Question(tuple(chance.sample(some, len(some)))) for some in options]
-        shown = [next(labels) for _ in questions]
-        asks = Listening(ReasonDecoder(session.mllm, superclass="bird", max_new_tokens=limit))
-        judged = CompareDecoder(asks)(pictures, questions)
-        number = {p.sha256: i for i, p in enumerate(pictures)}
-        asked = [choice("bird", q, ending="reason") for _, q in asks.heard]
-        written = session.mllm.generate([p for p, _ in asks.heard], asked, system=prompts.SYSTEM, max_new_tokens=limit)
-        of_two = [number[p.sha256] for p, _ in asks.heard]
-        mine = [Pair(q, truth[shown[i]], shown[i], a, w) for i, (_, q), a, w in zip(of_two, asks.heard, asked, written, strict=True)]
-        pairs += mine
-        for i, (question, judgement) in enumerate(zip(questions, judged, strict=True)):
-            ids, label, shares = [o.category for o in question.options], shown[i], judgement.posterior(question.options)
-            best, second = (ids[k] for k in np.argsort(-shares)[:2])
+        shown = [session.shortlist(result) for result in results]  # in System 1's order, which would tell what it believes
+        questions = [Question(tuple(chance.sample(some, len(some)))) for some in shown]
+        asked = [choice("bird", q, ending="reason") for q in questions]
+        written = session.mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=limit)
+        for question, judgement, prompt, reply in zip(questions, decoder(pictures, questions), asked, written, strict=True):
+            label, ids = next(labels), [o.category for o in question.options]
+            read, said = read_answer(str(reply), [o.name for o in question.options]), attributes_of(rationale_of(str(reply)))
+            chosen = ids[read] if read is not None else None
+            second = next(ids[k] for k in np.argsort(-judgement.log_likelihoods) if ids[k] != chosen)
             if label in ids:
-                right.append(best == label)
-            own = [p for j, p in zip(of_two, mine, strict=True) if j == i]
-            told = next((p.said for p in own if f"{p.names}: {rationale_of(str(p.reply))}" == judgement.rationale), {})
-            telling.append(any(truth[label][p] == v == truth[best][p] and truth[second][p] != v for p, v in told.items()))
-            tokens.append(sum(p.reply.prompt_tokens + p.reply.new_tokens for p in own))
-    decided = [p for p in pairs if p.label in {o.category for o in p.question.options}]
-    found = {
-        "right of five": np.mean(right),
-        "right of two": np.mean([p.chosen == p.label for p in decided]),
-        "readable": np.mean([p.chosen is not None for p in pairs]),
-        "telling": np.mean(telling),
-        "seen": np.mean([p.shows[place] == value for p in decided for place, value in p.said.items()]),
-        "compared": np.mean([v for p in pairs for v in verdicts(rationale_of(str(p.reply)), p.question)]),
-        "calls": len(pairs) / len(seen.labels),
-        "tokens": np.mean(tokens),
-    }
-    rows = [{"truth": session_name(session, p.label), "asked": p.asked, "reply": str(p.reply)} for p in pairs]
-    return {k: float(v) for k, v in found.items()}, rows
-
-
-def session_name(session: Session, category: str) -> str:
-    return next(record.name for record in session.knowledge.classes if record.id == category)
+                each["letter"].append(chosen == label)
+            each["readable"].append(chosen is not None)
+            tells = chosen and any(truth[label][p] == v == truth[chosen][p] and truth[second][p] != v for p, v in said.items())
+            each["telling"].append(bool(tells))
+            each["seen"] += [truth[label][p] == v for p, v in said.items()]
+            each["compared"] += verdicts(rationale_of(str(reply)), question)
+            each["tokens"].append(reply.prompt_tokens + reply.new_tokens)
+            each["new tokens"].append(reply.new_tokens)
+            rows.append({"label": label, "asked": prompt, "reply": str(reply)})
+    return {name: float(np.mean(values)) for name, values in each.items() if values}, rows
 
 
 def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, float], list[dict[str, str]]]:
     """All quantities of one world."""
     world = ("dataset=birds", f"dataset.seed={seed}", *words)
-    session = Session(fgvr.load_config("mode=evaluate", "slow=compare", "trigger=always", *world))
+    session = Session(fgvr.load_config("mode=evaluate", "slow=reason", "trigger=always", *world))
     truth = {s.name: s.attributes for s in birds.make_world(seed, tuple(session.config.dataset.genera)).species}
     seen = look(session)
     by_id = {record.id: truth[record.name] for record in session.knowledge.classes}
@@ -173,7 +117,7 @@ def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, 
     fast = np.array([r.top.category for part in seen.fast for r in part]) == labels
     scored = Session(fgvr.load_config("mode=evaluate", "slow=score", "trigger=always", "slow.rules=0", *world))
     by_score = np.array(answers(scored, seen, SlowThinking(scored.decoder("bird"), scored.shortlist))) == labels
-    found |= {"fast": float(fast.mean()), "compare": float(without.mean()), "score": float(by_score.mean())}
+    found |= {"fast": float(fast.mean()), "reason": float(without.mean()), "score": float(by_score.mean())}
     if rules:
         found |= experience(session, world, seen, without)
     return found, rows
@@ -181,7 +125,7 @@ def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, 
 
 def experience(session: Session, world: Sequence[str], seen: Seen, without: np.ndarray) -> dict[str, float]:
     """Rules learned on the support images: how many, and what the accepted ones change on the test images they speak of."""
-    base = modes.perform(fgvr.load_config("mode=build_experience_base", "slow=compare", "trigger=always", *world))
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", "slow=reason", "trigger=always", *world))
     accepted = [rule for rule in base.experience if rule.status == "accepted"]
     found: dict[str, float] = {"proposed": len(base.experience), "accepted": len(accepted)}
     for rule in base.experience:
@@ -227,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(replied)
         print(seed, json.dumps({k: round(v, 4) for k, v in found.items()}), flush=True)
     for row in rows[0][: options.show]:
-        print(f"--- {row['truth']} ---\n{row['asked']}\n>>> {row['reply']}")
+        print(f"--- {row['label']} ---\n{row['asked']}\n>>> {row['reply']}")
     for name in table[0]:
         print(f"{name:14} {interval([found[name] for found in table if name in found])}")
     if options.json:

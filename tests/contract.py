@@ -1,4 +1,4 @@
-"""The contract others rely on, executable: names, modes, groups, keys, exit codes, files (house.md).
+"""The contract others rely on, executable: names, modes, groups, keys, exit codes, files.
 
 What is promised but not built yet stands in LATER with the issue that builds it. An entry that has landed fails here until it is removed.
 """

@@ -17,7 +17,6 @@ from fgvr.runtime import timeline
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Reply
-from fgvr.utils.paths import config_dir
 
 SMALL = ("models=fake", "dataset.genera=[3,3]", "dataset.test_per_class=4", "dataset.calibration=1", "evaluation.batch_size=5")
 
@@ -464,34 +463,6 @@ def test_a_preset_pins_its_trigger(mode, trigger):
     assert fgvr.load_config(f"mode={mode}").trigger_name in ("never", "always", "calibrated")
     with pytest.raises(fgvr.ConfigError, match=f"mode=evaluate trigger={trigger}"):
         fgvr.load_config(f"mode={mode}", f"trigger={trigger}")
-
-
-OPTIONS = sorted(str(path.relative_to(config_dir()).with_suffix("")) for path in config_dir().glob("*/**/*.yaml"))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_binds_to_its_target(option):
-    import inspect
-
-    from fgvr.config.factories import locate
-    from fgvr.config.groups import Leaf
-
-    group, _, name = option.rpartition("/")
-    needed = {
-        "mode/classify": ["image=x"],
-        "mode/discover": ["images=x"],
-        "mode/replay": ["predictions=x"],
-        "mode/compare": ["runs=[a,b]"],
-        "mode/review": ["answers=x"],
-        "dataset/folder": ["dataset.root=x"],
-    }.get(option, [])
-    words = [f"{group}={name}", *needed] if group != "trigger" else ["mode=evaluate", f"{group}={name}"]
-    cfg = fgvr.load_config(*words)
-
-    found = [leaf for _, leaf in [*cfg, *cfg.models] if isinstance(leaf, Leaf)]
-    assert len(found) == 6
-    for leaf in found:
-        inspect.signature(locate(leaf.factory)).bind(**leaf.arguments)
 
 
 def test_an_evaluation_leaves_its_course_and_a_finished_one_adds_nothing():

@@ -14,6 +14,7 @@ from PIL import Image
 
 import fgvr
 from fgvr import modes
+from fgvr.cli import main
 from fgvr.runtime.pool import close_shared
 
 EDGE_CASES = Path(__file__).parents[2] / "shared" / "data" / "pets3" / "edge_cases"
@@ -113,3 +114,22 @@ def test_very_long_pictures_are_thought_over_beside_the_others(tmp_path: Path) -
         close_shared()
     assert sorted(p.image for p in answered) == ["bird.png", "column.png", "tall.png", "wide.png"]
     assert all(p.slow is not None for p in answered)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line and in a notebook; the server's 400 is in tests/server/test_bad_bodies.py."""
+    for name in ("red bird", "blue bird"):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        for seed in range(4):
+            noise = np.random.default_rng([len(name), seed]).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((96, 96)).save(tmp_path / "birds" / name / f"{seed}.png")
+    words = ["dataset=folder", f"dataset.root='{tmp_path / 'birds'}'", "dataset.shots=2", "dataset.calibration=0", "trigger=always"]
+    words += ["models=tiny", "models.force=true", f"dataset.superclass='{'red bird ' * 3000}'"]
+    try:
+        assert main(["mode=classify", f"image='{tmp_path / 'birds' / 'red bird' / '3.png'}'", *words]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "more than the 4,096 tokens of tiny's context" in said and "Traceback" not in said
+        with pytest.raises(fgvr.ConfigError, match="more than the 4,096 tokens of tiny's context"):
+            fgvr.build_knowledge_base(fgvr.load_config(*words))
+    finally:
+        close_shared()

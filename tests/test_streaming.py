@@ -108,7 +108,7 @@ def test_the_doubtful_of_several_batches_are_thought_about_together(rate: int, a
     assert thought == {name: name for i, name in enumerate(names) if i % SIZE < rate}, "each answer is with its image"
 
 
-@pytest.mark.parametrize(("late", "asked"), [(True, [16] * 5), (False, [4] * 20)])
+@pytest.mark.parametrize(("late", "asked"), [(True, [8] * 10), (False, [4] * 20)])
 def test_questions_whose_answers_are_remembered_do_not_count_as_a_batchs_worth(late: bool, asked: list[int], tmp_path: Path) -> None:
     """Half of each batch of four is doubtful, and no answer costs a call. Open pictures are kept for a batch's worth at most."""
     questions: list[int] = []

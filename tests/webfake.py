@@ -39,7 +39,7 @@ class WebFake:
     def __init__(self, respond: Callable[[Asked], Any], port: int = 0) -> None:
         self.asked: list[Asked] = []
         self._respond = respond
-        self._open: set[socket.socket] = set()
+        self.open_connections: set[socket.socket] = set()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,17 +47,17 @@ class WebFake:
 
             def setup(self) -> None:
                 super().setup()
-                fake._open.add(self.connection)
+                fake.open_connections.add(self.connection)
 
             def finish(self) -> None:
-                fake._open.discard(self.connection)
+                fake.open_connections.discard(self.connection)
                 super().finish()
 
             def do_GET(self) -> None:
-                fake._answer(self)
+                fake.answer(self)
 
             def do_POST(self) -> None:
-                fake._answer(self)
+                fake.answer(self)
 
             def log_message(self, *args: Any) -> None:
                 """Silence."""
@@ -72,7 +72,7 @@ class WebFake:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
         content = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -92,7 +92,7 @@ class WebFake:
         """As a killed process goes: connections are cut, also those that are kept for later requests."""
         self._server.shutdown()
         self._server.server_close()
-        for connection in list(self._open):
+        for connection in list(self.open_connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._thread.join(timeout=10)

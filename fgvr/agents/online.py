@@ -31,13 +31,13 @@ GOOD, MOST, RATE = 0.7, 0.1, 0.04  # quality gate, largest step, step per qualit
 class OnlineUpdate:
     """One thing learned from one image, as the journal stores it."""
 
-    image: str
-    sha256: str
-    kind: UpdateKind
+    image: str  # as predictions.jsonl calls it
+    sha256: str  # of its content
+    kind: UpdateKind  # statistics or prototypes
     category: str  # counted, or moved
     right: bool = True  # statistics: whether System 1 was
     step: float = 0.0  # prototypes: share of the picture's vector
-    vector: tuple[float, ...] = ()
+    vector: tuple[float, ...] = ()  # prototypes: of the picture
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 
-from fgvr.agents.differences import differences
 from fgvr.utils.files import short_hash
 
 SYSTEM = "You look closely at pictures and say exactly what is visible."
@@ -37,7 +36,7 @@ _TELL_APART = (
 )
 _LOOK_AT = "Look at this part of the {superclass} only: {part}. Say what is visible there."
 _SUM_UP = "What was seen of this {superclass}:\n{notes}\nDescribe it in one sentence that names all its visible features."
-_REASON = "First say what you see and which candidates it fits, then answer with its letter."
+_REASON = "First say what you see, then answer with its letter."
 
 # CLIP's two general templates and the one of fine-grained benchmarks (Radford et al. 2021, section 3.1.4).
 NAME_TEMPLATES = ("a photo of a {name}, a type of {superclass}.", "a photo of the {name}, a kind of {superclass}.", "a photo of a {name}.")
@@ -74,13 +73,14 @@ def choose(
 ) -> str:
     """The multiple-choice question; `ending` is `name`, `letter` or `reason`. The true label is never an argument here.
 
-    Of the descriptions it states what tells the candidates apart.
-
     Args: exemplars: an image of each candidate follows the one in question.
     """
     asked = {"name": _NAME, "letter": _LETTER, "reason": _REASON}[ending]
-    candidates = candidate_lines(names, differences(descriptions))
-    return (_EXEMPLARS if exemplars else "") + _CHOOSE.format(superclass=superclass, candidates=candidates, rules=rule_lines(rules)) + asked
+    return (
+        (_EXEMPLARS if exemplars else "")
+        + _CHOOSE.format(superclass=superclass, candidates=candidate_lines(names, descriptions), rules=rule_lines(rules))
+        + asked
+    )
 
 
 def tell_apart(superclass: str, names: Sequence[str], descriptions: Sequence[str]) -> str:

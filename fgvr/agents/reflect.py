@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fgvr.agents import prompts
-from fgvr.agents.differences import differences
 from fgvr.agents.slow import Option
 from fgvr.protocols import MLLM, Encoder, reads_text
 from fgvr.types import Experience, Picture
@@ -71,8 +70,7 @@ class Reflector:
 
     def _ask(self, failure: WrongAnswer) -> str:
         truth, wrong = failure.truth, failure.taken_for
-        said = differences([truth.description, wrong.description])
-        return prompts.reflect(self._superclass, (truth.name, said[0]), (wrong.name, said[1]))
+        return prompts.reflect(self._superclass, (truth.name, truth.description), (wrong.name, wrong.description))
 
 
 def merge(proposals: Iterable[Proposal], encoder: Encoder, *, alike: float) -> list[Proposal]:

@@ -34,20 +34,20 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
     del fast["sha256"], cost["decode_wait"], cost["cache_hits"]
     history = fast.pop("history")
     return {
-        "image": prediction.image,
-        "sha256": prediction.sha256,
-        "label": prediction.label,
-        "prediction": prediction.category,
-        "name": prediction.name,
-        "confidence": _plain(prediction.confidence, _rounded),
-        "by": prediction.by,
-        "fast": fast,
-        "history": history,
-        "decision": _plain(prediction.decision, _rounded),
-        "slow": _plain(prediction.slow, _exact),
-        "abstention": _plain(prediction.abstention, _rounded),
-        "cost": cost,
-        "names": {id: prediction.names[id] for id in _mentioned(prediction) if id in prediction.names},
+        "image": prediction.image,  # path relative to the data set, or the name it was given
+        "sha256": prediction.sha256,  # of its content
+        "label": prediction.label,  # true class id, where it is known
+        "prediction": prediction.category,  # class id of the answer
+        "name": prediction.name,  # its name
+        "confidence": _plain(prediction.confidence, _rounded),  # of the answer
+        "by": prediction.by,  # fast, slow or person
+        "fast": fast,  # System 1
+        "history": history,  # of the class that System 1 names
+        "decision": _plain(prediction.decision, _rounded),  # of the trigger
+        "slow": _plain(prediction.slow, _exact),  # System 2; null where it was not asked
+        "abstention": _plain(prediction.abstention, _rounded),  # null: every answer is given
+        "cost": cost,  # of this image
+        "names": {id: prediction.names[id] for id in _mentioned(prediction) if id in prediction.names},  # id -> name
     }
 
 

@@ -37,27 +37,29 @@ def to_json(report: RunReport) -> dict[str, Any]:
     own = {f.name: getattr(report, f.name) for f in fields(Report) if f.name != "path"}
     plain = {name: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for name, v in own.items()}
     more: dict[str, Any] = {} if report.review is None else {"review": dict(report.review)}
+    if report.devices:
+        more["devices"] = [asdict(one) for one in report.devices]
     if report.workers:
         more["workers"] = list(report.workers)
     return (
         plain
         | more
         | {
-            "unchanged": report.unchanged,
-            "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},
-            "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},
+            "unchanged": report.unchanged,  # asked in vain
+            "protocol_versions": {name: scoring_protocols.get(name).version for name in report.protocols},  # protocol -> version
+            "intervals": {name: {kind: list(bounds) for kind, bounds in both.items()} for name, both in figures.intervals.items()},  # 95 %
             "fast": {"top1": figures.fast_top1, "recall5": figures.fast_top5, "score_auroc": figures.score_auroc},
-            "calibration_error": figures.reliability.error,
-            "routers": None if figures.routers is None else asdict(figures.routers),
-            "abstention": figures.abstention,
-            "unreadable": figures.unreadable,
+            "calibration_error": figures.reliability.error,  # expected calibration error
+            "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
+            "abstention": figures.abstention,  # shares answered and withheld
+            "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
             "asked": dict(report.asked) or None,
-            "computed": dict(report.computed),
-            "stage_seconds": figures.stage_seconds,
-            "peak_host_bytes": report.peak_host_bytes,
-            "fgvr": fgvr.__version__,
-            "provenance": dict(report.provenance),
-            "config": dict(report.config),
+            "computed": dict(report.computed),  # of what was asked
+            "stage_seconds": figures.stage_seconds,  # stage -> seconds
+            "peak_host_bytes": report.peak_host_bytes,  # highest use of main memory
+            "fgvr": fgvr.__version__,  # version
+            "provenance": dict(report.provenance),  # machine, libraries, models, commit, time
+            "config": dict(report.config),  # the whole configuration
         }
     )
 
@@ -119,5 +121,7 @@ def terminal(report: Report) -> RenderableType:
         else:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
+    for one in report.devices if isinstance(report, RunReport) else ():
+        table.add_row("device", str(one))
     page = Text(f"{report.path}/{PAGE}", no_wrap=True, overflow="ignore")  # whole, to be copied
     return Group(*(Text(note, style="yellow") for note in report.notes), table, page)

@@ -33,9 +33,9 @@ _LIBRARIES = ("torch", "transformers", "open_clip_torch")
 class Support:
     """One support image of the base, in the order of the prototypes' shots."""
 
-    key: str
-    category: str
-    sha256: str
+    key: str  # the image, relative to the data set
+    category: str  # class id
+    sha256: str  # of its content
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +228,15 @@ def _save_classes(path: Path, base: KnowledgeBase) -> None:
     known = base.statistics
     counts = zip([r.shots for r in base.classes], *(c.tolist() for c in (known.predicted, known.correct, known.occurred)), strict=True)
     columns: dict[str, Sequence[object]] = {
-        "id": [r.id for r in base.classes],
-        "name": [r.name for r in base.classes],
-        "superclass": [r.superclass for r in base.classes],
-        "aliases": [list(r.aliases) for r in base.classes],
-        "description": [r.description.text for r in base.classes],
-        "status": [r.description.status for r in base.classes],
-        "fold_descriptions": [[d.text for d in r.fold_descriptions] for r in base.classes],
-        "fold_status": [[d.status for d in r.fold_descriptions] for r in base.classes],
-        "counts": [dict(zip(("shots", "predicted", "correct", "occurred"), row, strict=True)) for row in counts],
+        "id": [r.id for r in base.classes],  # class id
+        "name": [r.name for r in base.classes],  # for people and prompts
+        "superclass": [r.superclass for r in base.classes],  # what it is a kind of
+        "aliases": [list(r.aliases) for r in base.classes],  # other names
+        "description": [r.description.text for r in base.classes],  # the MLLM's
+        "status": [r.description.status for r in base.classes],  # described, failed, absent
+        "fold_descriptions": [[d.text for d in r.fold_descriptions] for r in base.classes],  # without fold 0, without fold 1
+        "fold_status": [[d.status for d in r.fold_descriptions] for r in base.classes],  # of these
+        "counts": [dict(zip(("shots", "predicted", "correct", "occurred"), row, strict=True)) for row in counts],  # in leave-one-out
     }
     _write_parquet(path, columns)
 

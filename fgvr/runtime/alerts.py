@@ -30,9 +30,9 @@ _QUIET = ("low", "high")  # levels of a watermark that are news, not trouble
 class Alert:
     """One thing somebody may want to know. `subject`: the model, lease or level it is about; `text` says all in words."""
 
-    kind: Kind
-    subject: str
-    text: str
+    kind: Kind  # of alert
+    subject: str  # the model, lease or level
+    text: str  # all in words
     when: float = field(default_factory=time.time)  # seconds since 1970
 
 

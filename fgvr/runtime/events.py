@@ -41,18 +41,18 @@ WAS_PARKED = "was parked"  # text of an `evicted` that frees nothing on the devi
 class Event:
     """One thing that happened. Bytes and seconds; `used` is what the ledger has in use after it, of `limit`."""
 
-    kind: Kind
+    kind: Kind  # what happened
     key: str = ""  # of the model; empty when it is about several, or the pool
-    role: str = ""
-    bytes: int = 0
-    used: int = 0
-    limit: int = 0
-    text: str = ""
+    role: str = ""  # of the model
+    bytes: int = 0  # that came, went or are lent
+    used: int = 0  # by the ledger, after it
+    limit: int = 0  # the budget
+    text: str = ""  # details
     thread: str = ""  # lease, return: who
     models: tuple[str, ...] = ()  # lease, return: keys
     work: int = 0  # lease, return, loading: working memory
-    seconds: float = 0.0
-    when: float = field(default_factory=time.time)
+    seconds: float = 0.0  # it took, or was held
+    when: float = field(default_factory=time.time)  # seconds since 1970
     monotonic: float = field(default_factory=time.monotonic)
 
 

@@ -30,6 +30,7 @@ from fgvr.utils.files import acquire_lock
 log = logging.getLogger(__name__)
 
 FILE = "memory.jsonl"
+"""Of the first device; the second one's is `memory-1.jsonl`."""
 VERSION = 1
 
 
@@ -37,10 +38,10 @@ VERSION = 1
 class Resident:
     """A model that was there when the run began."""
 
-    key: str
-    role: str
-    source: str
-    bytes: int
+    key: str  # of the model
+    role: str  # its role
+    source: str  # its files
+    bytes: int  # it holds
     last_used: float = 0.0  # seconds before the start
 
 
@@ -49,15 +50,15 @@ class Start:
     """A process begins to record."""
 
     when: float  # seconds since 1970
-    pid: int
-    device: str
-    device_total: int
-    limit: int
-    reserve: int
-    policy: str
-    max_models: int | None
-    resident: tuple[Resident, ...] = ()
-    version: int = VERSION
+    pid: int  # of the process
+    device: str  # its name
+    device_total: int  # bytes it has
+    limit: int  # the budget, bytes
+    reserve: int  # bytes kept free
+    policy: str  # whom to evict
+    max_models: int | None  # null: no limit
+    resident: tuple[Resident, ...] = ()  # already there
+    version: int = VERSION  # of this format
 
     @classmethod
     def of(cls, pool: ModelPool) -> Start:
@@ -76,24 +77,24 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MemorySample:
     """The books beside what is measured, at one moment. Bytes."""
 
     t: float  # seconds since the start row; before it is written, by the monotonic clock
-    when: float
+    when: float  # seconds since 1970
     reason: str  # interval, or the kind of the event that asked for it, start, end
-    limit: int
+    limit: int  # the budget
     ledger: int  # all of it: weights, working memory, reserve, what did not come back
     weights: Mapping[str, int]  # by key, of models that are on the device or on their way
     work: int  # working memory of running leases, and the reserve
     storage_bytes: int  # under the loaded models' tensors, each storage once, as counted when each was loaded
     uss: int | None  # of this process; None where the system does not tell
-    rss: int
+    rss: int  # resident set of this process
     base_uss: int | None  # USS before the first load, libraries included; None before it
-    device_allocated: int
-    device_reserved: int
-    host_free: int
-    host_total: int
+    device_allocated: int  # by the library's allocator
+    device_reserved: int  # likewise, free blocks included
+    host_free: int  # main memory
+    host_total: int  # likewise
     settled: bool  # nothing leased, loading or leaving while this was measured: ledger and process may be compared
     moving: bool  # something was loading or leaving: the ledger has reserved what the process does not hold yet, or any more
 
@@ -103,12 +104,12 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Session:
+class RecordedSession:
     """What one process recorded; the `monotonic` of its events is in seconds since the start row."""
 
     start: Start
     events: list[Event] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[MemorySample] = field(default_factory=list)
     alerts: list[tuple[float, Alert]] = field(default_factory=list)
     ended: bool = False
 
@@ -121,11 +122,16 @@ class Session:
 class Timeline:
     """All sessions of a run; more than one when it was interrupted."""
 
-    sessions: tuple[Session, ...]
+    sessions: tuple[RecordedSession, ...]
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[MemorySample, ...]:
         return tuple(sample for session in self.sessions for sample in session.samples)
+
+
+def numbered(device: int) -> str:
+    """The file of the device with this number."""
+    return f"memory-{device}.jsonl" if device else FILE
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ class Recorder:
         lean = {f.name: row[f.name] for f in fields(event) if f.default is MISSING or row[f.name] != f.default}
         self._write("event", lean.pop("monotonic"), lean)
 
-    def sample(self, sample: Sample) -> None:
+    def sample(self, sample: MemorySample) -> None:
         row = asdict(sample)
         self._write("sample", row.pop("t"), row)
 
@@ -202,13 +208,13 @@ def read(path: str | Path) -> Timeline:
         lines = Path(path).read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    sessions: list[Session] = []
+    sessions: list[RecordedSession] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             kind, t = row.pop("row"), row.pop("t")
             if kind == "start":
-                sessions.append(Session(_start(row)))
+                sessions.append(RecordedSession(_start(row)))
             else:
                 _add(sessions[-1], kind, t, row)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -220,13 +226,13 @@ def read(path: str | Path) -> Timeline:
     return Timeline(tuple(sessions))
 
 
-def _add(session: Session, kind: str, t: float, row: dict[str, Any]) -> None:
+def _add(session: RecordedSession, kind: str, t: float, row: dict[str, Any]) -> None:
     match kind:
         case "event":
             models = tuple(row.pop("models", ()))
             session.events.append(Event(**row, models=models, monotonic=t))
         case "sample":
-            session.samples.append(Sample(t=t, **row))
+            session.samples.append(MemorySample(t=t, **row))
         case "alert":
             session.alerts.append((t, Alert(**row)))
         case "end":

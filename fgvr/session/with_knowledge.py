@@ -10,7 +10,6 @@ from typing import Any
 from fgvr.agents import prompts
 from fgvr.agents.analyse import AnalyseDecoder
 from fgvr.agents.base_answers import BaseAnswers
-from fgvr.agents.compare import CompareDecoder
 from fgvr.agents.describe import Describer
 from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder
@@ -29,8 +28,7 @@ from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.text import pieces
 
-_REASONING = ("reason", "compare")
-_WRITING = (*_REASONING, "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
+_WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
 
 
 class WithKnowledge(Resources):
@@ -165,9 +163,9 @@ class WithKnowledge(Resources):
         can = self.abilities
         if can is None and slow.votes > 1 and not find_loader(self.specs["mllm"]).converses:
             raise ConfigError(f"slow.votes={slow.votes} asks for sampled replies, and models.mllm.loader={mllm.loader} gives none: write 1")
-        if slow.votes > 1 and slow.decoder not in _REASONING:
+        if slow.votes > 1 and slow.decoder != "reason":
             raise ConfigError(f"slow.votes={slow.votes} asks for several replies: write slow=reason")
-        if can is not None and not can.scores and slow.decoder not in _REASONING:
+        if can is not None and not can.scores and slow.decoder != "reason":
             raise ConfigError(
                 f"slow={slow.decoder} needs log-likelihoods of given text, and {mllm.source} gives none: write "
                 "slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
@@ -176,13 +174,10 @@ class WithKnowledge(Resources):
     def decoder(self, superclass: str) -> Decoder:
         """How System 2 is asked, as `slow.decoder` says. Asks the engine that holds the MLLM, once. Raises RemoteError."""
         slow, can = self.config.slow, self.abilities
-        if slow.decoder in _REASONING:
-            words, limit = self.mllm, slow.max_new_tokens
-            if slow.votes > 1 or (can is not None and not can.scores):  # answers are read from replies
-                reasons: Decoder = ReplyDecoder(words, superclass=superclass, max_new_tokens=limit, votes=slow.votes)
-            else:
-                reasons = ReasonDecoder(words, superclass=superclass, max_new_tokens=limit)
-            return CompareDecoder(reasons) if slow.decoder == "compare" else reasons
+        if slow.decoder == "reason" and (slow.votes > 1 or (can is not None and not can.scores)):  # answers are read from replies
+            return ReplyDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens, votes=slow.votes)
+        if slow.decoder == "reason":
+            return ReasonDecoder(self.mllm, superclass=superclass, max_new_tokens=slow.max_new_tokens)
         if slow.decoder == "analyse":
             tau = 1 / self.encoder.logit_scale
             return AnalyseDecoder(self.mllm, self.encoder, superclass=superclass, temperature=tau, max_new_tokens=slow.max_new_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, get_args
@@ -18,12 +19,12 @@ ROLES: tuple[Role, ...] = get_args(Role)
 class ModelSpec:
     """Which model, in which form. Two specs with one `key` share one copy."""
 
-    role: Role
+    role: Role  # what it is for
     loader: str  # module name below fgvr.runtime.loaders: clip, qwen, blip, mlx, remote, fake
     source: str  # folder, hub repository or "tiny" (shipped); addresses of a remote one
-    revision: str | None = None
+    revision: str | None = None  # of the hub repository
     dtype: str = "auto"  # auto, float32, bfloat16, float16
-    quantization: str | None = None
+    quantization: str | None = None  # int8, nf4
     max_pixels: int | None = None  # the processor's cap; changes memory, hence part of the key
     batch_size: int = 8  # how many images or prompts go through at once; not part of the key
     patience: float = 600.0  # seconds a remote engine that is away or busy is waited for; not part of the key
@@ -73,6 +74,20 @@ class ModelStatus:
     def placed(self) -> bool:
         """Whether it has a place on the device: here, or on its way in or out."""
         return self.here or self.state in ("loading", "evicting")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What one of several devices did in a run. Bytes; loads by role."""
+
+    device: str
+    budget: int
+    peak_bytes: int
+    loads: Mapping[str, int]
+
+    def __str__(self) -> str:
+        loads = ", ".join(f"{role} {count}" for role, count in self.loads.items() if count) or "nothing"
+        return f"{self.device}: at most {format_bytes(self.peak_bytes)} of {format_bytes(self.budget)}, loaded {loads}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,14 +70,14 @@ class Figures:
 class Candidate:
     """One class on System 1's shortlist; scores are cosines (`None`: not scored), ranks are those among all classes, from 1."""
 
-    category: str
-    probability: float
-    image_score: float | None
-    text_score: float | None
-    name_score: float | None = None
-    joint_score: float | None = None
-    image_rank: int | None = None
-    text_rank: int | None = None
+    category: str  # class id
+    probability: float  # P(c) of the fusion
+    image_score: float | None  # with the class's images
+    text_score: float | None  # with its description and name
+    name_score: float | None = None  # with its name alone
+    joint_score: float | None = None  # match probability of the joint encoder
+    image_rank: int | None = None  # by images alone
+    text_rank: int | None = None  # by words alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class FastResult:
     """What System 1 saw: ranked candidates and the evidence the trigger decides on."""
 
     sha256: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]  # most probable first
     confidence: float  # P(top) + 0.1 * RRF(top)
     margin: float  # P(top) - P(second)
     entropy: float  # nats, over the candidates
@@ -115,10 +115,10 @@ class FastResult:
 class Decision:
     """Whether an image is escalated to System 2, and why: escalate iff score < threshold."""
 
-    escalate: bool
-    score: float
-    threshold: float
-    terms: Mapping[str, float] = field(default_factory=dict)
+    escalate: bool  # to System 2
+    score: float  # of the policy; of `calibrated`: P(System 1 is right)
+    threshold: float  # below it an image is escalated
+    terms: Mapping[str, float] = field(default_factory=dict)  # what the score is made of
 
 
 # --- System 2 ----------------------------------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ class SlowResult:
     """System 2's answer among the candidates it was shown."""
 
     category: str | None  # None iff it is not answered
-    probabilities: Mapping[str, float]
-    rationale: str = ""
-    rules: tuple[str, ...] = ()
+    probabilities: Mapping[str, float]  # class id -> share, over the candidates
+    rationale: str = ""  # what the MLLM wrote
+    rules: tuple[str, ...] = ()  # of experience that it was shown
     status: Literal["answered", "unreadable", "unknown"] = "answered"  # unknown: a person says that it is none of the classes
     log_likelihoods: Mapping[str, float] = field(default_factory=dict)  # nats of each class judged; beyond the shortlist for replays
 
@@ -169,10 +169,10 @@ class SlowResult:
 class Asked:
     """The work that a method asks of the models. It is the same with a full store and with an empty one."""
 
-    mllm_calls: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    encoder_forwards: int = 0
+    mllm_calls: int = 0  # prompts
+    prompt_tokens: int = 0  # image tokens included
+    new_tokens: int = 0  # that the MLLM wrote
+    encoder_forwards: int = 0  # images and texts
 
     def __add__(self, other: Asked) -> Asked:
         return Asked(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -187,14 +187,14 @@ class Cost:
     `asked` is None where a file does not tell, such as one of an earlier version.
     """
 
-    mllm_calls: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    encoder_forwards: int = 0
-    seconds: float = 0.0
+    mllm_calls: int = 0  # prompts
+    prompt_tokens: int = 0  # image tokens included
+    new_tokens: int = 0  # that the MLLM wrote
+    encoder_forwards: int = 0  # images and texts
+    seconds: float = 0.0  # wall time, its share of the batch
     decode_wait: float = 0.0
     cache_hits: int = 0
-    asked: Asked | None = Asked()
+    asked: Asked | None = Asked()  # remembered or not
 
     @property
     def without_thinking(self) -> Cost:
@@ -210,9 +210,9 @@ class Cost:
 class Abstention:
     """Whether the final answer is good enough to be given: withheld iff score < threshold."""
 
-    withheld: bool
-    score: float
-    threshold: float
+    withheld: bool  # whether no answer is given
+    score: float  # certainty of the final answer
+    threshold: float  # least certainty that is answered
 
 
 UNKNOWN = ""

@@ -14,23 +14,23 @@ from fgvr.utils.text import format_bytes, html_table
 class Report:
     """An evaluation's numbers; `path` holds report.json, report.html and predictions.jsonl."""
 
-    n: int
-    top1: float
-    top1_interval: tuple[float, float]
-    macro: float
-    slow_rate: float
-    fixed: int
-    broken: int
-    protocols: Mapping[str, float]
-    cost: Mapping[str, float]
-    peak_device_bytes: int
-    model_loads: Mapping[str, int]
-    notes: tuple[str, ...]
+    n: int  # images scored
+    top1: float  # share of right answers
+    top1_interval: tuple[float, float]  # 95 %, over images
+    macro: float  # mean of the classes' accuracies
+    slow_rate: float  # share escalated
+    fixed: int  # wrong in System 1, right in the end
+    broken: int  # right in System 1, wrong in the end
+    protocols: Mapping[str, float]  # protocol -> score
+    cost: Mapping[str, float]  # computed in this run
+    peak_device_bytes: int  # highest use of the device
+    model_loads: Mapping[str, int]  # role -> loads
+    notes: tuple[str, ...]  # what one must know before the numbers
     classes: Mapping[str, str]  # id -> name
-    dataset: str
-    trigger: str
+    dataset: str  # its name
+    trigger: str  # its name
     path: Path
-    skipped: int = 0
+    skipped: int = 0  # images that could not be read
     asked: Mapping[str, float] = field(default_factory=dict)  # of the models, remembered or not; empty where a file does not tell
 
     @property

@@ -18,9 +18,9 @@ _NAME = "server.json"
 class RunningServer:
     """`token`: the admin's."""
 
-    url: str
+    url: str  # where it listens
     token: str
-    pid: int
+    pid: int  # of its process
 
 
 def default_home() -> Path:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fgvr.agents import prompts
-from fgvr.agents.differences import differences
 from fgvr.data.birds import ATTRIBUTES, FINE, describe, phrase, reserved
 from tiny import common
+from tiny.differences import differences, owners
 from tiny.world import CARDINALITIES
 
 Species = tuple[int, ...]
@@ -22,10 +22,11 @@ MISTAKES = np.array([0.01, 0.02, 0.02, 0.14, 0.1, 0.03, 0.03, 0.06, 0.02, 0.02])
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A prompt, and the reply in parts: (text, whether it is learned). `seen` parts cannot be known without the picture."""
+    """A prompt, and the reply in parts: (text, kind). What is `seen` cannot be known without the picture, what is seen `wrong` not at all;
+    `fits` are the letters of those whom it fits; all else is `said`."""
 
     prompt: str
-    reply: tuple[tuple[str, str], ...]  # (text, "said" | "seen" | "wrong")
+    reply: tuple[tuple[str, str], ...]
 
     @property
     def text(self) -> str:
@@ -75,9 +76,9 @@ def spoken(place: int, value: int) -> str:
     return phrase(NAMES[place], ATTRIBUTES[NAMES[place]][value])
 
 
-def rule_words(name: str, place: int, value: int) -> str:
-    """The kind of rule that the model makes and follows: what a class may show besides its description."""
-    return f"{name} may show {spoken(place, value)}."
+def rule_words(trusted: int, doubted: int) -> str:
+    """The kind of rule that the model makes and follows. It names no class, since rules are kept with the pair they are about."""
+    return f"Trust the {NAMES[trusted]} more than the {NAMES[doubted]}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Case:
     listed: tuple[Species, ...]
     called: tuple[str, ...]
     true: int
-    rules: tuple[tuple[str, int, int], ...]  # (name, attribute, value) that it may show, too
+    rules: tuple[tuple[int, int], ...]  # (attribute to trust, attribute to doubt)
 
     @property
     def shown(self) -> list[int]:
@@ -97,25 +98,20 @@ class Case:
 
     @property
     def prompt(self) -> str:
-        return self.asked("reason")
-
-    def asked(self, ending: str) -> str:
-        said = [describe(o) for o in self.listed]
-        return prompts.choose("bird", self.called, said, [rule_words(*rule) for rule in self.rules], ending=ending)
+        """The multiple-choice question, with what tells the candidates apart clause by clause."""
+        told = "; ".join(f"{clause}: {' '.join(LETTERS[i] for i in who)}" for clause, who in owners([describe(o) for o in self.listed]))
+        called = [*self.called[:-1], f"{self.called[-1]}\nWhat tells them apart: {told}."]
+        return prompts.choose("bird", called, [""] * len(called), [rule_words(*rule) for rule in self.rules], ending="reason")
 
     def answer(self, seen: Sequence[int]) -> Words:
-        """For each attribute in which they differ what is seen, and whom it fits; then the true letter, whatever was seen."""
-        reply: list[tuple[str, str]] = [("I see", "said")]
-        for nth, place in enumerate(self.shown):
-            value = seen[place]
-            fits = [
-                i
-                for i, (name, option) in enumerate(zip(self.called, self.listed, strict=True))
-                if option[place] == value or (name, place, value) in self.rules
-            ]
+        """All that is seen and, after what tells the candidates apart, whom it fits; then the true letter, whatever was seen."""
+        reply: list[tuple[str, str]] = [("A bird with", "said")]
+        for place, value in enumerate(seen):
             word, *rest = spoken(place, value).split()
-            reply += [("," if nth else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]
-            reply += [("".join(f" {r}" for r in rest) + ":", "said"), ("".join(f" {LETTERS[i]}" for i in fits) or " none", "said")]
+            fits = [i for i, option in enumerate(self.listed) if option[place] == value] if place in self.shown else []
+            reply += [("," if place else "", "said"), (f" {word}", "seen" if value == self.species[place] else "wrong")]
+            reply += [("".join(f" {r}" for r in rest), "said")]
+            reply += [(":", "said"), ("".join(f" {LETTERS[i]}" for i in fits), "fits")] if fits else []
         return Words(self.prompt, (*reply, (f". {prompts.ANSWER} {LETTERS[self.true]}", "said")))
 
     def mistaken(self, rng: np.random.Generator, factor: float) -> list[int]:
@@ -136,8 +132,19 @@ def draw_case(species: Species, level: Level, rng: np.random.Generator) -> Case:
     true = int(np.flatnonzero(order == 0)[0])
     if rng.random() < level.misdescribed:
         listed[true] = _misdescribed(species, rng)
-    rules = _rules(species, listed, called, true, rng) if rng.random() < level.rules else []
-    return Case(species, tuple(listed), tuple(called), true, tuple(rules))
+    case = Case(species, tuple(listed), tuple(called), true, ())
+    return replace(case, rules=(_rule(case, rng),)) if rng.random() < level.rules and len(case.shown) > 1 else case
+
+
+def _rule(case: Case, rng: np.random.Generator) -> tuple[int, int]:
+    """Mostly one that decides rightly where the two attributes disagree, now and then one of any two attributes."""
+    sound = [p for p in case.shown if case.listed[case.true][p] == case.species[p]]
+    unsound = [p for p in case.shown if p not in sound] or case.shown
+    trusted, doubted = (some[int(rng.integers(len(some)))] for some in (sound or case.shown, unsound))
+    if trusted != doubted and rng.random() < 0.85:
+        return trusted, doubted
+    first, second = rng.choice(10, 2, replace=False)
+    return int(first), int(second)
 
 
 def comparison(species: Species, level: Level, rng: np.random.Generator) -> Words:
@@ -155,40 +162,15 @@ def _misdescribed(species: Species, rng: np.random.Generator) -> Species:
             return tuple(other)
 
 
-def _rules(
-    species: Species, listed: Sequence[Species], called: Sequence[str], true: int, rng: np.random.Generator
-) -> list[tuple[str, int, int]]:
-    """One or two rules; most name a candidate, half of these what the truth really shows, some a stranger to the question."""
-    found = []
-    for _ in range(int(rng.integers(1, 3))):
-        wrong_here = [p for p in range(10) if listed[true][p] != species[p]]
-        if wrong_here and rng.random() < 0.7:
-            found.append((called[true], wrong_here[0], species[wrong_here[0]]))
-            continue
-        place = FINE[int(rng.integers(len(FINE)))]
-        name = called[int(rng.integers(len(called)))] if rng.random() < 0.7 else common.random_name(rng)
-        found.append((name, place, int(species[place]) if rng.random() < 0.5 else int(rng.integers(3))))
-    return found
-
-
 def reflection(species: Species, rng: np.random.Generator) -> Words:
-    """Why was it taken for the other? Say what is seen where the two differ; the rule names what does not fit the truth's description."""
-    said, taken = _misdescribed(species, rng), relatives(species, 1, rng)[0]
-    if rng.random() < 0.7:  # the other says what the picture shows
-        wrong = next(p for p in range(10) if said[p] != species[p])
-        other = list(taken)
-        other[wrong] = species[wrong]
-        taken = tuple(other)
-    if taken in (species, said) or taken in reserved():
+    """Why was it taken for the other? Say what is seen; trust what then fits the truth's words more than what fits the other's."""
+    said, taken = _misdescribed(species, rng), list(relatives(species, 1, rng)[0])
+    wrong = next(p for p in range(10) if said[p] != species[p])
+    taken[wrong] = species[wrong]  # the other has in words what the picture shows
+    fitting = [p for p in range(10) if said[p] == species[p] != taken[p]]
+    if not fitting or tuple(taken) in reserved():
         return reflection(species, rng)
     true, other = names(2, rng)
     left = differences([describe(said), describe(taken)])
-    shown = [p for p in range(10) if said[p] != taken[p]]
-    unlike = [p for p in shown if said[p] != species[p]] or shown[:1]
-    reply: list[tuple[str, str]] = [("I see", "said")]
-    for nth, place in enumerate(shown):
-        word, *rest = spoken(place, species[place]).split()
-        reply += [("," if nth else "", "said"), (f" {word}", "seen"), ("".join(f" {r}" for r in rest), "said")]
-    place = unlike[0]
-    reply += [(f".\nRule: {rule_words(true, place, species[place])}\nWhen: {true} or {other}.\nPriority: high.", "said")]
+    reply: list[tuple[str, str]] = [(f"{describe(species)}\nRule: {rule_words(fitting[0], wrong)}\nPriority: high.", "seen")]
     return Words(prompts.reflect("bird", (true, left[0]), (other, left[1])), tuple(reply))

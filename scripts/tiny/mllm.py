@@ -168,7 +168,7 @@ def look(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """The vision tower on same-sized pictures at once: [n, 3, h, w] to merged tokens [n, h * w / 784, width]."""
     weight = visual.patch_embed.proj.weight  # a still picture fills both temporal slices
     x = patches(pixels) @ weight.sum(2).flatten(1).T
-    grid = torch.tensor([[1, pixels.shape[2] // PATCH, pixels.shape[3] // PATCH]])
+    grid = torch.tensor([[1, pixels.shape[2] // PATCH, pixels.shape[3] // PATCH]], device=pixels.device)
     cos, sin = visual.rotary_pos_emb(x, get_vision_position_ids(grid, MERGE))
     n, t, width = x.shape
     for block in visual.blocks:

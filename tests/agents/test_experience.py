@@ -37,12 +37,12 @@ class Pupil:
     def score(self, images, prompts, continuations, *, system=""):
         self.questions += prompts
         return [
-            Scores(tuple(self._nats(image.sha256[0], prompt, words) for words in options), (1,) * len(options), 5)
+            Scores(tuple(self.nats(image.sha256[0], prompt, words) for words in options), (1,) * len(options), 5)
             for image, prompt, options in zip(images, prompts, continuations, strict=True)
         ]
 
     @staticmethod
-    def _nats(truth: str, prompt: str, words: str) -> float:
+    def nats(truth: str, prompt: str, words: str) -> float:
         sees = "b" if truth == "a" and "tails" not in prompt else truth
         if "wings" in prompt:
             sees = {"a": "b", "b": "a"}.get(truth, truth)
@@ -142,10 +142,10 @@ def test_rules_that_only_harm_together_are_switched_off() -> None:
         """Each rule helps alone; two at once are too much."""
 
         @staticmethod
-        def _nats(truth, prompt, words):
+        def nats(truth, prompt, words):
             if prompt.count("Rule:") > 1:
                 return 5.0 if words == "looks like c" and truth != "c" else 0.0
-            return Pupil._nats(truth, prompt, words)
+            return Pupil.nats(truth, prompt, words)
 
     first, second = GOOD, GOOD.replace("Compare the", "Regard both")
     assert [rule.status for rule in learn(Crowded(first)).rules] == ["accepted"] * 2

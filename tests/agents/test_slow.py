@@ -59,9 +59,7 @@ def test_reasoning_keeps_its_words_and_answers_with_a_letter_it_was_shown():
     (answer,) = thinking([picture("a")], [fast_result([0.5, 0.3, 0.2])])
     assert answer.category == "c1" and answer.status == "answered"
     assert answer.rationale == "A red crown."
-    assert all(
-        prompt.endswith("First say what you see and which candidates it fits, then answer with its letter.") for prompt in mllm.prompts
-    )
+    assert all(prompt.endswith("First say what you see, then answer with its letter.") for prompt in mllm.prompts)
 
 
 def test_more_candidates_than_letters_are_refused():

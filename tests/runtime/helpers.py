@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 
@@ -37,6 +38,29 @@ def state(pool: ModelPool, spec: ModelSpec) -> str:
 
 def used(pool: ModelPool) -> int:
     return pool.status().used
+
+
+class Inside:
+    """The parts of a pool that tests of its own rules look into; nobody else does."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self.ledger, self.admission, self.condition = pool._ledger, pool._admission, pool._condition
+        self.lifecycle, self.housekeeping, self.slots = pool._lifecycle, pool._housekeeping, pool._slots
+        self.give_back = pool._give_back
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self.admission.queued
+
+    @property
+    def waiting_for_slots(self) -> int:
+        return len(self.slots._waiting)
+
+
+def module_of(model: Any) -> Any:
+    """The torch (or mlx) module of a loaded model, to be compared and measured."""
+    return model._module
 
 
 def until(holds: Callable[[], object], seconds: float = 10.0) -> bool:

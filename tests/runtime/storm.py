@@ -36,6 +36,8 @@ from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
+from .helpers import Inside
+
 MIB = 1 << 20
 SPECS = [ModelSpec(("mllm", "encoder", "joint")[i % 3], "fake", f"m{i} {size}MiB") for i, size in enumerate((40, 30, 20, 25, 10, 35))]
 BUDGET, WORK = 90 * MIB, 2 * MIB
@@ -152,7 +154,7 @@ class Storm:
         if draw.random() < 0.4:
             self.pool.expect([SPECS[1].key], [SPECS[0].key, SPECS[4].key], [SPECS[2].key])
         self.pool.subscribe(self.hear)
-        self.ledger = self.pool._ledger
+        self.ledger = Inside(self.pool).ledger
         self.done = 0
         self.over = threading.Event()
 
@@ -165,7 +167,7 @@ class Storm:
     def sample(self) -> None:
         """The ledger never explains less than the device holds, at any instant."""
         while not self.over.is_set():
-            with self.pool._condition:
+            with Inside(self.pool).condition:
                 used, held = self.ledger.used, self.device.allocated()
             self.verdict.samples += 1
             self.verdict.over_budget += used > BUDGET or held > used
@@ -186,8 +188,8 @@ class Storm:
     def settled(self) -> None:
         """Nothing is left of a storm that is over."""
         ledger, wrong = self.ledger, self.verdict.wrong
-        self.pool._lifecycle.recheck_unreturned()
-        if ledger.grants or self.pool._admission._queue:
+        Inside(self.pool).lifecycle.recheck_unreturned()
+        if ledger.grants or Inside(self.pool).waiting:
             wrong.append("leases or tickets are left")
         for entry in ledger.entries.values():
             if entry.leases or entry.drain_for or entry.mover or entry.state not in ("absent", "resident", "parked", "failed"):
@@ -299,8 +301,8 @@ class Storm:
 
     def come_to_rest(self) -> None:
         """Housekeeping may still be at work; it must come to rest by itself."""
-        self.pool._housekeeping.stop()
-        self.verdict.stalls += not self.pool._housekeeping.thread.join(self.patience)
+        Inside(self.pool).housekeeping.stop()
+        self.verdict.stalls += not Inside(self.pool).housekeeping.thread.join(self.patience)
 
 
 def storms(seeds: range, *, patience: float = 20.0, stop_at_first: bool = False, quiet: bool = False) -> Verdict:

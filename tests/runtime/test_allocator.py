@@ -8,6 +8,7 @@ import pytest
 
 import fgvr
 from fgvr.errors import ConfigError, RuntimeConflict
+from fgvr.runtime import allocator
 from fgvr.runtime.allocator import apply, choose, in_force
 from fgvr.runtime.policy import cost_aware
 from fgvr.runtime.pool import close_shared
@@ -124,10 +125,10 @@ def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog, monkeypatch: pyte
     assert int(python("-c", code % 0).stdout) > 20 << 20
 
 
-def test_a_pool_that_has_had_a_model_keeps_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_has_had_a_model_keeps_its_allocator(intercept) -> None:
     """Of any kind: on a CPU the keys of CUDA and MPS would change nothing, silently, and glibc's would change under the models."""
     told: list[dict] = []
-    monkeypatch.setattr("fgvr.runtime.allocator.apply", lambda kind, asked: told.append(asked))
+    intercept(allocator, "apply", lambda _, kind, asked: told.append(asked))
     words = ["models=fake", "runtime.device=simulated:1GiB", "runtime.allocator.mmap_threshold=2MiB"]
     again = [*words[:2], "runtime.allocator.mmap_threshold=2097152", "runtime.policy=cost_aware", "runtime.allocator.high_watermark=0.7"]
     close_shared()

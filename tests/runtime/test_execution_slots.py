@@ -24,7 +24,7 @@ from fgvr.runtime.pool import ModelPool, close_shared
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, PoolMaker
-from .helpers import PICTURE, until
+from .helpers import PICTURE, Inside, until
 
 COPIES = [replace(ENCODER, source=f"copy{i} 1MiB") for i in range(5)]
 
@@ -85,7 +85,7 @@ def occupied(pool: ModelPool, loader: Busy, spec: ModelSpec) -> Iterator[None]:
 
 
 def waiting(pool: ModelPool, count: int) -> bool:
-    return until(lambda: len(pool._slots._waiting) == count)
+    return until(lambda: Inside(pool).waiting_for_slots == count)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, None])
@@ -264,7 +264,7 @@ def test_storms_with_faults_timeouts_and_changes_end_with_every_place_free(make_
 
     def act(index: int) -> None:
         if index % 17 == 0:
-            pool._slots.change(chance.choice([1, 2, 3, None]), 0.05)
+            Inside(pool).slots.change(chance.choice([1, 2, 3, None]), 0.05)
         try:
             compute(pool, chance.choice(COPIES))
             seen.append("done")
@@ -274,7 +274,7 @@ def test_storms_with_faults_timeouts_and_changes_end_with_every_place_free(make_
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(act, range(240), timeout=60))
     assert "done" in seen and "ValueError" in seen
-    pool._slots.change(2, 10.0)
+    Inside(pool).slots.change(2, 10.0)
     loader.during, loader.most = lambda spec: time.sleep(0.01), 0
     with ThreadPoolExecutor(5) as threads:
         list(threads.map(lambda spec: compute(pool, spec), COPIES, timeout=20))

@@ -17,6 +17,8 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.session import Session
 from fgvr.types import ModelSpec
 
+from .helpers import module_of
+
 
 def flags_are(monkeypatch: pytest.MonkeyPatch, file: Path, *flags: str) -> None:
     file.write_text(f"model name\t: a processor\nflags\t\t: fpu {' '.join(flags)} sse\n")
@@ -62,7 +64,7 @@ def test_the_doctor_says_what_it_means_here(monkeypatch, tmp_path):
 
 def computed_in(spec: ModelSpec) -> str:
     """The type of the weights that a CPU would load for this spec."""
-    module = find_loader(spec).load(spec, CpuDevice())._module
+    module = module_of(find_loader(spec).load(spec, CpuDevice()))
     return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,18 +30,16 @@ def frames_to_the_recognizer() -> list[str]:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[str]]]:
+def seen(intercept) -> Iterator[dict[str, list[str]]]:
     """Method -> the longest way to it."""
     longest: dict[str, list[str]] = {}
 
     def watched(kind: type, name: str) -> None:
-        method = getattr(kind, name)
-
-        def call(self: object, *args: object, **settings: object) -> object:
+        def call(method: Callable[..., object], self: object, *args: object, **settings: object) -> object:
             longest[name] = max(longest.get(name, []), frames_to_the_recognizer(), key=len)
             return method(self, *args, **settings)
 
-        monkeypatch.setattr(kind, name, call)
+        intercept(kind, name, call)
 
     watched(fake.FakeEncoder, "encode")
     watched(fake.FakeMLLM, "generate")

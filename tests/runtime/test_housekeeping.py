@@ -76,11 +76,10 @@ class Keeper(FakeLoader):
 
 
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def rounds(intercept) -> list[float]:
     """Grows with each look of the pools' own threads."""
     seen: list[float] = []
-    look = Housekeeping.round
-    monkeypatch.setattr(Housekeeping, "round", lambda keeper: (seen.append(time.monotonic()), look(keeper))[1])
+    intercept(Housekeeping, "round", lambda look, keeper: (seen.append(time.monotonic()), look(keeper))[1])
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
-from .helpers import PICTURE, Gate, state, until, used
+from .helpers import PICTURE, Gate, Inside, state, until, used
 
 
 class MoveGate(Gate):
@@ -60,6 +61,7 @@ def test_a_lease_that_comes_when_the_ttl_has_struck_gets_the_model_again(make_po
     pool = make_pool(ttl=0.02, host_budget=60 * MIB, loader=FakeLoader(movable=True, on_move=gate))
     right = use(pool)
     assert gate.entered.wait(10)  # housekeeping is at it
+    pool.configure(replace(pool.settings, ttl=None))  # and will not come again, however slow this machine is
     with ThreadPoolExecutor(1) as threads:
         leasing = threads.submit(use, pool)
         assert waits(leasing)
@@ -152,10 +154,10 @@ def test_a_draining_model_is_not_lent_to_newcomers_but_to_who_holds_leases(make_
         holder = threads.submit(hold)
         assert inside.wait(10)
         head = threads.submit(use, pool, _big(pool))
-        assert until(lambda: pool._admission.queued == 1)
+        assert until(lambda: Inside(pool).waiting == 1)
         newcomer = threads.submit(use, pool)
         assert waits(newcomer) and waits(head)
-        assert pool._admission.queued == 2
+        assert Inside(pool).waiting == 2
         leave.set()
         assert holder.result(10) == 1
         head.result(10)
@@ -183,6 +185,6 @@ def test_an_eviction_of_several_that_is_interrupted_gives_the_rest_back(make_poo
     with pytest.raises(KeyboardInterrupt), pool.lease(ModelSpec("joint", "fake", "all 95MiB")):
         pass
     assert (state(pool, MLLM), state(pool, ENCODER)) == ("resident", "resident")
-    assert all(e.mover is None for e in pool._ledger.entries.values())
+    assert all(e.mover is None for e in Inside(pool).ledger.entries.values())
     with pool.lease(ModelSpec("joint", "fake", "all 95MiB")):
         pass

@@ -15,18 +15,16 @@ from fgvr.runtime.loaders.clip import LOADER
 
 @pytest.mark.parametrize("works", [True, False])
 @pytest.mark.parametrize("there", [True, False])
-def test_the_collector_rests_while_they_are_imported_and_is_left_as_it_was(
-    works: bool, there: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_collector_rests_while_they_are_imported_and_is_left_as_it_was(works: bool, there: bool, intercept) -> None:
     seen: list[bool] = []
 
-    def import_module(name: str) -> SimpleNamespace:
+    def import_module(_: object, name: str) -> SimpleNamespace:
         seen.append(gc.isenabled())
         if not there:
             raise ImportError(name)
         return SimpleNamespace()
 
-    monkeypatch.setattr(importlib, "import_module", import_module)
+    intercept(importlib, "import_module", import_module)
     (gc.enable if works else gc.disable)()
     try:
         if there:
@@ -44,8 +42,8 @@ class _Cycle:
         self.itself = self
 
 
-def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace())
+def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.MonkeyPatch, intercept) -> None:
+    intercept(importlib, "import_module", lambda _, name: SimpleNamespace())
     monkeypatch.setattr(libraries, "_freezes", None)
     gc.unfreeze()
     libraries.import_libraries(LOADER)

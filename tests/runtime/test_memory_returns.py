@@ -12,7 +12,7 @@ from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.pool import ModelPool
 
 from .conftest import MIB, MLLM, PoolMaker
-from .helpers import state, used
+from .helpers import Inside, state, used
 
 
 def test_a_model_somebody_still_holds_stays_on_the_books_and_the_holder_is_named(make_pool: PoolMaker, device: SimulatedDevice) -> None:
@@ -29,7 +29,7 @@ def test_a_model_somebody_still_holds_stays_on_the_books_and_the_holder_is_named
         assert again.model is holder["smuggled"]
     holder.clear()
     assert pool.loads["mllm"] == 1
-    pool._ledger.find("mllm").stuck_until = 0.0
+    Inside(pool).ledger.find("mllm").stuck_until = 0.0
     with pool.lease("encoder"):
         assert state(pool, MLLM) == "absent"
 

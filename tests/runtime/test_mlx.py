@@ -27,6 +27,8 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture
 from fgvr.utils.paths import PACKAGE
 
+from .helpers import module_of
+
 pytestmark = pytest.mark.skipif(
     find_spec("mlx") is None or find_spec("mlx_vlm") is None, reason="MLX is not installed (Linux, Apple silicon): pip install 'fgvr[mlx]'"
 )
@@ -64,6 +66,19 @@ def assert_alike(scores, expected) -> None:
     for one, other in zip(scores, expected, strict=True):
         assert one.log_likelihoods == pytest.approx(other.log_likelihoods, abs=NATS)
         assert (one.tokens, one.prompt_tokens) == (other.tokens, other.prompt_tokens)
+
+
+def test_a_prompt_without_end_is_refused_with_the_numbers_and_a_very_long_picture_is_padded(ours) -> None:
+    for ask in (lambda: ours.generate([[]], ["a" * 1_000_000]), lambda: ours.score([[]], ["q7 " * 5000], [["a"]])):
+        with pytest.raises(ConfigError, match="more than the 4,096 tokens of tiny's context"):
+            ask()
+    (score,) = ours.score([Image.new("RGB", (5000, 1))], ["Describe the bird."], [["red"]])
+    assert score.prompt_tokens < 2000
+
+
+@pytest.mark.parametrize(("kind", "said"), [("qwen3_vl", "supported"), ("internvl", "supported"), ("nothing_known", "not named among")])
+def test_the_plan_says_whether_mlx_vlm_reads_a_family(kind: str, said: str) -> None:
+    assert said in mlx.LOADER.describe_family({"model_type": kind})
 
 
 # --- the same answers as PyTorch ---------------------------------------------------------------------------------------------
@@ -153,7 +168,7 @@ def test_what_somebody_keeps_is_not_called_released(birds) -> None:
     pool = ModelPool(MlxDevice(CpuDevice()), budget=400 << 20)
     pool.register(SPEC)
     with pool.lease("mllm") as mllm:
-        kept = mllm.model._module.vision_tower
+        kept = module_of(mllm.model).vision_tower
     released = pool.evict("mllm")
     assert released < mlx.LOADER.estimate(SPEC)
     assert "did not come back" in next(iter(pool.status())).error
@@ -234,22 +249,27 @@ def test_another_family_is_loaded_and_scored_as_plain_forward_passes_would(anoth
     assert model.nbytes == pytest.approx(mlx.LOADER.estimate(another_family), rel=0.01)
     assert mlx.LOADER.work_bytes(another_family) > 0
     texts = ["A bird with red crown.", "black", ""]
+    prompts = model._prompts
     first, second = model.score(images[:2], PROMPTS[:2], [texts, texts], system=SYSTEM)
     assert first.log_likelihoods != second.log_likelihoods
     for image, prompt, score in zip(images, PROMPTS, (first, second), strict=False):
-        inputs = model._prompts.inputs(Conversation.single(image, prompt, SYSTEM))
+        inputs = prompts.inputs(Conversation.single(image, prompt, SYSTEM))
         for text, found in zip(texts, score.log_likelihoods, strict=True):
-            answer = mx.array([model._prompts.tokens(text)], dtype=inputs.ids.dtype)
+            answer = mx.array([prompts.tokens(text)], dtype=inputs.ids.dtype)
             ids = mx.concatenate([inputs.ids, answer], axis=1)
-            features = model._module.get_input_embeddings(ids, inputs.pixels, mask=mx.ones_like(ids), **inputs.extra)
-            logits = model._module.language_model(
-                ids, inputs_embeds=features.inputs_embeds, position_ids=features.position_ids, rope_deltas=features.rope_deltas
-            ).logits
+            features = module_of(model).get_input_embeddings(ids, inputs.pixels, mask=mx.ones_like(ids), **inputs.extra)
+            logits = (
+                module_of(model)
+                .language_model(
+                    ids, inputs_embeds=features.inputs_embeds, position_ids=features.position_ids, rope_deltas=features.rope_deltas
+                )
+                .logits
+            )
             log_probs = (logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0, inputs.ids.shape[1] - 1 : -1]
             assert found == pytest.approx(mx.take_along_axis(log_probs, answer[0][:, None], axis=1).sum().item(), abs=NATS)
     answers = model.generate(images[:2], PROMPTS[:2], max_new_tokens=5)
     assert all(0 < answer.new_tokens <= 5 for answer in answers)
-    assert model._prompts.end == model._prompts.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert prompts.end == prompts.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @pytest.mark.parametrize(

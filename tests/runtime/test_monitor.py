@@ -27,6 +27,7 @@ from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks, pressu
 from fgvr.runtime.timeline import read
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
+from .helpers import Inside
 
 ROOMY = Host(total=16 << 30, free=12 << 30, physical=16 << 30, swap_total=0, swap_used=0)
 FULL = Host(total=16 << 30, free=1 << 30, physical=16 << 30, swap_total=0, swap_used=0)
@@ -141,12 +142,12 @@ def test_a_sample_holds_the_books_beside_what_is_measured(make_pool: PoolMaker, 
     assert (gone.storage_bytes, gone.ledger, gone.weights) == (0, 0, {})
 
 
-def test_the_base_is_taken_after_the_libraries_of_a_role_have_come(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_taken_after_the_libraries_of_a_role_have_come(make_pool: PoolMaker, intercept) -> None:
     pool = make_pool()
     watched = Watched(pool)
     brought: list[str] = []
     # Said, not measured: a process that has freed much takes 8 MiB from what it kept.
-    monkeypatch.setattr(machine, "memory_of", lambda: machine.ProcessMemory(*[(100 + 8 * len(brought)) * MIB] * 2))
+    intercept(machine, "memory_of", lambda _: machine.ProcessMemory(*[(100 + 8 * len(brought)) * MIB] * 2))
 
     def prepare(role: str) -> None:
         brought.append(role)
@@ -161,7 +162,7 @@ def test_the_base_is_taken_after_the_libraries_of_a_role_have_come(make_pool: Po
     assert first and second and second - first == 8 * MIB, "what later libraries take is no model's"
 
 
-def test_a_resting_process_gives_back_what_its_allocator_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resting_process_gives_back_what_its_allocator_keeps(intercept) -> None:
     class Sloppy(SimulatedDevice):
         """Like main memory: counts the process, and freed blocks stay until asked for."""
 
@@ -176,7 +177,7 @@ def test_a_resting_process_gives_back_what_its_allocator_keeps(monkeypatch: pyte
     pool = ModelPool(device, budget=100 * MIB, loaders=lambda spec: loader)
     pool.register(MLLM)
     base = 500 * MIB
-    monkeypatch.setattr(machine, "memory_of", lambda: machine.ProcessMemory(base + device.allocated() + device.kept, base))
+    intercept(machine, "memory_of", lambda _: machine.ProcessMemory(base + device.allocated() + device.kept, base))
     watched = Watched(pool)
     with pool.lease("mllm"):
         device.kept = 30 * MIB
@@ -187,10 +188,10 @@ def test_a_resting_process_gives_back_what_its_allocator_keeps(monkeypatch: pyte
     pool.close()
 
 
-def test_a_record_that_follows_another_at_once_begins_with_its_last_figure(make_pool: PoolMaker, tmp_path, monkeypatch) -> None:
+def test_a_record_that_follows_another_at_once_begins_with_its_last_figure(make_pool: PoolMaker, tmp_path, intercept) -> None:
     pool = make_pool()
     watched, walks = Watched(pool), list[int]()
-    monkeypatch.setattr(machine, "memory_of", lambda: (walks.append(1), machine.ProcessMemory(len(walks) * MIB, 0))[1])
+    intercept(machine, "memory_of", lambda _: (walks.append(1), machine.ProcessMemory(len(walks) * MIB, 0))[1])
 
     def record(name: str) -> list[int | None]:
         with watched.monitor.record(tmp_path / name):
@@ -242,9 +243,10 @@ def test_the_thread_samples_by_itself_and_ends_with_the_pool(device: SimulatedDe
 
 def test_a_monitor_that_fails_once_goes_on(make_pool: PoolMaker, caplog) -> None:
     pool = make_pool()
-    failures = iter([OSError("no /proc today")])
+    failures, asked = iter([OSError("no /proc today")]), list[int]()
 
     def host() -> Host:
+        asked.append(1)
         for failure in failures:
             raise failure
         return ROOMY
@@ -252,8 +254,9 @@ def test_a_monitor_that_fails_once_goes_on(make_pool: PoolMaker, caplog) -> None
     monitor = Monitor(pool, MonitorSettings(check_interval=0.05), host=host)
     use(pool, "mllm")
     assert _until(lambda: "goes on" in caplog.text)
-    before = monitor._sampled
-    assert _until(lambda: monitor._sampled > before)
+    before = len(asked)
+    assert _until(lambda: len(asked) > before)
+    monitor.close()
 
 
 def _monitor_threads() -> set[threading.Thread]:
@@ -438,8 +441,8 @@ def test_a_webhook_takes_web_addresses_only(url: str) -> None:
 
 def idle_for(pool: ModelPool, seconds: float) -> None:
     """Let all models have been unused for so long."""
-    with pool._condition:
-        for entry in pool._ledger.entries.values():
+    with Inside(pool).condition:
+        for entry in Inside(pool).ledger.entries.values():
             entry.last_used -= seconds
 
 
@@ -559,14 +562,14 @@ def test_our_processes_are_known_by_their_command_line(words: list[str], ours: b
     assert is_ours(words) is ours
 
 
-def test_the_base_is_measured_anew_when_a_model_comes_and_no_other_is_there(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_measured_anew_when_a_model_comes_and_no_other_is_there(make_pool: PoolMaker, intercept) -> None:
     """A process grows by pictures and results, too: that is no model's."""
     loader = FakeLoader(work=MIB)
     pool = ModelPool(CpuDevice(), budget=100 * MIB, loaders=lambda spec: loader)
     pool.register(ENCODER)
     pool.register(MLLM)
     held = [500 * MIB]
-    monkeypatch.setattr(machine, "memory_of", lambda process=None: ProcessMemory(held[0], held[0]))
+    intercept(machine, "memory_of", lambda _, process=None: ProcessMemory(held[0], held[0]))
     monitor = Monitor(pool, alerts=Alerts(), thread=False)
     bases = []
     for role in ("encoder", "mllm", "encoder"):
@@ -580,17 +583,17 @@ def test_the_base_is_measured_anew_when_a_model_comes_and_no_other_is_there(make
     pool.close()
 
 
-def test_watching_takes_a_small_share_of_the_time_however_large_the_process(make_pool: PoolMaker, monkeypatch) -> None:
+def test_watching_takes_a_small_share_of_the_time_however_large_the_process(make_pool: PoolMaker, intercept) -> None:
     pool = make_pool()
     watched, walks = Watched(pool, MonitorSettings(check_interval=600, sample_gap=1.0)), list[int]()
 
-    def slow_walk() -> ProcessMemory:
+    def slow_walk(_: object) -> ProcessMemory:
         watched.spent += 0.05
         walks.append(1)
         return ProcessMemory(MIB, MIB)
 
     use(pool, "mllm")
-    monkeypatch.setattr(machine, "memory_of", slow_walk)
+    intercept(machine, "memory_of", slow_walk)
     watched.monitor.sample()
     before = len(walks)
     for _ in range(10):  # ten leases, a second apart

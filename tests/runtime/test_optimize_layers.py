@@ -22,6 +22,7 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 
 from .conftest import MIB
+from .helpers import module_of
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch was built without oneDNN")
 
@@ -51,8 +52,8 @@ def kinds(module: nn.Module) -> set[type]:
 
 def both(spec: ModelSpec) -> tuple[Any, Any]:
     plain, quicker = (find_loader(spec).load(spec, device) for device in (plain_device(), CpuDevice()))
-    assert nn.Linear in kinds(plain._module) and nn.Linear not in kinds(quicker._module)
-    assert [p.shape for p in plain._module.parameters()] == [p.shape for p in quicker._module.parameters()]
+    assert nn.Linear in kinds(module_of(plain)) and nn.Linear not in kinds(module_of(quicker))
+    assert [p.shape for p in module_of(plain).parameters()] == [p.shape for p in module_of(quicker).parameters()]
     assert plain.nbytes == quicker.nbytes and plain.fingerprint == quicker.fingerprint
     return plain, quicker
 
@@ -130,7 +131,7 @@ def test_a_model_that_is_dropped_gives_its_memory_back_at_once(mllm_folder: Path
     gc.disable()
     try:
         model = find_loader(spec).load(spec, CpuDevice())
-        weight = weakref.ref(next(model._module.parameters()))  # type: ignore[attr-defined]
+        weight = weakref.ref(next(module_of(model).parameters()))  # type: ignore[attr-defined]
         del model
         assert weight() is None
     finally:

@@ -19,7 +19,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
-from .helpers import PICTURE, state, status, used
+from .helpers import PICTURE, Inside, state, status, used
 from .storm import OutOfMemoryError, quick_gc
 
 
@@ -36,19 +36,21 @@ class Hungry(FakeEncoder):
         return answer
 
 
+def loader_of(encoder: type[FakeEncoder]) -> FakeLoader:
+    loader = FakeLoader(work=1024)
+    loader.kinds["encoder"] = encoder
+    return loader
+
+
 @pytest.fixture
-def hungry(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> ModelPool:
+def hungry(make_pool: PoolMaker) -> ModelPool:
     """100 MiB, an encoder of 30 MiB that handles 8 images at once and needs 15 MiB for each: 4 fit with nothing else there."""
-    monkeypatch.setattr(Hungry, "sizes", ())
-    monkeypatch.setattr(Hungry, "per_image", 15 * MIB)
-    monkeypatch.setattr("fgvr.runtime.loaders.fake.FakeEncoder", Hungry)
-    return make_pool(loader=FakeLoader(work=1024))
+    Hungry.sizes, Hungry.per_image = (), 15 * MIB
+    return make_pool(loader=loader_of(Hungry))
 
 
-def test_memory_that_runs_out_in_use_evicts_the_idle_and_tries_the_same_batch_again(
-    hungry: ModelPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Hungry, "per_image", 8 * MIB)  # 64 MiB for the batch: too much beside an idle model, not without it
+def test_memory_that_runs_out_in_use_evicts_the_idle_and_tries_the_same_batch_again(hungry: ModelPool) -> None:
+    Hungry.per_image = 8 * MIB  # 64 MiB for the batch: too much beside an idle model, not without it
     with hungry.lease("mllm"):
         pass
     with hungry.lease("encoder") as encoder:
@@ -85,22 +87,20 @@ def test_a_learned_size_is_forgotten_by_a_reset_and_by_a_larger_budget(hungry: M
         assert not status(hungry, ENCODER).working_sizes
 
 
-def test_a_single_item_that_does_not_fit_is_a_clear_error_and_the_lease_lives_on(
-    hungry: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Hungry, "per_image", 80 * MIB)
+def test_a_single_item_that_does_not_fit_is_a_clear_error_and_the_lease_lives_on(hungry: ModelPool, device: SimulatedDevice) -> None:
+    Hungry.per_image = 80 * MIB
     with hungry.lease("encoder") as encoder:
         with pytest.raises(OutOfBudget, match="single item ran out of memory") as caught:
             encoder.encode([PICTURE] * 8)
         assert caught.value.plan is not None and caught.value.plan.budget == 100 * MIB
         assert device.allocated() == 30 * MIB  # kept exception or not
-        monkeypatch.setattr(Hungry, "per_image", 1)
+        Hungry.per_image = 1
         assert encoder.encode([PICTURE] * 8).shape == (8, 64)
     assert Hungry.sizes[:5] == (8, 8, 4, 2, 1)
 
 
-def test_an_error_that_is_not_about_memory_passes_at_once(hungry: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hungry, "per_image", 1)
+def test_an_error_that_is_not_about_memory_passes_at_once(hungry: ModelPool) -> None:
+    Hungry.per_image = 1
     with hungry.lease("encoder") as encoder:
         encoder.model.fault = ValueError("bad picture")
         with pytest.raises(ValueError, match="bad picture"):
@@ -121,14 +121,16 @@ class Buggy(FakeEncoder):
         return super().encode(images)
 
 
-def failed(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> ValueError:
+def failed(pool: ModelPool) -> ValueError:
     """An error in an encoder's forward pass, as a notebook keeps it."""
-    with monkeypatch.context() as patch, pool.lease("encoder") as encoder:
-        patch.setattr(Buggy, "clue", "bad picture")
+    with pool.lease("encoder") as encoder:
+        Buggy.clue = "bad picture"
         try:
             encoder.encode([PICTURE])
         except ValueError as error:
             return error
+        finally:
+            Buggy.clue = ""
     raise AssertionError("it did not fail")
 
 
@@ -141,34 +143,29 @@ def seen(error: BaseException) -> str | None:
 
 
 @pytest.fixture
-def buggy(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> ModelPool:
-    monkeypatch.setattr("fgvr.runtime.loaders.fake.FakeEncoder", Buggy)
-    return make_pool(loader=FakeLoader(work=1024))
+def buggy(make_pool: PoolMaker) -> ModelPool:
+    return make_pool(loader=loader_of(Buggy))
 
 
-def test_a_debugger_sees_the_frames_of_a_failing_model_call_until_the_model_is_evicted(
-    buggy: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error = failed(buggy, monkeypatch)
+def test_a_debugger_sees_the_frames_of_a_failing_model_call_until_the_model_is_evicted(buggy: ModelPool, device: SimulatedDevice) -> None:
+    error = failed(buggy)
     assert seen(error) == "bad picture"
     assert str(pickle.loads(pickle.dumps(error))) == "bad picture", "it may go to another process"
     buggy.evict("encoder")
     assert (device.allocated(), seen(error), state(buggy, ENCODER)) == (0, None, "absent")
 
 
-def test_frames_that_a_notebook_keeps_give_their_memory_back_when_it_runs_out(
-    buggy: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_that_a_notebook_keeps_give_their_memory_back_when_it_runs_out(buggy: ModelPool, device: SimulatedDevice) -> None:
     device.limit(100 * MIB)  # 30 for the weights, 60 for a batch: the batch of the error and another one do not fit
-    error = failed(buggy, monkeypatch)
+    error = failed(buggy)
     assert device.allocated() == 90 * MIB
     with buggy.lease("encoder") as encoder:
         assert encoder.encode([PICTURE] * 2).shape == (2, 64)
     assert (device.allocated(), seen(error), status(buggy, ENCODER).working_sizes) == (30 * MIB, None, ())
 
 
-def test_an_error_that_nobody_keeps_holds_nothing(buggy: ModelPool, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed(buggy, monkeypatch)
+def test_an_error_that_nobody_keeps_holds_nothing(buggy: ModelPool, device: SimulatedDevice) -> None:
+    failed(buggy)
     assert device.allocated() == 30 * MIB
 
 
@@ -246,12 +243,12 @@ def test_two_hundred_exhaustions_over_load_restore_and_forward_leave_right_resul
     assert all(answers) and len(answers) > 100
     assert errors and all("ran out of memory" in error for error in errors)
     assert device.allocated() == used(pool)
-    copies = [e.model.movable.host_nbytes for e in pool._ledger.entries.values() if e.model is not None]
+    copies = [e.model.movable.host_nbytes for e in Inside(pool).ledger.entries.values() if e.model is not None]
     assert sum(copies) == pool.status().host_used <= 95 * MIB
     del copies
     assert device.peak() <= 75 * MIB
-    assert not pool._admission.queued and not pool._ledger.grants
-    assert all(e.mover is None and e.drain_for is None and not e.leases for e in pool._ledger.entries.values())
+    assert not Inside(pool).waiting and not Inside(pool).ledger.grants
+    assert all(e.mover is None and e.drain_for is None and not e.leases for e in Inside(pool).ledger.entries.values())
     pool.close()
     assert device.allocated() == 0
 

@@ -34,6 +34,7 @@ from fgvr.store.cache import MemoryCache
 from fgvr.store.cached_models import CachedMLLM
 from fgvr.types import ModelSpec, Picture
 
+from .helpers import module_of
 from .tensor_trace import peak_of
 
 TINY = ModelSpec("mllm", "transformers", "tiny", batch_size=4)
@@ -109,7 +110,7 @@ def test_accounted_bytes_are_those_of_all_tensors_and_were_forecast(kind: str, d
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tower_the_words_and_the_head_stay_whole(kind: str, models) -> None:
-    module, plain = models(kind)._module, models(None)._module
+    module, plain = module_of(models(kind)), module_of(models(None))
     changed = [name for name, part in plain.named_parameters() if type(module.get_parameter(name)) is not type(part)]
     layers = [name for name, _ in plain.named_parameters() if ".layers." in name and name.endswith("proj.weight")]
     assert sorted(changed) == sorted(layers) and len(layers) == 4 * 7
@@ -142,11 +143,11 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
     batch = sizes.Batch(4, pixels, 4, prompt=tokens - pixels // 784, new=8, unpacked=True)
     shape = sizes.read_shape(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
     if action == "generate":
-        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), model._module)
+        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), module_of(model))
         moments = (sizes.prepare, sizes.tower, sizes.prefill, sizes.decode)
     else:
         texts = [["A bird with red crown and"] * sizes.CANDIDATES] * 4
-        peak = peak_of(lambda: model.score(images, prompts, texts), model._module)
+        peak = peak_of(lambda: model.score(images, prompts, texts), module_of(model))
         moments = (sizes.prepare, sizes.tower, sizes.prefill, sizes.score)
     forecast = max(sum(part.bytes for part in moment(shape, batch)) for moment in moments)
     assert 0.5 * forecast < peak <= 1.02 * forecast
@@ -200,7 +201,7 @@ def test_it_is_dropped_not_parked_and_comes_back_from_disk_as_it_was(kind: str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_arena_refuses_to_move_it(kind: str, models) -> None:
     with pytest.raises(RuntimeConflict, match="no plain bytes"):
-        movable.place(models(kind)._module, SimulatedDevice(1 << 30))
+        movable.place(module_of(models(kind)), SimulatedDevice(1 << 30))
 
 
 # --- never mixed up ----------------------------------------------------------------------------------------------------------

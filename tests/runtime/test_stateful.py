@@ -21,6 +21,7 @@ from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
+from .helpers import Inside
 from .storm import OutOfMemoryError
 
 MIB = 1 << 20
@@ -38,7 +39,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = ModelPool(
             self.device, budget=80 * MIB, host_budget=60 * MIB, lease_timeout=5, min_residency=0.0, loaders=lambda spec: loader
         )
-        self.pool._housekeeping.stop()  # one thread: nothing is loaded ahead
+        Inside(self.pool).housekeeping.stop()  # one thread: nothing is loaded ahead
         self.keys = {name: self.pool.register(spec) for name, spec in SPECS.items()}
         self.limit = 80
         self.open: list[tuple[Lease, frozenset[str], int]] = []
@@ -126,8 +127,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(policy=st.sampled_from(sorted(POLICIES)), stages=st.lists(st.lists(NAMES, max_size=2), max_size=3))
     def settings_(self, policy: str, stages: list[list[str]]) -> None:
         self.pool.configure(replace(self.pool.settings, policy=POLICIES[policy]))
-        self.pool._ledger.stages = tuple(frozenset(self.keys[n] for n in stage) for stage in stages if stage)
-        self.pool._ledger.stage = 0
+        Inside(self.pool).ledger.stages = tuple(frozenset(self.keys[n] for n in stage) for stage in stages if stage)
+        Inside(self.pool).ledger.stage = 0
 
     @rule()
     def cleanup(self) -> None:
@@ -147,14 +148,14 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_books_are_the_truth(self) -> None:
-        ledger = self.pool._ledger
+        ledger = Inside(self.pool).ledger
         work = sum(work for _, _, work in self.open) * MIB
         assert self.device.allocated() == ledger.used - work == sum(e.charge for e in ledger.entries.values())
         assert ledger.used <= self.limit * MIB
         assert max(self.device.peak(), ledger.peak) <= 100 * MIB
         assert ledger.host_used <= ledger.host_limit
         assert ledger.host_used == sum(e.model.movable.host_nbytes for e in ledger.entries.values() if e.model is not None)
-        assert not self.pool._admission.queued
+        assert not Inside(self.pool).waiting
         assert ledger.unreturned == 0
 
     @invariant()
@@ -164,8 +165,8 @@ class PoolMachine(RuleBasedStateMachine):
             for name in models:
                 counts[name] += 1
                 assert self.state(name) == "resident"
-        assert {n: self.pool._ledger.entries[k].leases for n, k in self.keys.items()} == counts
-        assert all(e.mover is None and e.drain_for is None for e in self.pool._ledger.entries.values())
+        assert {n: Inside(self.pool).ledger.entries[k].leases for n, k in self.keys.items()} == counts
+        assert all(e.mover is None and e.drain_for is None for e in Inside(self.pool).ledger.entries.values())
 
     def teardown(self) -> None:
         while self.open:

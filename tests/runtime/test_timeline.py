@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def test_events_samples_and_alerts_are_read_as_they_were_written(make_pool: Pool
     pool = make_pool(budget=60 * MIB, reserve=MIB, max_models=2)
     monitor = monitor_of(pool)
     use(pool, "joint")
-    with monitor.record(tmp_path / "m.jsonl"):
+    with monitor.record(tmp_path / "m.jsonl") as recorder:
         use(pool, "encoder", "mllm")
-        monitor._tell(Alert("thrash", "x", "é \ud800 text", when=1.0))
+        recorder.alert(Alert("thrash", "x", "é \ud800 text", when=1.0), time.monotonic())
     [session] = read(tmp_path / "m.jsonl").sessions
     start = session.start
     assert (start.device, start.limit, start.reserve, start.policy, start.max_models) == ("simulated", 60 * MIB, MIB, "lru", 2)

@@ -20,7 +20,7 @@ from fgvr.runtime.timeline import Start
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
-from .helpers import EQUALLY_BIG, PICTURE, Gate, state, status, until, used
+from .helpers import EQUALLY_BIG, PICTURE, Gate, Inside, state, status, until, used
 
 
 def test_a_waiter_for_a_big_model_is_served_under_steady_load_of_small_ones(make_pool: PoolMaker) -> None:
@@ -63,7 +63,7 @@ def test_capacity_is_given_in_order_of_asking(make_pool: PoolMaker) -> None:
         for index in range(4):
             threads.append(threading.Thread(target=ask, args=(index,)))
             threads[-1].start()
-            while len(pool._admission._queue) <= index:
+            while Inside(pool).waiting <= index:
                 time.sleep(0.001)
     for thread in threads:
         thread.join(10)
@@ -88,7 +88,7 @@ def test_a_model_whose_place_is_waited_for_is_shown_as_draining(make_pool: PoolM
             assert [r.key for r in Start.of(pool).resident] == [MLLM.key]
         waiting.result(10)
     assert [state(pool, s) for s in (MLLM, ENCODER)] == ["absent", "resident"]
-    pool._give_back(next(iter(pool._ledger.grants)))
+    Inside(pool).give_back(next(iter(Inside(pool).ledger.grants)))
     with pool.lease("encoder"), ThreadPoolExecutor(1) as thread:
         with pytest.raises(LeaseTimeout):
             thread.submit(pool.lease("mllm", timeout=0.1).__enter__).result(10)
@@ -102,8 +102,8 @@ def test_a_lease_waits_no_longer_than_its_timeout(make_pool: PoolMaker) -> None:
         with pytest.raises(LeaseTimeout, match=MLLM.key):
             thread.submit(pool.lease("encoder", timeout=0.2).__enter__).result(10)
         assert 0.15 < time.monotonic() - began < 5
-    assert not pool._admission._queue
-    assert all(e.drain_for is None for e in pool._ledger.entries.values())
+    assert not Inside(pool).waiting
+    assert all(e.drain_for is None for e in Inside(pool).ledger.entries.values())
 
 
 def test_building_a_model_excludes_computing_and_waits_for_it(make_pool: PoolMaker) -> None:
@@ -170,15 +170,15 @@ def test_a_waiter_told_to_stop_leaves_the_queue_to_the_others(make_pool: PoolMak
 
     with ThreadPoolExecutor(2) as threads, pool.lease("mllm"):
         first = threads.submit(wait_in_vain)
-        assert until(lambda: pool._admission.queued == 1)
+        assert until(lambda: Inside(pool).waiting == 1)
         second = threads.submit(lambda: pool.lease(EQUALLY_BIG, timeout=20).__enter__().nbytes)
-        assert until(lambda: pool._admission.queued == 2)
+        assert until(lambda: Inside(pool).waiting == 2)
         stop.set()
         assert "told to stop" in first.result(10)
-        assert pool._admission.queued == 1
+        assert Inside(pool).waiting == 1
         assert status(pool, MLLM).here
     assert second.result(10) == 40 * MIB
-    pool._give_back(next(iter(pool._ledger.grants)))
+    Inside(pool).give_back(next(iter(Inside(pool).ledger.grants)))
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals as on POSIX")
@@ -193,7 +193,7 @@ def test_an_interrupt_while_waiting_leaves_no_ticket_and_no_mark(make_pool: Pool
             release.wait(20)
 
     def interrupt() -> None:
-        if until(lambda: pool._admission.queued):
+        if until(lambda: Inside(pool).waiting):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with ThreadPoolExecutor(2) as threads:
@@ -202,8 +202,8 @@ def test_an_interrupt_while_waiting_leaves_no_ticket_and_no_mark(make_pool: Pool
         threads.submit(interrupt)
         with pytest.raises(KeyboardInterrupt), pool.lease("encoder", timeout=20):
             pass
-        assert not pool._admission.queued
-        assert all(e.drain_for is None and e.mover is None for e in pool._ledger.entries.values())
+        assert not Inside(pool).waiting
+        assert all(e.drain_for is None and e.mover is None for e in Inside(pool).ledger.entries.values())
         release.set()
         held.result(10)
     with pool.lease("encoder"):
@@ -232,7 +232,7 @@ def test_who_waits_for_anothers_load_may_give_up_and_the_load_goes_on(make_pool:
         assert state(pool, MLLM) == "loading"
         gate.open.set()
         assert loading.result(10) == 40 * MIB
-    pool._give_back(next(iter(pool._ledger.grants)))
+    Inside(pool).give_back(next(iter(Inside(pool).ledger.grants)))
     assert pool.loads["mllm"] == 1
 
 
@@ -251,25 +251,25 @@ def test_an_interrupted_loader_does_not_undo_the_next_ones_load(make_pool: PoolM
         second(spec)
 
     pool = make_pool(loader=FakeLoader(on_load=load))
-    leave = pool._admission.withdraw
+    leave = Inside(pool).admission.withdraw
 
     def late(ask) -> bool:
         if not first.is_set() and calls:  # the interrupted one: the state is settled, its own clean-up is still to come
-            pool._condition.release()
+            Inside(pool).condition.release()
             try:
                 other.append(threads.submit(lambda: pool.lease("mllm").__enter__().nbytes))
                 assert first.wait(10)
             finally:
-                pool._condition.acquire()
+                Inside(pool).condition.acquire()
         return leave(ask)
 
     other: list = []
-    pool._admission.withdraw = late
+    Inside(pool).admission.withdraw = late
     with ThreadPoolExecutor(1) as threads:
         with pool.lease("joint", work=0), pytest.raises(KeyboardInterrupt), pool.lease("mllm"):
             pass
         assert (state(pool, MLLM), used(pool)) == ("loading", 60 * MIB)
         second.open.set()
         assert other[0].result(10) == 40 * MIB
-    pool._give_back(next(iter(pool._ledger.grants)))
+    Inside(pool).give_back(next(iter(Inside(pool).ledger.grants)))
     assert pool.loads["mllm"] == 1

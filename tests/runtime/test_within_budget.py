@@ -18,7 +18,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
-from .helpers import EQUALLY_BIG, PICTURE, Gate, state, used
+from .helpers import EQUALLY_BIG, PICTURE, Gate, Inside, state, used
 
 
 def test_the_device_never_holds_more_than_the_budget(make_pool: PoolMaker, device: SimulatedDevice) -> None:
@@ -49,7 +49,7 @@ def test_bytes_are_reserved_before_a_load_begins(make_pool: PoolMaker) -> None:
         assert used(pool) == 40 * MIB
         gate.open.set()
         done.result(10)
-    pool._give_back(next(iter(pool._ledger.grants)))
+    Inside(pool).give_back(next(iter(Inside(pool).ledger.grants)))
 
 
 def test_a_measured_size_replaces_the_estimate(make_pool: PoolMaker) -> None:

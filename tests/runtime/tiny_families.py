@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.runtime.tiny_random import CHAT, MARKS, _bpe, _fast
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
 
 GEMMA_CHAT = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
@@ -29,6 +33,11 @@ IDEFICS_MARKS = [
     "<global-img>",
     *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)),
 ]
+SYSTEM = "you look closely"
+PROMPTS = ["describe", "what is visible ? answer with its name", "which bird"]
+ANSWERS = [["red", "a blue bird with white wing"], ["black crown .", "a", "brown"], ["", "white"]]
+KINDS = ("mm_token_type_ids", "token_type_ids")
+ENDS = ("<|im_end|>", "<end_of_utterance>", "<end_of_turn>", "<eos>")
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -266,3 +275,55 @@ def write_family(name: str, folder: Path) -> Path:
     processor.save_pretrained(folder)
     module.to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+class Plain:
+    """transformers by itself: one prompt at a time, no cache, positions found by the model."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.torch = torch
+
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.module = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def inputs(self, images: list[Image], prompt: str, answer: list[int]) -> dict[str, torch.Tensor]:
+        shown = [{"type": "image", "image": image} for image in images]
+        turns = [("system", [{"type": "text", "text": SYSTEM}]), ("user", [*shown, {"type": "text", "text": prompt}])]
+        found = dict(
+            self.processor.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        )
+        more = self.torch.tensor([answer], dtype=self.torch.long)
+        for name, added in (
+            ("input_ids", more),
+            ("attention_mask", self.torch.ones_like(more)),
+            *((n, self.torch.zeros_like(more)) for n in KINDS),
+        ):
+            if name in found:
+                found[name] = self.torch.cat([found[name], added], dim=1)
+        return found
+
+    def next_log_probs(self, images: list[Image], prompt: str, answer: list[int]) -> torch.Tensor:
+        """(W + 1, V): of each token of the answer, and of the one after it."""
+        with self.torch.inference_mode():
+            return self.module(**self.inputs(images, prompt, answer)).logits[0, -len(answer) - 1 :].log_softmax(-1)
+
+    def score(self, images: list[Image], prompt: str, answer: str) -> float:
+        tokenizer = self.processor.tokenizer
+        end = next(mark for mark in ENDS if mark in tokenizer.get_vocab())
+        ids = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.convert_tokens_to_ids(end)]
+        return sum(self.next_log_probs(images, prompt, ids)[i, token].item() for i, token in enumerate(ids))
+
+    def generate(self, images: list[Image], prompt: str, most: int) -> str:
+        ids: list[int] = []
+        while len(ids) < most and not ({self.processor.tokenizer.convert_ids_to_tokens(i) for i in ids} & set(ENDS)):
+            ids.append(int(self.next_log_probs(images, prompt, ids)[-1].argmax()))
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -1,4 +1,4 @@
-"""Clients against a server process with the tiny models: the README's examples as printed, the official openai client, shell and sweeps."""
+"""Clients against a server process with the tiny models: the tutorial as printed, the official openai client, shell and sweeps."""
 
 from __future__ import annotations
 
@@ -67,11 +67,9 @@ def turn(bird: Path) -> list[Any]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": PROMPT}]}]
 
 
-def readme(language: str) -> str:
-    """The section's one block in that language."""
-    section = (ROOT / "README.md").read_text().split("## One copy per machine")[1].split("\n## ")[0]
-    [block] = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    return block
+def tutorial(language: str) -> str:
+    """The last block in that language of the page for a lab."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/tutorials/server.md").read_text(), re.DOTALL)[-1]
 
 
 def run(command: list[str], server: Server, bird: Path, **more: str) -> str:
@@ -85,8 +83,8 @@ def run(command: list[str], server: Server, bird: Path, **more: str) -> str:
 # --- as printed --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_openai_example_works_as_printed(server: Server, bird: Path, local) -> None:
-    said = run([sys.executable, "-c", readme("python").replace(":8000", f":{server.port}")], server, bird).splitlines()
+def test_the_tutorials_openai_example_works_as_printed(server: Server, bird: Path, local) -> None:
+    said = run([sys.executable, "-c", tutorial("python").replace(":8000", f":{server.port}")], server, bird).splitlines()
     [reply] = local["mllm"].generate([Image.open(bird)], [PROMPT], max_new_tokens=60)
     assert said == [str(reply), f"2 {local['encoder'].encode_text(['x']).shape[1]}"]
 

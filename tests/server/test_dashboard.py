@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser against a real server: levers, budget, events, an image, a token, a phone, the dark."""
+"""The page at `/` in a real browser against a real server: controls, budget, events, an image, a token, a phone, the dark."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def row(page, key: str):
     return page.locator("#models tr").filter(has=page.get_by_role("rowheader", name=re.compile(key)))
 
 
-def pull(page, lever: str, key: str) -> None:
-    page.get_by_role("button", name=f"{lever} {key}", exact=True).click()
+def pull(page, control: str, key: str) -> None:
+    page.get_by_role("button", name=f"{control} {key}", exact=True).click()
 
 
 @browsing
@@ -202,7 +202,7 @@ def test_a_phone_scrolls_only_downwards_and_reaches_every_lever(serve: Serve, vi
     page.set_input_files("#file", {"name": "bird.png", "mimeType": "image/png", "buffer": png()})
     expect(page.locator("#answer .verdict")).to_contain_text("crow")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    boxes = [button.bounding_box() for button in page.locator(".levers button").all()]
+    boxes = [button.bounding_box() for button in page.locator(".controls button").all()]
     assert len(boxes) == 15 and all(box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 30 for box in boxes)
 
 
@@ -238,6 +238,17 @@ def test_words_stand_out_from_their_ground_and_everything_has_a_name(serve: Serv
     unnamed = "e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)"
     assert [b for b in page.locator("button, input").all() if b.evaluate(unnamed)] == []
     assert len(page.locator("#residency").get_attribute("aria-label")) > 20
+
+
+@browsing
+def test_the_page_of_addresses_lists_each_and_asks_nobody_else(serve: Serve, visit) -> None:
+    served = serve()
+    page = visit(served, token="")
+    page.get_by_role("link", name="addresses").click()
+    expect(page.get_by_role("heading", name="POST /api/v1/classify")).to_be_visible()
+    document = served.get("/openapi.json").json()["paths"]
+    wanted = [f"{method.upper()} {path}" for path, operations in document.items() for method in operations]
+    assert page.locator("h2").all_inner_texts() == wanted
 
 
 def test_only_the_pages_own_files_are_given_away_and_none_is_missing(serve: Serve) -> None:

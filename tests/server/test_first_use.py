@@ -1,4 +1,4 @@
-"""A newcomer's first minutes: the README's block as it stands, typed in order, with no token, no variable and no picture at hand."""
+"""A newcomer's first minutes: the tutorial's block as it stands, typed in order, with no token, no variable and no picture at hand."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ WORLD = ("dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", 
 
 
 def block() -> list[str]:
-    section = (ROOT / "README.md").read_text().split("## One copy per machine")[1].split("\n## ")[0]
-    [found] = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    return [line for line in found.splitlines() if line.strip()]
+    found = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/tutorials/server.md").read_text(), re.DOTALL)
+    return [line for line in found[-1].splitlines() if line.strip()]
 
 
 def surroundings(folder: Path) -> dict[str, str]:
@@ -36,7 +35,7 @@ def surroundings(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_the_readmes_block_works_as_it_is_typed(tmp_path: Path) -> None:
+def test_the_tutorials_block_works_as_it_is_typed(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,7 +66,7 @@ def test_the_readmes_block_works_as_it_is_typed(tmp_path: Path) -> None:
         row = json.loads(curled)["data"]["predictions"][0]
         assert row["name"] in classified and "mllm-" in models and "8.00 GiB" in limit
         assert json.loads(query)["data"]["answer"] and "released" in cleanup
-        env.pop("FGVR_SERVER_URL")  # the levers find the server without it, too
+        env.pop("FGVR_SERVER_URL")  # the controls find the server without it, too
         done = subprocess.run(["fgvr", "memory", "pin", "encoder", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and json.loads(done.stdout)["server"].endswith(str(port)), done.stderr
     finally:

@@ -1,4 +1,4 @@
-"""`/api/v1/memory` and `/api/v1/models`: the table of design/runtime.md."""
+"""`/api/v1/memory` and `/api/v1/models`: as docs/server.md lists them."""
 
 from __future__ import annotations
 

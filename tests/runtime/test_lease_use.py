@@ -15,7 +15,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
-from .helpers import EQUALLY_BIG, PICTURE, state
+from .helpers import EQUALLY_BIG, PICTURE, Inside, state
 
 
 def test_a_leased_model_is_never_evicted(make_pool: PoolMaker) -> None:
@@ -84,7 +84,7 @@ def test_two_threads_that_take_the_same_pair_crosswise_both_finish(pool: ModelPo
             done.result(60)
     assert pool.loads == {"mllm": 1, "encoder": 1, "joint": 0}
     assert sum(m.hits + m.loads for m in pool.status()) == 2 * 50 * 4  # each lease of each was counted
-    assert not pool._ledger.grants
+    assert not Inside(pool).ledger.grants
 
 
 def test_a_model_kept_after_its_lease_is_useless_and_costs_nothing(pool: ModelPool, device: SimulatedDevice) -> None:
@@ -105,9 +105,9 @@ def test_an_exception_somebody_keeps_does_not_keep_the_model(pool: ModelPool, de
     assert pool.evict("mllm") == 40 * MIB
 
 
-def test_batches_follow_the_spec_and_work_is_counted(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, encode = [], FakeEncoder.encode
-    monkeypatch.setattr(FakeEncoder, "encode", lambda self, images: sizes.append(len(images)) or encode(self, images))
+def test_batches_follow_the_spec_and_work_is_counted(pool: ModelPool, intercept) -> None:
+    sizes: list[int] = []
+    intercept(FakeEncoder, "encode", lambda encode, self, images: sizes.append(len(images)) or encode(self, images))
     pool.register(replace(ENCODER, batch_size=2))
     with pool.lease("encoder") as encoder:
         assert encoder.encode([PICTURE] * 5).shape == (5, 64)

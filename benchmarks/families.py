@@ -1,0 +1,89 @@
+"""Every multimodal family with a profile, tiny and random: what its answers are compared with, and the memory planned and taken."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.race import Races
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COLUMNS = "family | class | generate | score | several images | batched = single | left padding | parked and returned | forecast / peak"
+_EXACT = 1e-3  # nats: sums of float32 in another order
+
+
+def measure(*, models: str, repeat: int, size: int = 0) -> Races:
+    """`models`, `repeat` and `size` play no part: each family is made here, and each figure is exact."""
+    from tests.runtime.tiny_families import FAMILIES, write_family
+
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FAMILIES:
+            try:
+                rows[name] = row(write_family(name, Path(folder) / name))
+            except ImportError as error:  # SmolVLM's processor asks for num2words
+                rows[name] = {"missing": str(error).splitlines()[0]}
+    notes = [f"| {_COLUMNS} |", "|" + "---|" * (_COLUMNS.count("|") + 1)]
+    notes += [f"| {name} | " + " | ".join(map(str, found.values())) + " |" for name, found in rows.items()]
+    return Races({}, notes, {"families": rows})
+
+
+def row(folder: Path) -> dict[str, Any]:
+    from fgvr.runtime.devices.simulated import SimulatedDevice
+    from fgvr.runtime.loaders.base import find_loader
+    from fgvr.types import ModelSpec
+    from tests.runtime.tensor_trace import TensorTrace
+    from tests.runtime.tiny_families import ANSWERS, PROMPTS, SYSTEM, Plain
+
+    spec, device, plain = ModelSpec("mllm", "transformers", str(folder), batch_size=3), SimulatedDevice(100 << 20), Plain(folder)
+    loader, shown = find_loader(spec), pictures()
+    model = loader.load(spec, device)
+    model.place(device)
+    cases = list(zip(shown, PROMPTS, ANSWERS, strict=True))
+
+    def score() -> list[Any]:
+        return model.score(shown, PROMPTS, ANSWERS, system=SYSTEM)
+
+    with TensorTrace() as trace:
+        scores, replies = score(), model.generate(shown, PROMPTS, system=SYSTEM, max_new_tokens=6)
+    alone = [model.score([images], [prompt], [answers], system=SYSTEM)[0] for images, prompt, answers in cases]
+    expected = [[plain.score(images, prompt, answer) for answer in answers] for images, prompt, answers in cases]
+    model.movable.park()
+    model.movable.restore(device)
+    apart = [far(score.log_likelihoods, found) for score, found in zip(scores, expected, strict=True)]
+    lengths = [score.prompt_tokens for score in scores]
+    return {
+        "class": type(plain.module).__name__,
+        "generate": said(replies == [plain.generate(images, prompt, 6) for images, prompt, _ in cases]),
+        "score": nats(max(apart)),
+        "several_images": nats(apart[1]),
+        "batched": nats(max(far(a.log_likelihoods, b.log_likelihoods) for a, b in zip(scores, alone, strict=True))),
+        "left_padding": f"{min(lengths)} to {max(lengths)} tokens: {nats(apart[lengths.index(min(lengths))])}",
+        "parked": "bit-equal" if score() == scores else "CHANGED",
+        "memory": f"{loader.work_bytes(spec) / 2**20:.1f} / {(trace.peak - model.movable.nbytes) / 2**20:.1f} MiB",
+    }
+
+
+def pictures() -> list[list[Image]]:
+    """One, two and none, of three sizes."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    made = [Image.fromarray(random.integers(0, 255, (high, wide, 3), dtype=np.uint8)) for high, wide in ((84, 84), (60, 150), (120, 70))]
+    return [made[:1], made[1:], []]
+
+
+def far(ours: Any, theirs: Any) -> float:
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+def nats(apart: float) -> str:
+    return f"equal ({apart:.0e})" if apart < _EXACT else f"APART by {apart:.2g}"
+
+
+def said(equal: bool) -> str:
+    return "equal" if equal else "DIFFERS"
