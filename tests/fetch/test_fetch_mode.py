@@ -137,9 +137,9 @@ def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
 
 def test_no_other_mode_asks_anybody(tmp_path):
     """Every attempt to find or reach a machine is listened for: by commands that lack a model or a data set, and by one that lacks none."""
-    model = ["models.mllm.source=org/small", "models.mllm.loader=qwen"]
-    small = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=1", "dataset.shots=2", "dataset.calibration=0"]
-    commands = [["doctor", *model], ["build_knowledge_base", *model], ["evaluate", "dataset=dtd47"], ["fastonly", *small]]
+    small = ["dataset.genera=[2,2]", "dataset.test_per_class=1", "dataset.shots=2", "dataset.calibration=0"]
+    model = ["models.mllm.source=org/small", "models.mllm.loader=transformers", *small]
+    commands = [["doctor", *model], ["build_knowledge_base", *model], ["evaluate", "dataset=dtd47"], ["fastonly", "models=fake", *small]]
     listening = f"""
 import json, sys
 asked = []
