@@ -30,6 +30,7 @@ NAMES = (
     "sweep",
     "stream",
     "photos",
+    "rows",
     "scale",
     "families",
 )

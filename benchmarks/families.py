@@ -63,7 +63,7 @@ def row(folder: Path) -> dict[str, Any]:
         "batched": nats(max(far(a.log_likelihoods, b.log_likelihoods) for a, b in zip(scores, alone, strict=True))),
         "left_padding": f"{min(lengths)} to {max(lengths)} tokens: {nats(apart[lengths.index(min(lengths))])}",
         "parked": "bit-equal" if score() == scores else "CHANGED",
-        "memory": f"{loader.work_bytes(spec) / (trace.peak - model.nbytes if trace.peak > model.nbytes else trace.peak):.2f}",
+        "memory": f"{loader.work_bytes(spec) / 2**20:.1f} / {(trace.peak - model.movable.nbytes) / 2**20:.1f} MiB",
     }
 
 

@@ -91,7 +91,7 @@ def _answer(server: Any, asked: argparse.Namespace) -> Any:
             return admin_client.cleanup(server, *asked.models, target=asked.target)
         case "limit":
             return admin_client.limit(server, asked.size)
-        case action if action in admin_client.MODEL_LEVERS:
+        case action if action in admin_client.MODEL_ACTIONS:
             return admin_client.model(server, action, asked.model)
     return admin_client.figures(server, asked.action)
 
@@ -157,9 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     cleanup.add_argument("models", nargs="*", metavar="MODEL")
     cleanup.add_argument("--target", metavar="SIZE", help="stop when no more than this is in use, such as 8GiB")
     add("limit", "set the budget of the running server").add_argument("size", metavar="SIZE", help="18GiB, or 18 (GiB)")
-    for lever, what in (("load", "bring a model in"), ("evict", "drop an idle model"), ("pin", "never evict a model"),
+    for control, what in (("load", "bring a model in"), ("evict", "drop an idle model"), ("pin", "never evict a model"),
                         ("unpin", "let a model be evicted again"), ("reset", "forget a model's failed load")):  # fmt: skip
-        add(lever, what).add_argument("model", metavar="MODEL")
+        add(control, what).add_argument("model", metavar="MODEL")
     return parser
 
 

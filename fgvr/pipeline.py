@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,6 +23,7 @@ from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.cost_tracking import TrackedCosts, track_costs
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
 from fgvr.utils.batches import chunks
+from fgvr.utils.concurrent import map_in_order
 
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
@@ -65,6 +67,7 @@ class Recognizer:
         abstain: Callable[[Sequence[Prediction]], list[Prediction]] | None = None,
         record_all: bool = False,
         batch_size: int = 32,
+        at_once: int = 1,
     ) -> None:
         """Args:
         look: opens an image.
@@ -73,6 +76,7 @@ class Recognizer:
         notes: says, once there are results, what their reader should know, such as what the trigger expects.
         learn: gets each batch's predictions; None = nothing is learned while running.
         abstain: withholds answers that are too uncertain; None = all are given.
+        at_once: batches that System 1 works on at a time, one per device.
         record_all: let System 2 also answer images that the trigger accepts, for replays. This changes no prediction.
         """
         self._look = look
@@ -87,6 +91,7 @@ class Recognizer:
         self._abstain = abstain
         self._record_all = record_all and slow is not None
         self.batch_size = batch_size
+        self._at_once = at_once
 
     def __repr__(self) -> str:
         first = ", ".join(list(self.names.values())[:3])
@@ -117,11 +122,12 @@ class Recognizer:
     def batch(self, images: Iterable[ImageSource | Sample | str]) -> list[Prediction]:
         """Predictions in input order; an unreadable image raises ImageError."""
         samples = [as_sample(image, i) for i, image in enumerate(images)]
-        answered = (self._run_fast(batch, [self._look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
+        opened = ((batch, [self._look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
+        answered = map_in_order(lambda one: self._run_fast(*one), opened, self._at_once)
         return [p for one in answered for p in self._finish([one])]
 
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
-        """Predictions in order. The next batch is decoded while the models work on this one, and no more than two are held.
+        """Predictions in order. The next batch is decoded while the models work on this one, and no more than two are held for each device.
 
         Batches of one group come together where few images are doubtful or most answers are cached: System 2 is asked when a full batch
         of questions has come together, because its cost per image falls with its batch size. With `learn` each batch comes alone.
@@ -130,14 +136,31 @@ class Recognizer:
             done: batches to skip, already answered by an earlier run; borders depend on positions alone.
             unreadable: collects images that cannot be decoded; without it the first one raises.
         """
-        batches = islice(chunks(samples, self.batch_size), done, None)
-        decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
         waiting: list[FastBatch] = []
-        miss_rate, number = _MISS_RATE, done
+        miss_rate = _MISS_RATE
+        at_once = self._at_once if self._learn is None else 1
+        with closing(self._opened(islice(chunks(samples, self.batch_size), done, None), unreadable)) as opened:
+            answered = map_in_order(lambda one: self._run_fast(*one), opened, at_once)
+            for number, batch in enumerate(answered, done + 1):
+                waiting.append(batch)
+                group_ends = number % GROUP == 0
+                if group_ends or self._ready(waiting, miss_rate):
+                    predictions, waiting = self._finish(waiting), []
+                    if calls := [p.cost.mllm_calls > 0 for p in predictions if p.slow is not None]:
+                        miss_rate = sum(calls) / len(calls)
+                    miss_rate = _MISS_RATE if group_ends else miss_rate
+                    yield predictions
+            if waiting:
+                yield self._finish(waiting)
+
+    def _opened(
+        self, batches: Iterator[list[Sample]], unreadable: list[ImageError] | None
+    ) -> Generator[tuple[list[Sample], list[Picture], float]]:
+        """The samples of each batch that can be decoded, their pictures, and the seconds that decoding was waited for."""
+        decoder = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="fgvr-decode")
         try:
             ahead = self._submit(decoder, next(batches, []))
             while ahead:
-                number += 1
                 began = time.perf_counter()
                 opened = [(sample, picture()) for sample, picture in ahead]
                 waited = time.perf_counter() - began
@@ -147,14 +170,7 @@ class Recognizer:
                         raise error
                     unreadable.append(error)
                 pairs = [(sample, picture) for sample, picture in opened if isinstance(picture, Picture)]
-                waiting.append(self._run_fast([sample for sample, _ in pairs], [picture for _, picture in pairs], decode_wait=waited))
-                group_ends = not ahead or number % GROUP == 0
-                if group_ends or self._ready(waiting, miss_rate):
-                    predictions, waiting = self._finish(waiting), []
-                    if calls := [p.cost.mllm_calls > 0 for p in predictions if p.slow is not None]:
-                        miss_rate = sum(calls) / len(calls)
-                    miss_rate = _MISS_RATE if group_ends else miss_rate
-                    yield predictions
+                yield [sample for sample, _ in pairs], [picture for _, picture in pairs], waited
         finally:
             decoder.shutdown(cancel_futures=True)
 
@@ -169,7 +185,7 @@ class Recognizer:
         except ImageError as error:
             return error
 
-    def _run_fast(self, samples: Sequence[Sample], pictures: Sequence[Picture], *, decode_wait: float = 0.0) -> FastBatch:
+    def _run_fast(self, samples: Sequence[Sample], pictures: Sequence[Picture], decode_wait: float = 0.0) -> FastBatch:
         """System 1 and the trigger on one batch."""
         started = time.perf_counter()
         with track_costs() as costs:

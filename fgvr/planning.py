@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fgvr.config.configuration import Config
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
-from fgvr.runtime.devices import device_class, pick_device
+from fgvr.runtime.devices import ALL, AUTO, device_class, device_names, pick_devices
 from fgvr.runtime.devices.base import held_by_others
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.spec import checked
@@ -15,16 +15,24 @@ from fgvr.utils.text import format_bytes
 
 
 def plan(config: Config) -> MemoryPlan:
-    """What would be resident at once, and whether it fits the budget. Loads nothing. Raises ModelLoadError for a size that nobody knows."""
-    device, budget = _device_and_budget(config)
+    """What would be resident at once on each device, and whether it fits the budget of the smallest one. Loads nothing.
+
+    Raises ModelLoadError for a size that nobody knows.
+    """
+    devices = _budgets(config)
+    device, budget = min(devices, key=lambda one: one[1])
     needed, optional = ([spec(config, role) for role in roles] for roles in (used(config), optional_roles(config)))
     found = plan_memory(needed, budget, reserve=as_bytes(config.runtime.reserve), device=device, optional=optional)
-    return found if config.engine.name == "local" else replace(found, facts=(*found.facts, _of_workers(config, found)))
+    each = ", ".join(f"{name} {format_bytes(own)}" for name, own in devices)
+    of_devices = [f"{len(devices)} devices, each with a copy of every model and a budget of its own: {each}"] * (len(devices) > 1)
+    of_workers = [] if config.engine.name == "local" else [_of_workers(config, found)]
+    return replace(found, facts=(*found.facts, *of_devices, *of_workers))
 
 
 def _of_workers(config: Config, one: MemoryPlan) -> str:
     """What a plan of one worker means for all of them."""
-    workers, each = config.engine.workers, f"needs {format_bytes(one.needed)} on a device of its own, and 0.3 to 0.8 GiB of libraries"
+    workers = config.engine.workers
+    each = f"needs {format_bytes(one.needed)} on a device of its own, and 0.8 GiB of main memory for libraries"
     if workers is None:
         return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
     shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"
@@ -42,13 +50,13 @@ def optional_roles(config: Config) -> tuple[str, ...]:
 
 
 def spec(config: Config, role: str) -> ModelSpec:
-    return checked(ModelSpec(**config.models[role].arguments), config.runtime.device)
+    return checked(ModelSpec(**config.models[role].arguments), device_names(config.runtime.device)[0])
 
 
-def _device_and_budget(config: Config) -> tuple[str, int]:
-    """The device is only asked (and torch, on a GPU machine, only imported) when the budget depends on its size."""
-    asked, name = config.runtime.budget, str(config.runtime.device)
-    if isinstance(asked, str) and (size := parse_bytes(asked)):
-        return (name if name != "auto" else device_class(name).name), size
-    device = pick_device(name)
-    return device.name, parse_budget(asked, device.total, held=held_by_others(device) if asked == "auto" else 0)
+def _budgets(config: Config) -> list[tuple[str, int]]:
+    """(device, budget) of each. Devices are only asked (and torch, on a GPU machine, only imported) where the answer depends on them."""
+    asked, names = config.runtime.budget, device_names(config.runtime.device)
+    if isinstance(asked, str) and (size := parse_bytes(asked)) and names != (ALL,):
+        return [(name if name != AUTO else device_class(name).name, size) for name in names]
+    devices = pick_devices(names)
+    return [(one.name, parse_budget(asked, one.total, held=held_by_others(one) if asked == "auto" else 0)) for one in devices]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import timeline
-from fgvr.runtime.timeline import Sample, Timeline
+from fgvr.runtime.timeline import MemorySample, Timeline
 from fgvr.utils.text import format_bytes
 
 
@@ -90,7 +90,7 @@ def judge(record: Timeline, *, tolerance: float = 0.10, of: str = "ledger") -> V
     )
 
 
-def _beyond(sample: Sample) -> int:
+def _beyond(sample: MemorySample) -> int:
     """Bytes by which the process lies outside what the ledger says it holds: the weights, and at most its working memory."""
     held = (sample.uss or 0) - (sample.base_uss or 0)
     return max(sample.weights_bytes - held, held - sample.ledger, 0)

@@ -276,7 +276,7 @@ FORMATS = (
             Part("fgvr.runtime.timeline:Start", "row `start`"),
             Part("fgvr.runtime.timeline:Resident", "each model that was there", "resident[]."),
             Part("fgvr.runtime.events:Event", "row `event`", without=("monotonic",)),
-            Part("fgvr.runtime.timeline:Sample", "row `sample`", without=("t",)),
+            Part("fgvr.runtime.timeline:MemorySample", "row `sample`", without=("t",)),
             Part("fgvr.runtime.alerts:Alert", "row `alert`"),
         ),
     ),

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,23 @@ def _included(path: str, section: str | None, docs: Path, here: str) -> str:
     text = text.split(f"\n## {section}\n")[1].split("\n## ")[0] if section else re.sub(r"\A# .*\n", "", text)
     up = "../" * here.count("/")
     return re.sub(r"\]\((?!\w+:|#|/)", f"]({up}", text)
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """A page that would ask for anything outside fails the build."""
+    pages = {file: outside(file.read_text(encoding="utf-8")) for file in Path(config.site_dir).rglob("*.html")}
+    pages |= {file: _FAR_STYLE.findall(file.read_text(encoding="utf-8")) for file in Path(config.site_dir).rglob("*.css")}
+    if found := [f"{file.relative_to(config.site_dir)}: {', '.join(asked)}" for file, asked in pages.items() if asked]:
+        raise PluginError("\n".join(["the documentation must work offline:", *found]))
+
+
+_LOADED = re.compile(r"""<(?:script|link|img|iframe|source|video|audio)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)""")
+_FAR_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""")
+
+
+def outside(html: str) -> list[str]:
+    """Addresses that a browser would ask when it shows this page; links that a reader may follow are none."""
+    return _LOADED.findall(html) + _FAR_STYLE.findall(html)
 
 
 def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:

@@ -151,8 +151,9 @@ def test_an_address_has_a_host_and_a_port(address: str, capsys: pytest.CaptureFi
     assert "must be HOST:PORT, ray://HOST:PORT, auto, or null" in capsys.readouterr().err
 
 
-def test_learning_in_order_is_not_for_workers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["mode=evaluate", *WORLD, *RAY, "online=statistics"]) == 2
+@pytest.mark.parametrize("words", [["mode=evaluate", "online=statistics"], ["mode=serve"], ["mode=build_experience_base"]])
+def test_what_cannot_be_shared_is_not_for_workers(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, *WORLD, *RAY]) == 2
     assert "write engine=local" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What the stages towards reasoning teach (`scripts/tiny`): words follow from the species, and nothing reserved is named."""
+"""What the stages towards reasoning teach (`scripts/tiny`): lessons follow from their species, none is reserved."""
 
 from __future__ import annotations
 

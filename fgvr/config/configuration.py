@@ -39,6 +39,7 @@ ORACLE = (
 )
 _UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no label
 _NO_ANSWERS = ("replay", "compare", "memory", "cache", "plan")  # modes that ask no model
+_ALONE = ("serve", "build_experience_base")  # modes that ask models, and have nothing to share among workers
 _RENDERED = "fgvr.data.datasets.open_birds"
 _NO_RESULT = (
     "run",
@@ -208,7 +209,9 @@ class Config(Group):
         return self
 
     @model_validator(mode="after")
-    def _learning_has_an_order(self) -> Config:
+    def _workers_can_do_it(self) -> Config:
+        if self.mode in _ALONE and self.engine.name == "ray":
+            raise complaint(f"mode={self.mode} asks its models itself, without workers: write engine=local")
         if self.learning and self.engine.name == "ray":
             raise complaint(f"online={self.online} learns from one image after the other, which workers cannot share: write engine=local")
         return self

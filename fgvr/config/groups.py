@@ -34,6 +34,7 @@ from fgvr.config.fields import (
 )
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget
+from fgvr.runtime.devices import device_names
 from fgvr.runtime.pressure import MonitorSettings
 from fgvr.types.memory import ROLES, Role
 
@@ -190,6 +191,9 @@ class Dataset(Leaf):
     genera: Annotated[list[Count], Field(min_length=1)] = ABSENT
     difficulty: Share = ABSENT
     superclass: Text = ABSENT
+    names: Text | None = ABSENT
+    image: Text = ABSENT
+    label: Text | None = ABSENT
     cache_dir: Text | None = ABSENT
     on_bad_image: Literal["skip", "error"] = ABSENT
 
@@ -369,7 +373,7 @@ class Alerts(Group):
 
 
 class Runtime(Group):
-    device: Any
+    device: Annotated[Any, judged(device_names)]
     budget: Annotated[Any, judged(lambda value: parse_budget(value, total=1 << 40))]
     reserve: Size
     max_models: Count | None

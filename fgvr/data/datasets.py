@@ -52,7 +52,7 @@ class Dataset:
     split: Split
     root: Path  # keys of samples are relative to it
     notes: tuple[str, ...] = ()
-    bad_images: tuple[BadImage, ...] = ()  # left out
+    bad_images: Sequence[BadImage] = ()  # left out
     listing: Listing | None = None  # all that the archive lists, also what this split does not use
     figures: Figures | None = None  # what the archive's makers say it holds
     seen: tuple[Sample, ...] = ()  # the images looked at, with their hashes

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fgvr.data.near_duplicates import HashIndex, PerceptualHash
 from fgvr.data.splits import Split
+from fgvr.data.streams.samples import StreamSamples, without
 from fgvr.errors import LeakError
 from fgvr.types import Sample
 
@@ -16,6 +17,8 @@ OnOverlap = Literal["error", "drop", "allow"]
 
 _AT_ONCE = 1000  # test images hashed per round, which bounds the memory of a long test
 SCOPE = "leak guard: exact, re-encoded and resized copies are found; crops of more than 5 % and mirror images are not looked for"
+NEAR_MOST = 20_000
+"""Test images of a stream among which near copies are looked for, too."""
 _TOLD = ("test images resemble", "test images may resemble", "helped to build what is tested")  # the last: files of 0.1
 
 
@@ -31,9 +34,10 @@ class Overlap:
         return f"{self.key} ({'looks like' if self.near else 'is'} {self.where})"
 
 
-def exact_overlaps(test: Iterable[Sample], used: Mapping[str, str]) -> list[Overlap]:
+def exact_overlaps(test: Sequence[Sample], used: Mapping[str, str]) -> list[Overlap]:
     """Test samples whose content hash is among `used` (sha256 -> where), in the order of the test."""
-    return [Overlap(sample.key, used[sample.sha256]) for sample in test if sample.sha256 and sample.sha256 in used]
+    found = test.alike(used) if isinstance(test, StreamSamples) else test
+    return [Overlap(sample.key, used[sample.sha256]) for sample in found if sample.sha256 and sample.sha256 in used]
 
 
 def near_overlaps(test: Sequence[Sample], used: Mapping[str, str], samples: Iterable[Sample], hashes: PerceptualHash) -> list[Overlap]:
@@ -53,8 +57,24 @@ def near_overlaps(test: Sequence[Sample], used: Mapping[str, str], samples: Iter
 
 def split_overlaps(split: Split, hashes: PerceptualHash) -> list[Overlap]:
     """Test images of a split that are, or nearly are, its support or calibration images."""
-    used = {sample.sha256: f"{role}: {sample.key}" for role, sample in split if role != "test"}
+    used = {sample.sha256: f"{role}: {sample.key}" for role in ("support", "calibration") for sample in getattr(split, role)}
+    if by_content_alone(split.test):
+        return exact_overlaps(split.test, used)
     return [*exact_overlaps(split.test, used), *near_overlaps(split.test, used, (*split.support, *split.calibration), hashes)]
+
+
+def by_content_alone(test: Sequence[Sample]) -> bool:
+    """Whether near copies are not looked for: that would decode every image of a long stream once more."""
+    return isinstance(test, StreamSamples) and len(test) > NEAR_MOST
+
+
+def scope(test: Sequence[Sample]) -> str:
+    """What the guard looks for in these test images, for a report."""
+    return (
+        f"leak guard: exact copies are found; near copies are not looked for in a stream of more than {NEAR_MOST:,} test images"
+        if (by_content_alone(test))
+        else SCOPE
+    )
 
 
 def enforce(split: Split, overlaps: Sequence[Overlap], on_overlap: OnOverlap) -> Split:
@@ -63,7 +83,7 @@ def enforce(split: Split, overlaps: Sequence[Overlap], on_overlap: OnOverlap) ->
     if not overlaps or on_overlap == "allow":
         return split
     keys = {overlap.key for overlap in overlaps}
-    left = tuple(sample for sample in split.test if sample.key not in keys)
+    left = without(split.test, keys)
     if left and on_overlap == "drop":
         return replace(split, test=left)
     named = "\n".join(f"  {overlap}" for overlap in overlaps[:10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from PIL import Image
 
 from fgvr.errors import ImageError
 from fgvr.types import Picture, Sample
-from fgvr.utils.images import MAX_PIXELS, content_sha256, read_image, reduced_sha256
+from fgvr.utils.images import MAX_PIXELS, StoredImage, content_sha256, read_image, reduced_sha256
 
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
@@ -31,9 +32,9 @@ class DeferredImage(Picture):
 
     __slots__ = ("_file",)
 
-    _file: Path
+    _file: Path | StoredImage
 
-    def __init__(self, file: Path, sha256: str, content: str) -> None:
+    def __init__(self, file: Path | StoredImage, sha256: str, content: str) -> None:
         for name, value in (("sha256", sha256), ("content", content), ("_file", file)):
             object.__setattr__(self, name, value)
 
@@ -51,22 +52,24 @@ class DeferredImage(Picture):
 
 def referred(sample: Sample) -> Picture:
     """A Picture of which only the header has been read, where the sample is a file of known content. Raises ImageError."""
-    if not (sample.sha256 and isinstance(sample.image, Path)):
-        return open_picture(sample.image)
+    image = sample.image
+    if not (sample.sha256 and isinstance(image, Path | StoredImage)):
+        return open_picture(image)
     try:
-        with Image.open(sample.image) as header:
-            return DeferredImage(sample.image.absolute(), sample.sha256, content_sha256(sample.sha256, header.size))
+        with Image.open(image if isinstance(image, Path) else io.BytesIO(image.read_bytes())) as header:
+            file = image.absolute() if isinstance(image, Path) else image
+            return DeferredImage(file, sample.sha256, content_sha256(sample.sha256, header.size))
     except OSError:
-        return open_picture(sample.image)  # which knows more formats, and has the words for the others
+        return open_picture(image)  # which knows more formats, and has the words for the others
 
 
 def deferred_images(remembered: Callable[[Sequence[str]], Collection[str]], samples: Sequence[Sample]) -> list[Picture | None]:
     """Of each sample a Picture that is not opened, or None where it has to be. `remembered`: which of some content hashes need no look,
     because the answers are in a store; with all of them there, a run opens no file."""
-    hashes = [(reduced_sha256(s.sha256), s.sha256) if s.sha256 and isinstance(s.image, Path) else () for s in samples]
+    hashes = [(reduced_sha256(s.sha256), s.sha256) if s.sha256 and isinstance(s.image, Path | StoredImage) else () for s in samples]
     known = remembered([content for pair in hashes for content in pair])
     contents = [next((content for content in pair if content in known), None) for pair in hashes]
     return [
-        DeferredImage(s.image, s.sha256, content) if content and isinstance(s.image, Path) else None
+        DeferredImage(s.image, s.sha256, content) if content and isinstance(s.image, Path | StoredImage) else None
         for s, content in zip(samples, contents, strict=True)
     ]

@@ -23,12 +23,13 @@ class Split:
     """Samples by role; each sample has a label and the hash of its content. One key in two roles (or twice in one) is a DatasetError."""
 
     support: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    test: Sequence[Sample]  # of a stream: each made when it is asked for, with keys that its index vouches for
     calibration: tuple[Sample, ...] = ()
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
-        for role, sample in self:
+        held = [(role, some) for role in ROLES if isinstance(some := getattr(self, role), tuple)]
+        for role, sample in ((role, sample) for role, some in held for sample in some):
             if sample.key in seen:
                 raise DatasetError(f"{sample.key} is in the {seen[sample.key]} and again in the {role} images; list it once")
             seen[sample.key] = role
@@ -205,13 +206,13 @@ def _official(listing: Listing, inspector: Inspector, request: SplitRequest, not
     ranked = {label: rank(samples, seed) for label, samples in pools.items()}
     inspector.inspect(sample for label, samples in ranked.items() for sample in samples[: wanted[label]])
     usable = {label: inspector.usable(samples, wanted[label]) for label, samples in ranked.items()}
-    taken = _shots_taken(listing.catalog, usable, request, notes)
+    taken = shots_taken(listing.catalog, usable, request, notes)
     chosen = {label: rank(samples, seed)[:limit] for label, samples in tests.items()}
     inspector.inspect(sample for samples in chosen.values() for sample in samples)
     test = [s for label in chosen for s in _in_order(inspector.usable(rank(tests[label], seed), limit))]
     if not test and limit != 0:
         raise DatasetError(f"{inspector.root}: no usable test image")
-    support, held_out = _cut(usable, taken, held)
+    support, held_out = cut(usable, taken, held)
     return Split(support, tuple(test), held_out)
 
 
@@ -223,16 +224,16 @@ def _seeded(listing: Listing, inspector: Inspector, request: SplitRequest, notes
     pools = {label: rank(samples, request.seed) for label, samples in _by_class(listing.catalog, unique).items()}
     limit, held = request.test_per_class, request.calibration
     tested = (limit or 0) if request.shots is None else min(1, 1 if limit is None else limit)
-    taken = _shots_taken(listing.catalog, pools, request, notes, tested)
+    taken = shots_taken(listing.catalog, pools, request, notes, tested)
     if request.shots is None:
         test = [s for samples in pools.values() for s in _in_order(samples[len(samples) - tested :])]
     else:
         test = [s for label, samples in pools.items() for s in _in_order(samples[taken[label] + held :][:limit])]
-    support, held_out = _cut(pools, taken, held)
+    support, held_out = cut(pools, taken, held)
     return Split(support, tuple(test), held_out)
 
 
-def _shots_taken(
+def shots_taken(
     catalog: Catalog, usable: Mapping[str, Sequence[Sample]], request: SplitRequest, notes: list[str], tested: int = 0
 ) -> dict[str, int]:
     """Support images per class: as asked for, or what `calibration` and `tested` leave, but at least one; appends to `notes`."""
@@ -253,7 +254,7 @@ def _shots_taken(
     return {label: min(count, shots[label]) for label, count in taken.items()}
 
 
-def _cut(
+def cut(
     ranked: Mapping[str, Sequence[Sample]], taken: Mapping[str, int], calibration: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """(support, calibration): the first `taken` of each class, and the next ones."""

@@ -15,7 +15,7 @@ from fgvr.evaluation.confusion_report import Pictures
 from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
-from fgvr.types import Asked, Cost, Prediction, Report
+from fgvr.types import Asked, Cost, DeviceUse, Prediction, Report
 
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource
@@ -52,6 +52,7 @@ class RunReport(Report):
     provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: MemoryHistory | None = field(default=None, repr=False)
     review: Mapping[str, Any] | None = None  # what a person had to look at; None where nobody was asked
+    devices: tuple[DeviceUse, ...] = ()  # where there are several
     workers: Sequence[Mapping[str, Any]] = ()  # what each has done and loaded; empty where one process did it all
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
@@ -69,6 +70,7 @@ def make_report(
     notes: Sequence[str] = (),
     model_loads: Mapping[str, int] = NOTHING_LOADED,
     peak_device_bytes: int = 0,
+    devices: tuple[DeviceUse, ...] = (),
     path: Path,
     skipped: int = 0,
     config: Mapping[str, Any] | None = None,
@@ -136,6 +138,7 @@ def make_report(
         pictures=Pictures({} if pictures is None else pictures, known or {}),
         provenance=dict(provenance or {}),
         memory=memory,
+        devices=devices,
         peak_host_bytes=peak_host_bytes,
         review=review,
         workers=tuple(workers),

@@ -132,6 +132,7 @@ def _numbers(report: RunReport) -> Table:
         ("Images skipped", f"{report.skipped:,}"),
         ("Peak device memory", _mib(report.peak_device_bytes)),
         ("Peak main memory of the process", _mib(report.peak_host_bytes)),
+        *(("Device", str(one)) for one in report.devices),
         ("Models loaded in this process so far", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"),
     ]
     return _table("All other figures of this run", ("Quantity", "Value"), rows)

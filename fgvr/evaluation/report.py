@@ -37,6 +37,8 @@ def to_json(report: RunReport) -> dict[str, Any]:
     own = {f.name: getattr(report, f.name) for f in fields(Report) if f.name != "path"}
     plain = {name: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for name, v in own.items()}
     more: dict[str, Any] = {} if report.review is None else {"review": dict(report.review)}
+    if report.devices:
+        more["devices"] = [asdict(one) for one in report.devices]
     if report.workers:
         more["workers"] = list(report.workers)
     return (
@@ -119,5 +121,7 @@ def terminal(report: Report) -> RenderableType:
         else:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
+    for one in report.devices if isinstance(report, RunReport) else ():
+        table.add_row("device", str(one))
     page = Text(f"{report.path}/{PAGE}", no_wrap=True, overflow="ignore")  # whole, to be copied
     return Group(*(Text(note, style="yellow") for note in report.notes), table, page)

@@ -18,7 +18,7 @@ from fgvr.evaluation import memory_console
 from fgvr.evaluation.console import findings_table
 from fgvr.modes.showing import complaint, to_json, to_text
 from fgvr.runtime import admin_client, health, status_records
-from fgvr.runtime.monitor import watch
+from fgvr.runtime.monitor import tightest
 from fgvr.session import Session
 from fgvr.store import cache_maintenance, stale_files
 from fgvr.types import Finding
@@ -93,7 +93,7 @@ def _decoder(session: Session) -> Iterator[Finding]:
 
 
 def memory(session: Session) -> MemoryAnswer:
-    """A running server's figures and levers where `server.url` names one. Else figures of this machine and of a pool with this
+    """A running server's figures and controls where `server.url` names one. Else figures of this machine and of a pool with this
     configuration; `cleanup` then removes what dead runs left. Loads nothing."""
     config = session.config
     if config.action not in MEMORY_ACTIONS:
@@ -107,12 +107,11 @@ def memory(session: Session) -> MemoryAnswer:
     if config.action == "cleanup":
         return MemoryAnswer(config.action, stale_files.remove_stale_files(session.home))
     pool = session.pool
-    monitor = watch(pool)
     actions: dict[str, Callable[[], Any]] = {
-        "stats": lambda: status_records.stats(pool, monitor),
-        "pressure": monitor.pressure,
+        "stats": lambda: status_records.stats(pool, tightest(pool)),
+        "pressure": lambda: tightest(pool).pressure(),
         "models": lambda: status_records.models(pool, [session.specs[role] for role in config.models.present]),
-        "system": lambda: status_records.system(pool.device),
+        "system": lambda: status_records.system(pool),
     }
     return MemoryAnswer(config.action, actions[config.action]())
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgvr.data.streams.opening import open_images
+from fgvr.data.streams.samples import pictures_of
+from fgvr.data.streams.sniffing import stream_at
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
@@ -33,7 +36,7 @@ log = logging.getLogger(__name__)
 def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
-    samples = _asked_for(Path(config.image).expanduser())
+    samples = _asked_for(Path(config.image).expanduser(), session.home)
     unreadable: list[ImageError] = []
     with run_folder(session) as folder, rows_anew(folder) as file:
         with working(session, lambda _: some_files(samples)) as at_work:
@@ -44,8 +47,8 @@ def classify(session: Session) -> Recorded:
         answered = Recorded(file.done(), recognizer.names, folder=folder)
         prediction_table.write(folder, answered)
         notes = [config.models.notice] if config.models.notice else []
-        notes += _ask_person(session, folder, answered, {s.key: s.image for s in samples})
-        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, {s.key: s.image for s in samples}, notes)))
+        notes += _ask_person(session, folder, answered, pictures_of(samples))
+        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), notes)))
     for note in [*notes, *surprises(answered, config)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
@@ -56,11 +59,16 @@ def classify(session: Session) -> Recorded:
     return answered
 
 
-def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: dict[str, ImageSource]) -> list[str]:
+def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> list[str]:
     return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
 
 
-def _asked_for(path: Path) -> list[Sample]:
+def _asked_for(path: Path, home: Path) -> Sequence[Sample]:
+    if (stream := stream_at(path.absolute())) is not None:
+        samples, notes = open_images(stream, cache_dir=home / "store")
+        for note in notes:
+            log.warning("%s: %s", path, note)
+        return samples
     if path.is_dir():
         found = [Sample(file, key=str(file.relative_to(path))) for file in list_images(path, recursive=True)]
         for note in passed_over([path]):

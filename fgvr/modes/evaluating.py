@@ -19,6 +19,7 @@ from fgvr.agents.trigger import Always
 from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap
+from fgvr.data.streams.samples import pictures_of, position_of
 from fgvr.errors import DatasetError
 from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
@@ -32,10 +33,11 @@ from fgvr.modes.review import write_page
 from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
+from fgvr.runtime.pool import ModelPool
 from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
-from fgvr.types import Prediction, Report, Sample
+from fgvr.types import DeviceUse, Prediction, Report, Sample
 from fgvr.utils.progress import track
 
 if TYPE_CHECKING:
@@ -134,8 +136,7 @@ def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer:
     """How many batches an earlier run has answered: up to the one that holds its last row."""
     if not rows:
         return 0
-    position = {sample.key: i for i, sample in enumerate(samples)}
-    return position[rows[-1]["image"]] // recognizer.batch_size + 1
+    return position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1
 
 
 def _apart(session: Session, overlaps: Sequence[Overlap], **made: Any) -> Session:
@@ -168,11 +169,18 @@ def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
     if published := cfg.published:  # an experiment=... of the literature
         ours = "nobody has run it here yet" if published.ours is None else f"our best so far {published.ours} %"
         known.append(f"published: {published.top1} % ({published.source}; {ours}). Mind that {published.caution}")
-    return (*known, *dataset.notes, *recognizer.notes, *_unseen(session.knowledge, dataset), leaks.SCOPE)
+    return (
+        *known,
+        *session.pool.notes,
+        *dataset.notes,
+        *recognizer.notes,
+        *_unseen(session.knowledge, dataset),
+        leaks.scope(dataset.split.test),
+    )
 
 
 def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
-    pictures = {sample.key: sample.image for sample in session.dataset.split.test}
+    pictures = pictures_of(session.dataset.split.test)
     return write_page(session, folder, predictions, title=session.dataset.world, pictures=pictures)
 
 
@@ -203,11 +211,12 @@ def _report(
         notes=(*notes, *surprises(predictions, cfg)),
         model_loads=session.engine.loads,
         peak_device_bytes=session.engine.peak_bytes,
+        devices=_devices(session.pool),
         workers=session.engine.workers,
         path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
         config=cfg.to_dict(),
-        pictures={sample.key: sample.image for sample in dataset.split.test},
+        pictures=pictures_of(dataset.split.test),
         known=_known(dataset.split.support),
         provenance={
             **provenance(),
@@ -222,6 +231,12 @@ def _report(
         measure=tuple(cfg.evaluation.protocols),
         sentences=session.sentences,
     )
+
+
+def _devices(pool: ModelPool) -> tuple[DeviceUse, ...]:
+    """What each device did, where there are several."""
+    members = pool.members if len(pool.members) > 1 else ()
+    return tuple(DeviceUse(one.device.name, one.budget, one.peak_bytes, dict(one.loads)) for one in members)
 
 
 def _known(support: Sequence[Sample]) -> dict[str, list[ImageSource]]:

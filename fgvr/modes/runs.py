@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fgvr import planning
 from fgvr.config import composing
 from fgvr.config.configuration import Config
+from fgvr.data.streams.samples import contents_of
 from fgvr.evaluation import prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import to_row
@@ -76,15 +77,17 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def recorded_memory(session: Session, folder: Path) -> Iterator[None]:
-    """What the pool does meanwhile goes to `memory.jsonl`, also when the run ends early."""
-    with watch(session.pool).record(folder / timeline.FILE):
+    """What the pool does meanwhile goes to `memory.jsonl`, one file per device, also when the run ends early."""
+    with ExitStack() as recording:
+        for number, member in enumerate(session.pool.members):
+            recording.enter_context(watch(member).record(folder / timeline.numbered(number)))
         yield
 
 
 def inputs_of(session: Session) -> dict[str, str]:
     """What a run's answers depend on beside its configuration and its base: the images by order and content, the models by their files."""
     split = session.dataset.split
-    images = [[(sample.key, sample.label, sample.sha256) for sample in part] for part in (split.test, split.calibration)]
+    images = [contents_of(part) for part in (split.test, split.calibration)]
     return {"images": short_hash(images)} | {role: getattr(session, role).fingerprint for role in planning.used(session.config)}
 
 
@@ -120,6 +123,9 @@ def _forget(folder: Path, *more: str) -> None:
     written = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
     for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
+    if timeline.FILE in more:
+        for file in folder.glob("memory-[0-9]*.jsonl"):
+            file.unlink()
 
 
 def _run_path(session: Session, mode: str) -> Path:

@@ -48,7 +48,8 @@ def serve(session: Session) -> None:
         server.classifier.begin(tell)
         run(server, settings, tokens, session.home)
     finally:
-        watch(pool).close()
+        for member in pool.members:
+            watch(member).close()
         pool.close()
         if busy := _busy_threads(_PATIENCE):
             _leave(busy)

@@ -13,7 +13,7 @@ from fgvr.runtime.pressure import Pressure
 from fgvr.runtime.status_records import ModelAnswer, Stats, SystemAnswer
 from fgvr.utils.service import Service
 
-MODEL_LEVERS = ("load", "evict", "pin", "unpin", "reset")
+MODEL_ACTIONS = ("load", "evict", "pin", "unpin", "reset")
 _RECORDS = {"stats": Stats, "pressure": Pressure, "system": SystemAnswer, "models": tuple[ModelAnswer, ...], "cache": dict}
 _MEMORY = "/api/v1/memory"
 _SLOW = 600.0  # seconds a load or a clean-up may take
@@ -40,11 +40,11 @@ def limit(server: Service, size: str | float) -> Any:
     return _patient(server).post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
 
 
-def model(server: Service, lever: str, name: str) -> Any:
-    """One of MODEL_LEVERS, on a model by key or role."""
+def model(server: Service, control: str, name: str) -> Any:
+    """One of MODEL_ACTIONS, on a model by key or role."""
     from urllib.parse import quote
 
-    return _patient(server).post(f"/api/v1/models/{quote(name, safe='')}/{lever}")
+    return _patient(server).post(f"/api/v1/models/{quote(name, safe='')}/{control}")
 
 
 def _read(hint: Any, value: Any) -> Any:

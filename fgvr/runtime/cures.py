@@ -9,9 +9,9 @@ from typing import Any
 
 from fgvr.errors import FgvrError
 from fgvr.runtime.devices import device_class
-from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.plan import need
+from fgvr.runtime.reductions import Reduction, reductions
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -62,21 +62,21 @@ def _changes(room: Room) -> Iterator[tuple[str, Room]]:
     if len(room.specs) > 1 and room.max_models != 1:
         words, together = ["runtime.max_models=1"], replace(room, max_models=1)
         yield words[0], together
-    found = [lever for spec in room.specs for lever in levers(spec) if _is_possible(lever, room.device)]
-    found.sort(key=lambda lever: lever.key != "batch_size")
-    for lever in found:
-        yield from ((lever.word(value), _with(room, lever, value)) for value in lever.few)
-    for lever in found:
-        if lever.key:  # a shipped model is small enough alone, or nothing is
-            words, together = [*words, lever.word(lever.values[-1])], _with(together, lever, lever.values[-1])
+    found = [reduction for spec in room.specs for reduction in reductions(spec) if _is_possible(reduction, room.device)]
+    found.sort(key=lambda reduction: reduction.key != "batch_size")
+    for reduction in found:
+        yield from ((reduction.word(value), _with(room, reduction, value)) for value in reduction.few)
+    for reduction in found:
+        if reduction.key:  # a shipped model is small enough alone, or nothing is
+            words, together = [*words, reduction.word(reduction.values[-1])], _with(together, reduction, reduction.values[-1])
             yield " ".join(words), together
     hundredths = math.ceil(room.needed / 2**30 * 100)
     yield f"runtime.budget={hundredths / 100:.2f}GiB", replace(room, budget=math.ceil(hundredths * 2**30 / 100))
 
 
-def _is_possible(lever: Lever, device: str) -> bool:
-    return lever.key != "quantization" or not quantized.lacks(lever.values[-1], device_class(device))
+def _is_possible(reduction: Reduction, device: str) -> bool:
+    return reduction.key != "quantization" or not quantized.lacks(reduction.values[-1], device_class(device))
 
 
-def _with(room: Room, lever: Lever, value: Any) -> Room:
-    return replace(room, specs=tuple(replace(lever, spec=s).applied(value) if s.role == lever.spec.role else s for s in room.specs))
+def _with(room: Room, reduction: Reduction, value: Any) -> Room:
+    return replace(room, specs=tuple(replace(reduction, spec=s).applied(value) if s.role == reduction.spec.role else s for s in room.specs))

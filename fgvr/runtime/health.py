@@ -46,9 +46,9 @@ def libraries() -> Iterator[Finding]:
 
 def machine(pool: ModelPool) -> Iterator[Finding]:
     """The device models would live on, and what the processor has for bf16."""
-    device = pool.device
-    yield Finding("device", True, f"{device.name}: {format_bytes(device.total)} in all, {format_bytes(device.free())} free")
-    yield _allocator(device)
+    for device in (member.device for member in pool.members):
+        yield Finding("device", True, f"{device.name}: {format_bytes(device.total)} in all, {format_bytes(device.free())} free")
+    yield _allocator(pool.device)
     flags = cpu_flags()
     fast = ", ".join(flag for flag in _FLAGS if flag in flags) or "no vector flags known"
     yield Finding("processor", True, f"{os.cpu_count()} cores, {fast}; dtype=fastest is {fastest_dtype('cpu')} on it")
@@ -79,8 +79,8 @@ def models(
             yield Finding(f"{spec.role} quantization", not lacks, detail, quantized.CURE if lacks else "")
     yield from map(_optional, optional)
     if complete:
-        device = pool.device
-        yield budget_finding(Room(tuple(specs), pool.status().budget, reserve, max_models, device.name, device.total))
+        for member in pool.members:
+            yield budget_finding(Room(tuple(specs), member.budget, reserve, max_models, member.device.name, member.device.total))
 
 
 def _files(spec: ModelSpec) -> Finding:

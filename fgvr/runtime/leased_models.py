@@ -19,6 +19,7 @@ from fgvr.errors import FgvrError
 from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
 from fgvr.runtime.batches import Measured, longest_first, take
 from fgvr.runtime.counters import Counters, Work
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.gc_tools import clear_frames
 from fgvr.runtime.ledger import Entry
@@ -40,8 +41,8 @@ class Execution:
     until memory runs out; then a batch is tried again with all idle models gone, then halved.
     """
 
-    def __init__(self, entry: Entry, counters: Counters, recovery: Recovery, slots: ExecutionSlots) -> None:
-        self._entry, self.counters, self._recovery, self._slots = entry, counters, recovery, slots
+    def __init__(self, entry: Entry, counters: Counters, recovery: Recovery, slots: ExecutionSlots, device: Device) -> None:
+        self._entry, self.counters, self._recovery, self._slots, self._device = entry, counters, recovery, slots, device
 
     @property
     def model(self) -> Any:
@@ -111,7 +112,7 @@ class Execution:
         if self._entry.loader.elsewhere:
             yield
             return
-        with self._slots.turn(self._entry), CONSTRUCT.read():
+        with self._slots.turn(self._entry), CONSTRUCT.read(), self._device.current():
             yield
 
     def __repr__(self) -> str:

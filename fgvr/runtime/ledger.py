@@ -30,7 +30,7 @@ _NEWEST = 0.3  # weight of the newest gap between uses in their running mean
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class LoadFailure:
     """Why a load failed. The text only: the exception itself would keep the half-loaded tensors alive."""
 
     kind: type[FgvrError]
@@ -65,7 +65,7 @@ class Entry:
     sizes: dict[str, int] = field(default_factory=dict)  # call -> largest batch that fits, learned when memory ran out
     fails: int = 0
     retry_at: float = 0.0
-    failure: Failure | None = None  # of the last load; the model stays failed until `retry_at`
+    failure: LoadFailure | None = None  # of the last load; the model stays failed until `retry_at`
     alert: str = ""
     stuck_until: float = 0.0  # it could not go because somebody still refers to the model; not tried again before
     drain_for: object | None = None

@@ -20,7 +20,7 @@ from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, Wo
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import WAS_PARKED, Events
 from fgvr.runtime.gc_tools import clear_frames, drop_reference, still_held
-from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Failure, Ledger
+from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Ledger, LoadFailure
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.utils.text import format_bytes
 
@@ -45,7 +45,7 @@ class Lifecycle:
         `patient`: wait for a moment when nothing computes instead of asking for one.
         """
         box: list[Any] = []  # handed over by popping: no frame may still hold the model once others can evict it
-        failure: Failure | None = None
+        failure: LoadFailure | None = None
         restoring, began = entry.model is not None, time.monotonic()
         bring = self._restore if restoring else functools.partial(self._construct, timeout=timeout, patient=patient)
         try:
@@ -134,7 +134,7 @@ class Lifecycle:
 
     # --- in ----------------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, entry: Entry, box: list[Any], bring: Callable[[Entry], Any]) -> Failure | None:
+    def _attempt(self, entry: Entry, box: list[Any], bring: Callable[[Entry], Any]) -> LoadFailure | None:
         """Puts the model in the box, or says why not."""
         try:
             box.append(bring(entry))
@@ -151,7 +151,7 @@ class Lifecycle:
         return failure
 
     def _construct(self, entry: Entry, timeout: float, patient: bool) -> Any:
-        with CONSTRUCT.write(timeout, patient=patient):
+        with CONSTRUCT.write(timeout, patient=patient), self._device.current():
             model = entry.loader.load(entry.spec, self._device)
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
@@ -180,19 +180,19 @@ class Lifecycle:
             entry.model.movable.restore(self._device)
         return entry.model
 
-    def _failure(self, entry: Entry, error: Exception) -> Failure:
+    def _failure(self, entry: Entry, error: Exception) -> LoadFailure:
         if self._device.is_oom(error):
             text = (
                 f"{entry.key} ({entry.spec.source}) ran out of memory while loading on {self._device.name}: "
                 f"{format_bytes(entry.size)} expected, budget {format_bytes(self._ledger.limit)} ({error}). "
                 "Others hold memory, or the budget is above what is there: lower runtime.budget, or take a smaller or quantised model"
             )
-            return Failure(OutOfBudget, text, oom=True)
+            return LoadFailure(OutOfBudget, text, oom=True)
         if isinstance(error, FgvrError):
-            return Failure(type(error), str(error))
-        return Failure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
+            return LoadFailure(type(error), str(error))
+        return LoadFailure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
 
-    def _finish_load(self, entry: Entry, box: list[Any], failure: Failure | None, began: float, *, restored: bool) -> None:
+    def _finish_load(self, entry: Entry, box: list[Any], failure: LoadFailure | None, began: float, *, restored: bool) -> None:
         broken = failure is not None and not failure.oom  # it would fail again: next time from disk
         if restored and not box and (broken or not entry.is_parked):  # or stopped half-way: not whole in either place
             entry.model = None  # gone before anybody may bring in another

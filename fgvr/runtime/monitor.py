@@ -26,7 +26,7 @@ from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import LEVELS, Level, MonitorSettings, Pressure, idle_models, pressure
 from fgvr.runtime.status import PoolStatus
-from fgvr.runtime.timeline import Recorder, Sample, Start
+from fgvr.runtime.timeline import MemorySample, Recorder, Start
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Monitor:
         with self._working:
             return self._pressure(pool, pool.status(), self._host())
 
-    def sample(self, reason: str = "asked") -> Sample:
+    def sample(self, reason: str = "asked") -> MemorySample:
         """Measure now; recorders get it, too."""
         pool = self._living()
         with self._working:
@@ -197,7 +197,7 @@ class Monitor:
 
     # --- measuring ---------------------------------------------------------------------------------------------------------
 
-    def _sample(self, pool: ModelPool, reason: str, *, measured: ProcessMemory | None = None) -> Sample:
+    def _sample(self, pool: ModelPool, reason: str, *, measured: ProcessMemory | None = None) -> MemorySample:
         self._take_events()  # what is written before the sample is what the sample has seen
         before = pool.status()
         began = self._spent()
@@ -211,7 +211,7 @@ class Monitor:
         after = pool.status()
         moving = any(m.state in _MOVING for status in (before, after) for m in status) or _residents(before) != _residents(after)
         weights = {m.key: m.bytes for m in after if m.placed}
-        sample = Sample(
+        sample = MemorySample(
             t=now,
             when=round(time.time(), 6),
             reason=reason,
@@ -251,7 +251,7 @@ class Monitor:
 
     # --- judging -----------------------------------------------------------------------------------------------------------
 
-    def _check(self, pool: ModelPool, sample: Sample) -> None:
+    def _check(self, pool: ModelPool, sample: MemorySample) -> None:
         status, now = pool.status(), self._clock()
         found = self._pressure(pool, status, Host(sample.host_total, sample.host_free, sample.host_total, 0, 0))
         self._level_changed(found)
@@ -271,7 +271,7 @@ class Monitor:
             self._drop(pool, unused, every, f"unused for {every:g} s")
             pool.device.empty_cache()
 
-    def _check_drift(self, sample: Sample) -> None:
+    def _check_drift(self, sample: MemorySample) -> None:
         """Alerts when a device that counts tensors, and rests, holds something else than the ledger says."""
         if not sample.weights:
             self._allocated_when_empty = sample.device_allocated
@@ -327,9 +327,14 @@ _making = threading.Lock()
 
 
 def watch(pool: ModelPool) -> Monitor:
-    """The pool's monitor; made when first asked for."""
+    """The monitor of a pool of one device; made when first asked for. Of several devices each member has its own."""
     with _making:
         return _monitors.get(pool) or _monitors.setdefault(pool, Monitor(pool))
+
+
+def tightest(pool: ModelPool) -> Monitor:
+    """The monitor of the device that has least to spare; of one device its own."""
+    return max(map(watch, pool.members), key=lambda monitor: monitor.pressure().share)
 
 
 def _residents(status: PoolStatus) -> set[str]:

@@ -10,9 +10,9 @@ from typing import Any
 from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.devices import device_class
-from fgvr.runtime.levers import Lever, levers
 from fgvr.runtime.loaders import quantized
 from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.reductions import Reduction, reductions
 from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
@@ -44,7 +44,7 @@ def plan(
     shown = [part for spec in optional for part in _optional(spec, device)]
     kind = device_class(device)
     facts = [f"{spec.role}: {quantized.needs(spec.quantization, kind)}" for spec in specs if spec.quantization]
-    facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).presence(spec))]
+    facts += [f"{spec.role}: {said}" for spec in specs if (said := find_loader(spec).describe_files(spec))]
     kept = [PlanPart("freed blocks", kept_by_libc(), "kept by the C library: runtime.allocator")] if kind.allocator == "cpu" else []
     return replace(result, optional=tuple(shown), facts=(*result.facts, *facts), host=(*result.host, *(p for p in kept if p.bytes)))
 
@@ -111,24 +111,26 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
         text = "keep one model at a time: runtime.max_models=1, models are reloaded as they take turns"
         yield line(text, result.needed - largest - reserve)
     for one in sorted(needs, key=lambda n: -n.weights):
-        for lever in levers(one.spec):
+        for reduction in reductions(one.spec):
             # The slightest change that suffices alone, else the greatest; where the make-up is not known, a middle one.
-            values = lever.values if one.footprint else lever.values[len(lever.values) // 2 :][:1]
-            gains = ((lever.word(value), _gain(one, lever, value)) for value in values)
-            word, gain = next((found for found in gains if found[1] >= short), (lever.word(values[-1]), _gain(one, lever, values[-1])))
+            values = reduction.values if one.footprint else reduction.values[len(reduction.values) // 2 :][:1]
+            gains = ((reduction.word(value), _gain(one, reduction, value)) for value in values)
+            word, gain = next(
+                (found for found in gains if found[1] >= short), (reduction.word(values[-1]), _gain(one, reduction, values[-1]))
+            )
             if gain > 0:
-                yield line(f"{lever.what}: {word}", gain)
+                yield line(f"{reduction.what}: {word}", gain)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
 
 
-def _gain(need: Need, lever: Lever, value: Any) -> int:
-    """Bytes less with this value: by the changed model's make-up, else by the lever's rough shares. 0 when it is not known here."""
+def _gain(need: Need, reduction: Reduction, value: Any) -> int:
+    """Bytes less with this value: by the changed model's make-up, else by the reduction's rough shares. 0 when it is not known here."""
     if need.footprint is None:
-        return int(need.weights * lever.weights + need.work * lever.work)
+        return int(need.weights * reduction.weights + need.work * reduction.work)
     try:
-        found = footprint(lever.applied(value), need.device)
+        found = footprint(reduction.applied(value), need.device)
     except FgvrError:
         return 0
     return need.weights + need.work - found.weight_bytes - found.work_bytes

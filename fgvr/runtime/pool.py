@@ -10,7 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fgvr.errors import ConfigError, OutOfBudget, RuntimeConflict
@@ -58,6 +60,16 @@ class ModelPool:
         self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events)
         self._housekeeping.set_ttl(settings.ttl)
 
+    @property
+    def members(self) -> tuple[ModelPool, ...]:
+        """The pool of each device: this one, unless it spans several (`pool_group`)."""
+        return (self,)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a run's results must know of the devices, such as one that failed."""
+        return ()
+
     # --- models ------------------------------------------------------------------------------------------------------------
 
     def register(self, spec: ModelSpec) -> str:
@@ -78,7 +90,7 @@ class ModelPool:
 
     def lease(
         self, *models: str | ModelSpec, work: int | None = None, timeout: float | None = None, stop: threading.Event | None = None
-    ) -> Lease:
+    ) -> AbstractContextManager[Any]:
         """Borrow one or several models (roles, keys or specs), all or none: `with pool.lease("encoder", "mllm") as (e, m)`.
 
         `work`: bytes of working memory beside the weights, by default what the loaders say a batch needs. `stop`: set it to end a wait.
@@ -90,10 +102,10 @@ class ModelPool:
         seconds = self.settings.lease_timeout if timeout is None else timeout
         return Lease(lambda: self._acquire(models, work, seconds, stop), self._give_back)
 
-    def leased(self, spec: ModelSpec) -> Any:
+    def leased(self, spec: ModelSpec, *, timeout: float | None = None, stop: threading.Event | None = None) -> Any:
         """A model of its role's protocol that takes a lease for each call. Registers the spec; loads nothing until the first call."""
         self.register(spec)
-        return BY_ROLE[spec.role](spec, self._loaders(spec), lend=self.lease)
+        return BY_ROLE[spec.role](spec, self._loaders(spec), lend=partial(self.lease, timeout=timeout, stop=stop))
 
     def prefetch(self, *models: str | ModelSpec) -> None:
         """Have these ready when there is room, smallest first, in the background. Evicts only what is not planned to be used sooner."""
@@ -239,6 +251,12 @@ class ModelPool:
             models = tuple(ledger.status(e, now) for e in ledger.entries.values())
             return PoolStatus(models, self.device.name, ledger.limit, ledger.used, ledger.peak, ledger.host_used, ledger.host_limit)
 
+    def is_here(self, model: str | ModelSpec) -> bool:
+        """Whether its weights are on the device."""
+        with self._condition:
+            entry = self._ledger.entries.get(model.key) if isinstance(model, ModelSpec) else self._ledger.find(model)
+            return entry is not None and entry.state == "resident"
+
     def held(self) -> list[tuple[str, float]]:
         """Running leases, as "models by thread", and since when each is held, by the monotonic clock."""
         with self._condition:
@@ -297,7 +315,7 @@ class ModelPool:
         return grant, [lent[entry] for entry in chosen]
 
     def _lent(self, entry: Entry) -> Leased:
-        execution = Execution(entry, self.counters, self._recovery, self._slots)
+        execution = Execution(entry, self.counters, self._recovery, self._slots, self.device)
         return BY_ROLE[entry.spec.role](entry.spec, entry.loader, execution=execution)
 
     def _give_back(self, grant: Request) -> None:

@@ -36,15 +36,15 @@ class PoolSettings:
             object.__setattr__(self, "asked", self.budget)
 
     @classmethod
-    def of(cls, runtime: Mapping[str, Any], device: Device) -> PoolSettings:
-        """From the values of `configs/runtime/`. Raises ConfigError for a budget that is not understood."""
+    def of(cls, runtime: Mapping[str, Any], device: Device, *, devices: int = 1) -> PoolSettings:
+        """From the values of `configs/runtime/`, for one of so many `devices`. Raises ConfigError for a budget that is not understood."""
         budget = runtime["budget"]
         return cls(
             budget=parse_budget(budget, device.total, held=held_by_others(device) if budget == "auto" else 0),
             asked=budget,
             policy=POLICIES[runtime["policy"]],
             reserve=as_bytes(runtime["reserve"]),
-            host_budget=_host_budget(runtime["host_budget"], device),
+            host_budget=_host_budget(runtime["host_budget"], device) // devices,
             ttl=runtime["ttl"] or None,
             pin=tuple(runtime["pin"] or ()),
             priority={role: level for role, level in (runtime["priority"] or {}).items() if level},

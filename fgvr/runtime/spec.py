@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices import device_class, fastest_dtype
+from fgvr.runtime.devices import ALL, AUTO, device_class, fastest_dtype
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 
@@ -34,5 +34,5 @@ def checked(spec: ModelSpec, device: str = "auto") -> ModelSpec:
     if spec.dtype == "fastest":
         return replace(spec, dtype=fastest_dtype(device))
     loader = find_loader(spec)
-    emulated = loader.widens_half and loader.is_half(spec) and device_class(device).emulates_half(chosen_by_auto=device == "auto")
+    emulated = loader.widens_half and loader.is_half(spec) and device_class(device).emulates_half(chosen_by_auto=device in (AUTO, ALL))
     return replace(spec, dtype="float32") if emulated else spec

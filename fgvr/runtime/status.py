@@ -23,6 +23,7 @@ class PoolStatus(Sequence[ModelStatus]):
     peak: int
     host_used: int = 0
     host_budget: int = 0
+    devices: tuple[PoolStatus, ...] = ()  # of each, where there are several; the other fields are then their sums
 
     def __getitem__(self, index: Any) -> Any:
         return self.models[index]
@@ -38,6 +39,8 @@ class PoolStatus(Sequence[ModelStatus]):
         return line
 
     def __repr__(self) -> str:
+        if self.devices:
+            return "\n".join(map(repr, self.devices))
         rows = [_COLUMNS, *map(_row, self.models)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -45,6 +48,8 @@ class PoolStatus(Sequence[ModelStatus]):
 
     @property
     def html(self) -> str:
+        if self.devices:
+            return "".join(status.html for status in self.devices)
         return f"<div><b>{self.headline}</b>{html_table(_COLUMNS, map(_row, self.models))}</div>"
 
     def _repr_html_(self) -> str:

@@ -16,14 +16,24 @@ from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
 
 if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
     from fgvr.runtime.monitor import Monitor
     from fgvr.runtime.pool import ModelPool
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """One of several devices. Bytes."""
+
+    device: str
+    memory_usage: int
+    memory_limit: int
+    peak: int
+    models: tuple[str, ...]  # keys of those that are there
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """`memory/stats`. Bytes, and the same as text."""
+    """`memory/stats`. Bytes, and the same as text; sums where there are several devices."""
 
     total_models: int
     total_memory_usage: int
@@ -37,6 +47,7 @@ class Stats:
     formatted_system_total: str
     other_processes: int
     other_processes_memory: int  # their USS together, as far as the system tells
+    devices: tuple[DeviceStats, ...] = ()  # where there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class ModelAnswer:
     key: str
     role: str
     source: str
+    device: str
     state: str
     tier: str
     bytes: int | None
@@ -89,11 +101,18 @@ def stats(pool: ModelPool, monitor: Monitor) -> Stats:
         formatted_system_total=format_bytes(host.total),
         other_processes=len(others),
         other_processes_memory=sum(p.memory.uss or 0 for p in others),
+        devices=tuple(
+            DeviceStats(one.device, one.used, one.budget, one.peak, tuple(m.key for m in one if m.here)) for one in status.devices
+        ),
     )
 
 
 def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> tuple[ModelAnswer, ...]:
-    """Those of `specs` that the pool knows, with sizes from their files when they are not loaded. Loads nothing."""
+    """Those of `specs` that the pool knows, on each device, with sizes from their files when they are not loaded. Loads nothing."""
+    return tuple(answer for member in pool.members for answer in _models(member, specs))
+
+
+def _models(pool: ModelPool, specs: Sequence[ModelSpec]) -> list[ModelAnswer]:
     status = {m.key: m for m in pool.status()}
     answers = []
     for spec in specs:
@@ -105,17 +124,25 @@ def models(pool: ModelPool, specs: Sequence[ModelSpec]) -> tuple[ModelAnswer, ..
             except FgvrError as missing:
                 error = error or str(missing)
         tier = pool.device.name if known.placed else "host" if known.state == "parked" else "disk"
-        own = {"tier": tier, "bytes": size, "file_bytes": _file_bytes(spec), "idle_seconds": round(known.idle_seconds, 3), "error": error}
+        own = {
+            "device": pool.device.name,
+            "tier": tier,
+            "bytes": size,
+            "file_bytes": _file_bytes(spec),
+            "idle_seconds": round(known.idle_seconds, 3),
+            "error": error,
+        }
         shared = {field.name: getattr(known, field.name) for field in fields(ModelAnswer) if field.name not in own}
         answers.append(ModelAnswer(**shared, **own))
-    return tuple(answers)
+    return answers
 
 
-def system(device: Device) -> SystemAnswer:
+def system(pool: ModelPool) -> SystemAnswer:
     host = machine.host()
     gpus = machine.gpus()
     # A GPU's own driver sees all that is on it; this process's allocator only what it holds itself.
-    devices = (machine.figures(device), *(gpu for gpu in gpus if gpu.name != device.name))
+    own = [member.device for member in pool.members]
+    devices = (*map(machine.figures, own), *(gpu for gpu in gpus if gpu.name not in [device.name for device in own]))
     return SystemAnswer(
         ram_total=host.total,
         ram_available=host.free,

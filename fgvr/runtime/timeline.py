@@ -30,6 +30,7 @@ from fgvr.utils.files import acquire_lock
 log = logging.getLogger(__name__)
 
 FILE = "memory.jsonl"
+"""Of the first device; the second one's is `memory-1.jsonl`."""
 VERSION = 1
 
 
@@ -76,7 +77,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MemorySample:
     """The books beside what is measured, at one moment. Bytes."""
 
     t: float  # seconds since the start row; before it is written, by the monotonic clock
@@ -103,12 +104,12 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Session:
+class RecordedSession:
     """What one process recorded; the `monotonic` of its events is in seconds since the start row."""
 
     start: Start
     events: list[Event] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[MemorySample] = field(default_factory=list)
     alerts: list[tuple[float, Alert]] = field(default_factory=list)
     ended: bool = False
 
@@ -121,11 +122,16 @@ class Session:
 class Timeline:
     """All sessions of a run; more than one when it was interrupted."""
 
-    sessions: tuple[Session, ...]
+    sessions: tuple[RecordedSession, ...]
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[MemorySample, ...]:
         return tuple(sample for session in self.sessions for sample in session.samples)
+
+
+def numbered(device: int) -> str:
+    """The file of the device with this number."""
+    return f"memory-{device}.jsonl" if device else FILE
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ class Recorder:
         lean = {f.name: row[f.name] for f in fields(event) if f.default is MISSING or row[f.name] != f.default}
         self._write("event", lean.pop("monotonic"), lean)
 
-    def sample(self, sample: Sample) -> None:
+    def sample(self, sample: MemorySample) -> None:
         row = asdict(sample)
         self._write("sample", row.pop("t"), row)
 
@@ -202,13 +208,13 @@ def read(path: str | Path) -> Timeline:
         lines = Path(path).read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    sessions: list[Session] = []
+    sessions: list[RecordedSession] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             kind, t = row.pop("row"), row.pop("t")
             if kind == "start":
-                sessions.append(Session(_start(row)))
+                sessions.append(RecordedSession(_start(row)))
             else:
                 _add(sessions[-1], kind, t, row)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -220,13 +226,13 @@ def read(path: str | Path) -> Timeline:
     return Timeline(tuple(sessions))
 
 
-def _add(session: Session, kind: str, t: float, row: dict[str, Any]) -> None:
+def _add(session: RecordedSession, kind: str, t: float, row: dict[str, Any]) -> None:
     match kind:
         case "event":
             models = tuple(row.pop("models", ()))
             session.events.append(Event(**row, models=models, monotonic=t))
         case "sample":
-            session.samples.append(Sample(t=t, **row))
+            session.samples.append(MemorySample(t=t, **row))
         case "alert":
             session.alerts.append((t, Alert(**row)))
         case "end":

@@ -69,7 +69,8 @@ def _connect(ray: ModuleType, engine: Engine) -> None:
         ray.init(address=engine.address, **common)
         return
     cores, store = (engine.workers or 0) * engine.cpus or None, as_bytes(engine.object_store)
-    ray.init(num_cpus=cores, object_store_memory=store, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+    own = {"num_cpus": cores, "object_store_memory": store, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(address="local", **own, **common)  # without an address it would join any cluster that it finds here
 
 
 def _unreachable(address: str, error: Exception) -> str:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -85,17 +85,14 @@ class RayEngine:
         return (one for some in found for one in some)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        most = len(self._workers) * IN_FLIGHT
-        threads, waiting = ThreadPoolExecutor(most, thread_name_prefix="fgvr-ray"), deque[Future[R]]()
-        try:
+        waiting = deque[Future[R]]()
+        with self._workers.threads() as threads:
             for item in items:
                 waiting.append(threads.submit(function, item))
-                if len(waiting) >= most * _AHEAD:
+                if len(waiting) >= len(self._workers) * IN_FLIGHT * _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
 
     def predictions(
         self, recognizer: Recognizer, job: Callable[[], Any], samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError]

@@ -100,7 +100,7 @@ class Worker:
 def versions() -> dict[str, str]:
     """What must be the same in the driver and in its workers, so that they understand each other and compute the same."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in ("fgvr", "torch", "transformers", "numpy", "pillow"):
+    for name in ("fgvr", "torch", "transformers", "open_clip_torch", "timm", "numpy", "pillow"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

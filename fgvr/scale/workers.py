@@ -7,7 +7,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -46,6 +48,8 @@ class Workers:
             self._config = config.derive({"runtime.device": "cuda"})  # a worker sees one of them, its own
         self._lock, self._closed = threading.Lock(), False
         self._slots: queue.Queue[tuple[_Member, Any]] = queue.Queue()
+        self._reviving: list[threading.Thread] = []
+        self._pools: list[ThreadPoolExecutor] = []
         self._members = [_Member(number, self._start()) for number in range(self._count())]
         self._began = time.monotonic()
 
@@ -109,6 +113,16 @@ class Workers:
 
     # --- work --------------------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def threads(self) -> Iterator[ThreadPoolExecutor]:
+        """As many as there may be calls in flight. What is not begun when the block ends never begins."""
+        pool = ThreadPoolExecutor(len(self) * IN_FLIGHT, thread_name_prefix="fgvr-ray")
+        self._pools.append(pool)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def call(self, method: str, *arguments: Any, rows: Callable[[Any], int] = lambda found: 0) -> Any:
         """What a worker answers. Raises what it raised. Args: rows: how many rows an answer counts for."""
         for _ in range(_ATTEMPTS):
@@ -155,17 +169,23 @@ class Workers:
                 return
             member.actor, member.deaths = None, member.deaths + 1
         log.warning("worker %d has died; its work is done again, and another one is started where there is room", member.number)
-        threading.Thread(target=self._revive, args=(member, actor), name=f"fgvr-worker-{member.number}", daemon=True).start()
+        thread = threading.Thread(target=self._revive, args=(member, actor), name=f"fgvr-worker-{member.number}", daemon=True)
+        self._reviving.append(thread)
+        thread.start()
 
     def _revive(self, member: _Member, former: Any) -> None:
         """Waits for as long as it takes: a node may come back."""
         self.ray.kill(former)  # it may be away only, and must not come back
         while not self._closed:
             actor = self._start()
+            begun = actor.versions.remote()
+            while not self._closed:
+                if self.ray.wait([begun], timeout=1.0)[0]:
+                    break
             try:
-                self.ray.get(actor.versions.remote())
-            except self.ray.exceptions.RayError:
-                time.sleep(1.0)
+                self.ray.get(begun, timeout=0.1)
+            except self.ray.exceptions.RayError:  # it died, too, or there is no time left
+                self.ray.kill(actor)
                 continue
             member.actor = actor
             self._open(member)
@@ -201,7 +221,12 @@ class Workers:
         return ", ".join(f"worker {m.number}: {m.rows:,} ({m.rows / seconds:.1f}/s)" for m in self._members)
 
     def close(self) -> None:
+        """Ends the workers, then waits for the threads that may ask Ray something: after its end that would end this process."""
         self._closed = True
         for member in self._members:
             if member.actor is not None:
                 self.ray.kill(member.actor)
+        for thread in self._reviving:
+            thread.join()
+        for pool in self._pools:
+            pool.shutdown(wait=True, cancel_futures=True)

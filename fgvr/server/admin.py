@@ -1,4 +1,4 @@
-"""`/api/v1/memory` and `/api/v1/models`: figures and levers of the pool. Knows nothing of what the models are used for."""
+"""`/api/v1/memory` and `/api/v1/models`: figures and controls of the pool. Knows nothing of what the models are used for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from fgvr.errors import OutOfBudget, RuntimeConflict
 from fgvr.runtime import status_records
-from fgvr.runtime.monitor import watch
+from fgvr.runtime.monitor import tightest
 from fgvr.runtime.policy import choose
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import idle_models
@@ -35,13 +35,13 @@ def pool_of(request: Request) -> ModelPool:
 def stats(request: Request) -> Success:
     """How much of the budget is in use; bytes, and the same as text."""
     pool = pool_of(request)
-    return Success(data=status_records.stats(pool, watch(pool)))
+    return Success(data=status_records.stats(pool, tightest(pool)))
 
 
 @router.get("/memory/pressure", dependencies=READ, responses=_FIGURES)
 def pressure(request: Request) -> Success:
     """Whether memory is short, how much, and whom to drop, in order."""
-    return Success(data=watch(pool_of(request)).pressure())
+    return Success(data=tightest(pool_of(request)).pressure())
 
 
 @router.get("/memory/models", dependencies=READ, responses=_FIGURES)
@@ -53,7 +53,7 @@ def models(request: Request) -> Success:
 @router.get("/memory/system", dependencies=READ, responses=_FIGURES)
 def system(request: Request, given: ReaderToken) -> Success:
     """Main memory, swap, control group, devices, other processes of fgvr: with a token their command lines, else their names."""
-    found = status_records.system(pool_of(request).device)
+    found = status_records.system(pool_of(request))
     if not holds_token(request, given):
         found = replace(found, processes=tuple(replace(p, command=p.name) for p in found.processes))
     return Success(data=found)
@@ -76,7 +76,7 @@ def cleanup(request: Request, wish: CleanupRequest | None = None) -> Success:
     if wish.models is not None:
         keys = [_key(request, name) for name in wish.models]
         released = sum(pool.evict(key) for key in dict.fromkeys(keys))
-        pool.device.empty_cache()
+        _empty_caches(pool)
     elif wish.target_bytes is not None:
         released = _evict_until(pool, wish.target_bytes)
     else:
@@ -96,13 +96,18 @@ def _evict_until(pool: ModelPool, target: int) -> int:
             released += pool.evict(key)
         except RuntimeConflict:  # leased since we looked: the next one may do
             continue
-    pool.device.empty_cache()
+    _empty_caches(pool)
     return released
+
+
+def _empty_caches(pool: ModelPool) -> None:
+    for member in pool.members:
+        member.device.empty_cache()
 
 
 @router.post("/memory/limit", dependencies=CHANGE, responses=codes(400, 401, 409))
 def limit(request: Request, limit_gb: Gibibytes) -> Success:
-    """Sets the budget, live: idle models go until it holds. 409 with the plan when what is leased, pinned or
+    """Sets the budget of each device, live: idle models go until it holds. 409 with the plan when what is leased, pinned or
     needed by requests that are being served is more."""
 
     def refusal(message: str, why: str, plan: MemoryPlan | None) -> HttpError:
@@ -124,8 +129,9 @@ def limit(request: Request, limit_gb: Gibibytes) -> Success:
 
 
 def _load(engine: InferenceEngine, key: str) -> None:
-    with engine.pool.lease(key, work=0, timeout=engine.settings.deadline):
-        pass
+    for member in engine.pool.members:
+        with member.lease(key, work=0, timeout=engine.settings.deadline):
+            pass
 
 
 def _reset(engine: InferenceEngine, key: str) -> None:
@@ -134,22 +140,22 @@ def _reset(engine: InferenceEngine, key: str) -> None:
     engine.pool.reset(key)
 
 
-def _add_lever(name: str, act: Callable[[InferenceEngine, str], int | None], about: str, *refusals: int) -> None:
+def _add_control(name: str, act: Callable[[InferenceEngine, str], int | None], about: str, *refusals: int) -> None:
     def pull(request: Request, key: Key) -> Success:
         engine, found = engine_of(request), _key(request, key)
         released = act(engine, found)
-        (row,) = status_records.models(engine.pool, [spec for spec in engine.specs.values() if spec.key == found])
+        row, *_ = status_records.models(engine.pool, [spec for spec in engine.specs.values() if spec.key == found])
         return Success(data=asdict(row) | ({} if released is None else {"released_bytes": released}))
 
     path = f"/models/{{key}}/{name}"
     router.add_api_route(path, pull, methods=["POST"], name=name, description=about, dependencies=CHANGE, responses=codes(401, *refusals))
 
 
-_add_lever("load", _load, "Brings it in, if need be in others' place.", 404, 503, 507)
-_add_lever("evict", lambda engine, key: engine.pool.evict(key), "Drops it; 409 while it is leased or pinned.", 404, 409)
-_add_lever("pin", lambda engine, key: engine.pool.pin(key), "Never evicted under pressure from now on.", 404, 409)
-_add_lever("unpin", lambda engine, key: engine.pool.unpin(key), "Takes every pin on it back.", 404, 409)
-_add_lever("reset", _reset, "Forgets a failed load and batch sizes learned when memory ran out; 409 while it is leased.", 404, 409)
+_add_control("load", _load, "Brings it in, on each device, if need be in others' place.", 404, 503, 507)
+_add_control("evict", lambda engine, key: engine.pool.evict(key), "Drops it; 409 while it is leased or pinned.", 404, 409)
+_add_control("pin", lambda engine, key: engine.pool.pin(key), "Never evicted under pressure from now on.", 404, 409)
+_add_control("unpin", lambda engine, key: engine.pool.unpin(key), "Takes every pin on it back.", 404, 409)
+_add_control("reset", _reset, "Forgets a failed load and batch sizes learned when memory ran out; 409 while it is leased.", 404, 409)
 
 
 def _key(request: Request, name: str) -> str:

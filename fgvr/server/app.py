@@ -30,7 +30,7 @@ from fgvr.server.schemas import Success, codes
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import ModelSpec, Prediction
 
-_ABOUT = "One machine's shared models: OpenAI's API over them, the recognition pipeline, and the levers of their memory."
+_ABOUT = "One machine's shared models: OpenAI's API over them, the recognition pipeline, and the controls of their memory."
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,20 @@ def make_app(
     """
     metrics, broadcast = Metrics(pool), Broadcast()
     engine = InferenceEngine(pool, specs, settings, metrics)
-    alerts, sinks = watch(pool).alerts, [metrics.on_alert, broadcast.on_alert]
+    alerts, sinks = [watch(member).alerts for member in pool.members], [metrics.on_alert, broadcast.on_alert]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         unsubscribe = [pool.subscribe(metrics.on_event), pool.subscribe(broadcast.on_event)]
-        alerts.sinks = [*alerts.sinks, *sinks]
+        for one in alerts:
+            one.sinks = [*one.sinks, *sinks]
         try:
             yield
         finally:
             server.drain()
             engine.close()
-            alerts.sinks = [sink for sink in alerts.sinks if sink not in sinks]
+            for one in alerts:
+                one.sinks = [sink for sink in one.sinks if sink not in sinks]
             for end in unsubscribe:
                 end()
 

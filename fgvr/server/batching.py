@@ -1,4 +1,5 @@
-"""Requests that come alone are computed together: each kind of work has a queue and a thread, which takes what waits, clients in turns.
+"""Requests that come alone are computed together: each kind of work has a queue, and a thread per device that takes what waits, clients
+in turns.
 
 Nothing hangs: a job that nobody waits for any more is dropped from its queue, ends a wait for a lease when it was the batch's last, and
 ends its row of a running answer.
@@ -67,7 +68,7 @@ Compute = Callable[[Sequence[Job]], Sequence[Any]]
 
 
 class BatchQueue:
-    """`compute` is called in the queue's own thread, one batch at a time."""
+    """`compute` is called in the queue's own threads, one batch at a time in each."""
 
     def __init__(
         self,
@@ -78,20 +79,21 @@ class BatchQueue:
         most_tokens: int = 1 << 62,
         wait: float = 0.0,
         on_batch: Callable[[str, int, float], None] = lambda name, jobs, seconds: None,
+        at_once: int = 1,
     ) -> None:
         """Args:
         most, most_tokens: jobs of one batch, and the sum of their tokens (a single job may have more).
         wait: seconds a batch that is not full waits for company.
         on_batch: told name, jobs and seconds of each batch.
+        at_once: batches that are computed at a time.
         """
         self.name, self._compute, self._most, self._most_tokens, self._wait = name, compute, most, most_tokens, wait
-        self._on_batch = on_batch
+        self._on_batch, self._at_once = on_batch, at_once
         self._condition = threading.Condition()
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by client
         self._closed = False
-        self._running: Sequence[Job] = ()
-        self._since = 0.0
-        self._thread: threading.Thread | None = None
+        self._running: dict[int, tuple[Sequence[Job], float]] = {}  # by thread: its batch, and since when
+        self._threads: list[threading.Thread] = []
         self.seconds = 0.0  # running mean of a batch's
         self.size = 1.0  # running mean of its jobs
 
@@ -100,9 +102,9 @@ class BatchQueue:
         with self._condition:
             if self._closed:
                 raise stopping()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"fgvr-{self.name}", daemon=True)
-                self._thread.start()
+            if len(self._threads) < self._at_once and len(self._threads) == len(self._running):  # none is idle
+                self._threads.append(threading.Thread(target=self._run, name=f"fgvr-{self.name}", daemon=True))
+                self._threads[-1].start()
             self._waiting.setdefault(job.client, deque()).append(job)
             self._condition.notify()
 
@@ -113,45 +115,49 @@ class BatchQueue:
 
     @property
     def running(self) -> tuple[int, float]:
-        """Jobs of the batch that runs, and for how many seconds."""
-        jobs, since = self._running, self._since
-        return (len(jobs), time.monotonic() - since) if jobs else (0, 0.0)
+        """Jobs of the batches that run, and for how many seconds the first of them has."""
+        running = list(self._running.values())
+        first = min((since for _, since in running), default=time.monotonic())
+        return sum(len(jobs) for jobs, _ in running), time.monotonic() - first if running else 0.0
 
     def close(self, timeout: float = 10.0) -> None:
         """What waits is refused, what runs is told to stop."""
         with self._condition:
             self._closed = True
-            left = [*self._all_waiting(), *self._running]
+            left = [*self._all_waiting(), *(job for jobs, _ in self._running.values() for job in jobs)]
             self._waiting.clear()
             self._condition.notify_all()
         for job in left:
             job.finish(stopping())
-        if self._thread is not None:
-            self._thread.join(timeout)
+        until = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    # --- the thread --------------------------------------------------------------------------------------------------------
+    # --- the threads --------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (jobs := self._next()) is not None:
+        me = threading.get_ident()
+        while (jobs := self._next(me)) is not None:
             try:
+                began = self._running[me][1]
                 self._work(jobs)
-                took = time.monotonic() - self._since
+                took = time.monotonic() - began
                 self.seconds = took if not self.seconds else 0.8 * self.seconds + 0.2 * took
                 self.size = 0.8 * self.size + 0.2 * len(jobs)
                 self._on_batch(self.name, len(jobs), took)
             except Exception as error:  # a bug here must not end the queue: whoever comes next would wait for nobody
                 self._fail(jobs, error)
-            self._running = ()
+            del self._running[me]
             del jobs  # this thread may wait long for the next
 
-    def _next(self) -> Sequence[Job] | None:
+    def _next(self, me: int) -> Sequence[Job] | None:
         """The jobs that go together now; None at the end."""
         with self._condition:
             while not self._closed:
                 self._condition.wait_for(lambda: self._closed or self._waiting)
                 self._condition.wait_for(lambda: self._closed or self._full(), self._wait)
                 if jobs := self._take():
-                    self._running, self._since = jobs, time.monotonic()
+                    self._running[me] = jobs, time.monotonic()
                     return jobs
             return None
 

@@ -50,7 +50,9 @@ class InferenceEngine:
 
     def add_queue(self, name: str, compute: Compute, *, most: Callable[[], int]) -> None:
         tokens, wait = self.settings.batch_tokens, self.settings.batch_wait
-        self.queues[name] = BatchQueue(name, compute, most=most, most_tokens=tokens, wait=wait, on_batch=self.metrics.on_batch)
+        self.queues[name] = BatchQueue(
+            name, compute, most=most, most_tokens=tokens, wait=wait, on_batch=self.metrics.on_batch, at_once=len(self.pool.members)
+        )
 
     # --- which model -------------------------------------------------------------------------------------------------------
 
@@ -130,41 +132,38 @@ class InferenceEngine:
 
     # --- computing, in the queues' threads ---------------------------------------------------------------------------------
 
-    def _lease(self, role: str, jobs: Sequence[Job]) -> Any:
-        return self.pool.lease(self.specs[role], timeout=self.settings.deadline, stop=Unwanted(jobs))
+    def _leased(self, role: str, jobs: Sequence[Job]) -> Any:
+        """A lease for each call, on the least busy device, which ends when nobody waits for these jobs any more."""
+        return self.pool.leased(self.specs[role], timeout=self.settings.deadline, stop=Unwanted(jobs))
 
     def _converse(self, jobs: Sequence[Job]) -> Sequence[Answer]:
         def watch(index: int, text: str, tokens: Sequence[Any]) -> bool:
             jobs[index].report_text((text, tokens))
             return not jobs[index].gone
 
-        with self._lease("mllm", jobs) as mllm:
-            if self.converses():
-                answers = mllm.converse([job.payload for job in jobs], watch)
-            else:
-                answers = [_generate(mllm, job.payload) for job in jobs]
+        mllm = self._leased("mllm", jobs)
+        if self.converses():
+            answers = mllm.converse([job.payload for job in jobs], watch)
+        else:
+            answers = [_generate(mllm, job.payload) for job in jobs]
         self.metrics.on_tokens(sum(a.prompt_tokens for a in answers), sum(a.new_tokens for a in answers))
         return answers
 
     def _score(self, jobs: Sequence[Job]) -> Sequence[Any]:
         images, prompts, continuations = zip(*(job.payload for job in jobs), strict=True)
-        with self._lease("mllm", jobs) as mllm:
-            scores = mllm.score(list(images), list(prompts), list(continuations), system=jobs[0].group)
+        scores = self._leased("mllm", jobs).score(list(images), list(prompts), list(continuations), system=jobs[0].group)
         self.metrics.on_tokens(sum(s.prompt_tokens for s in scores), 0)
         return scores
 
     def _embed_images(self, jobs: Sequence[Job]) -> Sequence[Any]:
-        with self._lease("encoder", jobs) as encoder:
-            return list(encoder.encode([job.payload for job in jobs]))
+        return list(self._leased("encoder", jobs).encode([job.payload for job in jobs]))
 
     def _embed_texts(self, jobs: Sequence[Job]) -> Sequence[Any]:
-        with self._lease("encoder", jobs) as encoder:
-            return list(encoder.encode_text([job.payload for job in jobs]))
+        return list(self._leased("encoder", jobs).encode_text([job.payload for job in jobs]))
 
     def _match(self, jobs: Sequence[Job]) -> Sequence[Any]:
         images, texts = zip(*(job.payload for job in jobs), strict=True)
-        with self._lease("joint", jobs) as joint:
-            return [float(p) for p in joint.match(list(images), list(texts))]
+        return [float(p) for p in self._leased("joint", jobs).match(list(images), list(texts))]
 
 
 @dataclass(eq=False)

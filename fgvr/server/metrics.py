@@ -105,6 +105,10 @@ class _PoolCollector:
             ("fgvr_requests_in_flight", "Requests that have a slot", self._inflight()),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
+        of_device = GaugeMetricFamily("fgvr_device_memory_used_bytes", "By the ledger of each device", labels=("device",))
+        for one in status.devices or (status,):
+            of_device.add_metric((one.device,), float(one.used))
+        yield of_device
         waiting = GaugeMetricFamily("fgvr_queue_jobs", "Waiting for a batch", labels=("queue",))
         for queue, count in self._queued().items():
             waiting.add_metric((queue,), float(count))

@@ -10,6 +10,7 @@ from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture, Prediction, Sample
+from fgvr.utils.concurrent import map_in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,7 +54,7 @@ class Engine(Protocol):
 
 
 class Here:
-    """This process and its pool."""
+    """This process and its pool, whose devices work at once."""
 
     workers = ()
 
@@ -67,7 +68,7 @@ class Here:
         return open_picture(sample.image)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        return map(function, items)
+        return map_in_order(function, items, len(self._pool.members))
 
     def predictions(
         self, recognizer: Recognizer, job: Callable[[], Any], samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError]

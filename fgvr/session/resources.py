@@ -22,10 +22,11 @@ from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
 from fgvr.runtime.budget import as_bytes
-from fgvr.runtime.devices import device_class, pick_device
+from fgvr.runtime.devices import device_class, device_names, pick_devices
 from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.pool_group import open_shared
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.session.engine import Engine, Here
 from fgvr.store.cache import NoCache, SqliteCache
@@ -104,17 +105,16 @@ class Resources:
 
     @cached_property
     def pool(self) -> ModelPool:
-        """The process's one ModelPool, set as this configuration says, its models known under their roles. Nothing is loaded."""
+        """The process's one ModelPool, of one device or several, its models known under their roles. Nothing is loaded."""
         runtime = self.config.runtime.to_dict()
         with suppress(ConfigError):  # there is none yet
             pools.shared().refuse_other_allocator(runtime["allocator"])  # before glibc is told
-        allocator.apply(device_class(runtime["device"]).allocator, runtime["allocator"])  # before anything imports torch
-        device = pick_device(runtime["device"])
-        settings = PoolSettings.of(runtime, device)
-        pool = pools.shared(lambda: ModelPool(device, settings))
-        pool.configure(settings, device=device)
-        pool.device.optimize = runtime["optimize"]
-        watch(pool).configure(runtime, prepare=lambda role: prepare(self.specs[role]))
+        allocator.apply(device_class(device_names(runtime["device"])[0]).allocator, runtime["allocator"])  # before anything imports torch
+        devices = pick_devices(runtime["device"])
+        pool = open_shared(devices, [PoolSettings.of(runtime, device, devices=len(devices)) for device in devices])
+        for member in pool.members:
+            member.device.optimize = runtime["optimize"]
+            watch(member).configure(runtime, prepare=lambda role: prepare(self.specs[role]))
         for role in self.config.models.present:
             pool.register(self.specs[role])
         return pool

@@ -173,6 +173,7 @@ class Session(WithKnowledge):
             answer_fusion=self.answer_fusion,
             names={record.id: record.name for record in self.knowledge.classes},
             batch_size=self.config.evaluation.batch_size,
+            at_once=len(self.pool.members),
         )
         abstainer = self._abstainer(whole)
         blind = f"System 1 looks at images alone: {self.config.models.encoder.source} reads no text"

@@ -4,7 +4,7 @@ Arrays are numpy float32. Class identity is always the class *id*, a string; nam
 """
 
 from fgvr.types.knowledge import Experience, Manifest
-from fgvr.types.memory import ROLES, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
+from fgvr.types.memory import ROLES, DeviceUse, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
 from fgvr.types.recognition import (
     UNKNOWN,
     Abstention,
@@ -36,6 +36,7 @@ __all__ = [
     "Choice",
     "Cost",
     "Decision",
+    "DeviceUse",
     "Experience",
     "FastResult",
     "Figures",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal, get_args
@@ -73,6 +74,20 @@ class ModelStatus:
     def placed(self) -> bool:
         """Whether it has a place on the device: here, or on its way in or out."""
         return self.here or self.state in ("loading", "evicting")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What one of several devices did in a run. Bytes; loads by role."""
+
+    device: str
+    budget: int
+    peak_bytes: int
+    loads: Mapping[str, int]
+
+    def __str__(self) -> str:
+        loads = ", ".join(f"{role} {count}" for role, count in self.loads.items() if count) or "nothing"
+        return f"{self.device}: at most {format_bytes(self.peak_bytes)} of {format_bytes(self.budget)}, loaded {loads}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,18 @@ from PIL import Image, ImageFile, ImageOps
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
 
-ImageSource = Path | str | Image.Image | np.ndarray
+
+class StoredImage:
+    """An encoded image that lies in another file, such as a shard. `str` names it."""
+
+    __slots__ = ()
+
+    def read_bytes(self) -> bytes:
+        """Raises ImageError."""
+        raise NotImplementedError
+
+
+ImageSource = Path | str | Image.Image | np.ndarray | StoredImage
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 _OTHERS = (".pnm", ".tga", ".mpo", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".avifs", ".jxl", ".heic", ".heif", ".hif")
@@ -57,6 +68,8 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         return rgb, sha256, sha256
     if isinstance(source, bytes):
         data, name = source, f"{len(source)} bytes"
+    elif isinstance(source, StoredImage):
+        data, name = source.read_bytes(), str(source)
     else:
         data, name = _read_file(Path(source).expanduser()), str(source)
     if (scans := _scans(data)) > MAX_SCANS:

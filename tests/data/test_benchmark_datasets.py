@@ -52,7 +52,7 @@ def test_every_option_composes_and_opens_its_tree(name, tmp_path):
 
 def test_the_table_and_the_options_are_the_same():
     written = {path.stem for path in (config_dir() / "dataset").glob("*.yaml")}
-    assert written == {*BENCHMARKS, "birds", "folder", "produce"} and set(BENCHMARKS) <= set(TREES)
+    assert written == {*BENCHMARKS, "birds", "folder", "produce", "webdataset", "parquet", "hf"} and set(BENCHMARKS) <= set(TREES)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -136,7 +136,7 @@ def test_every_field_of_a_runs_files_is_on_the_page_and_no_other(name: str, run:
         rare = {"resident[].key", "resident[].role", "resident[].source", "resident[].bytes", "resident[].last_used", "subject", "text"}
         assert found - shown == set() and shown - found <= rare
         return
-    optional = {"review", "workers"} if name == "report.json" else set()  # of a person, of a cluster
+    optional = {"review", "workers", "devices"} if name == "report.json" else set()  # of a person, a cluster, several devices
     assert found == shown - optional
 
 

@@ -7,7 +7,7 @@ import pytest
 from fgvr.evaluation.memory_history import MemoryHistory, memory_history
 from fgvr.runtime.alerts import Alert
 from fgvr.runtime.events import Event
-from fgvr.runtime.timeline import Resident, Sample, Session, Start, Timeline
+from fgvr.runtime.timeline import MemorySample, RecordedSession, Resident, Start, Timeline
 
 MIB = 1 << 20
 START = Start(0.0, 1, "cpu", 1000 * MIB, 100 * MIB, 2 * MIB, "lru", None)
@@ -17,8 +17,8 @@ def happened(t: float, kind: str, key: str = "", used: int = 0, **more) -> Event
     return Event(kind, key, key.split("-")[0], used=used * MIB, limit=100 * MIB, monotonic=t, when=t, **more)  # type: ignore[arg-type]
 
 
-def sample(t: float, uss: int) -> Sample:
-    return Sample(t, t, "end", 100 * MIB, 0, {}, 0, 0, uss * MIB, uss * MIB, 10 * MIB, 0, 0, 1, 1, True, False)
+def sample(t: float, uss: int) -> MemorySample:
+    return MemorySample(t, t, "end", 100 * MIB, 0, {}, 0, 0, uss * MIB, uss * MIB, 10 * MIB, 0, 0, 1, 1, True, False)
 
 
 SWAP = [
@@ -36,7 +36,7 @@ SWAP = [
 @pytest.fixture
 def swap() -> MemoryHistory:
     alerts = [(9.0, Alert("thrash", "mllm-1", "<too fast>"))]
-    return memory_history(Timeline((Session(START, SWAP, [sample(9, 70), sample(10, 40)], alerts),)))
+    return memory_history(Timeline((RecordedSession(START, SWAP, [sample(9, 70), sample(10, 40)], alerts),)))
 
 
 def test_the_record_is_the_ledger_at_every_event(swap: MemoryHistory) -> None:
@@ -51,21 +51,21 @@ def test_the_record_is_the_ledger_at_every_event(swap: MemoryHistory) -> None:
 
 
 def test_a_resumed_run_goes_on_after_its_first_part() -> None:
-    again = Session(
+    again = RecordedSession(
         Start(50.0, 2, "cpu", 1000 * MIB, 100 * MIB, 0, "lru", None, (Resident("encoder-2", "encoder", "x", MIB),)),
         samples=[sample(4, 12)],
     )
-    joined = memory_history(Timeline((Session(START, SWAP), again)))
+    joined = memory_history(Timeline((RecordedSession(START, SWAP), again)))
     assert joined.seconds == 12 and joined.used[-1] == (8.0, MIB, 100 * MIB)
 
 
 def test_the_chart_keeps_every_peak_whatever_the_number_of_events(swap: MemoryHistory) -> None:
     used, process = swap.chart().lines
     assert max(used.y) == 0.72 and used.y[-1] == 0.33 and max(process.y) == 0.6
-    assert [line.y.tolist() for line in memory_history(Timeline((Session(START),))).chart().lines] == [[0.02] * len(used.x)]
+    assert [line.y.tolist() for line in memory_history(Timeline((RecordedSession(START),))).chart().lines] == [[0.02] * len(used.x)]
     many = [
         happened(i / 10, "lease" if i % 2 == 0 else "return", used=3 + i % 2 + 90 * (i == 12_345), models=("m-1",), work=MIB, thread="a")
         for i in range(40_000)
     ]
-    [line] = memory_history(Timeline((Session(START, many),))).chart().lines
+    [line] = memory_history(Timeline((RecordedSession(START, many),))).chart().lines
     assert len(line.x) == len(used.x) and max(line.y) == 0.94

@@ -12,13 +12,13 @@ import pytest
 from fgvr.runtime.alerts import Alerts
 from fgvr.runtime.events import Event
 from fgvr.runtime.monitor import Monitor
-from fgvr.runtime.timeline import Sample, Session, Start, Timeline
+from fgvr.runtime.timeline import MemorySample, RecordedSession, Start, Timeline
 
 from .conftest import MIB, PoolMaker
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 START = Start(0.0, 1, "cpu", 1000 * MIB, 200 * MIB, 0, "lru", None)
-REST = Sample(
+REST = MemorySample(
     1.0, 1.0, "end", 200 * MIB, 100 * MIB, {"m": 100 * MIB}, 0, 100 * MIB, 605 * MIB, 700 * MIB, 500 * MIB, 0, 0, 1, 1, True, False
 )
 USE = replace(REST, ledger=150 * MIB, work=50 * MIB, settled=False)
@@ -33,9 +33,9 @@ def script(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def verdict(script):
-    def judged(*samples: Sample, used: int = 100):
+    def judged(*samples: MemorySample, used: int = 100):
         events = [Event("loaded", "m", "mllm", used=used * MIB, limit=200 * MIB, monotonic=0.0)]
-        return script.judge(Timeline((Session(START, events, list(samples)),)))
+        return script.judge(Timeline((RecordedSession(START, events, list(samples)),)))
 
     return judged
 
@@ -60,12 +60,12 @@ def test_a_true_record_passes_with_its_figures(verdict) -> None:
         (replace(REST, storage_bytes=90 * MIB), 100, "storages"),
     ],
 )
-def test_each_lie_is_named(verdict, sample: Sample, used: int, failure: str) -> None:
+def test_each_lie_is_named(verdict, sample: MemorySample, used: int, failure: str) -> None:
     assert any(failure in text for text in verdict(REST, sample, used=used).failures)
 
 
 def test_the_tolerance_may_be_a_share_of_the_budget(script) -> None:
-    record = Timeline((Session(START, [], [replace(REST, uss=615 * MIB)]),))  # 15 MiB: 15 % of 100, 7.5 % of 200
+    record = Timeline((RecordedSession(START, [], [replace(REST, uss=615 * MIB)]),))  # 15 MiB: 15 % of 100, 7.5 % of 200
     assert script.judge(record).failures and not script.judge(record, of="budget").failures
     assert script.judge(record, of="budget", tolerance=0.07).failures
 

@@ -83,7 +83,7 @@ def test_parked_and_returned_answers_are_the_same_bits(family: Family, shown: li
 
 def test_weights_are_as_large_as_planned_and_a_very_long_picture_is_padded(family: Family) -> None:
     loader = find_loader(family.spec)
-    assert "supported; its weights are here" in loader.presence(family.spec)
+    assert "supported; its weights are here" in loader.describe_files(family.spec)
     assert family.model.nbytes == pytest.approx(loader.estimate(family.spec), rel=0.01)
     assert loader.work_bytes(family.spec) > 0
     (score,) = family.model.score([Image.new("RGB", (5000, 1))], ["describe"], [["red"]])

@@ -68,6 +68,19 @@ def assert_alike(scores, expected) -> None:
         assert (one.tokens, one.prompt_tokens) == (other.tokens, other.prompt_tokens)
 
 
+def test_a_prompt_without_end_is_refused_with_the_numbers_and_a_very_long_picture_is_padded(ours) -> None:
+    for ask in (lambda: ours.generate([[]], ["a" * 1_000_000]), lambda: ours.score([[]], ["q7 " * 5000], [["a"]])):
+        with pytest.raises(ConfigError, match="more than the 4,096 tokens of tiny's context"):
+            ask()
+    (score,) = ours.score([Image.new("RGB", (5000, 1))], ["Describe the bird."], [["red"]])
+    assert score.prompt_tokens < 2000
+
+
+@pytest.mark.parametrize(("kind", "said"), [("qwen3_vl", "supported"), ("internvl", "supported"), ("nothing_known", "not named among")])
+def test_the_plan_says_whether_mlx_vlm_reads_a_family(kind: str, said: str) -> None:
+    assert said in mlx.LOADER.describe_family({"model_type": kind})
+
+
 # --- the same answers as PyTorch ---------------------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ def test_a_family_that_reads_pictures_from_outside_the_prompt_is_refused_before_
     (folder / "model.safetensors").unlink()
     MllamaForConditionalGeneration(MllamaConfig(text_config=text, vision_config=vision | {"vision_output_dim": 64})).save_pretrained(folder)
     spec = ModelSpec("mllm", "transformers", str(folder))
-    assert "by the general path" in find_loader(spec).presence(spec)
+    assert "by the general path" in find_loader(spec).describe_files(spec)
     with pytest.raises(ModelLoadError, match=r"MllamaForConditionalGeneration, which is not supported: .*cross-attention"):
         find_loader(spec).load(spec, CpuDevice())
 

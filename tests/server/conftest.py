@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from fgvr.evaluation.records import to_row
-from fgvr.runtime.devices.simulated import SimulatedDevice
+from fgvr.runtime.devices import pick_devices
 from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.runtime.pool import ModelPool
+from fgvr.runtime.pool_group import PoolGroup
 from fgvr.server.app import Server, make_app
 from fgvr.server.knowledge import Knowledge, KnownClass
 from fgvr.server.running import Process, config_of
@@ -87,7 +88,7 @@ Serve = Callable[..., Served]
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """`serve(max_inflight=..., loader=..., budget=...)`: a server; at the end no lease, no place and no job may be left."""
-    made: list[tuple[Served, SimulatedDevice]] = []
+    made: list[Served] = []
 
     def start(
         *,
@@ -97,11 +98,15 @@ def serve() -> Iterator[Serve]:
         recognizer: Any = None,
         bundle: dict[str, Any] | None = None,
         roles: Sequence[str] = tuple(SPECS),
+        devices: int = 1,
         **settings: Any,
     ) -> Served:
-        device = SimulatedDevice(1000 * MIB)
         loader = loader or FakeLoader(work=MIB)
-        pool = ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=60.0)
+        pools = [
+            ModelPool(device, budget=budget, loaders=lambda spec: loader, lease_timeout=60.0)
+            for device in pick_devices(["simulated:1000MiB"] * devices)
+        ]
+        pool = pools[0] if devices == 1 else PoolGroup(pools)
         specs = {role: SPECS[role] for role in roles}
         for spec in specs.values():
             pool.register(spec)
@@ -122,11 +127,11 @@ def serve() -> Iterator[Serve]:
         until(lambda: process.started)
         port = process.servers[0].sockets[0].getsockname()[1]
         served = Served(f"http://127.0.0.1:{port}", pool, server, recognizer, process, thread)
-        made.append((served, device))
+        made.append(served)
         return served
 
     yield start
-    for served, _ in made:
+    for served in made:
         until(lambda served=served: not idle_failures(served))
         served.stop()
         served.pool.close()

@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser against a real server: levers, budget, events, an image, a token, a phone, the dark."""
+"""The page at `/` in a real browser against a real server: controls, budget, events, an image, a token, a phone, the dark."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def row(page, key: str):
     return page.locator("#models tr").filter(has=page.get_by_role("rowheader", name=re.compile(key)))
 
 
-def pull(page, lever: str, key: str) -> None:
-    page.get_by_role("button", name=f"{lever} {key}", exact=True).click()
+def pull(page, control: str, key: str) -> None:
+    page.get_by_role("button", name=f"{control} {key}", exact=True).click()
 
 
 @browsing
@@ -202,7 +202,7 @@ def test_a_phone_scrolls_only_downwards_and_reaches_every_lever(serve: Serve, vi
     page.set_input_files("#file", {"name": "bird.png", "mimeType": "image/png", "buffer": png()})
     expect(page.locator("#answer .verdict")).to_contain_text("crow")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    boxes = [button.bounding_box() for button in page.locator(".levers button").all()]
+    boxes = [button.bounding_box() for button in page.locator(".controls button").all()]
     assert len(boxes) == 15 and all(box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 30 for box in boxes)
 
 

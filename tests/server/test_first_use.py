@@ -66,7 +66,7 @@ def test_the_tutorials_block_works_as_it_is_typed(tmp_path: Path) -> None:
         row = json.loads(curled)["data"]["predictions"][0]
         assert row["name"] in classified and "mllm-" in models and "8.00 GiB" in limit
         assert json.loads(query)["data"]["answer"] and "released" in cleanup
-        env.pop("FGVR_SERVER_URL")  # the levers find the server without it, too
+        env.pop("FGVR_SERVER_URL")  # the controls find the server without it, too
         done = subprocess.run(["fgvr", "memory", "pin", "encoder", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and json.loads(done.stdout)["server"].endswith(str(port)), done.stderr
     finally:

@@ -274,7 +274,7 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
 
 
 def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None:
-    """Requests of all kinds, levers and hang-ups at once: no 5xx but those that say why, and everything comes back."""
+    """Requests of all kinds, controls and hang-ups at once: no 5xx but those that say why, and everything comes back."""
     slow_words(0.002)
     served = serve(budget=75 * MIB, max_inflight=16)
     kinds: list[tuple[str, Any]] = [
@@ -295,7 +295,7 @@ def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None
                 codes.append(web.post(path, json=body, timeout=0.02 if i % 7 == 0 else 90).status_code)
 
     def pull() -> None:
-        levers = [
+        controls = [
             "memory/cleanup",
             "models/mllm/evict",
             "models/encoder/pin",
@@ -306,7 +306,7 @@ def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None
         i = 0
         while not ended.is_set():
             i += 1
-            assert served.post(f"/api/v1/{levers[i % len(levers)]}", headers=ADMIN).status_code in (200, 409, 503, 507)
+            assert served.post(f"/api/v1/{controls[i % len(controls)]}", headers=ADMIN).status_code in (200, 409, 503, 507)
             status = served.pool.status()
             assert status.used <= status.budget
 

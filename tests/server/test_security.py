@@ -24,7 +24,7 @@ from .conftest import ADMIN, MIB, Serve, chat, data_url, png, until
 CHANGING = [
     "/api/v1/memory/cleanup",
     "/api/v1/memory/limit?limit_gb=1",
-    *(f"/api/v1/models/mllm/{lever}" for lever in ("load", "evict", "pin", "unpin", "reset")),
+    *(f"/api/v1/models/mllm/{control}" for control in ("load", "evict", "pin", "unpin", "reset")),
 ]
 READING = ["/v1/models", "/api/v1/memory/stats", "/api/v1/memory/models", "/api/v1/memory/events", "/metrics"]
 FETCHING = [
@@ -204,8 +204,8 @@ def test_a_body_of_a_gigabyte_is_refused_unread(serve: Serve) -> None:
 @pytest.mark.parametrize("key", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "mllm%00", "%2e%2e", "a" * 5000, "mllm-00000000", "'", "‮"])
 def test_odd_keys_are_unknown_models(serve: Serve, key: str) -> None:
     served = serve()
-    for lever in ("load", "evict", "pin"):
-        assert served.change(f"/api/v1/models/{key}/{lever}").status_code in (400, 404, 405), key
+    for control in ("load", "evict", "pin"):
+        assert served.change(f"/api/v1/models/{key}/{control}").status_code in (400, 404, 405), key
     assert served.get(f"/v1/models/{key}").status_code in (400, 404)
     with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1])), 10) as line:  # a client that does not tidy the path
         line.sendall(b"POST /api/v1/models/mllm/../encoder/load HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret-admin\r\n\r\n")

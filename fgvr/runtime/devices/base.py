@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Self
 
 from fgvr.errors import ConfigError
@@ -34,6 +35,8 @@ class Device:
     """Share of main memory for parked models, where `runtime.host_budget` is auto."""
     cleanup_seconds: ClassVar[float] = HALF_AN_HOUR
     """Time between two clean-ups of unused memory, where `runtime.cleanup_interval` is auto."""
+    is_numbered: ClassVar[bool] = False
+    """Whether each opening is another device, so that `runtime.device` may name it several times."""
     optimize: bool = True
     """Whether models loaded for it get quicker layers where there are any."""
 
@@ -43,6 +46,11 @@ class Device:
         if argument:
             raise ConfigError(f"runtime.device: nothing may follow the colon (found {argument!r})")
         return cls()
+
+    @classmethod
+    def all_names(cls) -> tuple[str, ...]:
+        """Those of this kind that the machine has, as `runtime.device` names them. May import a tensor library."""
+        return (cls.name,)
 
     @classmethod
     def may_be_here(cls) -> bool:
@@ -63,6 +71,10 @@ class Device:
     def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
         """Whether it has no units for float16."""
         return False
+
+    def current(self) -> AbstractContextManager[object]:
+        """Around loads and batches: what libraries allocate without naming a device goes here."""
+        return nullcontext()
 
     def free(self) -> int:
         """What the whole machine could still take, whoever holds the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +39,12 @@ class CudaDevice(Device):
         return cls(int(argument or 0))
 
     @classmethod
+    def all_names(cls) -> tuple[str, ...]:
+        import torch
+
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+
+    @classmethod
     def may_be_here(cls) -> bool:
         return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
@@ -56,6 +63,9 @@ class CudaDevice(Device):
     @classmethod
     def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
         return chosen_by_auto and _capability(0) is None
+
+    def current(self) -> AbstractContextManager[object]:
+        return self._torch.cuda.device(self._index)
 
     def free(self) -> int:
         return self._torch.cuda.mem_get_info(self._index)[0]

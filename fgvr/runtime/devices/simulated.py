@@ -25,7 +25,7 @@ class SimulatedDevice(Device):
     """Counts `allocate`d blocks like a caching allocator: what is freed stays reserved until `empty_cache`."""
 
     name = "simulated"
-    exact = has_own_memory = quantizes = True
+    exact = has_own_memory = quantizes = is_numbered = True
 
     def __init__(self, total: int) -> None:
         self.total = self._limit = total

@@ -129,13 +129,13 @@ class Loader:
         """Whether its files are on this machine, where it reads any."""
         return True
 
-    def presence(self, spec: ModelSpec) -> str:
+    def describe_files(self, spec: ModelSpec) -> str:
         """For a plan: the family of a model folder, and whether its weights are here. Reads no weights; "" where there is no folder."""
         return ""
 
     def describe(self, spec: ModelSpec) -> str:
         """For the doctor: what would be loaded."""
-        return ": ".join(filter(None, (spec.source, self.presence(spec))))
+        return ": ".join(filter(None, (spec.source, self.describe_files(spec))))
 
     def is_half(self, spec: ModelSpec) -> bool:
         """Whether the model would be computed in float16."""

@@ -106,7 +106,7 @@ class FolderLoader(Loader):
     def is_here(self, spec: ModelSpec) -> bool:
         return self.locate(spec) is not None
 
-    def presence(self, spec: ModelSpec) -> str:
+    def describe_files(self, spec: ModelSpec) -> str:
         folder = self.locate(spec)
         if folder is None:
             return f"{spec.source} is not on this machine: sizes are those of the published model"

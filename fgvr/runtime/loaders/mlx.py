@@ -6,7 +6,7 @@ Weights in hub form are converted in memory, as they are loaded. MLX's arrays li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,8 +18,9 @@ from fgvr.runtime.devices.mlx_memory import INSTALL, MLX
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.loaders.folders import FolderLoader
+from fgvr.runtime.loaders.prompts import Limit
 from fgvr.runtime.sizes.footprint import Footprint, total
-from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Shape, find_shape, max_pixels, read_shape, work
+from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Shape, context, find_shape, max_pixels, read_shape, work
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class MlxLoader(FolderLoader):
             raise ModelLoadError(f"{spec.role}: the mlx loader needs mlx and mlx-vlm (Apple silicon or Linux).\n{INSTALL}")
         _refuse_quantization(spec)
         super().check(spec)
+
+    def describe_family(self, config: Mapping[str, Any]) -> str:
+        return (
+            f"{complete.family(config)}, {'supported' if _has_module(config) else 'not named among the families of the installed mlx-vlm'}"
+        )
 
     def estimate(self, spec: ModelSpec) -> int:
         _refuse_quantization(spec)
@@ -117,7 +123,8 @@ class MlxLoader(FolderLoader):
                 raise ModelLoadError(f"{folder} cannot be loaded by mlx-vlm as {complete.family(config)}: {error}") from error
             module.set_dtype(getattr(core, dtype))
             core.eval(module.parameters())  # arrays are lazy: only now the weights are read
-            prompts = open_prompts(folder, config, module.config, max_pixels=max_pixels(spec, folder))
+            limit = Limit(context(spec, folder), f"{spec.source}'s context")
+            prompts = open_prompts(folder, config, module.config, max_pixels=max_pixels(spec, folder), limit=limit)
         return MlxMLLM(self.fingerprint(spec), module, prompts)
 
 
@@ -132,6 +139,12 @@ def _shape(spec: ModelSpec, folder: Path | None) -> Shape:
         return replace(KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"], **known)
     published = _COMMUNITY.fullmatch(spec.source)
     return find_shape(replace(spec, source=f"Qwen/{published[1]}") if published else spec, None)
+
+
+def _has_module(config: Mapping[str, Any]) -> bool:
+    """Whether mlx-vlm has a module of this model type. It also reads a few under other names, so this refuses nothing."""
+    found = find_spec("mlx_vlm")
+    return found is not None and (Path(str(found.origin)).parent / "models" / str(config.get("model_type")).lower()).is_dir()
 
 
 def _refuse_quantization(spec: ModelSpec) -> None:

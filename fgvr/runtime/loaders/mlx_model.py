@@ -1,4 +1,4 @@
-"""protocols.MLLM on an mlx-vlm module. Like QwenMLLM: greedy whatever the folder recommends; a score includes the end of the turn."""
+"""protocols.MLLM on an mlx-vlm module. Like TransformersMLLM: greedy whatever the folder recommends; scores include the turn's end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MlxMLLM:
     def generate(self, images: Images, prompts: Sequence[str], *, system: str = "", max_new_tokens: int = 128) -> list[Reply]:
         replies = []
         for pair in zip(images, prompts, strict=True):
-            inputs = self._prompts.inputs(Conversation.single(*pair, system))
+            inputs = self._prompts.inputs(Conversation.single(*pair, system, max_new_tokens))
             tokens = list(self._greedy(inputs, max_new_tokens))
             answer = [token for token in tokens if token not in self._prompts.stops]
             replies.append(Reply(self._prompts.decode(answer), prompt_tokens=inputs.ids.size, new_tokens=len(tokens)))
@@ -53,7 +53,7 @@ class MlxMLLM:
         """The prompt of each item is computed once; its cache is then shared by all continuations."""
         scores = []
         for image, prompt, texts in zip(images, prompts, continuations, strict=True):
-            inputs = self._prompts.inputs(Conversation.single(image, prompt, system))
+            inputs = self._prompts.inputs(Conversation.single(image, prompt, system, 0))
             candidates = [self._prompts.tokens(text) for text in texts]
             prefix = self._prefill(inputs)
             sums: list[float] = []

@@ -10,8 +10,11 @@ from typing import Any
 
 from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.runtime.loaders import files
+from fgvr.runtime.loaders.base import pil
+from fgvr.runtime.loaders.prompts import Limit
 
 _MARK = "fgvr-answer"
+_PIXELS_PER_TOKEN = 28 * 28  # as Qwen's; families with tiles take fewer tokens, or about as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,9 @@ class Prompts:
     Whether pictures stand before the text or after it is as mlx-vlm has it for the family (Qwen2-VL: after).
     """
 
-    def __init__(self, processor: Any, config: Any, stops: Sequence[int], max_pixels: int) -> None:
+    def __init__(self, processor: Any, config: Any, stops: Sequence[int], max_pixels: int, limit: Limit) -> None:
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self._processor, self._config, self._max_pixels = processor, config, max_pixels
+        self._processor, self._config, self._max_pixels, self._limit = processor, config, max_pixels, limit
         self.end = self._end_of_turn()
         self.stops = frozenset({*stops, self.end})
 
@@ -41,12 +44,21 @@ class Prompts:
 
         data = prepare_inputs(
             self._processor,
-            images=[self._capped(image.convert("RGB")) for image in ask.images] or None,
-            prompts=self.text(ask),
+            images=[self._capped(pil(image).convert("RGB")) for image in ask.images] or None,
+            prompts=self.checked(ask),
             image_token_index=getattr(self._config, "image_token_index", None),
             add_special_tokens=should_add_special_tokens(self._config.model_type, self._processor),
         )
         return Inputs(data.pop("input_ids"), data.pop("pixel_values", None), data.pop("attention_mask", None), dict(data))
+
+    def checked(self, ask: Conversation) -> str:
+        """The prompt's text. Raises ConfigError when the context has no room for it and its answer."""
+        text = self.text(ask)
+        shown = sum(min(image.width * image.height, self._max_pixels) // _PIXELS_PER_TOKEN for image in ask.images)
+        self._limit.check(
+            text, ask.sampling.max_new_tokens, most=shown, shown=lambda: shown, count=lambda: len(self.tokenizer(text).input_ids)
+        )
+        return text
 
     def text(self, ask: Conversation) -> str:
         """The chat template's text up to where the answer begins; where the last turn is an answer, up to its end."""
@@ -85,7 +97,8 @@ class QwenPrompts(Prompts):
     def inputs(self, ask: Conversation) -> Inputs:
         import mlx.core as mx
 
-        data = self._processor(text=[self.text(ask)], images=[i.convert("RGB") for i in ask.images] or None, return_tensors="np")
+        images = [pil(image).convert("RGB") for image in ask.images]
+        data = self._processor(text=[self.checked(ask)], images=images or None, return_tensors="np")
         arrays = {name: mx.array(data[name]) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw") if name in data}
         return Inputs(arrays.pop("input_ids"), arrays.pop("pixel_values", None), arrays.pop("attention_mask"), arrays)
 
@@ -94,7 +107,7 @@ class QwenPrompts(Prompts):
         return self._processor.apply_chat_template(ask.for_template(), add_generation_prompt=open_end, tokenize=False)
 
 
-def open_prompts(folder: Path, config: dict[str, Any], module_config: Any, *, max_pixels: int) -> Prompts:
+def open_prompts(folder: Path, config: dict[str, Any], module_config: Any, *, max_pixels: int, limit: Limit) -> Prompts:
     """For a model folder; called while mlx-vlm's processors are in place."""
     stops = _stops(folder, config)
     if config.get("model_type") == "qwen2_5_vl":
@@ -102,11 +115,11 @@ def open_prompts(folder: Path, config: dict[str, Any], module_config: Any, *, ma
 
         processor = Qwen2_5_VLProcessor.from_pretrained(folder, local_files_only=True)
         processor.image_processor.size = dict(processor.image_processor.size) | {"longest_edge": max_pixels}
-        return QwenPrompts(processor, module_config, stops, max_pixels)
+        return QwenPrompts(processor, module_config, stops, max_pixels, limit)
     from mlx_vlm.utils import load_processor
 
     processor = load_processor(folder, False, trust_remote_code=False)
-    return Prompts(processor, module_config, stops, max_pixels)
+    return Prompts(processor, module_config, stops, max_pixels, limit)
 
 
 def _stops(folder: Path, config: dict[str, Any]) -> list[int]:

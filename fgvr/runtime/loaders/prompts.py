@@ -36,6 +36,24 @@ class Limit:
     tokens: int
     why: str
 
+    def check(self, text: str, new_tokens: int, *, most: int, shown: Callable[[], int], count: Callable[[], int]) -> None:
+        """Raises ConfigError with the numbers for a prompt that is too long.
+
+        Args:
+            most: tokens of its pictures, at most.
+            shown: the same, exactly; asked, like `count` (tokens of the text), only where it decides.
+        """
+        if len(text.encode("utf-8", "replace")) + most + new_tokens <= self.tokens:  # a token has one byte at least
+            return
+        if len(text) > _LONGEST * self.tokens:
+            raise self._too_long(f"{len(text):,} characters", new_tokens)
+        if (tokens := count() + shown()) + new_tokens > self.tokens:
+            raise self._too_long(f"{tokens:,} tokens", new_tokens)
+
+    def _too_long(self, size: str, new_tokens: int) -> ConfigError:
+        message = f"the prompt has {size} with its images, beside {new_tokens:,} for the answer: more than the {self.tokens:,} tokens"
+        return ConfigError(f"{message} of {self.why}; shorten the texts or show fewer images")
+
 
 def smart_tokens(image_processor: Any) -> Callable[[int, int], int]:
     """Tokens of a picture by its width and height, as Qwen's models resize it."""
@@ -112,18 +130,19 @@ class Prompts:
 
     def check(self, ask: Conversation, batch_size: int) -> str:
         """The prompt's text. Raises ConfigError with the numbers when context or memory plan have no room for it and its answer."""
-        text, new_tokens = self.text(ask), ask.sampling.max_new_tokens
-        limit = self._limit(batch_size)
-        size = len(text.encode("utf-8", "replace"))  # a token has one byte at least
-        if size + self._shown(ask) + new_tokens <= limit.tokens:
-            return text
-        if len(text) > _LONGEST * limit.tokens:
-            raise self._too_long(f"{len(text):,} characters", new_tokens, limit)
-        shown = sum(self._image_tokens(*pil(image).size) for image in ask.images)
-        with self.lock:
-            count = len(self.tokenizer(text).input_ids) + shown
-        if count + new_tokens > limit.tokens:
-            raise self._too_long(f"{count:,} tokens", new_tokens, limit)
+        text = self.text(ask)
+
+        def count() -> int:
+            with self.lock:
+                return len(self.tokenizer(text).input_ids)
+
+        self._limit(batch_size).check(
+            text,
+            ask.sampling.max_new_tokens,
+            most=self._shown(ask),
+            shown=lambda: sum(self._image_tokens(*pil(image).size) for image in ask.images),
+            count=count,
+        )
         return text
 
     def inputs(self, asks: Sequence[Conversation], batch_size: int) -> Any:
@@ -140,11 +159,6 @@ class Prompts:
         if planned >= self._context.tokens:
             return self._context
         return Limit(planned, f"a batch in the memory plan (models.mllm.batch_size={batch_size})")
-
-    @staticmethod
-    def _too_long(size: str, new_tokens: int, limit: Limit) -> ConfigError:
-        message = f"the prompt has {size} with its images, beside {new_tokens:,} for the answer: more than the {limit.tokens:,} tokens"
-        return ConfigError(f"{message} of {limit.why}; shorten the texts or show fewer images")
 
     def _prepared(self, image: Image) -> Image:
         image = pil(image)

@@ -52,10 +52,10 @@ class TimmLoader(FolderLoader):
     def is_here(self, spec: ModelSpec) -> bool:
         return spec.source in PACKAGED or super().is_here(spec)
 
-    def presence(self, spec: ModelSpec) -> str:
+    def describe_files(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return f"{packaged.architecture}, supported; its weights are those of the package {packaged.distribution}"
-        return super().presence(spec)
+        return super().describe_files(spec)
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         return footprint(spec, self.repository(spec))

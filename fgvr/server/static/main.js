@@ -68,7 +68,7 @@ function health(words, kind) {
   $("health").className = kind;
 }
 
-async function lever(words, path, body, done) {
+async function control(words, path, body, done) {
   say(`${words} …`);
   try {
     say(done(await post(path, body)));
@@ -97,9 +97,9 @@ $("limit-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = $("limit").value;
   delete $("limit").dataset.typed;
-  lever(`budget ${wanted} GiB`, `/api/v1/memory/limit?limit_gb=${encodeURIComponent(wanted)}`, undefined, (found) => `the budget is ${found.formatted_limit ?? `${wanted} GiB`} now`);
+  control(`budget ${wanted} GiB`, `/api/v1/memory/limit?limit_gb=${encodeURIComponent(wanted)}`, undefined, (found) => `the budget is ${found.formatted_limit ?? `${wanted} GiB`} now`);
 });
-$("cleanup").addEventListener("click", () => lever("clean-up", "/api/v1/memory/cleanup", undefined, (found) => `dropped ${found.dropped.join(", ") || "nothing"}: ${bytes(found.released_bytes)} came back`));
+$("cleanup").addEventListener("click", () => control("clean-up", "/api/v1/memory/cleanup", undefined, (found) => `dropped ${found.dropped.join(", ") || "nothing"}: ${bytes(found.released_bytes)} came back`));
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 
 classify.ready($("drop"), $("file"), $("classify-said"), $("answer"), (error) => error.status === 401 && access(true));

@@ -1,8 +1,8 @@
-// One row per model, with its levers. Rows are kept and only their cells change: a focused button stays focused.
+// One row per model, with its controls. Rows are kept and only their cells change: a focused button stays focused.
 
 import { bytes, make, post, seconds } from "./api.js";
 
-const LEVERS = {
+const CONTROLS = {
   load: (m) => !["resident", "draining", "loading", "evicting"].includes(m.state),
   evict: (m) => (m.state === "resident" || m.state === "parked") && m.leases === 0 && !m.pinned,
   pin: (m) => !m.pinned,
@@ -15,28 +15,28 @@ const busy = new Set();
 function row(key, act) {
   const cells = Object.fromEntries(["state", "size", "leases", "hits", "loads", "idle"].map((name) => [name, make("td", { class: name === "state" ? null : "number", "data-name": name })]));
   const buttons = Object.fromEntries(
-    Object.keys(LEVERS).map((lever) => {
-      const button = make("button", { type: "button", "aria-label": `${lever} ${key}` }, lever);
-      button.addEventListener("click", () => button.getAttribute("aria-disabled") === "true" || act(lever, key));
-      return [lever, button];
+    Object.keys(CONTROLS).map((control) => {
+      const button = make("button", { type: "button", "aria-label": `${control} ${key}` }, control);
+      button.addEventListener("click", () => button.getAttribute("aria-disabled") === "true" || act(control, key));
+      return [control, button];
     }),
   );
   const head = make("th", { scope: "row" });
-  const element = make("tr", {}, head, ...Object.values(cells), make("td", { class: "levers" }, ...Object.values(buttons)));
+  const element = make("tr", {}, head, ...Object.values(cells), make("td", { class: "controls" }, ...Object.values(buttons)));
   return { element, head, cells, buttons };
 }
 
 export function show(body, models, changed, say) {
-  async function act(lever, key) {
+  async function act(control, key) {
     if (busy.has(key)) return;
     busy.add(key);
-    say(`${lever} ${key} …`);
+    say(`${control} ${key} …`);
     try {
-      const done = await post(`/api/v1/models/${encodeURIComponent(key)}/${lever}`);
-      const back = lever === "evict" && done.released_bytes !== undefined ? `, ${bytes(done.released_bytes)} came back` : "";
-      say(`${lever} ${key}: done${back}`);
+      const done = await post(`/api/v1/models/${encodeURIComponent(key)}/${control}`);
+      const back = control === "evict" && done.released_bytes !== undefined ? `, ${bytes(done.released_bytes)} came back` : "";
+      say(`${control} ${key}: done${back}`);
     } catch (error) {
-      say(`${lever} ${key}: ${error.message}`, error);
+      say(`${control} ${key}: ${error.message}`, error);
     } finally {
       busy.delete(key);
       changed();
@@ -67,8 +67,8 @@ function fill({ head, cells, buttons }, model) {
   set(cells.hits, model.hits.toLocaleString("en"));
   set(cells.loads, String(model.loads));
   set(cells.idle, model.state === "resident" && !model.leases ? seconds(model.idle_seconds) : "–");
-  for (const [lever, button] of Object.entries(buttons)) {
-    const off = !LEVERS[lever](model);
+  for (const [control, button] of Object.entries(buttons)) {
+    const off = !CONTROLS[control](model);
     button.disabled = off && document.activeElement !== button; // a disabled button would lose the focus
     button.setAttribute("aria-disabled", String(off));
   }

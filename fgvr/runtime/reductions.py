@@ -14,7 +14,7 @@ _TINY = {"encoder": ("clip", 32), "mllm": ("transformers", 8), "joint": ("blip",
 
 
 @dataclass(frozen=True, slots=True)
-class Lever:
+class Reduction:
     """One setting. `values` go from the slightest change to the greatest; `weights` and `work`: shares that a middle one saves, roughly."""
 
     what: str
@@ -40,21 +40,23 @@ class Lever:
         return self.values if len(self.values) <= len(_PIXELS) else (self.values[len(self.values) // 2], self.values[-1])
 
 
-def levers(spec: ModelSpec) -> Iterator[Lever]:
+def reductions(spec: ModelSpec) -> Iterator[Reduction]:
     """From what changes no answer to what changes the model."""
     if spec.batch_size > 1:
-        yield Lever("smaller batches", spec, "batch_size", tuple(range(spec.batch_size - 1, 0, -1)), work=0.5)
+        yield Reduction("smaller batches", spec, "batch_size", tuple(range(spec.batch_size - 1, 0, -1)), work=0.5)
     if spec.role == "mllm" and (smaller := tuple(pixels for pixels in _PIXELS if pixels < (spec.max_pixels or SANE_PIXELS))):
-        yield Lever("fewer pixels per image", spec, "max_pixels", smaller, work=0.5)
+        yield Reduction("fewer pixels per image", spec, "max_pixels", smaller, work=0.5)
     if spec.source == "tiny":
         return
     quantizes = find_loader(spec).quantizes
     if quantizes and spec.quantization is None:
-        yield Lever("int8 weights", spec, "quantization", ("int8",), weights=0.38)
+        yield Reduction("int8 weights", spec, "quantization", ("int8",), weights=0.38)
     if quantizes and spec.quantization in (None, "int8"):
-        yield Lever("int4 weights", spec, "quantization", ("nf4",), weights=0.56)  # vision tower, words and output head stay as they are
+        yield Reduction(
+            "int4 weights", spec, "quantization", ("nf4",), weights=0.56
+        )  # vision tower, words and output head stay as they are
     if spec.dtype == "float32":
-        yield Lever("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)
+        yield Reduction("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)
     if "7B" in spec.source:
-        yield Lever(f"a smaller {spec.role}", spec, "source", (spec.source.replace("7B", "3B"),), weights=0.5)
-    yield Lever("the shipped model", spec, "", ("tiny",))
+        yield Reduction(f"a smaller {spec.role}", spec, "source", (spec.source.replace("7B", "3B"),), weights=0.5)
+    yield Reduction("the shipped model", spec, "", ("tiny",))

@@ -1,0 +1,326 @@
+"""Streams as data sets: the same images in shards, tables and folders; bad rows named and counted; listing that goes on after a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import fgvr
+from fgvr.cli import main
+from fgvr.data import leaks
+from fgvr.data.datasets import Dataset
+from fgvr.data.near_duplicates import PerceptualHash
+from fgvr.data.streams import index as indexes
+from fgvr.data.streams.formats import Fault, Row, Shard
+from fgvr.data.streams.hf import open_hf
+from fgvr.data.streams.index import StreamIndex
+from fgvr.data.streams.parquet import open_parquet
+from fgvr.data.streams.samples import StreamSamples
+from fgvr.data.streams.webdataset import WebDataset, open_webdataset
+from fgvr.errors import DatasetError, ImageError
+from fgvr.runtime.pool import close_shared
+from fgvr.store.cache import NoCache
+from fgvr.utils.images import read_image
+
+KINDS = {"Rot": (200, 30, 30), "Blau": (30, 30, 200), "Gruen": (30, 200, 30)}
+
+
+def png(kind: str, seed: int, side: int = 24) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 40, (side, side, 3))
+    file = io.BytesIO()
+    Image.fromarray((np.array(KINDS[kind]) + noise).clip(0, 255).astype("uint8")).save(file, "PNG")
+    return file.getvalue()
+
+
+def images(first: int, each: int) -> list[tuple[str, bytes]]:
+    """(class, image), classes in turns."""
+    return [(kind, png(kind, first + 10 * i + k)) for i in range(each) for k, kind in enumerate(KINDS)]
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def shard(path: Path, rows: list[tuple[str, bytes]]) -> Path:
+    return tar(
+        path, {f"{i:04d}.{end}": part for i, (kind, data) in enumerate(rows) for end, part in (("png", data), ("cls", kind.encode()))}
+    )
+
+
+def table(path: Path, rows: list[tuple[str, bytes]], **columns: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [{"bytes": data, "path": None} for _, data in rows]
+    pq.write_table(pa.table({"image": cells, "label": [kind for kind, _ in rows]} | columns), path, row_group_size=4)
+    return path
+
+
+PARTS = {"train": images(1000, 4), "test": images(2000, 5)}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., tuple[str, Path]]:
+    """The same images in a folder, in shards or in tables: (name of the option, its root)."""
+
+    def made(kind: str) -> tuple[str, Path]:
+        root = tmp_path / kind
+        for part, rows in PARTS.items():
+            if kind == "folder":
+                for i, (label, data) in enumerate(rows):
+                    file = root / part / label / f"{i:04d}.png"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(data)
+            elif kind == "webdataset":
+                shard(root / f"{part}-000.tar", rows[:7])
+                shard(root / f"{part}-001.tar", rows[7:])
+            else:
+                table(root / f"{part}-00000.parquet", rows)
+        return kind, root
+
+    return made
+
+
+OPEN = {"webdataset": open_webdataset, "parquet": open_parquet, "hf": open_hf}
+
+
+def open_at(kind: str, root: Path | str, tmp_path: Path, **settings: Any) -> Dataset:
+    return OPEN[kind](root=str(root), cache_dir=tmp_path / "store", **settings)
+
+
+# --- the whole way -----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_and_tables_give_the_answers_of_a_folder(make: Callable[..., tuple[str, Path]], home: Path) -> None:
+    answers: dict[str, Any] = {}
+    for kind in ("folder", "webdataset", "parquet", "hf"):
+        close_shared()
+        option, root = make(kind)
+        words = ("models=fake", f"dataset={option}", f"dataset.root={root}", "dataset.shots=4", "trigger=always", "evaluation.batch_size=4")
+        report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *words))
+        rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
+        answers[kind] = {row["sha256"]: (row["label"], row["prediction"] if "prediction" in row else row.get("category")) for row in rows}
+        assert report.n == 15 and report.skipped == 0
+        if kind == "webdataset":  # an image is opened once; the page shows some of them
+            assert (report.path / "report.html").read_text().count("data:image/jpeg") > 3
+    close_shared()
+    assert answers["webdataset"] == answers["parquet"] == answers["hf"] == answers["folder"]
+
+
+def test_shards_of_unlabelled_images_are_classified(make: Callable[..., tuple[str, Path]], tmp_path: Path, capsys: Any) -> None:
+    _, root = make("webdataset")
+    tar(tmp_path / "new" / "0.tar", {f"bird {i}.png": data for i, (_, data) in enumerate(images(3000, 2))} | {"9.png": b"no image"})
+    words = ("models=fake", "dataset=webdataset", f"dataset.root={root}", "dataset.shots=4", "logging=json")
+    assert main(["mode=classify", *words, f"image={tmp_path / 'new'}"]) == 0
+    out, err = capsys.readouterr()
+    assert [row["image"] for row in json.loads(out)] == [f"0.tar/bird {i}.png".removesuffix(".png") for i in range(6)]
+    assert "0.tar/9: not an image in a known format" in " ".join(err.split())
+    close_shared()
+
+
+# --- splits ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "hf"])
+def test_samples_lie_where_the_stream_has_them(kind: str, make: Callable[..., tuple[str, Path]], tmp_path: Path) -> None:
+    _, root = make(kind)
+    found = open_at(kind, root, tmp_path, shots=3, calibration=1)
+    assert [c.name for c in found.catalog] == ["Blau", "Gruen", "Rot"]
+    assert (len(found.split.support), len(found.split.calibration), len(found.split.test)) == (9, 3, 15)
+    test = found.split.test
+    assert isinstance(test, StreamSamples) and [s.label for s in test] == [kind for kind, _ in PARTS["test"]]
+    for place in (14, 0, 7, 7, 2):  # in any order
+        sample = pickle.loads(pickle.dumps(test[place]))
+        assert read_image(sample.image)[1] == sample.sha256
+        assert test.position(sample.key) == place and str(test.pictures[sample.key]) == str(sample.image)
+    assert len(test.without({test[3].key})) == 14 and test.without({test[3].key})[3].key == test[4].key
+    again = open_at(kind, root, tmp_path, shots=3, calibration=1)
+    assert again.split.support == found.split.support and again.split.test.digest == test.digest
+    other = open_at(kind, root, tmp_path, shots=3, calibration=1, split_seed=1)
+    assert other.split.support != found.split.support
+    fewer = open_at(kind, root, tmp_path, shots=2, test_per_class=2)
+    assert len(fewer.split.test) == 6 and set(fewer.split.support) < {*found.split.support, *found.split.calibration}
+
+
+def test_without_a_test_part_the_shots_leave_the_test_and_copies_count_once(tmp_path: Path) -> None:
+    rows = images(0, 6)
+    shard(tmp_path / "s" / "a.tar", [*rows, rows[0], ("Rot", rows[1][1])])  # a copy, and a Blau that is called Rot
+    found = open_at("webdataset", tmp_path / "s", tmp_path, shots=2)
+    used = {sample.sha256 for sample in (*found.split.support, *found.split.test)}
+    assert len(found.split.support) == 6 and len(found.split.test) == 18 - 6 - 1 and len(used) == 17
+    assert any("1 exact copies" in note for note in found.notes) and any("2 images are in two classes" in note for note in found.notes)
+
+
+def test_validation_shards_are_the_test_where_there_is_no_other(tmp_path: Path) -> None:
+    shard(tmp_path / "s" / "x-train-0.tar", images(0, 3))
+    shard(tmp_path / "s" / "x-val-0.tar", images(500, 2))
+    assert len(open_at("webdataset", tmp_path / "s", tmp_path, shots=1).split.test) == 6
+    shard(tmp_path / "s" / "x-test-0.tar", images(900, 1))
+    found = open_at("webdataset", tmp_path / "s", tmp_path, shots=1)
+    assert len(found.split.test) == 3 and any("6 images of a validation part" in note for note in found.notes)
+
+
+def test_the_leak_guard_finds_support_images_in_a_stream(tmp_path: Path) -> None:
+    rows = images(0, 4)
+    shard(tmp_path / "s" / "train.tar", rows)
+    shard(tmp_path / "s" / "test.tar", [*images(700, 2), rows[5], rows[0]])
+    found = open_at("webdataset", tmp_path / "s", tmp_path, shots=4)
+    overlaps = leaks.split_overlaps(found.split, PerceptualHash(NoCache()))
+    assert [overlap.key for overlap in overlaps if not overlap.near] == ["test.tar/0006", "test.tar/0007"]
+    left = leaks.enforce(found.split, overlaps, "drop")
+    assert [s.key for s in left.test] == [f"test.tar/{i:04d}" for i in range(6)]
+    assert leaks.scope(found.split.test) == leaks.SCOPE
+
+
+def test_labels_may_be_numbers_or_entries_of_json(tmp_path: Path) -> None:
+    members = {}
+    for i, (kind, data) in enumerate(images(0, 3)):
+        members |= {f"a/{i}.png": data, f"a/{i}.json": json.dumps({"y": list(KINDS).index(kind)}).encode(), f"a/{i}.txt": b"caption"}
+    tar(tmp_path / "s" / "0.tar", members)
+    (tmp_path / "s" / "classnames.txt").write_text("red\nblue\ngreen\n")
+    found = open_at("webdataset", tmp_path / "s", tmp_path, label="json:y", shots=1)
+    assert {c.id: c.name for c in found.catalog} == {"0": "red", "1": "blue", "2": "green"}
+    with pytest.raises(DatasetError, match="1 names, and there is a label 2"):
+        (tmp_path / "names.txt").write_text("red")
+        open_at("webdataset", tmp_path / "s", tmp_path, label="json:y", shots=1, names=str(tmp_path / "names.txt"))
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_are_named_and_counted_and_the_rest_is_done(tmp_path: Path) -> None:
+    rows = images(0, 6)
+    whole = shard(tmp_path / "s" / "train-0.tar", rows)
+    members = {f"{i:04d}.png": data for i, (_, data) in enumerate(rows[:3])} | {"0000.cls": b"Rot", "0001.cls": b" ", "0002.txt": b"x"}
+    tar(tmp_path / "s" / "train-1.tar", dict(sorted(members.items())) | {"0009.cls": b"Rot"})
+    cut = shard(tmp_path / "s" / "train-2.tar", images(100, 4))
+    cut.write_bytes(cut.read_bytes()[: len(whole.read_bytes()) // 3])
+    found = open_at("webdataset", f"{tmp_path / 's'}/train-{{0..4}}.tar", tmp_path, shots=2)
+    bad = "\n".join(map(str, found.bad_images))
+    assert "train-1.tar/0001: its label (dataset.label=cls) is empty" in bad and "train-1.tar/0002: has no label: no member .cls" in bad
+    assert "train-1.tar/0009: has no image" in bad and "train-2.tar: ends early or is damaged after" in bad
+    assert "train-3.tar: is not there" in bad and "train-4.tar: is not there" in bad
+    assert len(found.bad_images) in (6, 7)  # the last row may have lost its label
+    assert "left out, the first: " in "\n".join(found.notes) and len(found.split.test) > 10
+    with pytest.raises(DatasetError, match="on_bad_image=skip"):
+        open_at("webdataset", f"{tmp_path / 's'}/train-{{0..3}}.tar", tmp_path, shots=2, on_bad_image="error")
+
+
+def test_support_images_that_cannot_be_decoded_are_replaced(tmp_path: Path) -> None:
+    rows = [(kind, b"broken") if i in (0, 4, 8) else (kind, data) for i, (kind, data) in enumerate(images(0, 4))]
+    shard(tmp_path / "s" / "0.tar", rows)
+    found = open_at("webdataset", tmp_path / "s", tmp_path, shots=3)
+    assert len(found.split.support) == 9 and len(found.split.test) == 0
+
+
+def test_damaged_tables_and_unknown_columns_are_named(tmp_path: Path) -> None:
+    rows = images(0, 4)
+    table(tmp_path / "s" / "0.parquet", rows)
+    with pytest.raises(DatasetError, match=r"has no column picture and no column species; it has image, label"):
+        open_at("parquet", tmp_path / "s", tmp_path, image="picture", label="species")
+    labels = [None, *[kind for kind, _ in rows][1:]]
+    pq.write_table(pa.table({"image": [*[d for _, d in rows][:-1], b""], "label": labels}), tmp_path / "s" / "1.parquet")
+    (tmp_path / "s" / "2.parquet").write_bytes(b"PAR1 no table")
+    found = open_at("parquet", tmp_path / "s", tmp_path, shots=1)
+    bad = "\n".join(map(str, found.bad_images))
+    assert (
+        "1.parquet/row 000000000: has no label" in bad
+        and "1.parquet/row 000000011: has no image" in bad
+        and "2.parquet: ends early or is damaged" in bad
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "says"),
+    [
+        ("webdataset", "absent", r"has no \.tar files"),
+        ("webdataset", "absent/x-{0..3}.tar", r"has no \.tar files"),
+        ("webdataset", "absent/x-{a,b}.tar", "is no pattern of shards"),
+        ("parquet", "absent", r"has no \.parquet files"),
+        ("hf", "timm/oxford-pets", "downloads nothing: fetch it once"),
+        ("hf", "empty", "is no data set that Hugging Face's datasets can read"),
+    ],
+)
+def test_a_stream_that_is_not_there_is_one_line(kind: str, root: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match=says) as error:
+        open_at(kind, tmp_path / root, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_that_went_after_the_listing_is_an_error_of_that_image(make: Callable[..., tuple[str, Path]], tmp_path: Path) -> None:
+    for kind in ("webdataset", "parquet"):
+        _, root = make(kind)
+        sample = open_at(kind, root, tmp_path, shots=1).split.test[0]
+        next(root.glob("test*")).unlink()
+        with pytest.raises(ImageError, match="test-0"):
+            read_image(sample.image)
+
+
+# --- listing -----------------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A stream of made-up rows that is killed after some; counts what is read."""
+
+    def __init__(self, sizes: tuple[int, ...], stop: int | None = None) -> None:
+        self.sizes, self.stop, self.read_rows = sizes, stop, 0
+
+    def shards(self) -> Iterator[Shard | Fault]:
+        return (Shard(f"{i}.tar", Path(f"{i}.tar"), "", str(size)) for i, size in enumerate(self.sizes))
+
+    def rows(self, shard: Shard) -> Iterator[Row | Fault]:
+        for place in range(self.sizes[int(shard.name[0])]):
+            self.read_rows += 1
+            if self.read_rows == self.stop:
+                raise KeyboardInterrupt
+            yield Fault(str(place), "has no label") if place % 10 == 9 else Row(str(place), f"c{place % 3}", b"%d" % place, place)
+
+    def read(self, path: Path, place: int, size: int) -> bytes:
+        return b"%d" % place
+
+
+def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path) -> None:
+    sizes, commit = (100, indexes.COMMIT + 500), indexes.COMMIT
+    whole = StreamIndex(tmp_path / "whole.sqlite")
+    whole.update(Counted(sizes), strict=False)
+    file = tmp_path / "cut.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        StreamIndex(file).update(Counted(sizes, stop=commit + 300), strict=False)
+    rest, again = Counted(sizes), StreamIndex(file)
+    kept = again.last
+    again.update(rest, strict=False)
+    assert kept == 90 + commit * 9 // 10 and rest.read_rows == commit + 500  # the first shard is not read again
+    assert (again.digest, again.faults, again.parts) == (whole.digest, whole.faults, whole.parts)
+    assert again.repeated()[0].tolist() == whole.repeated()[0].tolist() and len(whole.repeated()[0]) == 90
+    more = Counted((*sizes, 10))
+    again.update(more, strict=False)
+    assert more.read_rows == 10  # a shard more is listed alone
+    changed = Counted((99, *sizes[1:]))
+    again.update(changed, strict=False)
+    assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+def test_shards_written_by_the_webdataset_library_are_read(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    (tmp_path / "s").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "s" / "000.tar")) as writer:
+        for i, (kind, data) in enumerate(images(0, 4)):
+            writer.write({"__key__": f"{i:06d}", "png": data, "cls": list(KINDS).index(kind)})
+    found = list(WebDataset(tmp_path / "s").rows(Shard("000.tar", tmp_path / "s" / "000.tar")))
+    assert [row.label for row in found if isinstance(row, Row)] == ["0", "1", "2"] * 4

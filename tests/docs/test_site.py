@@ -1,0 +1,62 @@
+"""The documentation's own rules: what is shown twice stands once, and no page asks for anything outside."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from scripts import docs_site
+
+from .blocks import ROOT
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/a.js"></script>',
+        "<link rel=stylesheet href=//fonts.example/css>",
+        '<img alt="x" src="http://example/a.png">',
+        "<style>@import 'https://fonts.example/css'; </style>",
+        '<style>body { background: url("https://example/a.png") }</style>',
+    ],
+)
+def test_what_a_page_would_ask_of_others_is_found(html: str) -> None:
+    assert len(docs_site.outside(f"<html>{html}</html>")) == 1
+
+
+def test_a_link_that_a_reader_may_follow_is_no_request() -> None:
+    assert docs_site.outside('<a href="https://arxiv.org/abs/2603.17729">paper</a> <img src="a.png"> <link href="assets/site.css">') == []
+
+
+def shown(text: str, place: str) -> str:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=place))
+    return docs_site.on_page_markdown(text, page, SimpleNamespace(docs_dir=str(ROOT / "docs")))
+
+
+def test_an_included_text_has_its_links_and_not_its_title() -> None:
+    text = shown("<!-- include: review.md -->", "how-to/models.md")
+    assert "# Let a person answer" not in text and "](../review.png)" in text
+
+
+def test_one_section_can_be_included_and_an_absent_page_is_nothing() -> None:
+    text = shown("<!-- include: CONTRIBUTING.md: Parts from outside -->", "how-to/parts.md")
+    assert "# shy.py" in text and "## A release" not in text
+    assert shown("before <!-- include: not_there.md --> after", "index.md") == "before  after"
+
+
+def test_links_between_the_repository_and_the_site_fit_both() -> None:
+    assert shown("[a](docs/method.md), [b](CHANGELOG.md)", "contributing.md") == "[a](method.md), [b](changelog.md)"
+    assert shown("[a](../CONTRIBUTING.md), [b](../fgvr/cli.py)", "method.md") == "[a](contributing.md), b"
+    assert shown("[a](scale.md)", "server.md") == "[a](how-to/scale.md)" and shown("[a](scale.md)", "how-to/index.md") == "[a](scale.md)"
+
+
+def test_every_page_of_docs_is_in_the_navigation_or_said_to_be_outside_it() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    settings = yaml.safe_load(text)
+    assert settings["strict"] and settings["theme"]["font"] is False
+    outside = {line.strip("/ ") for line in settings["not_in_nav"].split()}
+    for file in (ROOT / "docs").rglob("*.md"):
+        path = str(file.relative_to(ROOT / "docs"))
+        assert f" {path}\n" in text or path in docs_site.SHOWN_IN or path.split("/")[0] in outside, path
