@@ -117,7 +117,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"Point models.mllm.source at another folder; or: {_INSTEAD}"
         )
     complete.require_family(folder, config, str(kind), used, _INSTEAD)
-    if not _has_chat_template(folder):
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    if has_tokenizer and not _has_chat_template(folder):  # a configuration alone can be sized
         raise ModelLoadError(
             f"{folder} holds {complete.family(config)} without a chat template (chat_template.jinja), so it cannot be asked.\n"
             "Take the instruction-tuned model of the family, or get the folder again"
