@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -73,7 +74,9 @@ def quiet_bars() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():  # a device map may name a parameter of its own, beside modules (offloading.py)
+            warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
