@@ -13,7 +13,7 @@ from PIL import Image
 from fgvr.agents.replies import DOUBT, distribution, rationale_of, read_answer
 from fgvr.cli import main
 from fgvr.runtime.loaders import remote
-from fgvr.runtime.option_tokens import TEMPERATURE
+from fgvr.runtime.option_tokens import TEMPERATURE, option_nats
 from fgvr.runtime.pool import close_shared
 from fgvr.runtime.remote import link
 from fgvr.types import Choice, Reply
@@ -176,6 +176,10 @@ def test_the_doctor_says_what_an_engine_can_do(tmp_path: Path, capsys: pytest.Ca
         ("<think>Answer: A, or is it?</think>Answer: C", 2),
         ("A bird with a forked tail", None),
         ("A kite or a tern", None),
+        ("The answer is a tern.", 2),
+        ("Answer: A tern (C)", 2),
+        ("Answer: a long-tailed one", None),
+        ("Answer: A because of its tail", 0),
         ("Answer: D", None),
         ("Answer: Great Kite or Tern", None),
         ("<think>Answer: A", None),
@@ -185,6 +189,21 @@ def test_the_doctor_says_what_an_engine_can_do(tmp_path: Path, capsys: pytest.Ca
 )
 def test_the_answer_in_a_reply(reply: str, place: int | None) -> None:
     assert read_answer(reply, NAMES) == place
+
+
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [
+        (["A", " small", " bird", "."], False),
+        (["A", ".", " kite"], True),
+        ([" A"], True),
+        (["I", " see", " it.", " Answer:", " B", " because"], True),
+        (["It", " is.", " Answer:", " A", " hawk"], False),
+    ],
+)
+def test_an_article_is_no_letter(tokens: list[str], named: bool) -> None:
+    likeliest = [("A", -0.1), (" B", -2.5)]
+    assert bool(option_nats([(token, likeliest) for token in tokens], ["A", "B"], "Answer:")) is named
 
 
 def test_a_reply_as_a_distribution() -> None:

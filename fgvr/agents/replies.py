@@ -20,6 +20,7 @@ DOUBT = 0.1  # share of a reply that is spread evenly over the options, as one l
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"\banswer(?:\W*\s+is)?\W*[:=]\W*|\banswer\s+is\W*", re.IGNORECASE)
 _LETTER = re.compile(r"\W*(?:option\s+)?([A-Z])(?![\w'])", re.IGNORECASE)
+_ARTICLE = re.compile(r"\W*(an?)\s+\w", re.IGNORECASE)  # "The answer is a kite"
 _FIRST = re.compile(r"[\W_]*([A-Z])(?:[.):\]*]|\s*$)")  # "A. kite" or "(A)", not "A bird"
 
 
@@ -79,6 +80,8 @@ def read_answer(reply: str, names: Sequence[str]) -> int | None:
     after = list(_ANSWER.finditer(text))
     if after:
         said = text[after[-1].end() :]
+        if (article := _ARTICLE.match(said)) and ((named := _by_name(said, names)) is not None or article[1] != "A"):
+            return named
         return first if (first := _by_letter(_LETTER.match(said), names)) is not None else _by_name(said, names)
     lines = text.splitlines() or [""]
     ends = (_FIRST.match(lines[0]), re.fullmatch(r"[\W_]*([A-Z])[\W_]*", lines[-1]))

@@ -45,11 +45,14 @@ def announced_size(file: RemoteFile) -> int | None:
 
     Raises RemoteError when the server does not answer or does not have the file.
     """
-    with _client(file) as client, _explained(file, 0):
-        answer = client.head(file.url)
-        answer.raise_for_status()
-        size = answer.headers.get("Content-Length", "")
-        return int(size) if size.isdecimal() else None
+    try:
+        with _client(file) as client, _explained(file, 0):
+            answer = client.head(file.url)
+            answer.raise_for_status()
+    except httpx.TransportError as error:
+        raise RemoteError(f"{file.url} does not answer{route_to(file.url)} ({error or type(error).__name__})") from error
+    size = answer.headers.get("Content-Length", "")
+    return int(size) if size.isdecimal() else None
 
 
 def download(file: RemoteFile, target: Path) -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 TEMPERATURE = 0.7  # of several replies to one question
 ALTERNATIVES = 20  # tokens looked at beside the one that was drawn; the OpenAI API's limit
 _AROUND = " \t\r\n*_`'\"()[]{}.:#<>\u0120\u2581"  # what a token of one letter may have around it, the tokenizers' own spaces included
+
+_ARTICLES = ("A", "I")
+_NEXT_WORD = re.compile(r"[ \t]+\w")  # behind "A" or "I" it is an ordinary sentence, not a letter that answers
 
 Likeliest = Sequence[tuple[str, float]]
 """(token, nats), the likeliest at one place."""
@@ -22,17 +26,20 @@ def draws(votes: int) -> list[dict[str, Any]]:
 def option_nats(tokens: Sequence[tuple[str, Likeliest]], options: Sequence[str], marker: str) -> dict[str, float]:
     """At the first option that is named after the last marker; without a marker, at the first token if it is an option.
 
+    A letter that reads as an article ("A small bird") names nothing here: the reply's text is then to be read.
     An option outside the likeliest tokens gets the least of their values: an upper bound of its own.
     """
-    after = "".join(text for text, _ in tokens).rfind(marker)
+    whole = "".join(text for text, _ in tokens)
+    after = whole.rfind(marker)
     begins = after + len(marker) if after >= 0 else 0
     position = 0
     for text, likeliest in tokens:
-        if position >= begins and text.strip(_AROUND) in options:
-            return _spread(likeliest, options)
-        if after < 0 and text.strip(_AROUND):
+        said, position = text.strip(_AROUND), position + len(text)
+        if position - len(text) >= begins and said in options:
+            article = said in _ARTICLES and text.endswith(said) and _NEXT_WORD.match(whole, position)
+            return {} if article else _spread(likeliest, options)
+        if after < 0 and said:
             return {}
-        position += len(text)
     return {}
 
 

@@ -84,7 +84,10 @@ class Sizing:
         finally:
             with self._condition:
                 entry.charge -= work
-        settings.probes.keep(entry.loader, spec, self._device.name, measured)
+        try:
+            settings.probes.keep(entry.loader, spec, self._device.name, measured)
+        except (OSError, FgvrError) as error:  # measured all the same, and again in the next process
+            log.warning("%s: its measured working memory could not be kept: %s", entry.key, error)
         with self._condition:
             entry.works = {spec.batch_size: measured[spec.batch_size]}
 

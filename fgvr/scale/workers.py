@@ -185,6 +185,7 @@ class Workers:
     def _revive(self, member: _Member, former: Any) -> None:
         """Waits for as long as it takes: a node may come back."""
         self.ray.kill(former)  # it may be away only, and must not come back
+        failures = 0
         while not self._closed:
             actor = self._start()
             begun = actor.versions.remote()
@@ -197,7 +198,11 @@ class Workers:
             except FgvrError as error:
                 log.error("%s; it gets no work", error)  # a node that came later
                 break
-            except self.ray.exceptions.RayError:  # it died, too
+            except self.ray.exceptions.RayError as error:  # it died, too
+                failures += 1
+                log.warning("worker %d could not begin again: %s", member.number, " ".join(str(error).split())[-200:])
+                if failures == _ATTEMPTS:
+                    break
                 continue
             member.actor = actor
             self._open(member)

@@ -1,4 +1,6 @@
 import hashlib
+import socket
+import threading
 
 import pytest
 
@@ -63,6 +65,15 @@ def test_a_server_that_refuses_or_is_away_is_named(tmp_path):
         gone = publisher.url
     with pytest.raises(RemoteError, match="cannot be reached"):
         download(RemoteFile(f"{gone}/a.tar", CHECKSUM), tmp_path / "a.tar")
+
+
+def test_a_server_that_hangs_up_without_a_word_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = threading.Thread(target=lambda: server.accept()[0].close())
+        silent.start()
+        with pytest.raises(RemoteError, match="does not answer"):
+            announced_size(RemoteFile(f"http://127.0.0.1:{server.getsockname()[1]}/a.tar", CHECKSUM))
+        silent.join()
 
 
 def test_a_server_that_always_breaks_off_is_given_up_and_what_came_is_kept(tmp_path):

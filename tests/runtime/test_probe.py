@@ -92,6 +92,14 @@ def test_a_probe_that_has_no_place_or_fails_leaves_the_estimate_and_the_model(tm
     assert (tmp_path / "b").exists(), "there was room after all"
 
 
+def test_a_measurement_that_cannot_be_kept_is_no_failure_of_the_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "probes").write_text("a file, where a folder should be")
+    pool, spec = pool_of(tmp_path / "probes", GrowingLoader()), ModelSpec("encoder", "fake", "e 10MiB", batch_size=8)
+    with pool.lease(spec):
+        assert pool.status()[0].state == "resident"
+    assert "could not be kept" in caplog.text and work_of(pool, spec) == 17 * MIB
+
+
 def test_damaged_measurements_are_as_none(tmp_path: Path) -> None:
     probes, loader = Probes(tmp_path), FakeLoader()
     probes.keep(loader, MLLM, "cpu", {1: 10, 4: 40})
