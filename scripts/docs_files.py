@@ -79,7 +79,7 @@ FORMATS = (
     ),
     FileFormat(
         "memory.jsonl",
-        "What happened in the pool of models during a run; `the report` is its picture. Each line has `row` (its kind) and `t` (seconds "
+        "What happened in the pool of models during a run; the report draws it. Each line has `row` (its kind) and `t` (seconds "
         "since the start row).",
         (
             Part("fgvr.runtime.timeline:Start", "row `start`"),
