@@ -48,9 +48,22 @@ def open_shared(devices: Sequence[Device], settings: Sequence[PoolSettings]) -> 
     if len(pool.members) != len(devices):
         there, asked = (", ".join(device.name for device in some) for some in ([one.device for one in pool.members], devices))
         raise RuntimeConflict(f"the shared pool lives on {there}; {asked} needs a new process")
-    for member, own, device in zip(pool.members, settings, devices, strict=True):
-        member.configure(own, device=device)
+    _configure(pool.members, settings, devices)
     return pool
+
+
+def _configure(pools: Sequence[ModelPool], settings: Sequence[PoolSettings], devices: Sequence[Device | None]) -> None:
+    """All of them or, where one refuses, none."""
+    before = [pool.settings for pool in pools]
+    done = 0
+    try:
+        for pool, own, device in zip(pools, settings, devices, strict=True):
+            pool.configure(own, device=device)
+            done += 1
+    except FgvrError:
+        for pool, former in zip(pools[:done], before, strict=False):
+            pool.configure(former)
+        raise
 
 
 class PoolGroup(ModelPool):
@@ -189,8 +202,7 @@ class PoolGroup(ModelPool):
         return sum(member.budget for member in self._members)
 
     def configure(self, settings: PoolSettings, *, device: Device | None = None) -> None:
-        for member in self._members:
-            member.configure(settings, device=device)
+        _configure(self._members, [settings] * len(self._members), [device] * len(self._members))
 
     def set_budget(self, value: str | float | int) -> int:
         """Of each device; on all of them or, where OutOfBudget is raised, on none. Returns their sum."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_what_no_device_can_do_raises_the_first_error(make: Maker) -> None:
         make(Loader()).leased(ModelSpec("joint", "fake", "joint 19GiB")).match(NOISE[:1], ["a"])
 
 
-def test_levers_reach_every_device(make: Maker) -> None:
+def test_controls_reach_every_device(make: Maker) -> None:
     pool = make(Loader())
     pool.leased(ENCODER).encode(NOISE)
     row = next(model for model in pool.status() if model.key == ENCODER.key)
@@ -209,6 +210,19 @@ def test_levers_reach_every_device(make: Maker) -> None:
         assert [member.budget for member in pool.members] == [5 * GIB, 5 * GIB]  # on all or on none
     assert pool.plan("encoder").budget == 5 * GIB
     assert pool.cleanup() == 4 * GIB
+
+
+def test_settings_apply_to_every_device_or_to_none(make: Maker) -> None:
+    pool = make(Loader())
+    first, second = pool.members
+    smaller = replace(pool.settings, budget=2 * GIB, asked="2GiB", max_concurrency=3)
+    with second.lease(ENCODER):  # 4 GiB cannot go
+        with pytest.raises(OutOfBudget):
+            pool.configure(smaller)
+        assert [member.budget for member in pool.members] == [BUDGET, BUDGET]
+        assert first.settings.max_concurrency == second.settings.max_concurrency == pool.settings.max_concurrency != 3
+    pool.configure(smaller)
+    assert [(member.budget, member.settings.max_concurrency) for member in pool.members] == [(2 * GIB, 3)] * 2
 
 
 def test_a_group_answers_all_that_a_pool_does() -> None:
