@@ -22,8 +22,8 @@ from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.streams import index as indexes
-from fgvr.data.streams.formats import Fault, Row, Shard
-from fgvr.data.streams.hf import open_hf
+from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard
+from fgvr.data.streams.hf import HuggingFace, open_hf
 from fgvr.data.streams.index import StreamIndex
 from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
@@ -278,6 +278,50 @@ def test_a_row_that_went_after_the_listing_is_an_error_of_that_image(make: Calla
         next(root.glob("test*")).unlink()
         with pytest.raises(ImageError, match="test-0"):
             read_image(sample.image)
+
+
+def paths(root: Path, gone: int) -> Path:
+    """A table of nine images that lie beside it, but for one."""
+    rows = images(0, 3)
+    root.mkdir()
+    for i, (_, data) in enumerate(rows):
+        (root / f"{i}.png").write_bytes(data)
+    (root / f"{gone}.png").unlink()
+    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(len(rows))]
+    pq.write_table(pa.table({"image": cells, "label": [kind for kind, _ in rows]}), root / "train.parquet")
+    return root / "train.parquet"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_row_that_cannot_be_read_leaves_the_others_readable(kind: str, tmp_path: Path) -> None:
+    file = paths(tmp_path / "s", gone=4)
+    stream, path = (Parquet(file.parent), file) if kind == "parquet" else (HuggingFace(file.parent), file.parent / "train")
+    data = [data for _, data in images(0, 3)]
+    assert [stream.read(path, i, 0) for i in (0, 1, 6, 3)] == [data[i] for i in (0, 1, 6, 3)]
+    with pytest.raises(ImageError, match="row 4: cannot be read"):
+        stream.read(path, 4, 0)
+    assert [stream.read(path, i, 0) for i in (5, 8)] == [data[5], data[8]]
+    (file.parent / "4.png").write_bytes(data[4])
+    assert stream.read(path, 4, 0) == data[4]
+
+
+def test_a_reader_that_broke_begins_anew() -> None:
+    trouble = [OSError("EIO")]
+
+    def start(first: int) -> Iterator[bytes]:
+        for place in range(first, 6):
+            if place == 3 and trouble:
+                raise trouble.pop()
+            yield b"%d" % place
+
+    read = ForwardReader(start)
+    assert read(0) == b"0"
+    with pytest.raises(OSError, match="EIO"):
+        read(4)
+    assert read(4) == b"4"
+    with pytest.raises(IndexError):
+        read(6)
+    assert read(5) == b"5"
 
 
 # --- listing -----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 from fgvr.data.datasets import Dataset
 from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard, part_of
 from fgvr.data.streams.opening import open_stream
-from fgvr.data.streams.parquet import image_bytes, row_key, to_row
+from fgvr.data.streams.parquet import bytes_or_nothing, image_bytes, row_key, to_row
 from fgvr.errors import ConfigError, DatasetError, ImageError
 
 
@@ -96,7 +96,7 @@ def _stored(rows: Any) -> Any:
 def _images(root: Path, split: str, column: str, start: int) -> Iterator[bytes]:
     rows = _splits(root)[split]
     rest = rows.skip(start) if hasattr(rows, "skip") else islice(rows, start, None)
-    return (image_bytes(row[column], root) for row in rest)
+    return (bytes_or_nothing(row[column], root) for row in rest)
 
 
 @lru_cache(maxsize=4)

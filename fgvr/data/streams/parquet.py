@@ -88,6 +88,14 @@ def image_bytes(value: Any, folder: Path) -> bytes:
     return (folder / value).read_bytes() if isinstance(value, str) else bytes(value or b"")
 
 
+def bytes_or_nothing(value: Any, folder: Path) -> bytes:
+    """Of a cell; b"" where they cannot be read: those who read past it want other rows."""
+    try:
+        return image_bytes(value, folder)
+    except OSError:
+        return b""
+
+
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str]:
     """As Hugging Face writes them beside the columns; [] where nobody did."""
     try:
@@ -111,7 +119,7 @@ def _images(path: Path, column: str, start: int) -> Iterator[bytes]:
         groups.pop(0)
     for batch in file.iter_batches(_AT_ONCE, columns=[column], row_groups=groups) if groups else ():
         for value in batch.column(column)[max(0, start - first) :]:
-            yield image_bytes(value.as_py(), path.parent)
+            yield bytes_or_nothing(value.as_py(), path.parent)
         first += batch.num_rows
 
 
