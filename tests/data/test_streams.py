@@ -305,6 +305,14 @@ def test_a_row_that_cannot_be_read_leaves_the_others_readable(kind: str, tmp_pat
     assert stream.read(path, 4, 0) == data[4]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_missing_image_is_a_fault_of_its_row_and_the_listing_goes_on(kind: str, tmp_path: Path) -> None:
+    found = open_at(kind, paths(tmp_path / "s", gone=4).parent, tmp_path, shots=1)
+    (bad,) = map(str, found.bad_images)
+    assert bad.endswith("/row 000000004: its image cannot be read (No such file or directory)")
+    assert len(found.split.support) == 3 and len(found.split.test) == 5
+
+
 def test_a_reader_that_broke_begins_anew() -> None:
     trouble = [OSError("EIO")]
 
