@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +375,40 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     changed = Counted((99, *sizes[1:]))
     again.update(changed, strict=False)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+class Flaky(Counted):
+    """Its first shard breaks off for as long as there is trouble."""
+
+    trouble = True
+
+    def rows(self, shard: Shard) -> Iterator[Row | Fault]:
+        broken = self.trouble and shard.name == "0.tar"
+        yield from islice(super().rows(shard), 45 if broken else None)
+        if broken:
+            yield Fault("", "ends early (EIO)")
+
+
+def test_a_shard_that_could_not_be_read_is_listed_again(tmp_path: Path) -> None:
+    stream, index, whole = Flaky((100, 50)), StreamIndex(tmp_path / "a.sqlite"), StreamIndex(tmp_path / "b.sqlite")
+    for _ in range(2):  # the second finds it as broken, and says so once
+        index.update(stream, strict=False)
+        assert index.last == 41 + 45 and index.faults == 4 + 5 + 1
+        assert index.remembered("fact", lambda: b"first") == b"first"
+        index.update(stream, strict=False)
+        assert index.remembered("fact", lambda: b"second") == b"first"  # nothing new was listed
+    with pytest.raises(DatasetError, match="EIO"):
+        index.update(stream, strict=True)
+    stream.trouble = False
+    index.update(stream, strict=False)
+    whole.update(Counted((100, 50)), strict=False)
+    assert index.remembered("fact", lambda: b"third") == b"third"
+    assert (index.last, index.faults, index.parts) == (whole.last, whole.faults, whole.parts)
+    keys = [{f"{shard}/{key}" for shard, key, *_ in one.items(one.ids().tolist())} for one in (index, whole)]
+    assert keys[0] == keys[1] and len(keys[0]) == whole.last
+    stream.read_rows = 0
+    index.update(stream, strict=False)
+    assert stream.read_rows == 0
 
 
 def test_a_listing_killed_with_9_goes_on(tmp_path: Path, python: Callable[..., Any]) -> None:

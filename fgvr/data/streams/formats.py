@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is no usable row, and why."""
+    """What is no usable row, and why. No key: the shard itself, from here on."""
 
     key: str
     reason: str

@@ -61,7 +61,7 @@ class StreamIndex:
     # --- listing -----------------------------------------------------------------------------------------------------------
 
     def update(self, stream: Format, *, strict: bool) -> None:
-        """Lists what is not listed yet. Shards that have changed or gone make it begin anew.
+        """Lists what is not listed yet. Shards that have changed or gone make it begin anew; one that broke off is tried again.
 
         Raises DatasetError where no shard is there and, if `strict`, for the first fault.
         """
@@ -73,7 +73,7 @@ class StreamIndex:
             if any(there.get(name) != stamp for name, stamp in known.items()):
                 self._write(*((f"DELETE FROM {table}", [()]) for table in _TABLES))
             self._write(
-                ("DELETE FROM faults WHERE key = '' AND shard NOT IN (SELECT name FROM shards)", [()]),
+                ("DELETE FROM faults WHERE key = '' AND shard NOT IN (SELECT name FROM shards WHERE done)", [()]),
                 ("INSERT INTO faults VALUES (?, '', ?)", [(fault.key, fault.reason) for fault in found if isinstance(fault, Fault)]),
                 (
                     "INSERT OR IGNORE INTO shards (name, path, part, stamp) VALUES (?, ?, ?, ?)",
@@ -81,16 +81,16 @@ class StreamIndex:
                 ),
             )
             left = {name: (number, taken) for number, name, taken in self._all("SELECT id, name, taken FROM shards WHERE NOT done")}
-            if left:
-                self._write(("DELETE FROM facts", [()]))
             for shard in track([shard for shard in shards if shard.name in left], "listing shards"):
                 self._list(shard, *left[shard.name], stream, strict=strict)
             if strict and (fault := self._all("SELECT shard, key, reason FROM faults LIMIT 1")):
                 raise DatasetError(f"{fault[0][0]} {fault[0][1]}: {fault[0][2]}; mend it, or set dataset.on_bad_image=skip")
 
     def _list(self, shard: Shard, number: int, taken: int, stream: Format, *, strict: bool) -> None:
+        whole = True
         for some in chunks(islice(stream.rows(shard), taken, None), COMMIT):
-            taken += len(some)
+            broken = sum(not row.key for row in some)  # a fault of the shard is no row: whoever lists it again finds rows in its place
+            taken, whole = taken + len(some) - broken, whole and not broken
             rows = [row for row in some if isinstance(row, Row)]
             faults = [(shard.name, fault.key, fault.reason) for fault in some if isinstance(fault, Fault)]
             if strict and faults:
@@ -102,6 +102,7 @@ class StreamIndex:
             ]
             counted = np.unique([one[2] for one in tuples if one[2] is not None], return_counts=True)
             self._write(
+                ("DELETE FROM facts", [()] if rows else []),
                 ("INSERT INTO rows (shard, key, label, place, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", tuples),
                 (
                     "INSERT INTO spans VALUES (?, ?, ?, ?, ?)",
@@ -114,7 +115,7 @@ class StreamIndex:
                 ),
                 ("UPDATE shards SET taken = ? WHERE id = ?", [(taken, number)]),
             )
-        self._write(("UPDATE shards SET done = 1 WHERE id = ?", [(number,)]))
+        self._write(("UPDATE shards SET done = ? WHERE id = ?", [(whole, number)]))
 
     def _label_numbers(self, labels: set[str]) -> dict[str, int]:
         self._write(("INSERT OR IGNORE INTO labels (text) VALUES (?)", [(label,) for label in sorted(labels)]))

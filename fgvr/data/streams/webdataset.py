@@ -69,11 +69,12 @@ class WebDataset:
         return (self.label or "").partition(":")[0]
 
     def _whole(self, group: dict[str, tuple[int, int, bytes]]) -> bool:
-        return all(len(data) == size for _, size, data in group.values()) and (self.label is None or self._label_suffix in group)
+        """Whether nothing can follow that this row would need."""
+        complete = _image(group) is not None and (self.label is None or self._label_suffix in group)
+        return complete and all(len(data) == size for _, size, data in group.values())
 
     def _row(self, key: str, group: dict[str, tuple[int, int, bytes]]) -> Row | Fault:
-        image = next((suffix for suffix in group if f".{suffix}" in IMAGE_SUFFIXES), None)
-        if image is None:
+        if (image := _image(group)) is None:
             return Fault(key, "has no image")
         place, size, data = group[image]
         if len(data) < size or not data:
@@ -92,6 +93,10 @@ class WebDataset:
             return str(json.loads(text)[name] if name else text).strip()
         except (ValueError, KeyError, TypeError):
             return ""
+
+
+def _image(group: dict[str, tuple[int, int, bytes]]) -> str | None:
+    return next((suffix for suffix in group if f".{suffix}" in IMAGE_SUFFIXES), None)
 
 
 def _has_end(path: Path) -> bool:
