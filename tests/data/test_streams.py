@@ -28,6 +28,7 @@ from fgvr.data.streams.hf import HuggingFace, open_hf
 from fgvr.data.streams.index import StreamIndex
 from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
+from fgvr.data.streams.sniffing import stream_at
 from fgvr.data.streams.webdataset import WebDataset, open_webdataset
 from fgvr.errors import DatasetError, ImageError
 from fgvr.runtime.pool import close_shared
@@ -140,6 +141,14 @@ def test_shards_of_unlabelled_images_are_classified(make: Callable[..., tuple[st
     assert [row["image"] for row in json.loads(out)] == [f"0.tar/bird {i}.png".removesuffix(".png") for i in range(6)]
     assert "0.tar/9: not an image in a known format" in " ".join(err.split())
     close_shared()
+
+
+def test_a_folder_with_a_dot_in_its_name_is_a_folder_of_shards(tmp_path: Path) -> None:
+    file = shard(tmp_path / "birds-1.0" / "0.tar", images(0, 1))
+    table(tmp_path / "tables.tar" / "0.parquet", images(0, 1))
+    assert isinstance(stream_at(file), WebDataset) and isinstance(stream_at(file.parent), WebDataset)
+    assert isinstance(stream_at(file.parent / "{0..3}.tar"), WebDataset)
+    assert isinstance(stream_at(tmp_path / "tables.tar"), Parquet) and stream_at(tmp_path) is None
 
 
 # --- splits ------------------------------------------------------------------------------------------------------------------
