@@ -30,7 +30,7 @@ from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
 from fgvr.data.streams.sniffing import stream_at
 from fgvr.data.streams.webdataset import WebDataset, open_webdataset
-from fgvr.errors import DatasetError, ImageError
+from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
 from fgvr.store.journal import RunFile
@@ -384,6 +384,29 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     changed = Counted((99, *sizes[1:]))
     again.update(changed, strict=False)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+def test_an_index_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "folder.sqlite").mkdir()
+    with pytest.raises(StoreError, match="cannot be opened .*; make it writable, or end the other process"):
+        StreamIndex(tmp_path / "folder.sqlite")
+    (tmp_path / "text.sqlite").write_text("no database " * 100)
+    with pytest.raises(StoreError, match="is damaged .*; delete it"):
+        StreamIndex(tmp_path / "text.sqlite")
+    file = tmp_path / "holes.sqlite"
+    index = StreamIndex(file)
+    index.update(Counted((500,)), strict=False)
+    del index  # closes it
+    pages = file.read_bytes()
+    file.write_bytes(pages[:4096] + b"\xff" * (len(pages) - 4096))  # the first page has the schema
+    broken = StreamIndex(file)
+    for use in (
+        lambda: broken.update(Counted((500,)), strict=False),
+        lambda: broken.remembered("fact", bytes),
+        lambda: list(broken.ranked(None)),
+    ):
+        with pytest.raises(StoreError, match="is damaged .*; delete it"):
+            use()
 
 
 class Flaky(Counted):

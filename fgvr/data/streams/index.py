@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fgvr.utils.progress import track
 
 COMMIT = 20_000
 _KEYS = 500  # ids of one query
+_READ = "end the other process that holds it, or mend the disk that it lies on"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
     id INTEGER PRIMARY KEY, name TEXT UNIQUE, path TEXT, part TEXT, stamp TEXT, taken INTEGER DEFAULT 0, done INTEGER DEFAULT 0
@@ -50,11 +52,9 @@ class StreamIndex:
     def __init__(self, file: Path) -> None:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._asked("opened", "make it writable, or end the other process that holds it"):
             self._base = sqlite3.connect(file, check_same_thread=False, timeout=60)
             self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{file} is damaged ({error}); delete it, and the stream is listed again") from error
         self._turn = threading.RLock()
         weakref.finalize(self, self._base.close)
 
@@ -240,24 +240,32 @@ class StreamIndex:
 
     # --- SQL ---------------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _asked(self, what: str, cure: str) -> Iterator[None]:
+        """Raises StoreError where SQLite does not do what it is asked."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"{self.file} cannot be {what} ({error}); {cure}") from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.file} is damaged ({error}); delete it, and the stream is listed again") from error
+
     def _all(self, query: str, given: Sequence[Any] = ()) -> list[Any]:
-        with self._turn:
+        with self._turn, self._asked("read", _READ):
             return self._base.execute(query, given).fetchall()
 
     def _each(self, query: str, given: Sequence[Any] = ()) -> Iterator[Any]:
         """Row by row; others may read meanwhile."""
-        cursor = self._base.execute(query, given)
-        while some := cursor.fetchmany(10_000):
-            yield from some
+        with self._asked("read", _READ):
+            cursor = self._base.execute(query, given)
+            while some := cursor.fetchmany(10_000):
+                yield from some
 
     def _write(self, *statements: tuple[str, Iterable[Any]]) -> None:
         """All or nothing."""
-        try:
-            with self._turn, self._base:
-                for statement, rows in statements:
-                    self._base.executemany(statement, rows)
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"{self.file} cannot be written ({error}); make room, then run the same command again") from error
+        with self._asked("written", "make room, then run the same command again"), self._turn, self._base:
+            for statement, rows in statements:
+                self._base.executemany(statement, rows)
 
 
 def _marks(values: Sequence[Any]) -> str:
