@@ -218,6 +218,19 @@ def test_labels_may_be_numbers_or_entries_of_json(tmp_path: Path) -> None:
         open_at("webdataset", tmp_path / "s", tmp_path, label="json:y", shots=1, names=str(tmp_path / "names.txt"))
 
 
+def test_only_texts_and_whole_numbers_in_json_are_labels(tmp_path: Path) -> None:
+    values = ["a", 7, 0, None, True, ["a"], {"a": 1}, 1.5, " "]
+    members = {}
+    for i, (value, (_, data)) in enumerate(zip(values, images(0, 3), strict=True)):
+        members |= {f"{i}.png": data, f"{i}.json": json.dumps({"y": value}).encode()}
+    path = tar(tmp_path / "0.tar", members)
+    found = list(WebDataset(tmp_path, "json:y").rows(Shard("0.tar", path)))
+    assert [row.label for row in found if isinstance(row, Row)] == ["a", "7", "0"]
+    reasons = [row.reason for row in found if isinstance(row, Fault)]
+    assert [reason.startswith("has no label: dataset.label=json:y") for reason in reasons] == [True] * 5 + [False]
+    assert reasons[-1].endswith("is empty or unreadable")
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------------------
 
 

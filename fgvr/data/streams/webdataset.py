@@ -84,15 +84,19 @@ class WebDataset:
         if self._label_suffix not in group:
             return Fault(key, f"has no label: no member .{self._label_suffix}")
         label = self._read_label(group[self._label_suffix][2])
+        if label is None:
+            return Fault(key, f"has no label: dataset.label={self.label} is neither text nor a whole number")
         return Row(key, label, data, place, size) if label else Fault(key, f"its label (dataset.label={self.label}) is empty or unreadable")
 
-    def _read_label(self, data: bytes) -> str:
+    def _read_label(self, data: bytes) -> str | None:
+        """Empty where nothing can be read; None where it is no label."""
         try:
             text = data.decode()
             name = (self.label or "").partition(":")[2]
-            return str(json.loads(text)[name] if name else text).strip()
+            value = json.loads(text)[name] if name else text
         except (ValueError, KeyError, TypeError):
             return ""
+        return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _image(group: dict[str, tuple[int, int, bytes]]) -> str | None:
