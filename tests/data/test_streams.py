@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.streams import index as indexes
-from fgvr.data.streams.formats import Fault, Row, Shard
-from fgvr.data.streams.hf import open_hf
+from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard
+from fgvr.data.streams.hf import HuggingFace, open_hf
 from fgvr.data.streams.index import StreamIndex
 from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
+from fgvr.data.streams.sniffing import stream_at
 from fgvr.data.streams.webdataset import WebDataset, open_webdataset
-from fgvr.errors import DatasetError, ImageError
+from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache
 from fgvr.store.journal import RunFile
@@ -141,6 +143,14 @@ def test_shards_of_unlabelled_images_are_classified(make: Callable[..., tuple[st
     close_shared()
 
 
+def test_a_folder_with_a_dot_in_its_name_is_a_folder_of_shards(tmp_path: Path) -> None:
+    file = shard(tmp_path / "birds-1.0" / "0.tar", images(0, 1))
+    table(tmp_path / "tables.tar" / "0.parquet", images(0, 1))
+    assert isinstance(stream_at(file), WebDataset) and isinstance(stream_at(file.parent), WebDataset)
+    assert isinstance(stream_at(file.parent / "{0..3}.tar"), WebDataset)
+    assert isinstance(stream_at(tmp_path / "tables.tar"), Parquet) and stream_at(tmp_path) is None
+
+
 # --- splits ------------------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +216,19 @@ def test_labels_may_be_numbers_or_entries_of_json(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="1 names, and there is a label 2"):
         (tmp_path / "names.txt").write_text("red")
         open_at("webdataset", tmp_path / "s", tmp_path, label="json:y", shots=1, names=str(tmp_path / "names.txt"))
+
+
+def test_only_texts_and_whole_numbers_in_json_are_labels(tmp_path: Path) -> None:
+    values = ["a", 7, 0, None, True, ["a"], {"a": 1}, 1.5, " "]
+    members = {}
+    for i, (value, (_, data)) in enumerate(zip(values, images(0, 3), strict=True)):
+        members |= {f"{i}.png": data, f"{i}.json": json.dumps({"y": value}).encode()}
+    path = tar(tmp_path / "0.tar", members)
+    found = list(WebDataset(tmp_path, "json:y").rows(Shard("0.tar", path)))
+    assert [row.label for row in found if isinstance(row, Row)] == ["a", "7", "0"]
+    reasons = [row.reason for row in found if isinstance(row, Fault)]
+    assert [reason.startswith("has no label: dataset.label=json:y") for reason in reasons] == [True] * 5 + [False]
+    assert reasons[-1].endswith("is empty or unreadable")
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------------
@@ -280,6 +303,58 @@ def test_a_row_that_went_after_the_listing_is_an_error_of_that_image(make: Calla
             read_image(sample.image)
 
 
+def paths(root: Path, gone: int) -> Path:
+    """A table of nine images that lie beside it, but for one."""
+    rows = images(0, 3)
+    root.mkdir()
+    for i, (_, data) in enumerate(rows):
+        (root / f"{i}.png").write_bytes(data)
+    (root / f"{gone}.png").unlink()
+    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(len(rows))]
+    pq.write_table(pa.table({"image": cells, "label": [kind for kind, _ in rows]}), root / "train.parquet")
+    return root / "train.parquet"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_row_that_cannot_be_read_leaves_the_others_readable(kind: str, tmp_path: Path) -> None:
+    file = paths(tmp_path / "s", gone=4)
+    stream, path = (Parquet(file.parent), file) if kind == "parquet" else (HuggingFace(file.parent), file.parent / "train")
+    data = [data for _, data in images(0, 3)]
+    assert [stream.read(path, i, 0) for i in (0, 1, 6, 3)] == [data[i] for i in (0, 1, 6, 3)]
+    with pytest.raises(ImageError, match="row 4: cannot be read"):
+        stream.read(path, 4, 0)
+    assert [stream.read(path, i, 0) for i in (5, 8)] == [data[5], data[8]]
+    (file.parent / "4.png").write_bytes(data[4])
+    assert stream.read(path, 4, 0) == data[4]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_a_missing_image_is_a_fault_of_its_row_and_the_listing_goes_on(kind: str, tmp_path: Path) -> None:
+    found = open_at(kind, paths(tmp_path / "s", gone=4).parent, tmp_path, shots=1)
+    (bad,) = map(str, found.bad_images)
+    assert bad.endswith("/row 000000004: its image cannot be read (No such file or directory)")
+    assert len(found.split.support) == 3 and len(found.split.test) == 5
+
+
+def test_a_reader_that_broke_begins_anew() -> None:
+    trouble = [OSError("EIO")]
+
+    def start(first: int) -> Iterator[bytes]:
+        for place in range(first, 6):
+            if place == 3 and trouble:
+                raise trouble.pop()
+            yield b"%d" % place
+
+    read = ForwardReader(start)
+    assert read(0) == b"0"
+    with pytest.raises(OSError, match="EIO"):
+        read(4)
+    assert read(4) == b"4"
+    with pytest.raises(IndexError):
+        read(6)
+    assert read(5) == b"5"
+
+
 # --- listing -----------------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +397,63 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     changed = Counted((99, *sizes[1:]))
     again.update(changed, strict=False)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+def test_an_index_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "folder.sqlite").mkdir()
+    with pytest.raises(StoreError, match="cannot be opened .*; make it writable, or end the other process"):
+        StreamIndex(tmp_path / "folder.sqlite")
+    (tmp_path / "text.sqlite").write_text("no database " * 100)
+    with pytest.raises(StoreError, match="is damaged .*; delete it"):
+        StreamIndex(tmp_path / "text.sqlite")
+    file = tmp_path / "holes.sqlite"
+    index = StreamIndex(file)
+    index.update(Counted((500,)), strict=False)
+    del index  # closes it
+    pages = file.read_bytes()
+    file.write_bytes(pages[:4096] + b"\xff" * (len(pages) - 4096))  # the first page has the schema
+    broken = StreamIndex(file)
+    for use in (
+        lambda: broken.update(Counted((500,)), strict=False),
+        lambda: broken.remembered("fact", bytes),
+        lambda: list(broken.ranked(None)),
+    ):
+        with pytest.raises(StoreError, match="is damaged .*; delete it"):
+            use()
+
+
+class Flaky(Counted):
+    """Its first shard breaks off for as long as there is trouble."""
+
+    trouble = True
+
+    def rows(self, shard: Shard) -> Iterator[Row | Fault]:
+        broken = self.trouble and shard.name == "0.tar"
+        yield from islice(super().rows(shard), 45 if broken else None)
+        if broken:
+            yield Fault("", "ends early (EIO)")
+
+
+def test_a_shard_that_could_not_be_read_is_listed_again(tmp_path: Path) -> None:
+    stream, index, whole = Flaky((100, 50)), StreamIndex(tmp_path / "a.sqlite"), StreamIndex(tmp_path / "b.sqlite")
+    for _ in range(2):  # the second finds it as broken, and says so once
+        index.update(stream, strict=False)
+        assert index.last == 41 + 45 and index.faults == 4 + 5 + 1
+        assert index.remembered("fact", lambda: b"first") == b"first"
+        index.update(stream, strict=False)
+        assert index.remembered("fact", lambda: b"second") == b"first"  # nothing new was listed
+    with pytest.raises(DatasetError, match="EIO"):
+        index.update(stream, strict=True)
+    stream.trouble = False
+    index.update(stream, strict=False)
+    whole.update(Counted((100, 50)), strict=False)
+    assert index.remembered("fact", lambda: b"third") == b"third"
+    assert (index.last, index.faults, index.parts) == (whole.last, whole.faults, whole.parts)
+    keys = [{f"{shard}/{key}" for shard, key, *_ in one.items(one.ids().tolist())} for one in (index, whole)]
+    assert keys[0] == keys[1] and len(keys[0]) == whole.last
+    stream.read_rows = 0
+    index.update(stream, strict=False)
+    assert stream.read_rows == 0
 
 
 def test_a_listing_killed_with_9_goes_on(tmp_path: Path, python: Callable[..., Any]) -> None:

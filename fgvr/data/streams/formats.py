@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is no usable row, and why."""
+    """What is no usable row, and why. No key: the shard itself, from here on."""
 
     key: str
     reason: str
@@ -102,14 +102,14 @@ class ForwardReader:
     """Rows of a source that can only be read forwards, by number. Asking for one that lies behind begins anew there."""
 
     def __init__(self, start: Callable[[int], Iterator[bytes]]) -> None:
-        """Args: start: the images from a row on."""
+        """Args: start: the images from a row on; empty ones where none can be read."""
         self._start = start
         self._turn = threading.Lock()
         self._near: OrderedDict[int, bytes] = OrderedDict()
         self._next, self._rest = -1, iter(())  # nothing is begun
 
     def __call__(self, place: int) -> bytes:
-        """Raises IndexError where there is no such row."""
+        """Raises IndexError where there is no such row, OSError where its image cannot be read."""
         with self._turn:
             ahead = 0 <= self._next <= place < self._next + 16 * _NEAR
             if place not in self._near and not ahead:
@@ -119,8 +119,15 @@ class ForwardReader:
                 try:
                     self._near[self._next] = next(self._rest)
                 except StopIteration:
+                    self._next = -1  # an iterator that has ended or broken gives nothing more: the next row begins anew
                     raise IndexError(place) from None
+                except Exception:
+                    self._next = -1
+                    raise
                 self._next += 1
                 if len(self._near) > _NEAR:
                     self._near.popitem(last=False)
+            if not self._near[place]:
+                del self._near[place]  # asked for again, it is tried again
+                raise OSError("its image cannot be read")
             return self._near[place]

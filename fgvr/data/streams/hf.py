@@ -13,7 +13,7 @@ from typing import Any
 from fgvr.data.datasets import Dataset
 from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard, part_of
 from fgvr.data.streams.opening import open_stream
-from fgvr.data.streams.parquet import image_bytes, row_key, to_row
+from fgvr.data.streams.parquet import bytes_or_nothing, to_row
 from fgvr.errors import ConfigError, DatasetError, ImageError
 
 
@@ -44,8 +44,7 @@ class HuggingFace:
         try:
             for place, row in enumerate(rows):
                 label = row[self.label] if self.label else None
-                data = image_bytes(row[self.image], self.root)
-                yield to_row(row_key(place), place, data, label, names, labelled=self.label is not None)
+                yield to_row(place, row[self.image], self.root, label, names, labelled=self.label is not None)
         except Exception as error:  # each builder of `datasets` has errors of its own
             yield Fault("", f"ends early or is damaged after {place:,} images ({_first_line(error)}); fetch it again")
 
@@ -96,7 +95,7 @@ def _stored(rows: Any) -> Any:
 def _images(root: Path, split: str, column: str, start: int) -> Iterator[bytes]:
     rows = _splits(root)[split]
     rest = rows.skip(start) if hasattr(rows, "skip") else islice(rows, start, None)
-    return (image_bytes(row[column], root) for row in rest)
+    return (bytes_or_nothing(row[column], root) for row in rest)
 
 
 @lru_cache(maxsize=4)

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fgvr.utils.progress import track
 
 COMMIT = 20_000
 _KEYS = 500  # ids of one query
+_READ = "end the other process that holds it, or mend the disk that it lies on"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
     id INTEGER PRIMARY KEY, name TEXT UNIQUE, path TEXT, part TEXT, stamp TEXT, taken INTEGER DEFAULT 0, done INTEGER DEFAULT 0
@@ -50,18 +52,16 @@ class StreamIndex:
     def __init__(self, file: Path) -> None:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._asked("opened", "make it writable, or end the other process that holds it"):
             self._base = sqlite3.connect(file, check_same_thread=False, timeout=60)
             self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{file} is damaged ({error}); delete it, and the stream is listed again") from error
         self._turn = threading.RLock()
         weakref.finalize(self, self._base.close)
 
     # --- listing -----------------------------------------------------------------------------------------------------------
 
     def update(self, stream: Format, *, strict: bool) -> None:
-        """Lists what is not listed yet. Shards that have changed or gone make it begin anew.
+        """Lists what is not listed yet. Shards that have changed or gone make it begin anew; one that broke off is tried again.
 
         Raises DatasetError where no shard is there and, if `strict`, for the first fault.
         """
@@ -73,7 +73,7 @@ class StreamIndex:
             if any(there.get(name) != stamp for name, stamp in known.items()):
                 self._write(*((f"DELETE FROM {table}", [()]) for table in _TABLES))
             self._write(
-                ("DELETE FROM faults WHERE key = '' AND shard NOT IN (SELECT name FROM shards)", [()]),
+                ("DELETE FROM faults WHERE key = '' AND shard NOT IN (SELECT name FROM shards WHERE done)", [()]),
                 ("INSERT INTO faults VALUES (?, '', ?)", [(fault.key, fault.reason) for fault in found if isinstance(fault, Fault)]),
                 (
                     "INSERT OR IGNORE INTO shards (name, path, part, stamp) VALUES (?, ?, ?, ?)",
@@ -81,16 +81,16 @@ class StreamIndex:
                 ),
             )
             left = {name: (number, taken) for number, name, taken in self._all("SELECT id, name, taken FROM shards WHERE NOT done")}
-            if left:
-                self._write(("DELETE FROM facts", [()]))
             for shard in track([shard for shard in shards if shard.name in left], "listing shards"):
                 self._list(shard, *left[shard.name], stream, strict=strict)
             if strict and (fault := self._all("SELECT shard, key, reason FROM faults LIMIT 1")):
                 raise DatasetError(f"{fault[0][0]} {fault[0][1]}: {fault[0][2]}; mend it, or set dataset.on_bad_image=skip")
 
     def _list(self, shard: Shard, number: int, taken: int, stream: Format, *, strict: bool) -> None:
+        whole = True
         for some in chunks(islice(stream.rows(shard), taken, None), COMMIT):
-            taken += len(some)
+            broken = sum(not row.key for row in some)  # a fault of the shard is no row: whoever lists it again finds rows in its place
+            taken, whole = taken + len(some) - broken, whole and not broken
             rows = [row for row in some if isinstance(row, Row)]
             faults = [(shard.name, fault.key, fault.reason) for fault in some if isinstance(fault, Fault)]
             if strict and faults:
@@ -102,6 +102,7 @@ class StreamIndex:
             ]
             counted = np.unique([one[2] for one in tuples if one[2] is not None], return_counts=True)
             self._write(
+                ("DELETE FROM facts", [()] if rows else []),
                 ("INSERT INTO rows (shard, key, label, place, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", tuples),
                 (
                     "INSERT INTO spans VALUES (?, ?, ?, ?, ?)",
@@ -114,7 +115,7 @@ class StreamIndex:
                 ),
                 ("UPDATE shards SET taken = ? WHERE id = ?", [(taken, number)]),
             )
-        self._write(("UPDATE shards SET done = 1 WHERE id = ?", [(number,)]))
+        self._write(("UPDATE shards SET done = ? WHERE id = ?", [(whole, number)]))
 
     def _label_numbers(self, labels: set[str]) -> dict[str, int]:
         self._write(("INSERT OR IGNORE INTO labels (text) VALUES (?)", [(label,) for label in sorted(labels)]))
@@ -239,24 +240,32 @@ class StreamIndex:
 
     # --- SQL ---------------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _asked(self, what: str, cure: str) -> Iterator[None]:
+        """Raises StoreError where SQLite does not do what it is asked."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"{self.file} cannot be {what} ({error}); {cure}") from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.file} is damaged ({error}); delete it, and the stream is listed again") from error
+
     def _all(self, query: str, given: Sequence[Any] = ()) -> list[Any]:
-        with self._turn:
+        with self._turn, self._asked("read", _READ):
             return self._base.execute(query, given).fetchall()
 
     def _each(self, query: str, given: Sequence[Any] = ()) -> Iterator[Any]:
         """Row by row; others may read meanwhile."""
-        cursor = self._base.execute(query, given)
-        while some := cursor.fetchmany(10_000):
-            yield from some
+        with self._asked("read", _READ):
+            cursor = self._base.execute(query, given)
+            while some := cursor.fetchmany(10_000):
+                yield from some
 
     def _write(self, *statements: tuple[str, Iterable[Any]]) -> None:
         """All or nothing."""
-        try:
-            with self._turn, self._base:
-                for statement, rows in statements:
-                    self._base.executemany(statement, rows)
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"{self.file} cannot be written ({error}); make room, then run the same command again") from error
+        with self._asked("written", "make room, then run the same command again"), self._turn, self._base:
+            for statement, rows in statements:
+                self._base.executemany(statement, rows)
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -44,7 +44,7 @@ class Parquet:
             for batch in file.iter_batches(_AT_ONCE, columns=wanted):
                 labels = batch.column(self.label).to_pylist() if self.label else [None] * batch.num_rows
                 for image, label in zip(batch.column(self.image).to_pylist(), labels, strict=True):
-                    yield self._row(shard, place, image, label, names)
+                    yield to_row(place, image, shard.path.parent, label, names, labelled=self.label is not None)
                     place += 1
         except (pa.ArrowException, OSError) as error:
             yield Fault("", f"ends early or is damaged after {place:,} images ({str(error).splitlines()[0]}); fetch it again")
@@ -55,21 +55,14 @@ class Parquet:
         except (IndexError, OSError, ValueError) as error:
             raise ImageError(f"{path}, row {place:,}: cannot be read ({error})") from error
 
-    def _row(self, shard: Shard, place: int, image: Any, label: Any, names: list[str]) -> Row | Fault:
-        try:
-            data = image_bytes(image, shard.path.parent)
-        except OSError as error:
-            return Fault(row_key(place), f"its image cannot be read ({error.strerror or error})")
-        return to_row(row_key(place), place, data, label, names, labelled=self.label is not None)
 
-
-def row_key(place: int) -> str:
-    """Keys in the order of their rows."""
-    return f"row {place:09d}"
-
-
-def to_row(key: str, place: int, data: bytes, label: Any, names: list[str], *, labelled: bool) -> Row | Fault:
-    """A row of a table. `names`: of the classes that numbers mean."""
+def to_row(place: int, image: Any, folder: Path, label: Any, names: list[str], *, labelled: bool) -> Row | Fault:
+    """A row of a table; keys are in the order of their rows. `names`: of the classes that numbers mean."""
+    key = f"row {place:09d}"
+    try:
+        data = image_bytes(image, folder)
+    except OSError as error:
+        return Fault(key, f"its image cannot be read ({error.strerror or error})")
     if not data:
         return Fault(key, "has no image")
     if not labelled:
@@ -86,6 +79,14 @@ def image_bytes(value: Any, folder: Path) -> bytes:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return (folder / value).read_bytes() if isinstance(value, str) else bytes(value or b"")
+
+
+def bytes_or_nothing(value: Any, folder: Path) -> bytes:
+    """Of a cell; b"" where they cannot be read: those who read past it want other rows."""
+    try:
+        return image_bytes(value, folder)
+    except OSError:
+        return b""
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str]:
@@ -111,7 +112,7 @@ def _images(path: Path, column: str, start: int) -> Iterator[bytes]:
         groups.pop(0)
     for batch in file.iter_batches(_AT_ONCE, columns=[column], row_groups=groups) if groups else ():
         for value in batch.column(column)[max(0, start - first) :]:
-            yield image_bytes(value.as_py(), path.parent)
+            yield bytes_or_nothing(value.as_py(), path.parent)
         first += batch.num_rows
 
 

@@ -11,7 +11,7 @@ from fgvr.data.streams.webdataset import WebDataset
 
 def stream_at(path: Path) -> Format | None:
     """Shards of one kind: a file, a pattern, or a folder that holds nothing else. None: images lie there, or nothing."""
-    files = [path] if path.suffix else [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else []
+    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path] if path.suffix else []
     suffixes = {file.suffix for file in files if file.name != "classnames.txt"}
     if suffixes == {".tar"}:
         return WebDataset(path, label=None)

@@ -69,11 +69,12 @@ class WebDataset:
         return (self.label or "").partition(":")[0]
 
     def _whole(self, group: dict[str, tuple[int, int, bytes]]) -> bool:
-        return all(len(data) == size for _, size, data in group.values()) and (self.label is None or self._label_suffix in group)
+        """Whether nothing can follow that this row would need."""
+        complete = _image(group) is not None and (self.label is None or self._label_suffix in group)
+        return complete and all(len(data) == size for _, size, data in group.values())
 
     def _row(self, key: str, group: dict[str, tuple[int, int, bytes]]) -> Row | Fault:
-        image = next((suffix for suffix in group if f".{suffix}" in IMAGE_SUFFIXES), None)
-        if image is None:
+        if (image := _image(group)) is None:
             return Fault(key, "has no image")
         place, size, data = group[image]
         if len(data) < size or not data:
@@ -83,15 +84,23 @@ class WebDataset:
         if self._label_suffix not in group:
             return Fault(key, f"has no label: no member .{self._label_suffix}")
         label = self._read_label(group[self._label_suffix][2])
+        if label is None:
+            return Fault(key, f"has no label: dataset.label={self.label} is neither text nor a whole number")
         return Row(key, label, data, place, size) if label else Fault(key, f"its label (dataset.label={self.label}) is empty or unreadable")
 
-    def _read_label(self, data: bytes) -> str:
+    def _read_label(self, data: bytes) -> str | None:
+        """Empty where nothing can be read; None where it is no label."""
         try:
             text = data.decode()
             name = (self.label or "").partition(":")[2]
-            return str(json.loads(text)[name] if name else text).strip()
+            value = json.loads(text)[name] if name else text
         except (ValueError, KeyError, TypeError):
             return ""
+        return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _image(group: dict[str, tuple[int, int, bytes]]) -> str | None:
+    return next((suffix for suffix in group if f".{suffix}" in IMAGE_SUFFIXES), None)
 
 
 def _has_end(path: Path) -> bool:
