@@ -288,6 +288,9 @@ class Lifecycle:
             with CONSTRUCT.read():
                 entry.movable.park()
             return True
+        except (KeyboardInterrupt, SystemExit) as interrupt:  # on its way out it would keep weights that another thread may drop
+            clear_frames(interrupt)
+            raise
         except Exception as error:  # not worth a failure: it is dropped instead, and comes from disk next time
             log.warning("%s could not be parked and is dropped: %s", entry.key, _text(error))
             return False

@@ -56,7 +56,8 @@ class Sizing:
             size = found.weight_bytes - (divided.beside if divided else 0)
             work = (self._measured(entry, spec) or found.work_bytes) + (divided.largest if divided else 0)
         with self._condition:
-            if fresh and entry.model is None:  # what was measured since stays
+            fresh = fresh and (not entry.works or terms != entry.terms)  # no other thread has been here meanwhile
+            if fresh and entry.model is None and not entry.charge:  # what was measured since, or is being loaded, stays
                 entry.size, entry.offloaded, entry.terms = size, divided.layers if divided else 0, terms
                 entry.works.clear()
             entry.works[spec.batch_size] = work

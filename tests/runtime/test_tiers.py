@@ -146,6 +146,19 @@ def test_parking_that_fails_drops_the_model_and_an_interrupt_leaves_it_resident(
     assert (state(tiered, ENCODER), tiered.status().host_used) == ("absent", 0)
 
 
+def test_an_interrupt_while_parking_keeps_no_weights_that_another_thread_drops(
+    tiered: ModelPool, device: SimulatedDevice, faults: Faults
+) -> None:
+    """It is still on its way out there; a debugger may keep it for long. A storm found it."""
+    with tiered.lease("encoder"):
+        pass
+    faults.park.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as on_its_way:
+        tiered.evict("encoder", park=True)
+    assert tiered.evict("encoder", park=False) == 30 * MIB
+    assert (used(tiered), device.allocated(), on_its_way.type) == (0, 0, KeyboardInterrupt)
+
+
 def test_an_interrupted_restore_leaves_the_copy_parked(tiered: ModelPool, faults: Faults) -> None:
     with tiered.lease("encoder"):
         pass
