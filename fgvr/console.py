@@ -111,12 +111,11 @@ def _repeated(ask: Callable[[], Any], url: str, asked: argparse.Namespace) -> No
 
 
 def _show(found: Any, url: str, *, as_json: bool, clear: bool) -> None:
-    from fgvr.evaluation import memory_console
-
     if as_json:
-        sys.stdout.write(json.dumps({"server": url} | memory_console.as_json(found)) + "\n")
+        sys.stdout.write(json.dumps({"server": url} | found) + "\n")
         sys.stdout.flush()
         return
+    from fgvr.evaluation import memory_console
     from fgvr.utils.logging import stdout_console
 
     console = stdout_console()

@@ -41,10 +41,10 @@ class Checkup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
-    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or stale files."""
+    """What `mode=memory` has to say, as JSON values."""
 
     action: str
-    found: Any
+    found: dict[str, Any]
     server: str | None = None  # its address; None: of this machine
 
 
@@ -105,12 +105,12 @@ def memory(session: Session) -> MemoryAnswer:
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if config.action == "cleanup":
-        return MemoryAnswer(config.action, stale_files.remove_stale_files(session.home))
+        return MemoryAnswer(config.action, stale_files.told(stale_files.remove_stale_files(session.home)))
     pool = session.pool
-    actions: dict[str, Callable[[], Any]] = {
+    actions: dict[str, Callable[[], dict[str, Any]]] = {
         "stats": lambda: status_records.stats(pool, tightest(pool)),
-        "pressure": lambda: tightest(pool).pressure(),
-        "models": lambda: status_records.models(pool, [session.specs[role] for role in config.models.present]),
+        "pressure": lambda: asdict(tightest(pool).pressure()),
+        "models": lambda: {"models": status_records.models(pool, [session.specs[role] for role in config.models.present])},
         "system": lambda: status_records.system(pool),
     }
     return MemoryAnswer(config.action, actions[config.action]())
@@ -155,7 +155,7 @@ def _(result: Checkup) -> str:
 
 @to_json.register
 def _(result: MemoryAnswer) -> dict[str, Any]:
-    return {"action": result.action, "server": result.server} | memory_console.as_json(result.found)
+    return {"action": result.action, "server": result.server} | result.found
 
 
 @to_text.register
