@@ -24,7 +24,7 @@ from fgvr.protocols import reads_text
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.types import Category, Experience, Picture, Sample
+from fgvr.types import Experience, Picture, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.text import pieces
 
@@ -122,9 +122,6 @@ class WithKnowledge(Resources):
         )
         with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
             build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, partial, learned=learned)
-
-    def _name_prompts(self, category: Category) -> Sequence[str]:
-        return prompts.name_prompts(category.name, category.superclass, self.config.knowledge.templates)
 
     @cached_property
     def support(self) -> list[Sample]:
