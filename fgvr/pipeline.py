@@ -21,8 +21,7 @@ from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.cost_tracking import TrackedCosts, track_costs
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
-from fgvr.utils.batches import chunks
-from fgvr.utils.concurrent import map_in_order
+from fgvr.utils.batches import chunks, map_in_order
 
 if TYPE_CHECKING:
     from fgvr.utils.images import ImageSource

@@ -8,9 +8,8 @@ from fgvr.agents.fusion import Fusion
 from fgvr.agents.leave_one_out import leave_one_out_fast, leave_one_out_slow
 from fgvr.agents.slow import Decoder, Exemplars, Shortlist
 from fgvr.knowledge.classes import ClassRecord
-from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
-from fgvr.knowledge.statistics import Statistics
+from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
 from fgvr.protocols import Each
 from fgvr.types import Picture
 from fgvr.utils.batches import batches

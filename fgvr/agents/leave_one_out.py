@@ -13,9 +13,8 @@ import numpy as np
 from fgvr.agents.fusion import Fusion, classifier_of, fuse
 from fgvr.agents.joint import Matcher
 from fgvr.agents.slow import Decoder, Question, Shortlist, nats, posterior
-from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
-from fgvr.knowledge.statistics import Statistics
+from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
 from fgvr.protocols import Each
 from fgvr.types import FastResult, History, Picture
 from fgvr.utils.batches import batches

@@ -36,7 +36,7 @@ class RunFigures:
     reliability: metrics.Reliability
     routers: routers.EqualBudget | None  # None where not every slow answer is known (`evaluation.record=all` records them)
     abstention: Mapping[str, Any] | None
-    unreadable: int
+    unreadable: int  # images that were sent to System 2 and got no readable answer
     stage_seconds: Mapping[str, Mapping[str, float]] | None
 
 
@@ -106,7 +106,7 @@ def make_report(
         reliability=metrics.reliability(seen.confidence, seen.right),
         routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
         abstention=_abstention(predictions),
-        unreadable=_unreadable(predictions),
+        unreadable=sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None),
         stage_seconds=_stage_seconds(memory),
     )
     total = sum((p.cost for p in predictions), Cost())
@@ -188,8 +188,3 @@ def _abstention(predictions: Sequence[Prediction]) -> dict[str, Any] | None:
         "answered_and_wrong": wrong / len(held),
         "wrong_of_answered": wrong / len(given) if len(given) else None,
     }
-
-
-def _unreadable(predictions: Sequence[Prediction]) -> int:
-    """How many of the images that were sent to System 2 it gave no readable answer for."""
-    return sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None)

@@ -16,9 +16,8 @@ import numpy as np
 
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge.classes import ClassRecord, Description
-from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
-from fgvr.knowledge.statistics import Statistics
+from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
 from fgvr.types import Experience, Manifest
 from fgvr.utils.files import atomic_write, sha256_file
 

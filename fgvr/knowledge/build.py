@@ -23,9 +23,8 @@ import numpy as np
 
 from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
 from fgvr.knowledge.classes import ClassRecord, DescribeRequest, Description
-from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
-from fgvr.knowledge.statistics import Statistics
+from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Each, Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample

@@ -137,14 +137,8 @@ def cache(session: Session) -> cache_maintenance.MaintenanceReport:
     return cache_maintenance.maintain(session.store_path, session.config.action, session.store_limit)
 
 
-@to_json.register
-def _(result: Checkup) -> dict[str, Any]:
-    return asdict(result)
-
-
-@to_text.register
-def _(result: Checkup) -> list[Any]:
-    return [findings_table(result.findings)]
+to_json.register(Checkup, asdict)
+to_text.register(Checkup, lambda result: [findings_table(result.findings)])
 
 
 @complaint.register
@@ -153,15 +147,7 @@ def _(result: Checkup) -> str:
     return f"{len(result.ill)} of {len(result.findings)} checks found something to mend: {topics}" if result.ill else ""
 
 
-@to_json.register
-def _(result: MemoryAnswer) -> dict[str, Any]:
-    return {"action": result.action, "server": result.server} | result.found
-
-
-@to_text.register
-def _(result: MemoryAnswer) -> list[Any]:
-    return memory_console.tables(result.found, result.server)
-
-
+to_json.register(MemoryAnswer, lambda result: {"action": result.action, "server": result.server} | result.found)
+to_text.register(MemoryAnswer, lambda result: memory_console.tables(result.found, result.server))
 to_json.register(cache_maintenance.MaintenanceReport, cache_maintenance.MaintenanceReport.as_json)
 to_text.register(cache_maintenance.MaintenanceReport, lambda result: [str(result)])

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fgvr.data.streams.opening import open_images
 from fgvr.data.streams.samples import pictures_of
@@ -81,9 +81,5 @@ def _asked_for(path: Path, home: Path) -> Sequence[Sample]:
     return [Sample(path, key=str(path))]
 
 
-@to_json.register
-def _(result: Recorded) -> list[Any]:
-    return [to_row(prediction) for prediction in result]
-
-
+to_json.register(Recorded, lambda result: [to_row(prediction) for prediction in result])
 to_text.register(Recorded, prediction_tables)

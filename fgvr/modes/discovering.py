@@ -174,9 +174,7 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
     write_json(folder / NAMES, body)
 
 
-@to_json.register
-def _(result: Discovery) -> Any:
-    return json.loads((result.path / NAMES).read_text())
+to_json.register(Discovery, lambda result: json.loads((result.path / NAMES).read_text()))
 
 
 @to_text.register

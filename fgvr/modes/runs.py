@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from fgvr import planning
 from fgvr.config import composing
@@ -149,11 +148,5 @@ def surprises(predictions: Sequence[Prediction], config: Config) -> list[str]:
     ]
 
 
-@to_json.register
-def _(result: Report) -> Any:
-    return json.loads((result.path / reports.FILE).read_text())
-
-
-@to_text.register
-def _(result: Report) -> list[Any]:
-    return [reports.terminal(result)]
+to_json.register(Report, lambda result: json.loads((result.path / reports.FILE).read_text()))
+to_text.register(Report, lambda result: [reports.terminal(result)])

@@ -25,7 +25,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.status import PoolStatus
 from fgvr.types import ROLES, MemoryPlan, ModelSpec, ModelStatus
-from fgvr.utils.concurrent import map_in_order
+from fgvr.utils.batches import map_in_order
 
 log = logging.getLogger(__name__)
 

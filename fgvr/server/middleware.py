@@ -124,7 +124,7 @@ class Middleware:
             route = getattr(scope.get("route"), "path", None) or "other"  # the template: label values must be few
             self._metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
             self._metrics.duration.labels(route).observe(took)
-            access.info("%s %s %s %.1f ms", scope["method"], _printable(scope["path"]), status or "left", 1000 * took)
+            access.info("%s %s %s %.1f ms", scope["method"], ascii(scope["path"])[1:-1][:200], status or "left", 1000 * took)
 
     def _check_head(self, headers: Headers) -> None:
         host = headers.get("host", "").lower()
@@ -173,10 +173,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return receiving
-
-
-def _printable(path: str) -> str:
-    return path.encode("ascii", "backslashreplace").decode()[:200].replace("\n", "\\n").replace("\r", "\\r")
 
 
 _LARGE = 1 << 16

@@ -10,7 +10,7 @@ from fgvr.errors import ImageError
 from fgvr.pipeline import Recognizer
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture, Prediction, Sample
-from fgvr.utils.concurrent import map_in_order
+from fgvr.utils.batches import map_in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
