@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fgvr.data.streams.formats import Format
 from fgvr.data.streams.opening import open_images
+from fgvr.data.streams.parquet import Parquet
 from fgvr.data.streams.samples import pictures_of
-from fgvr.data.streams.sniffing import stream_at
+from fgvr.data.streams.webdataset import WebDataset
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
@@ -61,6 +63,15 @@ def classify(session: Session) -> Recorded:
 
 def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> list[str]:
     return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
+
+
+def stream_at(path: Path) -> Format | None:
+    """Shards of one kind: a file, a pattern, or a folder that holds nothing else. None: images lie there, or nothing."""
+    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path] if path.suffix else []
+    suffixes = {file.suffix for file in files if file.name != "classnames.txt"}
+    if suffixes == {".tar"}:
+        return WebDataset(path, label=None)
+    return Parquet(path, label=None) if suffixes == {".parquet"} else None
 
 
 def _asked_for(path: Path, home: Path) -> Sequence[Sample]:

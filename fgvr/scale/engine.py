@@ -24,6 +24,7 @@ from fgvr.scale.cluster import joined
 from fgvr.scale.worker import Answered, Job
 from fgvr.scale.workers import IN_FLIGHT, Workers
 from fgvr.session import Session
+from fgvr.session.engine import Engine
 from fgvr.types import ROLES, ModelSpec, Picture, Prediction, Sample
 from fgvr.utils.batches import chunks
 from fgvr.utils.images import StoredImage
@@ -68,12 +69,13 @@ def some_files(samples: Sequence[Sample]) -> list[Path]:
     return [file for file in files if isinstance(file, Path)]
 
 
-class RayEngine:
+class RayEngine(Engine):
     """The work of a session, done by workers."""
 
     def __init__(self, pool: ModelPool, workers: Workers) -> None:
         """Args: pool: of this process, which loads nothing: it knows the models' files."""
-        self._pool, self._workers = pool, workers
+        super().__init__(pool)
+        self._workers = workers
 
     def lend(self, spec: ModelSpec) -> Any:
         return _Elsewhere(self._pool.leased(spec), spec, self._workers)

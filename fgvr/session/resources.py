@@ -28,7 +28,7 @@ from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_group import open_shared
 from fgvr.runtime.pool_settings import PoolSettings
-from fgvr.session.engine import Engine, Here
+from fgvr.session.engine import Engine
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
@@ -122,7 +122,7 @@ class Resources:
     @cached_property
     def engine(self) -> Engine:
         """Who does the work: this process, unless `fgvr.scale.working` has put workers here."""
-        return Here(self.pool)
+        return Engine(self.pool)
 
     def _pool_settings(self, device: Device, devices: int) -> PoolSettings:
         used, probes = planning.used(self.config), planning.probes(self.config)
