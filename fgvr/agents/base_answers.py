@@ -15,34 +15,36 @@ from fgvr.types import Picture
 from fgvr.utils.batches import batches
 
 
-class BaseAnswers:
-    """Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it."""
+def answer_leave_one_out(
+    prototypes: Prototypes,
+    records: Sequence[ClassRecord],
+    hashes: Sequence[str],
+    pictures: Callable[[Sequence[int]], list[Picture]],
+    *,
+    decoder: Callable[[str], Decoder] | None,
+    target: str,
+    exemplars: bool,
+    batch: int,
+    each: Each = map,
+) -> tuple[Statistics, LeaveOneOutScores]:
+    """Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it.
 
-    def __init__(self, decoder: Callable[[str], Decoder] | None, *, target: str, exemplars: bool, batch: int, each: Each = map) -> None:
-        """Args: decoder: makes System 2's decoder for a superclass; None = only System 1 answers."""
-        self._decoder, self._target, self._exemplars, self._batch, self._each = decoder, target, exemplars, batch, each
-
-    def __call__(
-        self,
-        prototypes: Prototypes,
-        records: Sequence[ClassRecord],
-        hashes: Sequence[str],
-        pictures: Callable[[Sequence[int]], list[Picture]],
-    ) -> tuple[Statistics, LeaveOneOutScores]:
-        results, statistics = leave_one_out_fast(prototypes, hashes, fusion=Fusion())
-        if self._decoder is None:
-            return statistics, LeaveOneOutScores(self._target)
-        exemplar = None
-        if self._exemplars:
-            exemplar = Exemplars(prototypes.ids, prototypes.owners.tolist(), prototypes.folds.tolist(), lambda i: pictures([i])[0])
-        slow_scores = leave_one_out_slow(
-            results,
-            prototypes,
-            pictures,
-            decoder=self._decoder(records[0].superclass),
-            shortlist=Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar),
-            target=self._target,
-            batches=batches(len(hashes), self._batch),
-            each=self._each,
-        )
-        return statistics, slow_scores
+    Args: decoder: makes System 2's decoder for a superclass; None = only System 1 answers.
+    """
+    results, statistics = leave_one_out_fast(prototypes, hashes, fusion=Fusion())
+    if decoder is None:
+        return statistics, LeaveOneOutScores(target)
+    exemplar = None
+    if exemplars:
+        exemplar = Exemplars(prototypes.ids, prototypes.owners.tolist(), prototypes.folds.tolist(), lambda i: pictures([i])[0])
+    slow_scores = leave_one_out_slow(
+        results,
+        prototypes,
+        pictures,
+        decoder=decoder(records[0].superclass),
+        shortlist=Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar),
+        target=target,
+        batches=batches(len(hashes), batch),
+        each=each,
+    )
+    return statistics, slow_scores

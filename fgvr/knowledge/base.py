@@ -150,6 +150,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
     statistics, temperature = arrays.pop("confusion"), float(arrays.pop("temperature")[0])
     classes = tuple(_class_record(row) for row in _read_parquet(folder / CLASSES))
     ids = tuple(record.id for record in classes)
+    rules = map(json.loads, (folder / EXPERIENCE).read_text().splitlines())
     return KnowledgeBase(
         origin=_origin(manifest),
         classes=classes,
@@ -157,7 +158,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
         statistics=Statistics(ids, statistics),
         slow_scores=_load_scores(folder / SLOW_SCORES),
         support=tuple(Support(**row) for row in json.loads((folder / SPLITS).read_text())["support"]),
-        experience=tuple(_experience(json.loads(line)) for line in (folder / EXPERIENCE).read_text().splitlines()),
+        experience=tuple(Experience(**row | {"pair": tuple(row["pair"]), "sources": tuple(row["sources"])}) for row in rules),
         path=folder,
         manifest=manifest,
     )
@@ -286,7 +287,3 @@ def _read_parquet(path: Path) -> list[dict]:
     # Not memory-mapped: a reader must survive the base being rebuilt under it. Not `read_table`: it brings in pandas, a second and a half.
     with parquet.ParquetFile(path, memory_map=False) as file:
         return file.read().to_pylist()
-
-
-def _experience(row: dict) -> Experience:
-    return Experience(**{**row, "pair": tuple(row["pair"]), "sources": tuple(row["sources"])})

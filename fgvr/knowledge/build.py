@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -37,16 +36,10 @@ log = logging.getLogger(__name__)
 JOURNAL = "journal.sqlite"
 
 
-class LeaveOneOut(Protocol):
-    """Leave-one-out on the support images, by both systems."""
-
-    def __call__(
-        self,
-        prototypes: Prototypes,
-        records: Sequence[ClassRecord],
-        hashes: Sequence[str],
-        pictures: Callable[[Sequence[int]], list[Picture]],
-    ) -> tuple[Statistics, LeaveOneOutScores]: ...
+LookAt = Callable[[Sequence[int]], list[Picture]]
+"""The support images with these numbers, opened."""
+LeaveOneOut = Callable[[Prototypes, Sequence[ClassRecord], Sequence[str], LookAt], tuple[Statistics, LeaveOneOutScores]]
+"""Leave-one-out on the support images, by both systems, from prototypes, classes, content hashes and images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +161,7 @@ def _families(numbers: Sequence[int]) -> np.ndarray | None:
     return np.array(numbers, np.int64)
 
 
-def _encode_images(
-    indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
-) -> tuple[np.ndarray, list[str]]:
+def _encode_images(indices: range, pictures: LookAt, components: BuildComponents) -> tuple[np.ndarray, list[str]]:
     def encode(batch: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
@@ -186,7 +177,7 @@ def _describe(
     categories: Sequence[Category],
     owners: np.ndarray,
     folds: np.ndarray,
-    pictures: Callable[[Sequence[int]], list[Picture]],
+    pictures: LookAt,
     components: BuildComponents,
 ) -> list[ClassRecord]:
     """One description per class from its first images and, cross-fitted, one without each fold. Without an MLLM there is none."""

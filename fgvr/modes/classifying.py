@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +23,14 @@ from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.modes.showing import to_json, to_text
 from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
-from fgvr.types import Prediction, Sample
+from fgvr.types import Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
 if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
-    samples = _asked_for(Path(config.image).expanduser(), session.home)
+    asked = Path(config.image).expanduser()
+    samples = _asked_for(asked, session.home)
     unreadable: list[ImageError] = []
     with run_folder(session) as folder, rows_anew(folder) as file:
         with working(session, lambda _: some_files(samples)) as at_work:
@@ -49,7 +50,7 @@ def classify(session: Session) -> Recorded:
         answered = Recorded(file.done(), recognizer.names, folder=folder)
         prediction_table.write(folder, answered)
         notes = [config.models.notice] if config.models.notice else []
-        notes += _ask_person(session, folder, answered, pictures_of(samples))
+        notes += write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples))
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), notes)))
     for note in [*notes, *surprises(answered, config)]:
         log.warning("%s", note)
@@ -59,10 +60,6 @@ def classify(session: Session) -> Recorded:
     if not answered:
         raise ImageError(f"none of {len(samples)} images could be read: {unreadable[0]}")
     return answered
-
-
-def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> list[str]:
-    return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
 
 
 def stream_at(path: Path) -> Format | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def baselines(session: Session) -> Baselines:
         with working(session, images_of) as at_work:
             for name in names:
                 log.info("%s", TITLES[name])
-                reports[name] = evaluate(baseline_session(at_work, name), baseline_recognizer(name))
+                reports[name] = evaluate(baseline_session(at_work, name), partial(_ranking, name) if name in _RULES else None)
         ours = _right(reports[OURS])
         others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}
@@ -191,12 +191,8 @@ def baseline_session(session: Session, name: str) -> Session:
     return session.derive({"mode": f"baselines/{name.replace(' ', '_')}", "online": "off", **SETTINGS[name]})
 
 
-def baseline_recognizer(name: str) -> Callable[[Session], Recognizer] | None:
-    """How to build the recognizer of a baseline that ranks by a rule; None: it is the pipeline's own."""
-    return partial(_ranking, name) if name in _RULES else None
-
-
 _RULES = ("zero_shot", "knn", "cache", "linear_probe")
+"""Baselines that rank by a rule; the others use the pipeline's own recognizer."""
 
 
 def _ranking(name: str, session: Session) -> Recognizer:

@@ -86,7 +86,9 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
                 predictions = _recognise(session, file, recognizer, tracker, build)
         slow_right = _slow_right(predictions, recognizer)
         leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-        notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
+        split, world = session.dataset.split, session.dataset.world
+        asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test))  # a person
+        notes = (*leaked, *asked, *_notes(session, recognizer))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
         tracker.finish(report)
         prediction_table.write(folder, predictions)
@@ -177,11 +179,6 @@ def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
         *_unseen(session.knowledge, dataset),
         leaks.scope(dataset.split.test),
     )
-
-
-def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
-    pictures = pictures_of(session.dataset.split.test)
-    return write_page(session, folder, predictions, title=session.dataset.world, pictures=pictures)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:

@@ -26,7 +26,7 @@ from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Recovery
-from fgvr.types import Choice, ModelSpec, Reply
+from fgvr.types import ModelSpec, Reply
 
 if TYPE_CHECKING:
     from fgvr.runtime.conversation import Answer, Conversation, Watch
@@ -206,10 +206,6 @@ def _mllm_work(answers: Sequence[Reply | Answer]) -> Work:
     return Work(mllm_calls=len(answers), prompt_tokens=tokens[0], new_tokens=tokens[1])
 
 
-def _chosen_work(answers: Sequence[tuple[Choice, ...]]) -> Work:
-    return _mllm_work([choice.reply for choices in answers for choice in choices])
-
-
 class LeasedEncoder(Leased):
     """protocols.Encoder"""
 
@@ -232,7 +228,7 @@ class LeasedMLLM(Leased):
 
     generate = lent(MLLM.generate, _mllm_work)
     score = lent(MLLM.score, lambda found: Work(mllm_calls=len(found), prompt_tokens=sum(s.prompt_tokens for s in found)))
-    choose = lent(Chooser.choose, _chosen_work, sized="generate")
+    choose = lent(Chooser.choose, lambda answers: _mllm_work([choice.reply for choices in answers for choice in choices]), sized="generate")
 
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """runtime.conversation.Conversing, where the loader says that its models can. Text of a batch tried again is told again."""

@@ -106,7 +106,8 @@ class Middleware:
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = await self._read_body(receive, who)
                 if body and not headers.get("content-type", "").startswith("multipart/form-data"):
-                    await check_json(body, self._settings)
+                    large = len(body) > _LARGE
+                    await in_thread(check_json, body, self._settings) if large else check_json(body, self._settings)
                 receive = _replay(body, receive)
                 del body
                 if scope["path"] in _COMPUTING and (error := self._why_full()) is not None:
@@ -183,12 +184,8 @@ _MARKS_PER_ITEM = 32
 _LISTS = {"messages": "max_messages"} | dict.fromkeys(("input", "continuations", "images", "texts", "names", "models"), "max_items")
 
 
-async def check_json(data: bytes, settings: Settings) -> None:
-    """Raises HttpError (400) for what is no JSON or has more in it than any request needs. A large body is read in a thread."""
-    await in_thread(_check, data, settings) if len(data) > _LARGE else _check(data, settings)
-
-
-def _check(data: bytes, settings: Settings) -> None:
+def check_json(data: bytes, settings: Settings) -> None:
+    """Raises HttpError (400) for what is no JSON or has more in it than any request needs."""
     most = settings.max_prompt_chars + _MARKS_PER_ITEM * (settings.max_messages + settings.max_items)
     if _has_more_marks(data, most):
         raise bad_request(f"the body has too many values and commas: at most {most:,} in one request", code="too_many_values")

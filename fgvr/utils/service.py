@@ -51,17 +51,12 @@ class Service:
     def post(self, path: str, body: Any = None, **query: Any) -> Any:
         return self._json(self._request("POST", path, query, body))
 
-    def lines(self, path: str) -> Iterator[str]:
-        """The lines of a stream, as they come, until the other side ends it."""
+    def events(self, path: str) -> Iterator[dict[str, Any]]:
+        """The JSON data of server-sent events, as they come, until the other side ends the stream."""
         with self._open(self._request("GET", path, {})) as answer:
             for line in answer:
-                yield line.decode("utf-8", "replace").rstrip("\r\n")
-
-    def events(self, path: str) -> Iterator[dict[str, Any]]:
-        """The JSON data of server-sent events."""
-        for line in self.lines(path):
-            if line.startswith("data:") and (text := line[5:].strip()):
-                yield json.loads(text)
+                if line.startswith(b"data:") and (text := line[5:].decode("utf-8", "replace").strip()):
+                    yield json.loads(text)
 
     def _request(self, method: str, path: str, query: Mapping[str, Any], body: Any = None) -> Request:
         asked = {name: value for name, value in query.items() if value is not None}
