@@ -9,8 +9,8 @@ from typing import Any
 
 from fgvr.agents import prompts
 from fgvr.agents.analyse import AnalyseDecoder
-from fgvr.agents.base_answers import answer_leave_one_out
 from fgvr.agents.describe import Describer
+from fgvr.agents.leave_one_out import answer_leave_one_out
 from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder
 from fgvr.data.leaks import without_near_copies
