@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.runtime.budget import parse_bytes
@@ -19,8 +20,32 @@ _MEMORY = "/api/v1/memory"
 _SLOW = 600.0  # seconds a load or a clean-up may take
 
 
-def figures(server: Service, action: str) -> dict[str, Any]:
-    """stats, pressure, models, system or cache. Raises RemoteError for an answer that is none."""
+def ask(
+    server: Service,
+    action: str,
+    *,
+    models: Sequence[str] = (),
+    target: str | None = None,
+    size: str | float | None = None,
+    model: str = "",
+) -> dict[str, Any]:
+    """What the server says to stats, pressure, models, system or cache, or to one of these actions, with what came of it:
+
+    `cleanup` drops idle models: all, down to a `target` ("8GiB"), or by name; `limit` sets the budget to a `size` (a bare number is GiB,
+    as the server counts); MODEL_ACTIONS act on one `model`, by key or role. Raises RemoteError, and ConfigError for what is no size.
+    """
+    patient = Service(server.url, server.token, _SLOW)
+    if action == "cleanup":
+        wish: dict[str, Any] = {"models": list(models)} if models else {}
+        if target is not None:
+            wish["target_bytes"] = _bytes(target)
+        return patient.post(f"{_MEMORY}/cleanup", wish or None)
+    if action == "limit":
+        if size is None:
+            raise ConfigError("action=limit needs a size: limit=18GiB")
+        return patient.post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
+    if action in MODEL_ACTIONS:
+        return patient.post(f"/api/v1/models/{quote(model, safe='')}/{action}")
     found = server.get(f"{_MEMORY}/{'cache-stats' if action == 'cache' else action}")
     if action == "models" and isinstance(found, list):
         return {"models": found}
@@ -29,26 +54,6 @@ def figures(server: Service, action: str) -> dict[str, Any]:
     if missing := [name for name in _SHOWN.get(action, ()) if name not in found]:
         raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
     return dict(found)
-
-
-def cleanup(server: Service, *models: str, target: str | None = None) -> Any:
-    """Drop idle models: all, down to a target ("8GiB"), or by name. What the server says came back."""
-    wish: dict[str, Any] = {"models": list(models)} if models else {}
-    if target is not None:
-        wish["target_bytes"] = _bytes(target)
-    return _patient(server).post(f"{_MEMORY}/cleanup", wish or None)
-
-
-def limit(server: Service, size: str | float) -> Any:
-    """Set the budget; a bare number is GiB, as the server counts."""
-    return _patient(server).post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
-
-
-def model(server: Service, control: str, name: str) -> Any:
-    """One of MODEL_ACTIONS, on a model by key or role."""
-    from urllib.parse import quote
-
-    return _patient(server).post(f"/api/v1/models/{quote(name, safe='')}/{control}")
 
 
 def _bytes(size: str | float) -> int:
@@ -60,7 +65,3 @@ def _bytes(size: str | float) -> int:
     if (found := parse_bytes(str(size))) is None:
         raise ConfigError(f"{size}: no size; write 18GiB, 18GB or 18 (GiB)")
     return found
-
-
-def _patient(server: Service) -> Service:
-    return Service(server.url, server.token, _SLOW)
