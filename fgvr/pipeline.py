@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.data.pictures import DeferredImage
@@ -22,9 +22,7 @@ from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.cost_tracking import TrackedCosts, track_costs
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
 from fgvr.utils.batches import chunks, map_in_order
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 _DECODERS = 8  # threads at most; decoding releases the interpreter, and one core decodes 290 photographs a second
 GROUP = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Asked, Cost, DeviceUse, Prediction, Report
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 NOTHING_LOADED = {"mllm": 0, "encoder": 0, "joint": 0}
 WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fgvr.agents.discover import Discovered
 from fgvr.errors import DatasetError
 from fgvr.evaluation import html
 from fgvr.evaluation.answers import read_table
 from fgvr.utils.files import short_hash
-
-if TYPE_CHECKING:
-    from fgvr.agents.discover import Discovered
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 COLUMNS = ("run", "kind", "name")
 _SHOWN, _SIDE, _IN_ALL = 12, 120, 4000

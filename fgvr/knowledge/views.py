@@ -5,14 +5,12 @@ The views are the same for every image: the image, its mirror image, its middle 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import ImageOps
+from PIL.Image import Image
 
 from fgvr.types import Picture
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MOST = 4
 _MIDDLE = 0.85  # of each side

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -38,10 +38,8 @@ from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import DeviceUse, Prediction, Report, Sample
+from fgvr.utils.images import ImageSource
 from fgvr.utils.progress import track
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 

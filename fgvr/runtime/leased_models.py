@@ -11,13 +11,14 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from fgvr.errors import FgvrError
 from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
 from fgvr.runtime.batches import Measured, longest_first, take
+from fgvr.runtime.conversation import Answer, Conversation, Watch
 from fgvr.runtime.counters import Counters, Work
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.execution_slots import ExecutionSlots
@@ -27,9 +28,6 @@ from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Recovery
 from fgvr.types import ModelSpec, Reply
-
-if TYPE_CHECKING:
-    from fgvr.runtime.conversation import Answer, Conversation, Watch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

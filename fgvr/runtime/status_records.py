@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.errors import FgvrError
 from fgvr.runtime import machine
+from fgvr.runtime.monitor import Monitor
+from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 from fgvr.utils.text import format_bytes
-
-if TYPE_CHECKING:
-    from fgvr.runtime.monitor import Monitor
-    from fgvr.runtime.pool import ModelPool
 
 _OF_THE_POOL = ("key", "role", "source", "state", "leases", "hits", "loads", "last_used", "pinned")
 
