@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from fgvr.config.configuration import Config
 from fgvr.errors import ConfigError, FgvrError, ModelLoadError
-from fgvr.scale.worker import Status, Worker, versions
+from fgvr.scale.worker import Worker, versions
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class _Member:
     rows: int = 0
     seconds: float = 0.0
     deaths: int = 0
-    last: Status | None = None
+    last: Mapping[str, Any] = field(default_factory=lambda: {"node": "", "device": "", "model_loads": {}, "peak_device_bytes": 0})
+    """Its status when that was last known."""
 
 
 class Workers:
@@ -221,13 +222,10 @@ class Workers:
         return [
             {
                 "worker": m.number,
-                "node": m.last.node if m.last else "",
-                "device": m.last.device if m.last else "",
                 "rows": m.rows,
                 "rows_per_second": round(m.rows / (m.seconds / IN_FLIGHT), 2) if m.seconds else 0.0,
                 "deaths": m.deaths,
-                "model_loads": dict(m.last.loads) if m.last else {},
-                "peak_device_bytes": m.last.peak_bytes if m.last else 0,
+                **m.last,
             }
             for m in self._members
         ]
