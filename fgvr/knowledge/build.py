@@ -128,6 +128,7 @@ def build(
 
     encoded, hashes = _encode_images(range(len(samples)), pictures, components)
     records = _describe(categories, owners, folds, pictures, components)
+    prompts = components.name_prompts
     prototypes = Prototypes(
         ids=tuple(category.id for category in categories),
         shots=encoded,
@@ -135,7 +136,7 @@ def build(
         folds=folds,
         text=_encode_words([r.description for r in records], components, encoded.shape[1]),
         fold_text=np.stack([_encode_words([r.fold_descriptions[f] for r in records], components, encoded.shape[1]) for f in (0, 1)]),
-        name=_encode_names(categories, components),
+        name=None if prompts is None else _encode_groups([prompts(category) for category in categories], components.encoder),
         temperature=1 / components.encoder.logit_scale,
         families=families,
     )
@@ -220,12 +221,6 @@ def _encode_words(descriptions: Sequence[Description], components: BuildComponen
     if present:
         vectors[present] = _encode_groups([components.pieces(descriptions[i].text) for i in present], components.encoder)
     return vectors
-
-
-def _encode_names(categories: Sequence[Category], components: BuildComponents) -> np.ndarray | None:
-    """(C, d); None where the encoder does not know the names."""
-    prompts = components.name_prompts
-    return None if prompts is None else _encode_groups([prompts(category) for category in categories], components.encoder)
 
 
 def _encode_groups(groups: Sequence[Sequence[str]], encoder: Encoder) -> np.ndarray:

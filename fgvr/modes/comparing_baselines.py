@@ -77,7 +77,8 @@ def baselines(session: Session) -> Baselines:
         with working(session, images_of) as at_work:
             for name in names:
                 log.info("%s", TITLES[name])
-                reports[name] = evaluate(baseline_session(at_work, name), partial(_ranking, name) if name in _RULES else None)
+                changes = {"mode": "baselines/ours"} if name == OURS else {"mode": f"baselines/{name}", "online": "off", **SETTINGS[name]}
+                reports[name] = evaluate(at_work.derive(changes), partial(_ranking, name) if name in _RULES else None)
         ours = _right(reports[OURS])
         others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}
@@ -182,13 +183,6 @@ def unavailable_baselines(session: Session) -> dict[str, str]:
     if "mllm" not in config.models.present:
         found["text_prototypes"] = "no MLLM writes descriptions"
     return found
-
-
-def baseline_session(session: Session, name: str) -> Session:
-    """With the settings of one baseline; its run lies below `runs/baselines/`."""
-    if name == OURS:
-        return session.derive({"mode": "baselines/ours"})
-    return session.derive({"mode": f"baselines/{name.replace(' ', '_')}", "online": "off", **SETTINGS[name]})
 
 
 _RULES = ("zero_shot", "knn", "cache", "linear_probe")

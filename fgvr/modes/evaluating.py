@@ -102,9 +102,11 @@ def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
     made: dict[int, Prediction] = {}
     with _lessons(file.path.parent, recognizer, file.done()):
-        first = len(file.done())
-        done = _done(file.done(), samples, recognizer)
-        tracker.resume(Recorded(file.done()))
+        rows = file.done()
+        first = len(rows)
+        # Batches that an earlier run has answered: up to the one that holds its last row.
+        done = position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1 if rows else 0
+        tracker.resume(Recorded(rows))
         stream = session.engine.predictions(recognizer, partial(job_of, session, build), samples, done=done, unreadable=[])
         left = len(samples) - done * recognizer.batch_size
         for predictions in track(stream, "test images", left, weigh=len):
@@ -130,13 +132,6 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
         recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
         recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
         yield
-
-
-def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer: Recognizer) -> int:
-    """How many batches an earlier run has answered: up to the one that holds its last row."""
-    if not rows:
-        return 0
-    return position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1
 
 
 def _apart(session: Session, overlaps: Sequence[Overlap], **made: Any) -> Session:

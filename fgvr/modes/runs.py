@@ -40,7 +40,8 @@ def run_folder(session: Session, *, mode: str | None = None) -> Iterator[Path]:
     writes them.
     """
     config = session.config
-    folder = _run_path(session, mode or config.mode)
+    own, job = mode or config.mode, composing.sweep_folder()
+    folder = session.home / "runs" / own / config.key if job is None else session.home / job / own.partition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     changed = (folder / ".key").exists() and (folder / ".key").read_text() != config.key
     if (config.run.fresh or changed) and mode != "replay":  # which empties it by itself
@@ -125,12 +126,6 @@ def _forget(folder: Path, *more: str) -> None:
     if timeline.FILE in more:
         for file in folder.glob("memory-[0-9]*.jsonl"):
             file.unlink()
-
-
-def _run_path(session: Session, mode: str) -> Path:
-    if (job := composing.sweep_folder()) is not None:
-        return session.home / job / mode.partition("/")[2]
-    return session.home / "runs" / mode / session.config.key
 
 
 _FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate

@@ -81,7 +81,9 @@ class Workers:
         for member, versions_of in begun:
             for left in reversed(range(_ATTEMPTS)):
                 try:
-                    self._begun(versions_of)
+                    if not self.ray.wait([versions_of], timeout=self._patience)[0]:
+                        seconds = f"engine.patience={self._patience:g} s"
+                        raise ConfigError(f"engine=ray: no worker within {seconds}; `ray status` says what it waits for")
                     self._vet(member)
                     break
                 except self.ray.exceptions.RayActorError as error:
@@ -94,10 +96,6 @@ class Workers:
                 versions_of = member.actor.versions.remote()
         for member in self._members:
             self._open(member)
-
-    def _begun(self, call: Any) -> None:
-        if not self.ray.wait([call], timeout=self._patience)[0]:
-            raise ConfigError(f"engine=ray: no worker within engine.patience={self._patience:g} s; `ray status` says what it waits for")
 
     def _vet(self, member: _Member) -> None:
         """Raises ConfigError, ModelLoadError, and Ray's errors where the worker dies over it."""
