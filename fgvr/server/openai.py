@@ -190,11 +190,7 @@ async def stream_chat(
     news: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
     futures = slot.submit("converse", asks, tokens=tokens, on_text=lambda i, text: news.put_nowait((i, text)))
     for i, future in enumerate(futures):
-        asyncio.wrap_future(future).add_done_callback(
-            lambda done, i=i: news.put_nowait(
-                (i, HttpError(499, "cancelled", code="left") if done.cancelled() else done.exception() or done.result())
-            )
-        )
+        asyncio.wrap_future(future).add_done_callback(lambda done, i=i: news.put_nowait((i, _outcome(done))))
     first = await slot.wait(news.get())
     if isinstance(first[1], Exception):
         raise first[1]
@@ -226,6 +222,12 @@ async def stream_chat(
         yield b"data: [DONE]\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers=HEADERS)
+
+
+def _outcome(future: asyncio.Future[Any]) -> Any:
+    if future.cancelled():
+        return HttpError(499, "cancelled", code="left")
+    return future.exception() or future.result()
 
 
 class _Chunks:
