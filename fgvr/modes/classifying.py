@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fgvr.data.streams.formats import Format
 from fgvr.data.streams.opening import open_images
@@ -28,9 +27,6 @@ from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
