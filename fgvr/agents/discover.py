@@ -6,7 +6,6 @@ model sees only these images and words that models have said before. The number 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,6 @@ from fgvr.utils.batches import batches
 from fgvr.utils.progress import track
 from fgvr.utils.text import normalise_name
 
-log = logging.getLogger(__name__)
-
-STAGES = ("identify", "howto", "describe", "guess", "postprocess")
 Target = Literal["description", "name"]
 Stage = Callable[[str, Callable[[], Any]], Any]
 """(name of the stage, how to compute it) -> its result, plain JSON values. A stage that is done is read instead."""

@@ -12,7 +12,6 @@ from PIL.Image import Image
 
 from fgvr.types import Picture
 
-MOST = 4
 _MIDDLE = 0.85  # of each side
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -40,8 +39,6 @@ from fgvr.utils.batches import batches
 from fgvr.utils.files import atomic_write, short_hash, write_json
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
-
-log = logging.getLogger(__name__)
 
 STAGES, NAMES, LABELS = "stages", "names.json", "labels.csv"
 

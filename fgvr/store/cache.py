@@ -5,7 +5,6 @@ A key is a hash of everything that its value depends on, so entries never go sta
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -21,8 +20,6 @@ from fgvr.errors import StoreError
 from fgvr.protocols import Cache
 from fgvr.utils.batches import chunks
 from fgvr.utils.files import HeldError, file_lock
-
-log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (

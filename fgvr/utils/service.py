@@ -18,12 +18,11 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Pr
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.utils.network import Route, header_value, port_is_valid, route_to
 
-URL = "FGVR_SERVER_URL"
 TOKENS = ("FGVR_ADMIN_TOKEN", "ADMIN_TOKEN", "FGVR_TOKEN")  # the first that is set; what may change things may read, too
 QUOTED = 200  # characters of an answer that is shown
 
 
-class _NoRedirect(HTTPRedirectHandler):
+class NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
@@ -121,4 +120,4 @@ def _cure(code: int) -> str:
 def _opener(url: str, route: Route) -> OpenerDirector:
     proxies = {scheme: route.proxy for scheme in ("http", "https")} if route.proxy else {}
     secured = [HTTPSHandler(context=route.certificates())] if url.startswith("https") else []  # reading certificates takes a while
-    return build_opener(_NoRedirect, ProxyHandler(proxies), *secured)
+    return build_opener(NoRedirects, ProxyHandler(proxies), *secured)
