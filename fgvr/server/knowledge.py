@@ -27,20 +27,11 @@ PATIENCE = 10.0  # seconds a request waits for the knowledge base before it is t
 
 
 @dataclass(frozen=True, slots=True)
-class KnownClass:
-    """`photographs`: how many support images it has."""
-
-    id: str
-    name: str
-    photographs: int
-
-
-@dataclass(frozen=True, slots=True)
 class Knowledge:
     """A recognizer over an open base, and what that base holds. Equal content hashes mean equal bases."""
 
     recognizer: Recognizer
-    classes: tuple[KnownClass, ...]
+    classes: tuple[dict[str, Any], ...]  # id, name, and photographs: how many support images it has
     content_hash: str
 
     def summary(self) -> Success:

@@ -55,20 +55,12 @@ class TextPart(Strict):
     type: Literal["text"]
     text: str
 
-    @property
-    def words(self) -> str:
-        return self.text
-
 
 class RefusalPart(Strict):
     """What an assistant declined with; the model reads it as the assistant's text."""
 
     type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def words(self) -> str:
-        return self.refusal
+    text: str = Field(alias="refusal")
 
 
 class ImageUrl(Strict):
