@@ -7,7 +7,7 @@ model sees only these images and words that models have said before. The number 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -46,6 +46,11 @@ class Kind:
     pictures: tuple[int, ...]  # their numbers in the set
     certainty: tuple[float, ...]  # of each of them, in [0, 1]
     votes: int  # pictures that guessed it by themselves
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Kind:
+        """From JSON values."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +123,10 @@ class Discoverer:
         descriptions = self._stage("describe", lambda: self.describe(picture_set, superclass, attributes))
         guesses = self._stage("guess", lambda: self.guess(picture_set, superclass, descriptions))
         found = self._stage("postprocess", lambda: self.postprocess(picture_set, superclass, attributes, descriptions, guesses))
-        kinds: list[dict[str, Any]] = [
-            {key: tuple(value) if isinstance(value, list) else value for key, value in kind.items()} for kind in found["kinds"]
-        ]
         return Discovered(
             superclass=superclass,
             attributes=tuple(attributes),
-            kinds=tuple(Kind(**kind) for kind in kinds),
+            kinds=tuple(map(Kind.of, found["kinds"])),
             guesses=found["guesses"],
             complexity_penalty=found["complexity_penalty"],
             notes=self._notes(identified, attributes, descriptions, guesses),
