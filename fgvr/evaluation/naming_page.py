@@ -24,11 +24,7 @@ def run_of(found: Discovered, hashes: Sequence[str]) -> str:
 def render(found: Discovered, run: str, pictures: Sequence[ImageSource], *, title: str, notes: Sequence[str] = ()) -> str:
     shown = min(_SHOWN, max(1, _IN_ALL // max(len(found.kinds), 1)))
     kinds = [
-        {
-            "name": kind.name,
-            "images": len(kind.pictures),
-            "shown": [html.thumbnail(pictures[i], _SIDE) for i in kind.pictures[:shown]],
-        }
+        {"name": kind.name, "images": len(kind.pictures), "shown": [html.thumbnail(pictures[i], _SIDE) for i in kind.pictures[:shown]]}
         for kind in found.kinds
     ]
     return html.render("kinds.html", title=title, notes=notes, kinds=kinds, run=run)

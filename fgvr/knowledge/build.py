@@ -175,11 +175,7 @@ def _encode_images(indices: range, pictures: LookAt, components: BuildComponents
 
 
 def _describe(
-    categories: Sequence[Category],
-    owners: np.ndarray,
-    folds: np.ndarray,
-    pictures: LookAt,
-    components: BuildComponents,
+    categories: Sequence[Category], owners: np.ndarray, folds: np.ndarray, pictures: LookAt, components: BuildComponents
 ) -> list[ClassRecord]:
     """One description per class from its first images and, cross-fitted, one without each fold. Without an MLLM there is none."""
     counts, absent = np.bincount(owners, minlength=len(categories)), Description("", "absent")

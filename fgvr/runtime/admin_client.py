@@ -21,13 +21,7 @@ _SLOW = 600.0  # seconds a load or a clean-up may take
 
 
 def ask(
-    server: Service,
-    action: str,
-    *,
-    models: Sequence[str] = (),
-    target: str | None = None,
-    size: str | float | None = None,
-    model: str = "",
+    server: Service, action: str, *, models: Sequence[str] = (), target: str | None = None, size: str | float | None = None, model: str = ""
 ) -> dict[str, Any]:
     """What the server says to stats, pressure, models, system or cache, or to one of these actions, with what came of it:
 
