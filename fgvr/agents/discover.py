@@ -50,7 +50,8 @@ class Kind:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Kind:
         """From JSON values."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
