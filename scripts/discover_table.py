@@ -27,7 +27,6 @@ from fgvr.agents.discover import Discovered, Discoverer
 from fgvr.agents.discover_prompts import phrases
 from fgvr.agents.rule_validation import sign_flip_p
 from fgvr.data import birds
-from fgvr.data.pictures import open_picture
 from fgvr.data.unlabelled import Unlabelled
 from fgvr.evaluation import metrics, uncertainty
 from fgvr.session import Session
@@ -62,7 +61,7 @@ def measure(seed: int, shots: int, overrides: list[str]) -> tuple[dict[str, floa
     dataset = Session(cfg).dataset
     hidden = {sample.sha256: str(sample.label) for sample in dataset.split.support}
     blank = tuple(replace(s, label=None) for s in sorted(dataset.split.support, key=lambda s: s.sha256))
-    picture_set = Unlabelled(dataset.root, blank, (), 0).seen_by(lambda sample: open_picture(sample.image))
+    picture_set = Unlabelled(dataset.root, blank, (), 0).picture_set
     found = Discoverer(models.mllm, models.encoder, target=cfg.models.slow_target, mllm_batch=cfg.models.mllm.batch_size)(picture_set)
     seconds = time.monotonic() - started
     labels = [hidden[sample.sha256] for sample in blank]

@@ -1,7 +1,7 @@
 """A folder of images about which nothing is known: by number, in the order of their content, without names.
 
 Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does their order. Neither leaves this file by way of
-`Pictures`: they are decoded, and sorted by content hash.
+`picture_set`: it hands out decoded pictures, sorted by content hash.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgvr.data.folder import BadImage, Inspector, describe_bad_images
+from fgvr.data.pictures import open_picture
 from fgvr.errors import DatasetError
 from fgvr.types import Picture, Sample
 from fgvr.utils.files import short_hash
@@ -19,7 +20,7 @@ from fgvr.utils.images import list_images, passed_over
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """Images of a folder, each content once. The samples are for whoever writes results down; models see the `Pictures`."""
+    """Images of a folder, each content once. The samples are for whoever writes results down; models see the `picture_set`."""
 
     root: Path
     samples: tuple[Sample, ...]  # by content hash; no labels
@@ -27,8 +28,12 @@ class Unlabelled:
     copies: int  # files with the content of another one
     passed_over: tuple[str, ...] = ()  # in words, the files that are no images
 
+    @property
+    def picture_set(self) -> Pictures:
+        return self.seen_by(lambda sample: open_picture(sample.image))
+
     def seen_by(self, look: Callable[[Sample], Picture]) -> Pictures:
-        """The pictures alone, opened by `look`."""
+        """The same, the pictures opened by `look`."""
         return Pictures(self.samples, look)
 
     @property

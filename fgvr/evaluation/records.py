@@ -164,6 +164,11 @@ class Recorded(LazySequence[Prediction]):
         return f"<{len(self):,} recorded predictions>"
 
 
+def to_line(prediction: Prediction) -> str:
+    """The row as one line of strict JSON, newline included."""
+    return json.dumps(to_row(prediction), allow_nan=False) + "\n"
+
+
 def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Prediction]:
     """All predictions of a `predictions.jsonl`. Raises StoreError with the number of a line that is none."""
     predictions = []
