@@ -16,8 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from fgvr.errors import FgvrError
-from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
-from fgvr.runtime.batches import Measured, longest_first, take
+from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder, Measured
 from fgvr.runtime.conversation import Answer, Conversation, Watch
 from fgvr.runtime.counters import Counters, Work
 from fgvr.runtime.devices.base import Device
@@ -28,6 +27,7 @@ from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Recovery
 from fgvr.types import ModelSpec, Reply
+from fgvr.utils.batches import longest_first, take
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

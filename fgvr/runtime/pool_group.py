@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 
 from fgvr.errors import FgvrError, ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime import pool as pools
-from fgvr.runtime.batches import longest_first, take
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Listener
@@ -26,7 +25,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.status import PoolStatus
 from fgvr.types import ROLES, MemoryPlan, ModelSpec, ModelStatus
-from fgvr.utils.batches import map_in_order
+from fgvr.utils.batches import longest_first, map_in_order, take
 
 log = logging.getLogger(__name__)
 
