@@ -41,17 +41,8 @@ _UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no 
 _NO_ANSWERS = ("replay", "compare", "memory", "cache", "plan")  # modes that ask no model
 _ALONE = ("serve", "build_experience_base")  # modes that ask models, and have nothing to share among workers
 _RENDERED = "fgvr.data.datasets.open_birds"
-_NO_RESULT = (
-    "run",
-    "server",
-    "logging",
-    "paths",
-    "pinned_trigger",
-    "store",
-    "runtime",
-    "engine",
-    "published",
-)  # keys that change no result
+_NO_RESULT = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "engine", "published")
+"""Keys that change no result."""
 
 
 class Config(Group):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.config import experiments
-from fgvr.errors import ConfigError
+from fgvr.errors import ConfigError, causes
 from fgvr.utils.paths import config_dir
 
 PATH_KEYS = {
@@ -248,11 +248,9 @@ def _seen(error: BaseException | None) -> set[str]:
     """All keys of the configuration in which OmegaConf looked for the one that is not there: to compose it again takes .2 s."""
     from omegaconf import OmegaConf
 
-    while error is not None:
-        if (node := getattr(error, "parent_node", None)) is not None:
-            return {key for key in _walk(OmegaConf.to_container(node._get_root())) if key.partition(".")[0] != "hydra"}
-        error = error.__cause__
-    return set()
+    node = next((node for cause in causes(error, meanwhile=False) if (node := getattr(cause, "parent_node", None)) is not None), None)
+    found = () if node is None else _walk(OmegaConf.to_container(node._get_root()))
+    return {key for key in found if key.partition(".")[0] != "hydra"}
 
 
 def _walk(node: object, prefix: str = "") -> Iterator[str]:
@@ -283,6 +281,5 @@ def _siblings(key: str, keys: set[str]) -> str:
 
 
 def _lines(error: BaseException | None) -> Iterator[str]:
-    while error is not None:
-        yield from (line.strip() for line in str(error).splitlines() if line.strip() and "object_type=" not in line)
-        error = error.__cause__
+    for cause in causes(error, meanwhile=False):
+        yield from (line.strip() for line in str(cause).splitlines() if line.strip() and "object_type=" not in line)

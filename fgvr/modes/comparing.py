@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from fgvr.errors import ConfigError
@@ -19,5 +20,5 @@ def compare(session: Session) -> comparing.Comparison:
     return comparing.compare([Path(run).expanduser() for run in given])
 
 
-to_json.register(comparing.Comparison, comparing.to_json)
+to_json.register(comparing.Comparison, asdict)  # an interval over a single seed is null
 to_text.register(comparing.Comparison, comparing.tables)

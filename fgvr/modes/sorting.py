@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -18,8 +17,6 @@ from fgvr.session import Session
 from fgvr.types import Prediction
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
-
-log = logging.getLogger(__name__)
 
 UNSURE = "unsure"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows

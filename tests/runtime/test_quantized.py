@@ -18,6 +18,7 @@ from PIL import Image
 from fgvr import load_config
 from fgvr.errors import ConfigError, ModelLoadError, RuntimeConflict
 from fgvr.planning import plan as plan_of
+from fgvr.planning import validate_spec
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
@@ -28,7 +29,6 @@ from fgvr.runtime.plan import plan
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
 from fgvr.runtime.sizes import qwen as sizes
-from fgvr.runtime.spec import checked
 from fgvr.session import Session
 from fgvr.store.cache import MemoryCache
 from fgvr.store.cached_models import CachedMLLM
@@ -286,11 +286,11 @@ def test_weights_that_were_saved_in_fewer_bits_are_refused_with_a_cure(mllm_fold
 
 
 def test_only_known_kinds_and_only_the_mllm() -> None:
-    assert checked(quantised("int4")) == quantised("nf4")
+    assert validate_spec(quantised("int4")) == quantised("nf4")
     with pytest.raises(ConfigError, match="write null, int8 or nf4"):
-        checked(quantised("int3"))
+        validate_spec(quantised("int3"))
     with pytest.raises(ConfigError, match=r"only models\.mllm can be quantised"):
-        checked(ModelSpec("encoder", "clip", "tiny", quantization="int8"))
+        validate_spec(ModelSpec("encoder", "clip", "tiny", quantization="int8"))
     with pytest.raises(ModelLoadError, match="known are int8, nf4"):
         LOADER.estimate(quantised("int2"))
 
