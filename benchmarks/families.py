@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,30 +72,33 @@ def row(folder: Path) -> dict[str, Any]:
 
 
 def memory(model: Any, spec: ModelSpec, folder: Path) -> str:
-    """Estimate, and forecast from a probe of batches of one and `PROBED`, over the measured peak of other batches of other inputs."""
+    found = forecasts(model, spec, folder, probed=PROBED, tried=TRIED)
+    return "; ".join(f"batch of {size}: estimate {estimate:.2f}, probed {probed:.3f}" for size, estimate, probed in found)
+
+
+def forecasts(model: Any, spec: ModelSpec, folder: Path, *, probed: int, tried: Sequence[int]) -> list[tuple[int, float, float]]:
+    """Size of a batch; estimate, and forecast from a probe of batches of up to `probed`, over the measured peak of other inputs."""
     from fgvr.runtime.devices.cpu import CpuDevice
     from fgvr.runtime.loaders.base import find_loader
     from fgvr.runtime.probe import Probes, take
 
     loader, device, probes = find_loader(spec), CpuDevice(), Probes(folder / "probes")
-    probed = replace(spec, batch_size=PROBED)
-    probes.keep(loader, probed, device.name, take(model, probed, device))
+    measured = replace(spec, batch_size=probed)
+    probes.keep(loader, measured, device.name, take(model, measured, device))
     found = []
-    for size in TRIED:
-        tried = replace(spec, batch_size=size)
-        peak = max(device.measure(call) for call in widest_calls(model, size))
-        ratios = (loader.work_bytes(tried) / peak, (probes.work(loader, tried, device.name) or 0) / peak)
-        found.append("batch of {}: estimate {:.2f}, probed {:.3f}".format(size, *ratios))
-    return "; ".join(found)
+    for size in tried:
+        one, peak = replace(spec, batch_size=size), max(device.measure(call) for call in widest_calls(model, size))
+        found.append((size, loader.work_bytes(one) / peak, (probes.work(loader, one, device.name) or 0) / peak))
+    return found
 
 
 def widest_calls(model: Any, size: int) -> list[Callable[[], object]]:
-    """Answers and scores for prompts as long as the plan allows, with a photograph each."""
+    """Answers and scores for prompts as long as the plan allows, with a picture of one megapixel each."""
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(7)
-    shown = [Image.fromarray(random.integers(0, 256, (900, 1200, 3), dtype=np.uint8)) for _ in range(size)]
+    shown = [Image.fromarray(random.integers(0, 256, (768, 1365, 3), dtype=np.uint8)) for _ in range(size)]
     words = "which of these birds is shown here ? "
     few, more = (model.score(shown[:1], [words * count], [["a"]])[0].prompt_tokens for count in (10, 20))
     each = (more - few) / 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_a_measurement_that_cannot_be_kept_is_no_failure_of_the_load(tmp_path: P
     assert "could not be kept" in caplog.text and work_of(pool, spec) == 17 * MIB
 
 
+def test_other_batches_lie_on_the_lines_through_those_that_were_measured(tmp_path: Path) -> None:
+    probes, loader = Probes(tmp_path), FakeLoader()
+    probes.keep(loader, MLLM, "cpu", {1: 60, 2: 100, 4: 200})  # preparing its picture is the widest moment of one item
+    assert [probes.work(loader, replace(MLLM, batch_size=size), "cpu") for size in (1, 2, 3, 8)] == [60, 100, 150, 400]
+    probes.keep(loader, MLLM, "cpu", {1: 60})
+    assert probes.work(loader, MLLM, "cpu") == 240, "no more is known than one item"
+
+
 def test_damaged_measurements_are_as_none(tmp_path: Path) -> None:
     probes, loader = Probes(tmp_path), FakeLoader()
     probes.keep(loader, MLLM, "cpu", {1: 10, 4: 40})
@@ -130,7 +139,7 @@ def test_what_is_measured_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
     spec, device = ModelSpec("encoder", "clip", "tiny", batch_size=32), CpuDevice()
     model = LOADER.load(spec, device)
     first, second, simulated = (take(model, spec, one) for one in (device, device, SimulatedDevice(1000 * MIB)))
-    assert first == second == simulated and 0 < first[1] < first[32]
+    assert first == second == simulated and 0 < first[1] <= first[32], "64 texts are the widest"
     probes = Probes(tmp_path)
     probes.keep(LOADER, spec, device.name, first)
     assert need(spec, "cpu", probes).work == first[32]

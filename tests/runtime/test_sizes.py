@@ -132,10 +132,10 @@ def test_the_tensors_of_a_call_take_what_the_formula_says(mllm_folder: Path, dty
     tokens = model.inputs(asks)["input_ids"].shape[1]
     batch = qwen.Batch(4, 64 * 784, 4 if dtype == "float32" else 2, prompt=tokens - 64, new=8)
     if action == "generate":
-        moments = (qwen.tower, qwen.prefill)
+        moments = (qwen.prepare, qwen.tower, qwen.prefill)
         peak = CpuDevice().measure(lambda: model.generate(images, prompts, max_new_tokens=8))
     else:
-        moments = (qwen.tower, qwen.prefill, qwen.score)
+        moments = (qwen.prepare, qwen.tower, qwen.prefill, qwen.score)
         texts = [["a red crown and"] * qwen.CANDIDATES] * 4
         peak = CpuDevice().measure(lambda: model.score(images, prompts, texts))
     forecast = max(sum(part.bytes for part in moment(_shape(mllm_folder), batch)) for moment in moments)
