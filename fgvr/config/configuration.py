@@ -29,6 +29,7 @@ from fgvr.config.fields import (
     spelled,
 )
 from fgvr.config.groups import Group
+from fgvr.config.overrides import REFUSED
 from fgvr.errors import ConfigError
 from fgvr.utils.files import short_hash
 from fgvr.utils.text import nearest
@@ -230,8 +231,8 @@ def _complaint(error: ErrorDetails, values: Mapping[str, Any]) -> str:
         model, parent = (group_of(field) if field else None), model
         value = value.get(name) if isinstance(value, Mapping) else None
         if field is None:
-            near = nearest(name, parent.model_fields)
-            return f"{'.'.join(path)}: no such key here" + (f". Nearest: {', '.join(near)}" if near else "")
+            key, near = ".".join(path), nearest(name, parent.model_fields)
+            return f"{key}: " + (REFUSED.get(key) or "no such key here" + (f". Nearest: {', '.join(near)}" if near else ""))
     key = ".".join(path)
     if error["type"] == "missing":
         return needed(key)

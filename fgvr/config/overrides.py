@@ -42,6 +42,10 @@ RENAMED = {
     "discover.price": "discover.complexity_penalty",
 }  # key of a former version -> its name now
 FORMER_VALUES = {("slow.arbitrate", "pool"): "log_linear"}
+REFUSED = {
+    "models.mllm.device_map": "one model is not laid over several devices, since each device has a pool and a budget of its own. "
+    "Write runtime.offload=auto or models.mllm.quantization=nf4, or have an engine spread the model: models/mllm=vllm"
+}  # key that other programs have -> why there is none, and what to write
 
 
 _NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra reads as something else than an option's name
@@ -221,6 +225,9 @@ def _unknown_keys(words: Sequence[str], known: Mapping[str, list[str]], tree: Pa
     brought = {key: f"{key} (with {' or '.join(choices)})" for key, choices in _brought(known, tree).items() if key not in here}
     for name, _, _ in named:
         if not here or name in here or name.partition("@")[0] in known:
+            continue
+        if name in REFUSED:
+            yield f"{name}: {REFUSED[name]}"
             continue
         choices = [key for key in (*here, *brought) if key.replace(".", "/") not in known]
         close = [name] if name in brought else nearest(name.replace("/", "."), [*choices, *known])
