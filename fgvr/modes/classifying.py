@@ -24,6 +24,7 @@ from fgvr.session import Session
 from fgvr.types import Prediction, Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
+from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
-    samples = _asked_for(Path(config.image).expanduser(), session.home)
+    samples = _asked_for(user_path(config.image), session.home)
     unreadable: list[ImageError] = []
     with run_folder(session) as folder, rows_anew(folder) as file:
         with working(session, lambda _: some_files(samples)) as at_work:
@@ -60,7 +61,7 @@ def classify(session: Session) -> Recorded:
 
 
 def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> list[str]:
-    return write_page(session, folder, answered, title=Path(session.config.image).expanduser().name, pictures=pictures)
+    return write_page(session, folder, answered, title=user_path(session.config.image).name, pictures=pictures)
 
 
 def _asked_for(path: Path, home: Path) -> Sequence[Sample]:
