@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
+from fgvr.agents.targets import Target
 from fgvr.config.configuration import Config
 from fgvr.errors import ConfigError
 from fgvr.runtime import offload
@@ -15,6 +16,7 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.probe import FOLDER, Probes
 from fgvr.types import MemoryPlan, ModelSpec
+from fgvr.utils.paths import user_path
 from fgvr.utils.text import format_bytes
 
 DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
@@ -42,12 +44,12 @@ def plan(config: Config) -> MemoryPlan:
     each = ", ".join(f"{name} {format_bytes(own)}" for name, own in devices)
     of_devices = [f"{len(devices)} devices, each with a copy of every model and a budget of its own: {each}"] * (len(devices) > 1)
     of_workers = [] if config.engine.name == "local" else [_of_workers(config, found)]
-    return replace(found, facts=(*found.facts, *of_devices, *of_workers))
+    return replace(found, facts=(*found.facts, *_of_target(config), *of_devices, *of_workers))
 
 
 def probes(config: Config) -> Probes:
     """What was measured of working memory on this machine."""
-    return Probes(Path(config.paths.home).expanduser() / FOLDER)
+    return Probes(user_path(config.paths.home) / FOLDER)
 
 
 def _of_workers(config: Config, one: MemoryPlan) -> str:
@@ -58,6 +60,28 @@ def _of_workers(config: Config, one: MemoryPlan) -> str:
         return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
     shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"
     return f"engine=ray: each of {workers} workers {each}; all on one device {format_bytes(one.needed * workers)}{shared}"
+
+
+def _of_target(config: Config) -> Iterator[str]:
+    """What the trigger's target needs of photographs; nothing for a trigger without one."""
+    if "target" not in config.trigger:
+        return
+    yield "the trigger learns from support images that were left out, so it needs dataset.shots=2 or more of each class"
+    targets = [Target.parse(text) for key in ("target", "abstain") if key in config.trigger and (text := config.trigger[key])]
+    risk = next((target for target in targets if target.kind == "risk"), None)
+    kept = config.dataset.calibration if "calibration" in config.dataset else 0
+    if risk is None:
+        yield (
+            f"trigger.target={config.trigger.target} promises nothing about errors; trigger.target=risk:0.1@0.1 does, and needs "
+            f"{Target('risk', 0.1).fewest} calibration images or more, all classes together (dataset.calibration=4: four of each class)"
+        )
+        return
+    without = "dataset.calibration=0 sets none apart, so there is an estimate and no promise: write dataset.calibration=4"
+    held = f"dataset.calibration={kept} sets {kept} of each class apart" if kept else without
+    yield (
+        f"risk:{risk.value:g}@{risk.delta:g} needs {risk.fewest} calibration images or more, all classes together, and more for each "
+        f"that is answered wrongly. {held}; mode=doctor says what they can certify"
+    )
 
 
 def used(config: Config) -> tuple[str, ...]:

@@ -1,11 +1,15 @@
-"""System 1 on a folder of photographs with an official test part: which classifier, how sure, and what looking at the unsure ones gives.
+"""System 1 on photographs: how often it is right, how far its scores are to be trusted, and what looking at the unsure ones would give.
 
-    python scripts/photo_table.py FOLDER --shots 9                               # the table of docs/photos.md
-    python scripts/photo_table.py FOLDER --shots 4 models/encoder=efficientnet_lite2
+    python scripts/photo_table.py FOLDER... --encoders efficientnet_lite0 efficientnet_lite1 efficientnet_lite2
+    python scripts/photo_table.py FOLDER... --shots 4
+    python scripts/photo_table.py FOLDER... --classifiers
 
-`chosen on` is the accuracy among support images alone, two thirds of a class's to learn from and one third to try, mean of ten splits: the
-setting was chosen by it. `test` is the official test part. Below: the trigger's score of the chosen setting on the test part. Features are
-computed once and stay in the store of paths.home.
+One line per folder and encoder, each by `mode=evaluate` with the default settings of models=photos: the tables of docs/photos.md.
+`reviewed` is the accuracy if a person who is always right looked at so many of the least sure photographs; in brackets at as many chosen
+by chance, and by who knows which are wrong. The same command goes on where it was, and shows finished lines at once.
+
+`--classifiers` shows instead how the classifier was chosen. `chosen on` is the accuracy among support images alone, two thirds of a class's
+to learn from and one third to try, mean of ten splits; `test` is the official test part, which played no part in the choice.
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ from pathlib import Path
 import numpy as np
 from photo_redraws import Features, features
 
-from fgvr.agents.calibration import Calibrator, Evidence
-from fgvr.agents.fusion import Fusion, classifier_of, fuse
-from fgvr.agents.leave_one_out import leave_one_out_fast
-from fgvr.evaluation import metrics
-from fgvr.knowledge.prototypes import Prototypes, halves, index_within_class
+import fgvr
+from fgvr.agents.fusion import Fusion, classifier_of
+from fgvr.evaluation import metrics, records, routers
+from fgvr.knowledge.prototypes import Prototypes, halves
+from fgvr.modes.evaluating import evaluate
+from fgvr.modes.runs import PREDICTIONS
+from fgvr.session import Session
 
 SETTINGS = {
     "class means": (Fusion(), False),
@@ -32,9 +38,10 @@ SETTINGS = {
     "linear discriminant, shrinkage .8, mirrored views": (Fusion(classifier="linear"), True),
     "linear discriminant, shrinkage .95, mirrored views": (Fusion(classifier="linear", shrinkage=0.95), True),
 }
-CHOSEN = "linear discriminant, shrinkage .8, mirrored views"
-REVIEWED = (0.0, 0.1, 0.2, 0.3, 0.5)
+HEADS = ("set", "images", "top-1", "left out", "AUROC", "ECE of the confidence, of the score", "unsure")
+REVIEWED = (0.1, 0.2, 0.3, 0.5)
 SPLITS = 10
+EVERY = 1_000_000  # more shots than any class has
 
 
 def base_of(known: Features, support: np.ndarray, *, mirrored: bool) -> Prototypes:
@@ -61,33 +68,9 @@ def first_of_each(labels: np.ndarray, order: np.ndarray, most: int | None = None
     return np.array(first), np.array(rest)
 
 
-def trusted(known: Features, support: np.ndarray, tried: np.ndarray) -> list[str]:
-    """The trigger's score against being right, with the chosen setting."""
-    fusion, mirrored = SETTINGS[CHOSEN]
-    base = base_of(known, support, mirrored=mirrored)
-    left_out, statistics = leave_one_out_fast(base, [str(i) for i in support], fusion=fusion)
-    right_left_out = np.array([int(r.top.category) for r in left_out]) == base.owners
-    trigger = Calibrator(target="slow_rate:0.3").fit(Evidence(left_out, right_left_out), index_within_class(base.owners.tolist()))
-    similarities = classifier_of(base, fusion).compare(known.queries[tried])
-    names = [str(i) for i in tried]
-    results = fuse(names, similarities, base.ids, statistics.histories(), fusion=fusion, temperature=base.temperature)
-    right = np.array([int(r.top.category) for r in results]) == known.labels[tried]
-    scores = np.array([decision.score for decision in trigger(results)])
-    confidence = np.array([r.top.probability for r in results])
-    order = np.argsort(scores, kind="stable")
-    lines = [
-        f"left out {right_left_out.mean():.3f}; AUROC {metrics.auroc(scores, right):.3f}; "
-        f"ECE {metrics.reliability(confidence, right).error:.3f}, of the trigger's score {metrics.reliability(scores, right).error:.3f}"
-    ]
-    for share in REVIEWED:
-        looked = round(share * len(order))
-        ours = (right[order[looked:]].sum() + looked) / len(order)
-        chance = right.mean() + share * (1 - right.mean())
-        lines.append(f"reviewed {share:.0%}: {ours:.3f} (random {chance:.3f}, oracle {min(1.0, right.mean() + share):.3f})")
-    return lines
-
-
-def table(known: Features, shots: int | None) -> list[str]:
+def classifiers(folder: Path, shots: int | None, words: Sequence[str]) -> list[str]:
+    """A line per setting."""
+    known, _ = features(folder, words)
     random = np.random.default_rng(0)
     pool, tried = np.flatnonzero(~known.tested), np.flatnonzero(known.tested)
     support, _ = first_of_each(known.labels, random.permutation(pool), shots)
@@ -96,18 +79,50 @@ def table(known: Features, shots: int | None) -> list[str]:
     for name, (fusion, mirrored) in SETTINGS.items():
         chosen = np.mean([top1(known, learn, keep, fusion, mirrored=mirrored) for learn, keep in splits])
         tested = top1(known, support, tried, fusion, mirrored=mirrored)
-        lines.append(f"{name:<52} chosen on {chosen:.3f}   test {tested:.3f}")
-    return [*lines, *trusted(known, support, tried)]
+        lines.append(f"| {folder.name} | {name} | {chosen:.3f} | {tested:.3f} |")
+    return lines
+
+
+def trusted(folder: Path, encoder: str, shots: int | None, words: Sequence[str]) -> str:
+    """A line of the table, of an evaluation by the default settings."""
+    given = ("dataset=folder", f"dataset.root={folder}", f"dataset.shots={shots or EVERY}", f"models/encoder={encoder}")
+    session = Session(fgvr.load_config("mode=evaluate", *given, *words))
+    report = evaluate(session)
+    seen = records.outcomes(records.read(report.path / PREDICTIONS))
+    results, _ = session.left_out()
+    known = session.knowledge.prototypes
+    left_out = np.mean([result.top.category == known.ids[owner] for result, owner in zip(results, known.owners, strict=True)])
+    errors = [metrics.reliability(values, seen.fast_right).error for values in (seen.fast_confidence, seen.score)]
+    reviewed = [f"{r.ours:.3f} ({r.random:.3f}, {r.oracle:.3f})" for r in routers.reviewed(seen.fast_right, seen.score, REVIEWED)]
+    low, high = report.top1_interval
+    cells = [
+        f"{folder.name}, {shots or 'all'} shots, {encoder}",
+        f"{report.n}",
+        f"{report.top1:.3f} [{low:.3f}, {high:.3f}]",
+        f"{left_out:.3f}",
+        f"{metrics.auroc(seen.score, seen.fast_right):.3f}",
+        f"{errors[0]:.3f}, {errors[1]:.3f}",
+        f"{report.slow_rate:.3f}",
+        *reviewed,
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0"], metavar="NAME")
     parser.add_argument("--shots", type=int, help="support images of each class; default: all of the official part")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_intermixed_args(arguments)
-    known, _ = features(options.folder, options.overrides)
-    print("\n".join([f"{options.folder.name}, {options.shots or 'all'} shots", *table(known, options.shots)]))
+    parser.add_argument("--classifiers", action="store_true")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="words", help="of the configuration")
+    asked = parser.parse_args(arguments)
+    heads = ["set", "setting", "chosen on", "test"] if asked.classifiers else [*HEADS, *(f"reviewed {share:.0%}" for share in REVIEWED)]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|", flush=True)
+    for folder in asked.folders:
+        for encoder in asked.encoders:
+            chosen = [f"models/encoder={encoder}", *asked.words]
+            lines = classifiers(folder, asked.shots, chosen) if asked.classifiers else [trusted(folder, encoder, asked.shots, asked.words)]
+            print("\n".join(lines), flush=True)
     return 0
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import fgvr
 from fgvr import cli
 from fgvr.knowledge import base as knowledge_base
 from fgvr.modes.sorting import folder_name
+from fgvr.types import Decision, FastResult
 from tests.data.test_folder import classes, paint
 
 FAKE = ["models=fake", "dataset=folder", "dataset.shots=3"]
@@ -68,6 +71,30 @@ def test_a_class_joins_with_its_photographs_alone_and_leaves_without_a_trace(sai
     assert {name: content for name, content in before.items() if name != "manifest.json"} == {
         file.name: file.read_bytes() for file in base.iterdir() if file.name != "manifest.json"
     }
+
+
+def test_building_again_keeps_what_was_added_and_says_how_to_begin_anew(capfd, kites: Path, tmp_path: Path) -> None:
+    words = [*FAKE, f"dataset.root={kites}", "logging=json"]
+
+    def built(*more: str) -> tuple[int, str]:
+        assert cli.main(["build_knowledge_base", *words, *more]) == 0
+        shown = capfd.readouterr()
+        return json.loads(shown.out)["counts"]["classes"], " ".join(shown.err.split())
+
+    assert built()[0] == 3
+    assert cli.main(["add", "Sea Eagle", *map(str, photos(tmp_path / "eagle")), *words]) == 0
+    capfd.readouterr()
+    count, err = built()
+    assert count == 4 and "fgvr add or remove has changed it" in err and "knowledge.build=always builds it anew" in err
+    assert built("knowledge.build=always")[0] == 3
+
+
+def test_a_named_base_that_was_changed_is_not_built_over(said, base: Path, tmp_path: Path) -> None:
+    assert said("add", "Sea Eagle", *map(str, photos(tmp_path / "eagle")))[0] == 0
+    code, _, err = said("build_knowledge_base")
+    told = " ".join(err.split())
+    assert code == 3 and "such as fgvr add and remove leave" in told and "every other mode uses it as it is" in told
+    assert len(knowledge_base.load(base).classes) == 4
 
 
 def test_a_new_class_is_recognised(said, base: Path, kites: Path, tmp_path: Path) -> None:
@@ -172,6 +199,33 @@ def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_pa
     assert all(file.is_symlink() == bool(how) for file in files) and (out / "predictions.csv").is_file()
     code, _, err = said("sort", str(kites), "--into", str(out), "trigger=never")
     assert code == 2 and "there is something already" in err
+
+
+class Thief:
+    """Never thinks slowly; takes a photograph away as soon as it is answered."""
+
+    name = "thief"
+    wanted: ClassVar[list[Path]] = []
+
+    def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
+        for file in self.wanted:
+            file.unlink(missing_ok=True)
+        return [Decision(False, 1.0, 0.5) for _ in results]
+
+
+def test_a_photograph_that_goes_while_others_are_sorted_is_named(said, kites: Path, tmp_path: Path) -> None:
+    Thief.wanted[:] = [kites / "Black Kite" / "0.png"]
+    code, told, err = said(
+        "sort", str(kites), "--into", str(tmp_path / "out"), "trigger=never", "trigger._target_=tests.test_changing.Thief"
+    )
+    assert code == 0 and "has gone since it was classified" in " ".join(err.split()) and "copied into" in told
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 17
+
+
+def test_shards_are_not_sorted(said, tmp_path: Path) -> None:
+    (tmp_path / "new.tar").write_bytes(bytes(1024))
+    code, _, err = said("sort", str(tmp_path / "new.tar"), "--into", str(tmp_path / "out"))
+    assert code == 2 and "holds shards" in err
 
 
 def test_names_of_classes_become_names_of_folders() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -90,7 +91,12 @@ def test_doubtful_photographs_keep_the_fast_answer_and_are_unsure(folder: Path) 
     assert report.asked["mllm_calls"] == 0 and report.unsure == (report.slow_rate > 0)
     shown = Console(width=120, record=True, file=io.StringIO())
     shown.print(reports.terminal(report))
-    assert ("unsure, and nobody has looked again" in shown.export_text()) == report.unsure
+    text, page, body = shown.export_text(), (report.path / "report.html").read_text(), json.loads((report.path / "report.json").read_text())
+    assert ("unsure, and nobody has looked again" in text) == report.unsure
+    assert ("accuracy if a person looked at the unsure, at most" in text) == report.unsure
+    assert "upper bound: the person is always right" in page and "What a review could bring" in page and "share of images reviewed" in page
+    assert "Accuracy against the escalated share" not in page and "What System 2 changed" not in page
+    assert [(one["share"], one["ours"], one["oracle"]) for one in body["reviewed"]] == [(s, 1.0, 1.0) for s in (0.05, 0.1, 0.2, 0.3, 0.5)]
     rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]
     assert {row["by"] for row in rows} == {"fast"} and all(row["slow"] is None for row in rows)
     recognizer = fgvr.build_recognizer(cfg)
@@ -150,6 +156,18 @@ def test_the_doctor_says_beforehand_what_can_be_promised(folder: Path) -> None:
     said = {f.topic: f for f in modes.perform(fgvr.load_config("mode=doctor", *photos(folder))).findings}
     assert said["promise"].well and "12 calibration images can certify risk:E@0.1" in said["promise"].detail
     assert "slow" not in said, "no MLLM is asked, so none can be asked wrongly"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ([], "slow_rate:0.3 promises nothing about errors; trigger.target=risk:0.1@0.1 does, and needs 22 calibration images"),
+    (["trigger.target=risk:0.05@0.1"], "needs 45 calibration images .* sets none apart, so there is an estimate and no promise"),
+    (["trigger.target=risk:0.1@0.1", "dataset.calibration=4"], "needs 22 calibration images .* sets 4 of each class apart"),
+    (["trigger.abstain=risk:0.1@0.05"], "risk:0.1@0.05 needs 29 calibration images"),
+])  # fmt: skip
+def test_a_plan_says_what_a_promise_needs(folder: Path, words: list[str], said: str) -> None:
+    plan = modes.perform(fgvr.load_config("mode=plan", *photos(folder, *words)))
+    assert any(re.search(said, fact) for fact in plan.facts), plan.facts
+    assert not any("calibration images" in fact for fact in modes.perform(fgvr.load_config("mode=plan", "trigger=sare")).facts)
 
 
 def test_a_base_made_with_another_encoder_is_refused_with_both_named(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from fgvr.utils.lazy import Lazy
 FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
 ONE_SHOT = (
     "trigger=calibrated learns from support images that were left out, and with one image per class nothing is left: "
-    "write dataset.shots=2 or more, or another trigger (never, always, random, sare, gates)"
+    "give more images (dataset.shots=2 or more; dataset.test_per_class=0 keeps none back to test), or choose another trigger "
+    "(never, always, random, sare, gates)"
 )
 _PRIOR_STRENGTH = 2.0  # a class's history counts as if two more predictions of average precision had been seen
 

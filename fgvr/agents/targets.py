@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,11 @@ class Target:
                 raise ConfigError(f"{given}: a risk lies strictly between 0 and 1, and so does its delta, e.g. risk:0.1@0.1")
             return target
         return cls(kind, _share(given, value, f"{kind}:0.45"))
+
+    @property
+    def fewest(self) -> int:
+        """Calibration images that a risk needs when none of them is wrong: (1 - epsilon)^n <= delta, as in risk_control.upper_limit."""
+        return math.ceil(math.log(self.delta) / math.log(1 - self.value))
 
 
 def _share(given: str, value: str, example: str) -> float:

@@ -23,6 +23,7 @@ from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listi
 from fgvr.data.splits import OnBadImage, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
+from fgvr.utils.paths import user_path
 from fgvr.utils.text import nearest, normalise_name, plain_name
 
 NAMES = Path(__file__).parent / "names"
@@ -96,14 +97,14 @@ def open_benchmark(
     known = _known(name)
     if not 1 <= partition <= known.partitions:
         raise ConfigError(f"dataset.partition={partition}: {known.title} has {known.partitions}")
-    base = locate_archive(name, Path(root).expanduser())
+    base = locate_archive(name, user_path(root))
     contents = known.read(Archive(base), partition)
     listing, notes = make_listing(name, known, contents, base), [*known.notes, *contents.notes]
     world = "official split" if contents.official else "seeded split"
     if partition > 1:
         world += f" {partition}"
     if split_file is not None:
-        path = Path(split_file).expanduser()
+        path = user_path(split_file)
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
     split = split_few_shot(listing, inspector, request, notes)

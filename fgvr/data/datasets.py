@@ -24,7 +24,7 @@ from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
 from fgvr.utils.images import pixels_sha256
-from fgvr.utils.paths import examples_dir
+from fgvr.utils.paths import examples_dir, user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -83,7 +83,7 @@ def open_folder(
     Content hashes are remembered below `cache_dir`. Classes without images, unreadable layouts: DatasetError.
     """
     request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
-    root = Path(root).expanduser()
+    root = user_path(root)
     root = root.parent if root.name == TABLE and root.is_file() else root
     listing = read_listing(root, superclass=superclass)
     inspector = Inspector(root, cache_dir=cache_dir, strict=on_bad_image == "error")
@@ -131,7 +131,7 @@ def open_birds(
     except ValueError as error:
         raise ConfigError(f"dataset=birds: {error}") from error
     counts = {"support": max(BIRD_POOL, shots), "test": test_per_class, "calibration": max(BIRD_POOL, calibration)}
-    folder = _rendered(world, tuple(genera), counts, Path(root).expanduser() / "birds")
+    folder = _rendered(world, tuple(genera), counts, user_path(root) / "birds")
     catalog = Catalog(tuple(Category(f"{i:03d}", species.name, "bird") for i, species in enumerate(world.species)))
     pools, bad = _bird_files(folder, catalog, strict=on_bad_image == "error")
     chosen = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fgvr.data.datasets import Dataset
-from fgvr.data.leaks import by_content_alone, exact_overlaps, near_overlaps
+from fgvr.data.leaks import NEAR_MOST, by_content_alone, exact_overlaps, near_overlaps
 from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import FgvrError
@@ -176,10 +176,14 @@ def _apart(topic: str, tests: Sequence[Sample], learnt: Sequence[Sample], hashes
     """What the leak guard of an evaluation would refuse: exact copies and near duplicates."""
     where = {sample.sha256: sample.key for sample in learnt}
     exact = [str(overlap) for overlap in exact_overlaps(tests, where)]
-    near = [] if by_content_alone(tests) else [str(overlap) for overlap in near_overlaps(tests, where, learnt, hashes)]
+    looked = not by_content_alone(tests)
+    near = [str(overlap) for overlap in near_overlaps(tests, where, learnt, hashes)] if looked else []
     for kind, found in (("exact", exact), ("near", near)):
         cure = f"take out {_some(found)}; an evaluation does so by itself (evaluation.on_overlap=drop)" if found else ""
-        yield Finding(f"{topic}, {kind}", not found, f"{len(found)} {kind} copies", cure)
+        told = (
+            f"{len(found)} {kind} copies" if looked or kind == "exact" else f"not looked for in more than {NEAR_MOST:,} images of a stream"
+        )
+        yield Finding(f"{topic}, {kind}", not found, told, cure)
 
 
 def _some(words: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from fgvr.data.catalog import Catalog
 from fgvr.data.label_table import TABLE, read_table
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
+from fgvr.data.listing import NO_SUPPORT, SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.types import Category, Sample
 from fgvr.utils.files import read_json, short_hash, write_json
@@ -51,7 +52,7 @@ def read_listing(root: Path, *, superclass: str) -> Listing:
         loose = len(list_images(root))
         found = f"it holds {loose} images but no class folders" if loose else "it is empty"
         raise DatasetError(f"{root}: {found}; {_LAYOUTS}. Unlabelled images go to mode=classify or mode=discover")
-    return Listing(_catalog(folders, superclass), _samples(root, folders), notes=_notes(root, folders))
+    return Listing(_catalog(folders, superclass), _samples(root, folders), notes=_notes(root, folders, [root]))
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------------------
@@ -61,19 +62,21 @@ def _read_split_folders(root: Path, supports: list[Path], tests: list[Path], sup
     """Class folders of the same name are one class, whichever part they lie in. What lies `aside` is counted only."""
     in_support = [folder for part in supports for folder in _subfolders(part)]
     in_test = [folder for part in tests for folder in _subfolders(part)]
-    unknown = sorted({f.name for f in in_test} - {f.name for f in in_support})
+    unknown = sorted({class_id(f.name) for f in in_test} - {class_id(f.name) for f in in_support})
     if unknown:
-        raise DatasetError(f"{root}: classes with test but no support images: {', '.join(unknown[:10])}")
-    catalog = _catalog({folder.name: folder for folder in in_support}.values(), superclass)
+        raise DatasetError(f"{root}: classes with test but no support images: {', '.join(unknown[:10])}; {NO_SUPPORT}")
+    catalog = _catalog({class_id(folder.name): folder for folder in in_support}.values(), superclass)
     counts = ((folder, len(list_images(folder, recursive=True))) for folder in aside)
     left = [f"{folder.name} holds {count:,} images, which are neither support nor test: left out" for folder, count in counts if count]
-    notes = (*left, *_notes(root, in_support + in_test))
+    notes = (*left, *_notes(root, in_support + in_test, [root, *supports, *tests]))
     return Listing(catalog, _samples(root, in_support), _samples(root, in_test), official=bool(tests), notes=notes)
 
 
 def _subfolders(folder: Path) -> list[Path]:
+    """Visible ones; a link that leads back to this folder or above it is none."""
+    here = Path(os.path.realpath(folder))
     found = (f for f in folder.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
-    return sorted(found, key=lambda f: natural(f.name))
+    return sorted((f for f in found if not (f.is_symlink() and here.is_relative_to(os.path.realpath(f)))), key=lambda f: natural(f.name))
 
 
 def _catalog(folders: Iterable[Path], superclass: str) -> Catalog:
@@ -83,16 +86,22 @@ def _catalog(folders: Iterable[Path], superclass: str) -> Catalog:
 
 
 def class_id(name: str) -> str:
-    r"""A folder's name; bytes that are no UTF-8 as `\xe9`, so that an id can be written and sent anywhere."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    r"""A folder's name; bytes that are no UTF-8 as `\xe9`, so that an id can be written and sent anywhere. Accents are composed: a Mac may
+    have written them apart, and another part of the same data not."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _notes(root: Path, folders: list[Path]) -> tuple[str, ...]:
-    """What a reader may not expect: files that are passed over, and folders within class folders."""
+def _notes(root: Path, folders: list[Path], above: list[Path]) -> tuple[str, ...]:
+    """What a reader may not expect: files that are passed over, images beside the class folders, and folders within these.
+
+    Args: above: the folders that hold the class folders.
+    """
+    beside = [image for folder in above for image in list_images(folder)]
+    stray = [f"{len(beside):,} images lie in no class folder and were left out, the first: {beside[0].relative_to(root)}"] if beside else []
     nested = [inner for folder in folders for inner in _subfolders(folder) if list_images(inner, recursive=True)]
     first = f", the first: {nested[0].relative_to(root)}" if nested else ""
     read = [f"{len(nested):,} folders within class folders were read as part of their class{first}"] if nested else []
-    return (*read, *passed_over(folders))
+    return (*stray, *read, *passed_over(folders))
 
 
 def _named(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
@@ -102,7 +111,7 @@ def _named(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
 def _samples(root: Path, folders: Iterable[Path]) -> tuple[Sample, ...]:
     by_folder = {folder: list_images(folder, recursive=True) for folder in folders}
     empty = [folder for folder, images in by_folder.items() if not images]
-    too_high = [folder for folder in by_folder if len(by_folder) == 1 and len(_subfolders(folder)) > 1 and not list_images(folder)]
+    too_high = [found for folder in by_folder if len(by_folder) == 1 and (found := _classes_below(folder))]
     if empty or too_high:
         empty = empty or too_high
         cure = f"set dataset.root={too_high[0]}" if too_high else "add images or remove the folder"
@@ -110,6 +119,12 @@ def _samples(root: Path, folders: Iterable[Path]) -> tuple[Sample, ...]:
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         raise DatasetError(f"{root}: class folders without images: {named}{more}; {cure} ({_LAYOUTS})")
     return tuple(Sample(p, p.relative_to(root).as_posix(), class_id(folder.name)) for folder, images in by_folder.items() for p in images)
+
+
+def _classes_below(folder: Path) -> Path | None:
+    """The folder itself or one deep in it that holds several folders, and nothing before: then those are the classes."""
+    inner = [] if list_images(folder) else _subfolders(folder)
+    return folder if len(inner) > 1 else _classes_below(inner[0]) if inner else None
 
 
 # --- inspecting images -------------------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from fgvr.data.catalog import Catalog
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
+from fgvr.data.listing import NO_SUPPORT, SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.errors import DatasetError
 from fgvr.types import Category, Sample
+from fgvr.utils.tables import parse_table
 from fgvr.utils.text import natural, normalise_name, plain_name, printable
 
 TABLE = "labels.csv"
@@ -25,9 +28,9 @@ def read_table(root: Path, superclass: str) -> Listing:
     rows = _rows(path)
     categories: dict[str, Category] = {}
     parts: dict[str | None, list[Sample]] = {"support": [], "test": [], "validation": [], None: []}
-    written = [_inside(root, row.get("filename", "").strip(), f"{path}, line {line}") for line, row in enumerate(rows, 2)]
-    for line, (row, filename) in enumerate(zip(rows, _located(root, written), strict=True), 2):
-        name = row.get("class_name", "").strip()
+    written = [_inside(root, row.get("filename", "").strip(), f"{path}, line {line}") for line, row in rows]
+    for (line, row), filename in zip(rows, _located(root, written), strict=True):
+        name = unicodedata.normalize("NFC", row.get("class_name", "").strip())
         if not name or not filename:
             raise DatasetError(f"{path}, line {line}: filename and class_name must not be empty")
         if printable(name) != name or (printable(filename) != filename and not (root / filename).is_file()):
@@ -48,12 +51,12 @@ def read_table(root: Path, superclass: str) -> Listing:
     listed = Counter(sample.key for part in parts.values() for sample in part)
     twice = [key for key, count in listed.items() if count > 1]
     if twice:
-        raise DatasetError(f"{path}: listed more than once: {', '.join(twice[:10])}")
+        raise DatasetError(f"{path}: listed more than once: {', '.join(twice[:10])}; keep one row of each")
     if test and not support:
         raise DatasetError(f"{path}: all rows are test; mark some as support (or train), or leave the split column out")
     without = sorted({str(s.label) for s in test} - {str(s.label) for s in support}, key=natural)
     if without:
-        raise DatasetError(f"{path}: classes with test but no support images: {', '.join(catalog.names(without[:10]))}")
+        raise DatasetError(f"{path}: classes with test but no support images: {', '.join(catalog.names(without[:10]))}; {NO_SUPPORT}")
     notes = (f"{aside:,} rows of labels.csv are validation images, neither support nor test, and were left out",) if aside else ()
     return Listing(catalog, tuple(support or parts[None]), tuple(test), official=bool(test), notes=notes)
 
@@ -78,6 +81,7 @@ def _located(root: Path, names: list[str]) -> list[str]:
     below = [folder.relative_to(root) for pattern in ("*/", "*/*/") for folder in sorted(root.glob(pattern)) if folder.is_dir()]
     depth = min(len(PurePosixPath(name).parts) for name in gone)
     readings = [
+        *({name: unicodedata.normalize(form, name) for name in gone} for form in ("NFC", "NFD")),  # accents composed, or apart
         *({name: (folder / name).as_posix() for name in gone} for folder in below),
         *({name: "/".join(PurePosixPath(name).parts[cut:]) for name in gone} for cut in range(1, depth)),
     ]
@@ -86,18 +90,16 @@ def _located(root: Path, names: list[str]) -> list[str]:
     return [best[name] if name in best and (root / best[name]).is_file() else name for name in names]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, cells by column) of each row that is not blank."""
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = [str(name).strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            missing = {"filename", "class_name"} - set(columns)
-            if missing:
-                raise DatasetError(f"{path}: needs the columns filename and class_name; found {', '.join(columns) or 'nothing'}")
-            rows = list(reader)
+        data = path.read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
+        columns, rows = parse_table(data.decode("utf-16") if wide else data.decode("utf-8-sig", "surrogateescape"))
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read as UTF-8 comma-separated text: {error}") from error
+    if not {"filename", "class_name"} <= {*columns}:
+        raise DatasetError(f"{path}: needs the columns filename and class_name; found {', '.join(filter(None, columns)) or 'nothing'}")
     if not rows:
         raise DatasetError(f"{path} lists no image")
     return rows

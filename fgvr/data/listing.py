@@ -13,6 +13,7 @@ from fgvr.utils.text import nearest
 SUPPORT_NAMES = ("support", "train", "training")
 VALIDATION_NAMES = ("val", "valid", "validation")
 TEST_NAMES = ("test", "testing", "query")
+NO_SUPPORT = "add images to learn from, or take these classes out of the test"
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ def split_few_shot(listing: Listing, inspector: Inspector, request: SplitRequest
     try:
         return (_official if listing.official else _seeded)(listing, inspector, request, notes)
     except DatasetError as error:
-        why = describe_missing_files(missing_files(listing)) or describe_bad_images(list(inspector.bad.values()))
+        why = describe_missing_files(missing_files(listing)) or describe_bad_images(list(inspector.bad.values())) or "; ".join(notes)
         raise DatasetError(f"{error}. {why or 'Add images or ask for fewer'}") from error
 
 

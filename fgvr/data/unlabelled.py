@@ -16,6 +16,7 @@ from fgvr.errors import DatasetError
 from fgvr.types import Picture, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.images import list_images, passed_over
+from fgvr.utils.paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Pictures:
 
 def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlabelled:
     """All readable images below `root`, in whatever folders; what these are called plays no part."""
-    root = Path(root).expanduser()
+    root = user_path(root)
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder; images= takes a folder of unlabelled images")
     inspector = Inspector(root, cache_dir=cache_dir, strict=False)

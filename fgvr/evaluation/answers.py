@@ -7,20 +7,17 @@ its name or both. "none of these" has no class id. Rows without class are not an
 from __future__ import annotations
 
 import csv
-import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fgvr.errors import DatasetError
 from fgvr.evaluation.review_page import Review
 from fgvr.types import UNKNOWN
+from fgvr.utils.tables import parse_table
 from fgvr.utils.text import nearest, normalise_name, printable
 
 COLUMNS = ("run", "image", "class_id", "class_name")
 NONE = "none of these"
-_DELIMITERS = ",;\t|"
-_SEPARATOR = re.compile(r"\Asep=.\r?\n")  # which some spreadsheets write above the table
 _AGAIN = "answer the images on the review page, then download answers.csv"
 _TOLD = 10  # rows named in one error
 
@@ -108,25 +105,18 @@ def read_table(
     file: Path, wanted: Sequence[str], *, required: Sequence[str], either: Sequence[str] = ()
 ) -> list[tuple[int, dict[str, str]]]:
     """Line number and `wanted` cells of each row that is not empty. DatasetError without the `required` columns, or any of `either`."""
-    written = _text(file)
-    text = _SEPARATOR.sub("", written).lstrip("\r\n")
-    above = written[: len(written) - len(text)].count("\n")
-    if not text.strip():
-        raise DatasetError(f"{file} is empty; {_AGAIN}")
-    head = text.partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=head.count)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="", strict=True)
-        columns = [str(name).strip().lower().replace(" ", "_") for name in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        absent = [name for name in required if name not in columns]
-        absent += [] if not either or {*either} & {*columns} else [either[-1]]
-        if absent:
-            found = ", ".join(filter(None, columns)) or "nothing"
-            raise DatasetError(f"{file} has no column {' and no column '.join(absent)}; expected {', '.join(wanted)}, found {found}")
-        rows = [(above + reader.line_num, {name: _cell(row.get(name), name) for name in wanted}) for row in reader]
+        columns, found = parse_table(_text(file))
     except csv.Error as error:
         raise DatasetError(f"{file} is no table that can be read ({error}); download answers.csv once more") from error
+    if not any(columns):
+        raise DatasetError(f"{file} is empty; {_AGAIN}")
+    absent = [name for name in required if name not in columns]
+    absent += [] if not either or {*either} & {*columns} else [either[-1]]
+    if absent:
+        told = ", ".join(filter(None, columns)) or "nothing"
+        raise DatasetError(f"{file} has no column {' and no column '.join(absent)}; expected {', '.join(wanted)}, found {told}")
+    rows = [(line, {name: _cell(row.get(name), name) for name in wanted}) for line, row in found]
     rows = [(line, row) for line, row in rows if any(row.values())]
     if not rows:
         raise DatasetError(f"{file} holds no answer; {_AGAIN}")

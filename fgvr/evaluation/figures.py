@@ -54,8 +54,18 @@ class RunReport(Report):
     peak_host_bytes: int | None = None  # what the process held at most, as the monitor saw it; None where it did not look
 
     @property
+    def alone(self) -> bool:
+        """Whether nobody was asked besides System 1: no MLLM, and no person."""
+        return self.review is None and self.asked.get("mllm_calls") == 0
+
+    @property
     def unsure(self) -> bool:
-        return self.review is None and super(RunReport, self).unsure
+        return self.alone and self.slow_rate > 0
+
+    @property
+    def reviewed(self) -> tuple[routers.Reviewed, ...]:
+        """What a person who looks at the least sure could bring; empty where somebody was asked."""
+        return routers.reviewed(self.seen.fast_right, self.seen.sureness) if self.alone else ()
 
 
 def make_report(

@@ -32,10 +32,15 @@ def render(report: RunReport) -> str:
         classes=report.classes,
         pictures=report.pictures.tests,
         tiles=_tiles(report),
-        charts=[_trade_off(seen), _selective(seen), _reliable(report.figures.reliability), _by_class(seen)],
+        charts=[
+            _if_reviewed(seen) if report.alone else _trade_off(seen),
+            _selective(seen),
+            _reliable(report.figures.reliability),
+            _by_class(seen),
+        ],
         scores=_scores(report),
         numbers=_numbers(report),
-        budget=_budget(report.figures.routers),
+        budget=_reviewed(report.reviewed) if report.alone else _budget(report.figures.routers),
         changed={
             title: [int(seen.index[i]) for i in _varied(seen.labels, np.flatnonzero(which))]
             for title, which in (("Fixed", seen.fixed), ("Broken", seen.broken))
@@ -74,9 +79,26 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     ]
 
 
+def _if_reviewed(seen: Outcomes) -> charts.Chart:
+    """What looking again could bring where nobody has looked: a curve that no System 2 can exceed."""
+    ours, floor, ceiling = routers.review_curves(seen.fast_right, seen.sureness)
+    name = "least certain first" if seen.sureness is seen.fast_confidence else "lowest score of the trigger first"
+    lines = [
+        charts.Line("oracle, the wrong ones first", ceiling.rate, ceiling.accuracy, "ceiling"),
+        charts.Line(name, ours.rate, ours.accuracy, "ours"),
+        charts.Line("random", floor.rate, floor.accuracy, "floor"),
+    ]
+    rate = float(seen.escalated.mean())
+    points = [charts.Point("System 1 alone: this run", 0.0, float(seen.fast_right.mean()), "floor")]
+    if rate:
+        points.append(charts.Point("all that is unsure reviewed", rate, float((seen.fast_right | seen.escalated).mean()), "ours"))
+    title = "Accuracy if a person looked again (upper bound: the person is always right)"
+    return charts.chart(title, "share of images reviewed", "top-1 accuracy", lines, points)
+
+
 def _trade_off(seen: Outcomes) -> charts.Chart:
     """Accuracy against the escalated share: the whole curve when System 2 answered every image, else as far as recorded."""
-    score = seen.score if len(np.unique(seen.score)) > 1 else seen.fast_confidence
+    score = seen.sureness
     slow_right = np.where(seen.escalated, seen.right, seen.fast_right)
     rate, fast, final = float(seen.escalated.mean()), float(seen.fast_right.mean()), float(seen.right.mean())
     ours = routers.curve(seen.fast_right, slow_right, score)
@@ -116,7 +138,8 @@ def _reliable(found: metrics.Reliability) -> charts.Chart:
 def _by_class(seen: Outcomes) -> charts.Chart:
     """How unlike the classes are: their accuracies, lowest first, before and after System 2."""
     lines = []
-    for name, right, style in (("final", seen.right, "ours"), ("System 1 alone", seen.fast_right, "floor")):
+    changed = not np.array_equal(seen.right, seen.fast_right)
+    for name, right, style in (("final", seen.right, "ours"), ("System 1 alone", seen.fast_right, "floor"))[: 1 + changed]:
         shares = np.sort([score.accuracy for score in metrics.per_class(seen.labels, right)])
         lines.append(charts.Line(name, np.arange(1, len(shares) + 1) / len(shares), shares, style))
     return charts.chart("Accuracy by class", "share of the classes, hardest first", "accuracy of the class", lines)
@@ -193,6 +216,12 @@ def _budget(equal: routers.EqualBudget | None) -> Table | None:
     ]
     caption = "Who escalates, at an equal share of escalated images"
     return _table(caption, ("Router", "Escalated to System 2", "Top-1 accuracy"), rows)
+
+
+def _reviewed(shares: Sequence[routers.Reviewed]) -> Table:
+    rows = [(f"{one.share:.0%}", *(f"{value:.1%}" for value in (one.random, one.ours, one.oracle))) for one in shares]
+    caption = "Top-1 accuracy if a person who is always right looked at some of the images: an upper bound"
+    return _table(caption, ("Reviewed", "Random", "The least sure", "Oracle, the wrong ones"), rows)
 
 
 def _cost(report: RunReport) -> Table:

@@ -212,6 +212,11 @@ class Outcomes:
         return self.fast_answers == self.labels
 
     @property
+    def sureness(self) -> np.ndarray:
+        """By what images are ordered: the trigger's score, or System 1's confidence where that is the same for all."""
+        return self.score if len(np.unique(self.score)) > 1 else self.fast_confidence
+
+    @property
     def fixed(self) -> np.ndarray:
         """System 1 was wrong, System 2 was asked, the final answer is right."""
         return self.escalated & ~self.fast_right & self.right

@@ -6,6 +6,7 @@ gives accuracy (sum f + sum over E of (s - f)) / n. A router is better the earli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,30 @@ def recovered(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray,
     """Share of (slow - fast) accuracy already there at a slow rate; random recovers `rate`. nan when they are equally good."""
     fast, slow = float(np.mean(fast_right)), float(np.mean(slow_right))
     return (curve(fast_right, slow_right, score).at(rate) - fast) / (slow - fast) if slow != fast else float("nan")
+
+
+REVIEWED = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """Accuracy when a share of the images is looked at by a person who is always right: an upper bound for any System 2."""
+
+    share: float
+    ours: float  # the lowest score first
+    random: float
+    oracle: float  # the wrong ones first
+
+
+def review_curves(fast_right: np.ndarray, score: np.ndarray) -> tuple[Curve, Curve, Curve]:
+    """Ours, random and oracle when whoever looks again is always right."""
+    right = np.ones(len(fast_right), bool)
+    return curve(fast_right, right, score), chance(fast_right, right), oracle(fast_right, right)
+
+
+def reviewed(fast_right: np.ndarray, score: np.ndarray, shares: Sequence[float] = REVIEWED) -> tuple[Reviewed, ...]:
+    curves = review_curves(fast_right, score)
+    return tuple(Reviewed(share, *(one.at(share) for one in curves)) for share in shares)
 
 
 def _gain(fast_right: np.ndarray, slow_right: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,8 @@ from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase, Origin
 from fgvr.knowledge.build import workspace
 from fgvr.types import Experience, Sample
+
+log = logging.getLogger(__name__)
 
 
 def find_or_build(
@@ -30,7 +34,8 @@ def find_or_build(
     Args:
         build: makes the base in another folder; is told the rules of the base that stood there.
         check: raises where the build would fail; called before anything is written.
-        mend: also build once more where the base has classes whose description failed, and refuse a base of another origin.
+        mend: also build once more where the base has classes whose description failed, and refuse a base of another origin. In the folder
+            of this origin it is the same base, whose classes a person has changed since.
         fresh: forget an unfinished build.
         key: of the configuration, that says where the folder is.
         command: how a person builds it.
@@ -49,8 +54,10 @@ def find_or_build(
         return not (mend and found.failed and when == "missing" and found.origin.key == origin.key)
 
     if (found := standing()) and fits(found):
-        if mend:
-            _refuse_another(found, origin)
+        if mend and found.origin.key != origin.key:
+            if key == "knowledge.path":
+                raise _another(found, origin)
+            log.warning("%s has other classes or photographs than %s: fgvr add or remove has changed it. %s", folder, origin.dataset, _KEPT)
         return found
     if when == "never" and folder.is_file():
         raise KnowledgeError(
@@ -70,13 +77,20 @@ def find_or_build(
     return knowledge_base.load(folder)
 
 
-def _refuse_another(found: KnowledgeBase, origin: Origin) -> None:
-    if found.origin.key != origin.key:
-        made, asked = (f"{o.dataset} {o.world}, {o.shots} shots, split {o.split_seed} ({o.key})" for o in (found.origin, origin))
-        raise KnowledgeError(
-            f"{found.path} holds a base made of {made}, not of {asked}; "
-            "choose another knowledge.path, or replace it with knowledge.build=always"
+_KEPT = "It stays as it is; knowledge.build=always builds it anew from the dataset, without those changes"
+
+
+def _another(found: KnowledgeBase, origin: Origin) -> KnowledgeError:
+    if replace(found.origin, split_hash=origin.split_hash, catalog=origin.catalog) == origin:
+        return KnowledgeError(
+            f"{found.path} holds a base of {origin.dataset} with other classes or photographs, such as fgvr add and remove leave. {_KEPT}; "
+            "every other mode uses it as it is"
         )
+    made, asked = (f"{o.dataset} {o.world}, {o.shots} shots, split {o.split_seed} ({o.key})" for o in (found.origin, origin))
+    return KnowledgeError(
+        f"{found.path} holds a base made of {made}, not of {asked}; "
+        "choose another knowledge.path, or replace it with knowledge.build=always"
+    )
 
 
 def support_of(base: KnowledgeBase, samples: Sequence[Sample]) -> list[Sample]:

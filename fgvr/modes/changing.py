@@ -129,6 +129,8 @@ def _category(base: KnowledgeBase, name: str) -> Category:
 def _new_samples(base: KnowledgeBase, category: Category, photos: Sequence[Path]) -> list[Sample]:
     """The photographs (of folders all in them) that can be read and are not in the base, each content once."""
     files = [file for photo in photos for file in (list_images(photo, recursive=True) if photo.is_dir() else [photo])]
+    if not files:
+        raise ImageError(f"{', '.join(map(str, photos))}: no images there")
     inspector = Inspector(Path.cwd(), cache_dir=None, strict=False)
     inspector.inspect(Sample(file, str(file), category.id) for file in files)
     for bad in inspector.bad.values():

@@ -25,6 +25,7 @@ from fgvr.session import Session
 from fgvr.types import Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
+from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
-    asked = Path(config.image).expanduser()
+    asked = user_path(config.image)
     samples = _asked_for(asked, session.home)
     unreadable: list[ImageError] = []
     with run_folder(session) as folder, rows_anew(folder) as file:

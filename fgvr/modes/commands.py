@@ -15,6 +15,7 @@ from fgvr.modes import begin, changing
 from fgvr.modes.sorting import sort_images
 from fgvr.session import Session
 from fgvr.utils.logging import stdout_console
+from fgvr.utils.paths import user_path
 
 EPILOG = """\
 KEY=VALUE are settings as of every mode, above all those that say which base: dataset=folder dataset.root=FOLDER, or knowledge.path=BASE.
@@ -27,7 +28,7 @@ def add(words: Sequence[str]) -> int:
     parser.add_argument("name", metavar="CLASS", help="its name")
     parser.add_argument("photos", metavar="PHOTO", nargs="+", help="photographs of it, or folders of them")
     session, asked = _understood(parser, words)
-    return _changed(session, changing.add_class(session, asked.name, [Path(photo).expanduser() for photo in asked.photos]))
+    return _changed(session, changing.add_class(session, asked.name, [user_path(photo) for photo in asked.photos]))
 
 
 def remove(words: Sequence[str]) -> int:
@@ -92,7 +93,7 @@ def _say(session: Session, record: dict[str, Any], lines: Sequence[str], last: s
 
 def _settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(KEY=VALUE words, the others); a file whose name holds an equals sign is a file."""
-    settings = [word for word in words if "=" in word and not word.startswith("-") and not Path(word).expanduser().exists()]
+    settings = [word for word in words if "=" in word and not word.startswith("-") and not user_path(word).exists()]
     return settings, [word for word in words if word not in settings]
 
 

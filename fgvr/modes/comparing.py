@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 from fgvr.errors import ConfigError
 from fgvr.evaluation import compare as comparing
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
+from fgvr.utils.paths import user_path
 
 
 def compare(session: Session) -> comparing.Comparison:
@@ -17,7 +17,7 @@ def compare(session: Session) -> comparing.Comparison:
     given = [runs] if isinstance(runs, str) else runs
     if not given:
         raise ConfigError("runs=[]: give the folders of two runs, as in runs=[A,B], or of one sweep")
-    return comparing.compare([Path(run).expanduser() for run in given])
+    return comparing.compare([user_path(run) for run in given])
 
 
 to_json.register(comparing.Comparison, asdict)  # an interval over a single seed is null

@@ -37,6 +37,7 @@ from fgvr.store.stage_cache import StageCache
 from fgvr.types import Category
 from fgvr.utils.batches import batches
 from fgvr.utils.files import atomic_write, short_hash, write_json
+from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -195,7 +196,7 @@ def find_groups(session: Session, images: Unlabelled, folder: Path) -> Discovere
     found = from_json(StageCache(session.home / "kinds", inputs)(short_hash(inputs), grouped))
     run = naming_page.run_of(found, [sample.sha256 for sample in images.samples])
     if asked.names is not None:
-        return name_kinds(found, naming_page.read_names(Path(asked.names).expanduser(), found, run))
+        return name_kinds(found, naming_page.read_names(user_path(asked.names), found, run))
     title = image_gallery.headline(found)
     page = naming_page.render(found, run, [sample.image for sample in images.samples], title=title, notes=images.notes)
     atomic_write(folder / review_page.PAGE, printable(page))

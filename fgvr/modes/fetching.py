@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from fgvr import planning
@@ -15,6 +14,7 @@ from fgvr.errors import ConfigError, DatasetError, FgvrError
 from fgvr.fetch import Download, fetch_benchmark, free_room, plan_benchmark, remote_files
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
+from fgvr.utils.paths import user_path
 from fgvr.utils.text import format_bytes
 
 USE = "Use it: the same words with mode=build_knowledge_base in place of mode=fetch"
@@ -55,7 +55,7 @@ def _dataset(config: Config) -> Iterator[tuple[Download, Callable[[], object]]]:
     name = config.dataset.name
     if name not in BENCHMARKS:
         return
-    root = Path(config.dataset.root).expanduser()
+    root = user_path(config.dataset.root)
     try:
         locate_archive(name, root)
     except DatasetError:

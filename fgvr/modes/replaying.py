@@ -27,6 +27,7 @@ from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_predict
 from fgvr.session import Session
 from fgvr.types import Report
 from fgvr.utils.files import read_json
+from fgvr.utils.paths import user_path
 
 MARK = "imported.json"
 """Beside imported predictions: where they come from."""
@@ -34,7 +35,7 @@ MARK = "imported.json"
 
 def replay(session: Session) -> Report:
     """Decide and score a recorded run again with other settings; no model is asked, and torch is not even imported."""
-    file = _recorded(Path(session.config.predictions).expanduser())
+    file = _recorded(user_path(session.config.predictions))
     if file.with_name(MARK).exists():
         return _rescore(session, file)
     run = recorded_config(file.parent / CONFIG)

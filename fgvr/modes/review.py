@@ -30,6 +30,7 @@ from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
 from fgvr.utils.files import atomic_write, read_json
+from fgvr.utils.paths import user_path
 from fgvr.utils.text import printable
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Reviewed:
 
 def review(session: Session) -> Reviewed:
     """Settle what a person has answered, score it where labels exist, and learn from it where that is wished."""
-    file = Path(session.config.answers).expanduser()
+    file = user_path(session.config.answers)
     run = _run(session, file)
     asked = review_page.read(run)
     answers = answer_files.read(file, asked)
@@ -124,7 +125,7 @@ def review(session: Session) -> Reviewed:
 def _run(session: Session, file: Path) -> Path:
     """The folder of the run that the answers are of: as given, or by the name that they carry."""
     if session.config.review.run is not None:
-        folder = Path(session.config.review.run).expanduser()
+        folder = user_path(session.config.review.run)
         if not folder.is_dir():
             raise StoreError(f"{folder} is no folder; review.run takes the folder of a run, the one that holds {review_page.PAGE}")
         return folder
@@ -184,7 +185,7 @@ def _report(
 def _pictures(session: Session, predictions: Sequence[Prediction]) -> dict[str, ImageSource]:
     """Where each image of the run lies."""
     if session.config.review.of == "image":
-        root = Path(session.config.image).expanduser()
+        root = user_path(session.config.image)
         return {p.image: root / p.image if root.is_dir() else root for p in predictions}
     return {sample.key: sample.image for sample in session.dataset.split.test}
 
@@ -201,7 +202,7 @@ def _learn(session: Session, folder: Path, settled: Sequence[Prediction], asked:
     if absent:
         raise DatasetError(f"{absent[0]}, which a person has named, is not in the images of the run any more; put it back, then learn")
     table = session.config.knowledge.learned
-    before = [] if table is None else learned.read(Path(table).expanduser())
+    before = [] if table is None else learned.read(user_path(table))
     samples = {sample.sha256: sample for sample in before}
     samples |= {p.sha256: Sample(pictures[p.image], p.image, p.category, p.sha256) for p in named}  # the latest word stands
     written = learned.write(session.home / "learned", session.dataset.name, list(samples.values()))

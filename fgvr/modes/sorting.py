@@ -7,14 +7,17 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgvr.data.streams.sniffing import stream_at
 from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation import prediction_table
 from fgvr.modes.classifying import classify
 from fgvr.session import Session
 from fgvr.types import Prediction
+from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
 
@@ -35,9 +38,10 @@ class Sorted:
 def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
     """Classify all images of `image=` and copy (or link) each into `into`/<class>, or `into`/unsure where the answer is unsure.
 
-    `into` appears when it is whole, with predictions.csv. ConfigError where it holds something or lies within the originals.
+    `into` appears when it is whole, with predictions.csv. A photograph that has gone meanwhile is named and stops no other. ConfigError
+    where `into` holds something or lies within the originals.
     """
-    source, into = Path(session.config.image).expanduser(), into.expanduser()
+    source, into = user_path(session.config.image), Path(os.path.abspath(user_path(into)))
     _check(source, into)
     predictions = classify(session)
     partial = into.with_name(f".{into.name}.partial")
@@ -58,7 +62,9 @@ def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
 def _check(source: Path, into: Path) -> None:
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise ConfigError(f"--into {into}: there is something already; name a folder that is new or empty")
-    here, there = source.resolve(), into.resolve()
+    if stream_at(source.absolute()) is not None:
+        raise ConfigError(f"{source} holds shards, and fgvr sort copies files; mode=classify image={source} answers them")
+    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(into))
     if there == here or here in there.parents:
         raise ConfigError(f"--into {into} lies within {source}; name a folder outside, so that the originals stay by themselves")
 
@@ -71,10 +77,18 @@ def _place(source: Path, predictions: Sequence[Prediction], folder: Path, *, lin
         original = source / answer["file"] if source.is_dir() else source
         target = _free(folder / kind / original.name)
         target.parent.mkdir(exist_ok=True)
-        if link:
-            os.symlink(original.resolve(), target)
-        else:
-            shutil.copy2(original, target)
+        try:
+            if link:
+                os.symlink(original.resolve(strict=True), target)
+            else:
+                shutil.copyfile(original, target)
+                with suppress(OSError):  # times and rights, which not every disk keeps
+                    shutil.copystat(original, target)
+        except FileNotFoundError:
+            if original.exists():
+                raise
+            log.error("%s: has gone since it was classified; it is not sorted", original)
+            continue
         counts[kind] += 1
     return dict(sorted(counts.items()))
 

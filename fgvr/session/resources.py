@@ -32,6 +32,7 @@ from fgvr.session.engine import Engine
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
+from fgvr.utils.paths import user_path
 
 _DEPENDS_ON = {
     "dataset": ("dataset", "knowledge.learned", "paths"),
@@ -67,14 +68,14 @@ class Resources:
 
     @cached_property
     def home(self) -> Path:
-        return Path(self.config.paths.home).expanduser()
+        return user_path(self.config.paths.home)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The configured images; photographs that a person has named in a review are among the support (`knowledge.learned`)."""
         dataset: Dataset = instantiate(self.config.dataset)
         table = self.config.knowledge.learned
-        return dataset if table is None else learned.join(dataset, Path(table).expanduser(), cache_dir=self.home / "store")
+        return dataset if table is None else learned.join(dataset, user_path(table), cache_dir=self.home / "store")
 
     @property
     def store_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
 from fgvr.types import Experience, Picture, Sample
 from fgvr.utils.files import short_hash
+from fgvr.utils.paths import user_path
 from fgvr.utils.text import pieces
 
 _WRITING = ("reason", "analyse")  # decoders that generate, for which `slow.max_new_tokens` counts
@@ -45,7 +47,7 @@ class WithKnowledge(Resources):
         asked, named = self.config.knowledge, self.config.knowledge.path is not None
         own = self.home / "knowledge" / self.dataset.name / self.origin.key
         return find_or_build(
-            Path(asked.path).expanduser().resolve() if asked.path is not None else own,
+            Path(os.path.realpath(user_path(asked.path))) if asked.path is not None else own,
             self.origin,
             self._build,
             check=self.check_decoder if self.config.answers_support else lambda: None,

@@ -227,6 +227,8 @@ class SqliteCache:
                     self._connection, self._process = self._open(), os.getpid()
                     self._opened = _identity(self.path)
                 yield self._connection
+            except sqlite3.ProgrammingError:
+                raise  # a wrong use is no damage of the file
             except sqlite3.Error as error:
                 raise self._explained(error) from error
 

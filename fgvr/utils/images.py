@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
+from fgvr.utils.paths import user_path
 
 
 class StoredImage:
@@ -77,7 +79,7 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
     elif isinstance(source, StoredImage):
         data, name = source.read_bytes(), str(source)
     else:
-        data, name = _read_file(Path(source).expanduser()), str(source)
+        data, name = _read_file(user_path(source)), str(source)
     if (scans := _scans(data)) > MAX_SCANS:
         raise ImageError(f"{name}: a JPEG in {scans:,} passes, more than the limit of {MAX_SCANS}; save it anew, without so many")
     heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
@@ -91,10 +93,16 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        cure = "a HEIC photograph, for which a package is missing: pip install pillow-heif" if heic else "not an image in a known format"
-        raise ImageError(f"{name}: {cure}") from None
+        raise ImageError(f"{name}: {_unknown_format(data, heic)}") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
+
+
+def _unknown_format(data: bytes, heic: bool) -> str:
+    if heic:
+        return "a HEIC photograph, for which a package is missing: pip install pillow-heif"
+    kind = "AVIF" if data[4:10] == b"ftypav" else "JPEG XL" if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) else ""
+    return f"in the format {kind}, which this Pillow cannot decode; save it as JPEG or PNG" if kind else "not an image in a known format"
 
 
 def content_sha256(sha256: str, size: tuple[int, int]) -> str:
@@ -123,14 +131,17 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
 
 
 def passed_over(folders: Iterable[str | Path]) -> list[str]:
-    """In words, for `notes`: the visible files below these folders that are not taken for images, by suffix; [] when there are none."""
-    others = [path for folder in folders for path in _visible(folder, recursive=True) if not _is_image(path)]
+    """In words, for `notes`: the visible files below these folders that are not taken for images, by suffix, and folders that cannot be
+    read; [] when there are none."""
+    denied: list[OSError] = []
+    others = [path for folder in folders for path in _visible(folder, recursive=True, denied=denied) if not _is_image(path)]
+    closed = [f"{len(denied):,} folders cannot be read, the first: {denied[0].filename} ({denied[0].strerror})"] if denied else []
     if not others:
-        return []
+        return closed
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
     named = ", ".join(map(str, others[:LISTED])) + (f" and {len(others) - LISTED:,} more" if len(others) > LISTED else "")
-    return [f"{len(others):,} files are not images and were passed over ({counts}): {named}"]
+    return [*closed, f"{len(others):,} files are not images and were passed over ({counts}): {named}"]
 
 
 def _scans(data: bytes) -> int:
@@ -152,15 +163,18 @@ def _scans(data: bytes) -> int:
     return found
 
 
-def _visible(folder: str | Path, *, recursive: bool) -> list[Path]:
-    folder = Path(folder)
-    found = folder.rglob("*") if recursive else folder.glob("*")
-    hidden = (".", "__MACOSX")
-    return sorted(
-        path
-        for path in found
-        if path.name != "Thumbs.db" and not any(part.startswith(hidden) for part in path.relative_to(folder).parts) and path.is_file()
-    )
+def _visible(folder: str | Path, *, recursive: bool, denied: list[OSError] | None = None) -> list[Path]:
+    """Linked folders are followed, but for those that lead back: upwards, or to where the walk has been."""
+    hidden, found = (".", "__MACOSX", "Thumbs.db"), list[Path]()
+    met = {str(above) for above in Path(os.path.realpath(folder)).parents}
+    for top, folders, files in os.walk(folder, onerror=None if denied is None else denied.append, followlinks=True):
+        if (place := os.path.realpath(top)) in met:
+            folders.clear()
+            continue
+        met.add(place)
+        folders[:] = [name for name in folders if recursive and not name.startswith(hidden)]
+        found += [Path(top, name) for name in files if not name.startswith(hidden)]
+    return sorted(path for path in found if path.is_file())
 
 
 def _is_image(path: Path) -> bool:

@@ -47,14 +47,17 @@ def setup_logging(*, level: str = "info", quiet: bool = False, file: Path | None
     """Show `fgvr` log lines of `level` and above on stderr (`quiet`: warnings only), and write all of them to `file` as well.
 
     May be called again: it replaces what an earlier call set up. After `own_terminal`, records of libraries go to `file` only
-    (to the terminal as well with `level="debug"`).
+    (to the terminal as well with `level="debug"`). Where the program around fgvr shows all records by itself, as a notebook after
+    `logging.basicConfig()`, it shows ours, and nothing is added that would show them twice.
     """
     chosen = logging.getLevelNamesMapping()[level.upper()]
-    shown: list[logging.Handler] = [RichHandler(max(chosen, logging.WARNING) if quiet else chosen, stderr_console(), show_path=False)]
+    least = max(chosen, logging.WARNING) if quiet else chosen
+    told = not _terminal_is_ours() and any(_writes_to_terminal(handler) for handler in logging.getLogger().handlers)
+    shown = [] if told else [RichHandler(least, stderr_console(), show_path=False)]
     written = [_file_handler(file)] if file is not None else []
     logger = logging.getLogger("fgvr")
     _replace(logger, [*shown, *written])
-    logger.setLevel(min(chosen, logging.INFO) if file is not None else chosen)
+    logger.setLevel(least if told else min(chosen, logging.INFO) if file is not None else chosen)
     if _terminal_is_ours():
         _redirect_libraries(file, on_terminal=chosen <= logging.DEBUG)
     return logger
@@ -71,7 +74,7 @@ def adopt_libraries() -> None:
     """Take away the terminal handlers that libraries gave their loggers while they were imported. Does nothing before `own_terminal`."""
     if not _terminal_is_ours():
         return
-    for name, logger in logging.root.manager.loggerDict.items():
+    for name, logger in [("", logging.getLogger()), *logging.root.manager.loggerDict.items()]:
         if not isinstance(logger, logging.Logger) or name.split(".")[0] == "fgvr":
             continue
         for handler in [h for h in logger.handlers if _writes_to_terminal(h)]:
@@ -128,5 +131,8 @@ def _terminal_is_ours() -> bool:
 
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:
+    """Whether it is a handler of somebody else that does."""
     stream = getattr(handler, "stream", None)  # not every such handler is a StreamHandler (torch's is not)
-    return stream is not None and any(stream is known for known in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__))
+    stream = stream or getattr(getattr(handler, "console", None), "file", None)  # one of rich
+    theirs = handler.get_name() != _MARK and stream is not None
+    return theirs and any(stream is known for known in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__))

@@ -1,10 +1,16 @@
-"""Where this installation keeps its files."""
+"""Paths as people write them, and where this installation keeps its files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def user_path(path: str | Path) -> Path:
+    """As a person writes it: `~` is a home folder. A name that only begins so, such as `~backup`, stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def config_dir() -> Path:

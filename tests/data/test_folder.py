@@ -360,16 +360,41 @@ def test_loose_images_are_sent_to_where_they_belong(tmp_path):
         open_folder(root=tmp_path)
 
 
+def test_images_beside_the_class_folders_are_counted(tmp_path):
+    paint(classes(tmp_path) / "stray.png", 9)
+    [note] = open_folder(root=tmp_path, shots=2).notes
+    assert note == "1 images lie in no class folder and were left out, the first: stray.png"
+
+
+def test_photographs_that_stand_in_every_class_are_the_reason_why_there_are_too_few(tmp_path):
+    for name in "ab":
+        paint(tmp_path / name / "0.png", 1)
+    with pytest.raises(DatasetError, match=r"too few: a \(0\), b \(0\)\. 1 photograph is in two classes .*: a/0\.png and b/0\.png"):
+        open_folder(root=tmp_path)
+
+
+def test_a_table_with_nul_characters_is_no_text(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b"filename,class_name\na\0.png,kite\n")
+    with pytest.raises(DatasetError, match="labels.csv cannot be read as UTF-8 .* NUL characters"):
+        open_folder(root=tmp_path)
+
+
 def test_classes_without_images_are_named(tmp_path):
     (classes(tmp_path) / "osprey").mkdir()
     with pytest.raises(DatasetError, match="without images: osprey; add images or remove"):
         open_folder(root=tmp_path)
 
 
-def test_one_folder_too_high_is_pointed_out(tmp_path):
-    classes(tmp_path / "images")
-    with pytest.raises(DatasetError, match=r"set dataset\.root=.*images"):
+@pytest.mark.parametrize("where", ["images", "data/set/images"])
+def test_some_folders_too_high_is_pointed_out(tmp_path, where):
+    classes(tmp_path / where)
+    with pytest.raises(DatasetError, match=rf"set dataset\.root=.*{where}"):
         open_folder(root=tmp_path)
+
+
+def test_one_class_in_a_deep_folder_is_one_class(tmp_path):
+    classes(tmp_path / "kite", names=("a",))
+    assert open_folder(root=tmp_path, shots=2).catalog.ids == ("kite",)
 
 
 @pytest.mark.parametrize("wish", [{"shots": 0}, {"calibration": -1}, {"test_per_class": -1}])

@@ -3,10 +3,11 @@
 import os
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from fgvr import cli
 from fgvr.data.benchmarks import open_benchmark
@@ -14,7 +15,8 @@ from fgvr.data.datasets import open_folder
 from fgvr.data.diagnosis import dataset_findings
 from fgvr.data.folder import read_listing
 from fgvr.data.unlabelled import open_unlabelled
-from fgvr.errors import DatasetError
+from fgvr.errors import DatasetError, ImageError
+from fgvr.utils.images import read_image
 from tests.data.archives import TREES, mat
 from tests.data.test_folder import classes, keys, paint
 
@@ -86,6 +88,52 @@ def test_parts_that_differ_by_case_are_read_together(tmp_path):
     assert len(open_folder(root=tmp_path, shots=4).split.support) == 8
 
 
+def test_linked_folders_are_read_and_links_that_lead_back_are_not(tmp_path):
+    root = classes(tmp_path / "kites", each=2)
+    (root / "red_kite" / "young").symlink_to(classes(tmp_path / "other", names=("x",), each=2, start=900) / "x")
+    for link, target in (("loop", "loop"), ("red_kite/up", ".."), ("red_kite/self", "."), ("all", "."), ("Black Kite/deep/in", "../..")):
+        (root / link).parent.mkdir(exist_ok=True)
+        (root / link).symlink_to(target)
+    dataset = open_folder(root=root, shots=1)
+    assert dataset.catalog.ids == ("Black Kite", "red_kite")
+    assert len(all_keys(dataset)) == 6 and {f"red_kite/young/{i}.png" for i in (0, 1)} < all_keys(dataset)
+    assert len(open_unlabelled(root).samples) == 6
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    closed = classes(tmp_path) / "red_kite" / "closed"
+    closed.mkdir(mode=0)
+    assert any("1 folders cannot be read, the first:" in note and "closed" in note for note in open_folder(root=tmp_path, shots=2).notes)
+
+
+def test_accents_that_another_system_wrote_otherwise_are_the_same_class(tmp_path):
+    name = "K\u00e4uzchen \U0001f989"  # composed, as on Linux
+    classes(tmp_path / "train", names=(name, "Eule"), each=2)
+    classes(tmp_path / "test", names=(unicodedata.normalize("NFD", name), "Eule"), each=1, start=500)  # as a Mac writes it
+    dataset = open_folder(root=tmp_path, shots=2)
+    assert dataset.catalog.names() == ("Eule", name) and len(dataset.split.test) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"), [(b"\0\0\0\x20ftypavif", "AVIF"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"), (b"\xff\x0a", "JPEG XL")]
+)
+def test_a_format_that_pillow_lacks_is_named(tmp_path, head, kind):
+    if kind == "AVIF" and features.check("avif"):
+        pytest.skip("this Pillow decodes AVIF")
+    (tmp_path / "x.png").write_bytes(head + bytes(64))
+    with pytest.raises(ImageError, match=f"in the format {kind}, which this Pillow cannot decode; save it as JPEG or PNG"):
+        read_image(tmp_path / "x.png")
+
+
+def test_a_name_that_begins_like_a_home_folder_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paint(classes(Path("~nobody-known"), each=2) / "~draft" / "0.png", 7)
+    assert len(all_keys(open_folder(root="~nobody-known", shots=1))) == 5
+    monkeypatch.chdir("~nobody-known")
+    assert len(all_keys(open_folder(root=".", shots=1))) == 5
+
+
 # --- paths in labels.csv -----------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +142,41 @@ def labelled(root: Path, written) -> Path:
     files = sorted(classes(root / "img").rglob("*.png"))
     (root / "labels.csv").write_text("filename,class_name\n" + "".join(f"{written(file)},{file.parent.name}\n" for file in files))
     return root
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\ufefffilename;class_name\r\nimg/red_kite/0.png;Rotmilan, jung\r\n;\r\n\r\nimg/Black Kite/0.png;Wei\u00dfkopf \U0001f985\r\n",
+        "filename\tclass_name\nimg/red_kite/0.png\tRotmilan, jung\n\t\nimg/Black Kite/0.png\tWei\u00dfkopf \U0001f985\n",
+        'filename,class_name\rimg/red_kite/0.png,"Rotmilan, jung",\r,\rimg/Black Kite/0.png,Wei\u00dfkopf \U0001f985\r',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path, written, encoding):
+    classes(tmp_path / "img", each=1)
+    (tmp_path / "labels.csv").write_bytes(written.encode(encoding))
+    assert read_listing(tmp_path, superclass="bird").catalog.names() == ("Rotmilan, jung", "Wei\u00dfkopf \U0001f985")
+
+
+def test_a_name_that_was_cut_at_its_comma_is_refused(tmp_path):
+    classes(tmp_path / "img", each=1)
+    table = tmp_path / "labels.csv"
+    table.write_text("filename,class_name\n\nimg/red_kite/0.png,Kite, red\n")
+    with pytest.raises(DatasetError, match=r"line 3: more cells than columns; put a name that holds ',' into quotes"):
+        open_folder(root=tmp_path, shots=1)
+    table.write_text('filename,class_name\nimg/red_kite/0.png,"Kite\nimg/Black Kite/0.png,Rook\n')  # the rest would be one name
+    with pytest.raises(DatasetError, match="line 3: unexpected end of data"):
+        open_folder(root=tmp_path, shots=1)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_paths_of_a_table_are_found_however_accents_are_written(tmp_path, form):
+    listed = paint(tmp_path / "img" / unicodedata.normalize(form, "K\u00e4uzchen") / "0.png", 1)
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], listed.relative_to(tmp_path).as_posix())
+    (tmp_path / "labels.csv").write_text(f"filename,class_name\n{other},a\n", encoding="utf-8")
+    [sample] = read_listing(tmp_path, superclass="bird").pool
+    assert sample.image == listed
 
 
 @pytest.mark.parametrize("way", ["below", "above", "absolute", "dotted", "windows"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
+import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -20,8 +22,11 @@ from PIL import Image
 import fgvr
 from fgvr.cli import main
 from fgvr.data import leaks
+from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset
+from fgvr.data.diagnosis import dataset_findings
 from fgvr.data.near_duplicates import PerceptualHash
+from fgvr.data.splits import Split
 from fgvr.data.streams import index as indexes
 from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard
 from fgvr.data.streams.hf import HuggingFace, open_hf
@@ -32,8 +37,9 @@ from fgvr.data.streams.webdataset import WebDataset, open_webdataset
 from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.modes.classifying import stream_at
 from fgvr.runtime.pool import close_shared
-from fgvr.store.cache import NoCache
+from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.journal import RunFile
+from fgvr.types import Category
 from fgvr.utils.images import read_image
 
 KINDS = {"Rot": (200, 30, 30), "Blau": (30, 30, 200), "Gruen": (30, 200, 30)}
@@ -227,8 +233,30 @@ def test_only_texts_and_whole_numbers_in_json_are_labels(tmp_path: Path) -> None
     found = list(WebDataset(tmp_path, "json:y").rows(Shard("0.tar", path)))
     assert [row.label for row in found if isinstance(row, Row)] == ["a", "7", "0"]
     reasons = [row.reason for row in found if isinstance(row, Fault)]
-    assert [reason.startswith("has no label: dataset.label=json:y") for reason in reasons] == [True] * 5 + [False]
-    assert reasons[-1].endswith("is empty or unreadable")
+    named = [reason.startswith("has no label: dataset.label=json:y") for reason in reasons]
+    assert named == [False, *[True] * 4, False]  # null and a blank say that there is none; True, a list, an object and 1.5 say nothing
+    assert reasons[0].endswith("is empty, below 0 or unreadable") and reasons[0] == reasons[-1]
+
+
+@pytest.mark.parametrize("kind", [Parquet, HuggingFace])
+@pytest.mark.parametrize(
+    ("cells", "labels", "without"),
+    [
+        ([1.0, math.nan, None], [], 2),
+        ([True, False, None], [], 1),
+        ([["a"], [], None], [], 1),
+        (["Rot", " ", None], ["Rot"], 2),
+        ([3, -1, None], ["3"], 2),
+    ],
+)
+def test_only_texts_and_whole_numbers_in_a_table_are_labels(kind: Any, cells: Any, labels: Any, without: int, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [data for _, data in images(0, 1)], "label": cells}), tmp_path / "train.parquet")
+    stream = kind(tmp_path)
+    found = [row for part in stream.shards() for row in stream.rows(part)]
+    assert [row.label for row in found if isinstance(row, Row)] == labels
+    reasons = [row.reason for row in found if isinstance(row, Fault)]
+    assert reasons.count("has no label") == without and len(reasons) == 3 - len(labels)
+    assert all("neither text nor a whole number" in reason for reason in reasons if reason != "has no label")
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------------
@@ -436,6 +464,7 @@ class Flaky(Counted):
 
 def test_a_shard_that_could_not_be_read_is_listed_again(tmp_path: Path) -> None:
     stream, index, whole = Flaky((100, 50)), StreamIndex(tmp_path / "a.sqlite"), StreamIndex(tmp_path / "b.sqlite")
+    other = StreamIndex(tmp_path / "a.sqlite")
     for _ in range(2):  # the second finds it as broken, and says so once
         index.update(stream, strict=False)
         assert index.last == 41 + 45 and index.faults == 4 + 5 + 1
@@ -444,16 +473,52 @@ def test_a_shard_that_could_not_be_read_is_listed_again(tmp_path: Path) -> None:
         assert index.remembered("fact", lambda: b"second") == b"first"  # nothing new was listed
     with pytest.raises(DatasetError, match="EIO"):
         index.update(stream, strict=True)
+    other.update(stream, strict=False)
+    assert len(other.items([1])) == 1
     stream.trouble = False
     index.update(stream, strict=False)
     whole.update(Counted((100, 50)), strict=False)
     assert index.remembered("fact", lambda: b"third") == b"third"
     assert (index.last, index.faults, index.parts) == (whole.last, whole.faults, whole.parts)
-    keys = [{f"{shard}/{key}" for shard, key, *_ in one.items(one.ids().tolist())} for one in (index, whole)]
-    assert keys[0] == keys[1] and len(keys[0]) == whole.last
+    keys = [[f"{shard}/{key}" for shard, key, *_ in one.items(one.ids().tolist())] for one in (index, whole)]
+    assert keys[0] == keys[1] and index.digest == whole.digest, "in the order of the stream, as if nothing had been broken"
+    assert [index.number(key) for key in keys[0]] == index.ids().tolist()
+    with pytest.raises(StoreError, match="listed the stream anew meanwhile"):
+        other.items([1])
     stream.read_rows = 0
     index.update(stream, strict=False)
     assert stream.read_rows == 0
+
+
+def test_a_shard_that_comes_later_stands_where_it_belongs(tmp_path: Path) -> None:
+    pattern = tmp_path / "s" / "train-{0..2}.tar"
+    shard(tmp_path / "s" / "train-2.tar", images(200, 3))
+    open_at("webdataset", pattern, tmp_path, shots=1)
+    for i in (1, 0):
+        shard(tmp_path / "s" / f"train-{i}.tar", images(100 * i, 3))
+        late = open_at("webdataset", pattern, tmp_path, shots=1)
+    whole = open_at("webdataset", pattern, tmp_path / "another", shots=1)
+    assert [s.key for s in late.split.test] == [s.key for s in whole.split.test] and late.split.support == whole.split.support
+    assert isinstance(late.split.test, StreamSamples) and isinstance(whole.split.test, StreamSamples)
+    assert late.split.test.digest == whole.split.test.digest
+
+
+def test_a_wrong_use_of_an_index_is_not_called_damage(tmp_path: Path) -> None:
+    index: Any = StreamIndex(tmp_path / "a.sqlite")
+    with pytest.raises(sqlite3.ProgrammingError):
+        index.ids(object())
+    cache: Any = SqliteCache(tmp_path / "b.sqlite")
+    with pytest.raises(sqlite3.ProgrammingError):
+        cache.get([object()])
+
+
+def test_the_doctor_does_not_count_near_copies_that_nobody_looked_for(tmp_path: Path) -> None:
+    stream, index = Counted((leaks.NEAR_MOST * 10 // 9 + 10,)), StreamIndex(tmp_path / "a.sqlite")
+    index.update(stream, strict=False)
+    test, catalog = StreamSamples(index, stream, index.ids()), Catalog(tuple(Category(f"c{i}", f"c{i}", "object") for i in range(3)))
+    said = {f.topic: f for f in dataset_findings(Dataset("s", "s", catalog, "object", Split((), test), tmp_path))}
+    assert said["test apart from support, near"].detail == "not looked for in more than 20,000 images of a stream"
+    assert said["test apart from support, exact"].detail == "0 exact copies" and "near copies are not looked for" in leaks.scope(test)
 
 
 def test_a_listing_killed_with_9_goes_on(tmp_path: Path, python: Callable[..., Any]) -> None:

@@ -108,7 +108,9 @@ def test_what_system_2_left_as_it_was_is_counted(made, tmp_path: Path):
     asked = [p for p in made.predictions if p.decision.escalate]
     same = sum((p.fast.top.category == p.label) == p.correct for p in asked)
     assert json.loads((tmp_path / "report.json").read_text())["unchanged"] == made.unchanged == report.load(tmp_path).unchanged == same > 0
-    assert f"{same:,}<small>asked, and as right or wrong as before" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"{same:,}<small>asked, and as right or wrong as before" in page
+    assert "upper bound" not in page and json.loads((tmp_path / "report.json").read_text())["reviewed"] is None, "somebody was asked"
 
 
 def test_a_written_report_is_read_back_equal(made, tmp_path: Path):

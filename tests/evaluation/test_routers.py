@@ -60,6 +60,14 @@ def test_a_score_that_follows_being_right_lies_between_random_and_oracle():
     assert routers.recovered(fast, slow, score, 0.6) > 0.6
 
 
+def test_a_review_mends_every_image_that_it_looks_at():
+    right, score = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.2, 0.8])
+    [half] = routers.reviewed(right, score, [0.5])
+    assert (half.ours, half.random, half.oracle) == (0.75, 0.75, 1.0)
+    [all_] = routers.reviewed(right, score, [1.0])
+    assert (all_.ours, all_.random, all_.oracle) == (1.0, 1.0, 1.0)
+
+
 def test_nothing_to_gain_is_no_number():
     same = np.array([True, False])
     assert math.isnan(routers.gap_share(same, same, np.arange(2.0)))

@@ -1,6 +1,7 @@
 """Logging and progress: what a person sees while waiting."""
 
 import logging
+import sys
 
 from fgvr.utils.logging import setup_logging
 from fgvr.utils.progress import track
@@ -27,6 +28,20 @@ def test_setting_up_twice_does_not_say_things_twice(capsys):
     setup_logging()
     logging.getLogger("fgvr").info("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_a_program_that_shows_all_records_shows_ours_once(capsys, tmp_path):
+    root, theirs = logging.getLogger(), logging.StreamHandler(sys.stderr)  # as after logging.basicConfig() in a notebook
+    root.addHandler(theirs)
+    try:
+        setup_logging(quiet=True, file=tmp_path / "log.txt")
+        logging.getLogger("fgvr").warning("once")
+        logging.getLogger("fgvr").info("never")
+    finally:
+        root.removeHandler(theirs)
+        setup_logging()
+    shown = capsys.readouterr().err
+    assert shown.count("once") == 1 and "never" not in shown and "once" in (tmp_path / "log.txt").read_text()
 
 
 def test_progress_is_silent_where_nobody_watches(capsys, monkeypatch):

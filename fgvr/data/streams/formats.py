@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections import OrderedDict
@@ -43,6 +44,19 @@ class Fault:
 
     key: str
     reason: str
+
+
+def label_of(value: object) -> str | None:
+    """The class that a cell or a member names, by text or by a whole number; None for what is no label, such as True, 1.5 or a list.
+
+    Empty where it names none: nothing, NaN, or a number below 0, which is how Hugging Face writes "not known".
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    text = str(value).strip()
+    return "" if text.startswith("-") and text[1:].isdecimal() else text
 
 
 class Format(Protocol):

@@ -16,6 +16,7 @@ from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard, part_of
 from fgvr.data.streams.opening import open_stream
 from fgvr.data.streams.parquet import bytes_or_nothing, to_row
 from fgvr.errors import ConfigError, DatasetError, ImageError
+from fgvr.utils.paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _stored(rows: Any) -> Any:
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
+    return rows.with_format(None)  # a saved data set may say that its rows are tensors
 
 
 def _images(root: Path, split: str, column: str, start: int) -> Iterator[bytes]:
@@ -109,4 +110,4 @@ atexit.register(_reader.cache_clear)  # a half-read generator of `datasets` comp
 
 def open_hf(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """A folder on this machine; `settings`: those of `open_stream`."""
-    return open_stream(HuggingFace(Path(root).expanduser().absolute(), image, label), root=Path(root).expanduser().absolute(), **settings)
+    return open_stream(HuggingFace(user_path(root).absolute(), image, label), root=user_path(root).absolute(), **settings)

@@ -40,7 +40,10 @@ CREATE TABLE IF NOT EXISTS labels (id INTEGER PRIMARY KEY, text TEXT UNIQUE);
 CREATE TABLE IF NOT EXISTS counts (part TEXT, label INTEGER, number INTEGER, PRIMARY KEY (part, label));
 CREATE TABLE IF NOT EXISTS faults (shard TEXT, key TEXT, reason TEXT);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB);
+CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY);
 """
+_ANEW = ("INSERT INTO orders DEFAULT VALUES", [()])
+"""Noted whenever ids get another meaning, so that whoever holds some can tell."""
 _TABLES = ("shards", "rows", "spans", "labels", "counts", "faults", "facts")
 Item = tuple[str, str, str | None, int, int, str, str]
 """Shard, key, label, place, size, content hash, path of the shard."""
@@ -56,6 +59,7 @@ class StreamIndex:
             self._base = sqlite3.connect(file, check_same_thread=False, timeout=60)
             self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
         self._turn = threading.RLock()
+        self._order: int | None = None  # `_orders` when this process last listed the stream
         weakref.finalize(self, self._base.close)
 
     # --- listing -----------------------------------------------------------------------------------------------------------
@@ -71,7 +75,7 @@ class StreamIndex:
             known = dict(self._all("SELECT name, stamp FROM shards"))
             there = {shard.name: shard.stamp for shard in shards}
             if any(there.get(name) != stamp for name, stamp in known.items()):
-                self._write(*((f"DELETE FROM {table}", [()]) for table in _TABLES))
+                self._write(*((f"DELETE FROM {table}", [()]) for table in _TABLES), _ANEW)
             self._write(
                 ("DELETE FROM faults WHERE key = '' AND shard NOT IN (SELECT name FROM shards WHERE done)", [()]),
                 ("INSERT INTO faults VALUES (?, '', ?)", [(fault.key, fault.reason) for fault in found if isinstance(fault, Fault)]),
@@ -83,6 +87,8 @@ class StreamIndex:
             left = {name: (number, taken) for number, name, taken in self._all("SELECT id, name, taken FROM shards WHERE NOT done")}
             for shard in track([shard for shard in shards if shard.name in left], "listing shards"):
                 self._list(shard, *left[shard.name], stream, strict=strict)
+            self._arrange([shard.name for shard in shards])
+            self._order = self._orders
             if strict and (fault := self._all("SELECT shard, key, reason FROM faults LIMIT 1")):
                 raise DatasetError(f"{fault[0][0]} {fault[0][1]}: {fault[0][2]}; mend it, or set dataset.on_bad_image=skip")
 
@@ -116,6 +122,31 @@ class StreamIndex:
                 ("UPDATE shards SET taken = ? WHERE id = ?", [(taken, number)]),
             )
         self._write(("UPDATE shards SET done = ? WHERE id = ?", [(whole, number)]))
+
+    def _arrange(self, names: Sequence[str]) -> None:
+        """Gives the rows ids in the order of the shards, whichever was listed first: one that was broken or absent is listed late."""
+        spans = self._all("SELECT first, last, shard, low, high, name FROM spans JOIN shards ON shards.id = shard ORDER BY first")
+        places = {name: place for place, name in enumerate(names)}
+        wanted = sorted(spans, key=lambda span: places[span[-1]])
+        if wanted == spans:
+            return
+        moves, placed, end = [], [], 0
+        for first, last, shard, low, high, _ in wanted:
+            start, end = end + 1, end + 1 + last - first
+            moves.append((start - first, first, last))
+            placed.append((shard, start, end, low, high))
+        self._write(
+            ("UPDATE rows SET id = -(id + ?) WHERE id BETWEEN ? AND ?", [move for move in moves if move[0]]),  # out of the others' way
+            ("UPDATE rows SET id = -id WHERE id < 0", [()]),
+            ("DELETE FROM spans", [()]),
+            ("INSERT INTO spans VALUES (?, ?, ?, ?, ?)", placed),
+            ("DELETE FROM facts", [()]),
+            _ANEW,
+        )
+
+    @property
+    def _orders(self) -> int:
+        return self._all("SELECT COUNT(*) FROM orders")[0][0]
 
     def _label_numbers(self, labels: set[str]) -> dict[str, int]:
         self._write(("INSERT OR IGNORE INTO labels (text) VALUES (?)", [(label,) for label in sorted(labels)]))
@@ -205,12 +236,15 @@ class StreamIndex:
     # --- rows --------------------------------------------------------------------------------------------------------------
 
     def items(self, ids: Sequence[int]) -> list[Item]:
-        """Of these rows, by id."""
+        """Of these rows, by id. Raises StoreError where another process has given the ids another meaning since the last `update`."""
         query = (
             "SELECT shards.name, key, text, place, size, LOWER(HEX(sha256)), path FROM rows JOIN shards ON shards.id = shard "
             "LEFT JOIN labels ON labels.id = label WHERE rows.id IN ({}) ORDER BY rows.id"
         )
-        return [row for some in chunks(ids, _KEYS) for row in self._all(query.format(_marks(some)), [int(number) for number in some])]
+        found = [row for some in chunks(ids, _KEYS) for row in self._all(query.format(_marks(some)), [int(number) for number in some])]
+        if self._order not in (None, self._orders):
+            raise StoreError(f"{self.file}: another process has listed the stream anew meanwhile; run the same command again")
+        return found
 
     def ranked(self, part: str | None) -> Iterator[tuple[int, str, str, str]]:
         """(id, shard, key, label) of all labelled rows, or of those of a part."""
@@ -248,6 +282,8 @@ class StreamIndex:
         except sqlite3.OperationalError as error:
             raise StoreError(f"{self.file} cannot be {what} ({error}); {cure}") from error
         except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # a wrong use, such as of a closed index, is no damage
+                raise
             raise StoreError(f"{self.file} is damaged ({error}); delete it, and the stream is listed again") from error
 
     def _all(self, query: str, given: Sequence[Any] = ()) -> list[Any]:

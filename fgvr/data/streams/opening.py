@@ -16,6 +16,7 @@ import numpy as np
 from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import BadImage
+from fgvr.data.listing import NO_SUPPORT
 from fgvr.data.splits import OnBadImage, Split, SplitRequest, cut, shots_taken
 from fgvr.data.streams.formats import Format
 from fgvr.data.streams.index import StreamIndex
@@ -25,6 +26,7 @@ from fgvr.types import Category, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.images import read_image
 from fgvr.utils.lazy import LazySequence
+from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import natural, plain_name, printable
 
@@ -60,7 +62,7 @@ def open_stream(
     pool, test = _official(parts, notes)
     catalog = _catalog(parts.get(pool, {}), superclass, _names(root, names))
     if unknown := sorted(set(parts.get(test, {})) - set(catalog.ids)):
-        raise DatasetError(f"{root}: classes with test but no support images: {', '.join(unknown[:10])}")
+        raise DatasetError(f"{root}: classes with test but no support images: {', '.join(unknown[:10])}; {NO_SUPPORT}")
     copies, contradictions = index.repeated()
     if len(contradictions):
         notes.append(f"{len(contradictions):,} images are in two classes and left out of both")
@@ -95,7 +97,7 @@ def open_images(stream: Format, *, cache_dir: Path | str) -> tuple[StreamSamples
 
 def listed(stream: Format, cache_dir: Path | str, *, strict: bool) -> StreamIndex:
     """The index of a stream, complete."""
-    index = StreamIndex(Path(cache_dir).expanduser() / "streams" / f"{short_hash(repr(stream))}.sqlite")
+    index = StreamIndex(user_path(cache_dir) / "streams" / f"{short_hash(repr(stream))}.sqlite")
     index.update(stream, strict=strict)
     if not index.last:
         raise DatasetError(f"no image in this stream could be used: {'; '.join(_fault_notes(index)) or 'its shards are empty'}")
@@ -122,7 +124,7 @@ def _official(parts: dict[str, dict[str, int]], notes: list[str]) -> tuple[str, 
 
 
 def _names(root: Path, given: str | None) -> list[str]:
-    file = Path(given).expanduser() if given else (root if root.is_dir() else root.parent) / "classnames.txt"
+    file = user_path(given) if given else (root if root.is_dir() else root.parent) / "classnames.txt"
     if not file.is_file():
         if given:
             raise DatasetError(f"dataset.names={given} is not there; it is a file with one class name per line")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.data.datasets import Dataset
-from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard, find_shards
+from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard, find_shards, label_of
 from fgvr.data.streams.opening import open_stream
 from fgvr.errors import DatasetError, ImageError
+from fgvr.utils.paths import user_path
 
 _AT_ONCE = 64  # rows decoded from a file together
 
@@ -67,11 +68,16 @@ def to_row(place: int, image: Any, folder: Path, label: Any, names: list[str], *
         return Fault(key, "has no image")
     if not labelled:
         return Row(key, None, data, place)
-    if label is None or label == "" or (isinstance(label, int) and label < 0):  # -1: Hugging Face's "not known"
+    name = label_of(label)
+    if name is None:
+        return Fault(key, f"has a label that is neither text nor a whole number: {str(label)[:40]}")
+    if not name:
         return Fault(key, "has no label")
     if names and isinstance(label, int):
-        return Row(key, names[label], data, place) if label < len(names) else Fault(key, f"its label {label} is none of {len(names)}")
-    return Row(key, str(label), data, place)
+        if label >= len(names):
+            return Fault(key, f"has a label beyond the {len(names)} classes: {label}")
+        name = names[label]
+    return Row(key, name, data, place)
 
 
 def image_bytes(value: Any, folder: Path) -> bytes:
@@ -123,4 +129,4 @@ def _reader(path: Path, column: str, changed: int) -> ForwardReader:
 
 def open_parquet(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """Files in a folder, one file, or a pattern; `settings`: those of `open_stream`."""
-    return open_stream(Parquet(Path(root).expanduser().absolute(), image, label), root=Path(root).expanduser().absolute(), **settings)
+    return open_stream(Parquet(user_path(root).absolute(), image, label), root=user_path(root).absolute(), **settings)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.data.datasets import Dataset
-from fgvr.data.streams.formats import Fault, Row, Shard, find_shards
+from fgvr.data.streams.formats import Fault, Row, Shard, find_shards, label_of
 from fgvr.data.streams.opening import open_stream
 from fgvr.errors import ImageError
 from fgvr.utils.images import IMAGE_SUFFIXES
+from fgvr.utils.paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +87,18 @@ class WebDataset:
         label = self._read_label(group[self._label_suffix][2])
         if label is None:
             return Fault(key, f"has no label: dataset.label={self.label} is neither text nor a whole number")
-        return Row(key, label, data, place, size) if label else Fault(key, f"its label (dataset.label={self.label}) is empty or unreadable")
+        if not label:
+            return Fault(key, f"its label (dataset.label={self.label}) is empty, below 0 or unreadable")
+        return Row(key, label, data, place, size)
 
     def _read_label(self, data: bytes) -> str | None:
         """Empty where nothing can be read; None where it is no label."""
         try:
             text = data.decode()
             name = (self.label or "").partition(":")[2]
-            value = json.loads(text)[name] if name else text
+            return label_of(json.loads(text)[name] if name else text)
         except (ValueError, KeyError, TypeError):
             return ""
-        return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _image(group: dict[str, tuple[int, int, bytes]]) -> str | None:
@@ -112,4 +114,4 @@ def _has_end(path: Path) -> bool:
 
 def open_webdataset(*, root: str, label: str | None = "cls", **settings: Any) -> Dataset:
     """Shards in a folder, one shard, or a pattern such as `shards/train-{000..127}.tar`; `settings`: those of `open_stream`."""
-    return open_stream(WebDataset(Path(root).expanduser().absolute(), label), root=Path(root).expanduser().absolute(), **settings)
+    return open_stream(WebDataset(user_path(root).absolute(), label), root=user_path(root).absolute(), **settings)
