@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -11,15 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgvr.data.streams.sniffing import stream_at
 from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation import prediction_table
-from fgvr.modes.classifying import classify
+from fgvr.modes.classifying import classify, stream_at
 from fgvr.session import Session
 from fgvr.types import Prediction
 from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
+
+log = logging.getLogger(__name__)
 
 UNSURE = "unsure"
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
