@@ -48,7 +48,8 @@ def from_json(plain: Mapping[str, Any]) -> Discovered:
     """What `dataclasses.asdict` and JSON have made of it."""
     parts: dict[str, Any] = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # as 0.1 wrote it
     parts |= {name: tuple(parts[name]) for name in ("attributes", "notes")}
-    return Discovered(**parts | {"kinds": tuple(map(Kind.of, parts["kinds"]))})
+    parts["kinds"] = tuple(map(Kind.of, parts["kinds"]))
+    return Discovered(**parts)
 
 
 def name_kinds(found: Discovered, names: Mapping[str, str]) -> Discovered:
