@@ -47,7 +47,8 @@ def cluster_kinds(vectors: np.ndarray, *, scale: float, count: int | None = None
 def from_json(plain: Mapping[str, Any]) -> Discovered:
     """What `dataclasses.asdict` and JSON have made of it."""
     parts: dict[str, Any] = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # as 0.1 wrote it
-    parts |= {"attributes": tuple(parts["attributes"]), "notes": tuple(parts["notes"]), "kinds": tuple(map(Kind.of, parts["kinds"]))}
+    parts |= {name: tuple(parts[name]) for name in ("attributes", "notes")}
+    parts["kinds"] = tuple(map(Kind.of, parts["kinds"]))
     return Discovered(**parts)
 
 
