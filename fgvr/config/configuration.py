@@ -250,4 +250,4 @@ def building_command(words: Sequence[str], mode: str) -> str:
     if mode == "discover":
         return "the same command without knowledge.build=never and knowledge.path"
     kept = [word for word in words if re.split(r"[.=/@]", word.lstrip("+~"))[0] in _OF_A_BASE and word != "knowledge.build=never"]
-    return shlex.join(["python", "discovering.py", "mode=build_knowledge_base", *kept])
+    return shlex.join(["fgvr", "build_knowledge_base", *kept])

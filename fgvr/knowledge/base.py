@@ -178,13 +178,13 @@ def _manifest(base: KnowledgeBase, files: Mapping[str, str], *, created: str, se
 
 def _read_manifest(folder: Path) -> Manifest:
     if not is_complete(folder):
-        raise KnowledgeError(f"no complete knowledge base in {folder}; build one with: python discovering.py mode=build_knowledge_base")
+        raise KnowledgeError(f"no complete knowledge base in {folder}; build one with: fgvr build_knowledge_base")
     try:
         fields = json.loads((folder / MANIFEST).read_text())
         if fields["schema"] != SCHEMA:
             raise KnowledgeError(
                 f"{folder} has schema {fields['schema']}, this version reads {SCHEMA}; rebuild with: "
-                "python discovering.py mode=build_knowledge_base knowledge.build=always"
+                "fgvr build_knowledge_base knowledge.build=always"
             )
         return Manifest(**fields)
     except (ValueError, KeyError, TypeError) as exc:

@@ -37,7 +37,7 @@ def shown(text: str, place: str) -> str:
 
 def test_an_included_text_has_its_links_and_not_its_title() -> None:
     text = shown("<!-- include: review.md -->", "how-to/models.md")
-    assert "# Let a person answer" not in text and "](../review.png)" in text
+    assert "# Let a person answer" not in text and "](../review.jpg)" in text
 
 
 def test_one_section_can_be_included_and_an_absent_page_is_nothing() -> None:
