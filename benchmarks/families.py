@@ -99,7 +99,7 @@ def widest_calls(model: Any, size: int) -> list[Callable[[], object]]:
 
     random = np.random.default_rng(7)
     shown = [Image.fromarray(random.integers(0, 256, (768, 1365, 3), dtype=np.uint8)) for _ in range(size)]
-    words = "which of these birds is shown here ? "
+    words = "red "
     few, more = (model.score(shown[:1], [words * count], [["a"]])[0].prompt_tokens for count in (10, 20))
     each = (more - few) / 10
     prompts = [words * (10 + int((model.tokens_per_item - few) / each))] * size

@@ -30,10 +30,8 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
         raise ModelLoadError(f"the size of {spec.source!r} is unknown until its weights are here.\n{files.how_to_get(spec)}")
     size = value_bytes(spec, shards)
     shapes = {name: shape for file in shards for name, shape in files.tensor_shapes(file).items()}
-    profile = families.PROFILES.get(str(config.get("model_type")))
-    pixels = spec.max_pixels or (profile.pixels(families.image_settings(folder)) if profile else qwen.SANE_PIXELS)
-    shape, tile = _read_shape(shapes, config)
-    batch = qwen.Batch(spec.batch_size, pixels + tile, size, unpacked=bool(spec.quantization))
+    shape, pixels = _read_shape(shapes, config), _pixels(spec, families.image_settings(folder), config)
+    batch = qwen.Batch(spec.batch_size, pixels, size, unpacked=bool(spec.quantization))
     work = tuple(replace(part, bytes=math.ceil(_MARGIN * part.bytes)) for part in qwen.work(shape, batch))
     weights = _quantized(spec.quantization, shapes, size) if spec.quantization else files.read_weights(shards).bytes_as(spec.dtype)
     facts = (
@@ -44,11 +42,17 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
     return Footprint((PlanPart("weights", weights, origin(shards)),), work, facts, host, layers=layer_bytes(shards, size))
 
 
-def _read_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> tuple[qwen.Shape, int]:
-    """What bytes depend on, and the pixels of a tile: most families show the whole picture in one more than its own pixels fill.
+def _pixels(spec: ModelSpec, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Of one picture, at most. Families with tiles show the whole picture in one more tile than its own pixels fill."""
+    crop, profile = settings.get("crop_size"), families.PROFILES.get(str(config.get("model_type")))
+    if profile is None and isinstance(crop, Mapping) and crop.get("height") and not settings.get("image_grid_pinpoints"):
+        return int(crop["height"]) * int(crop["width"])  # every picture becomes this rectangle
+    pixels = spec.max_pixels or (profile.pixels(settings) if profile else qwen.SANE_PIXELS)
+    return pixels + (0 if config.get("mm_tokens_per_image") else _first((config.get("vision_config") or {}).get("image_size"), 0) ** 2)
 
-    Heads are taken as one value wide, since only products of width and number count.
-    """
+
+def _read_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> qwen.Shape:
+    """What bytes depend on. Heads are taken as one value wide, since only products of width and number count."""
     vision, text = config.get("vision_config") or {}, families.text_config(config)
     words = max((shape for name, shape in shapes.items() if "embed_tokens." in name and len(shape) == 2), default=[1, 1])
     matrices = {name: shape for name, shape in shapes.items() if layer_index(name) is not None and len(shape) > 1}
@@ -58,7 +62,7 @@ def _read_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> t
     if fixed := config.get("mm_tokens_per_image"):
         merge = side / patch / math.sqrt(fixed)
     width = int(vision.get("embed_dim") or vision.get("hidden_size") or words[1])
-    shape = qwen.Shape(
+    return qwen.Shape(
         hidden=words[1],
         layers=max(len(set(map(layer_index, matrices))), int(text.get("num_hidden_layers") or 1)),
         heads=words[1],
@@ -74,7 +78,6 @@ def _read_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> t
         patch=patch,
         merge=max(1, round(merge)),
     )
-    return shape, side * side
 
 
 def _first(value: Any, otherwise: int) -> int:

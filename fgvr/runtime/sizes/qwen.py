@@ -273,9 +273,10 @@ def candidates(shape: Shape, batch: Batch, rows: int, width: int) -> tuple[PlanP
     repeated = rows * (tokens + width) * 2 * shape.hidden * s + rows * width * tokens * s
     values = rows * width * shape.vocabulary
     attention = (PlanPart("copies of the cache", grown + grown // shape.layers), PlanPart("repeated heads", repeated))
+    mlp = (PlanPart("copies of the cache", grown), PlanPart("widest layer", rows * width * (4 * shape.hidden + 3 * shape.inner) * s))
     head = (PlanPart("copies of the cache", grown), PlanPart("logits", values * s + 2 * rows * width * shape.hidden * s))
     summed = PlanPart("logits", values * s + 2 * min(values * 4, LOGIT_BYTES))
-    return widest(attention, head, (summed,))
+    return widest(attention, mlp, head, (summed,))
 
 
 def _unpacked(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
