@@ -22,6 +22,10 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core is the other process's
 
+os.fsync = lambda fd: (
+    None
+)  # no test survives a power cut, and a killed process loses nothing: waiting for the disk took a tenth of the suite
+
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = tuple(moved())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 
 
@@ -33,4 +34,6 @@ class MortalLoader(FakeLoader):
         self.kinds["encoder"] = MortalEncoder
 
     def fingerprint(self, spec: Any) -> str:
+        if spec.source == "elsewhere" and "FGVR_OTHER_FILES" not in os.environ:
+            raise ModelLoadError("elsewhere is not on this machine")
         return "mortal" + os.environ.get("FGVR_OTHER_FILES", "")

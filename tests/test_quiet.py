@@ -30,7 +30,7 @@ def fgvr(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, env={**os.environ, "COLUMNS": "400"})
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", [pytest.param(run, marks=() if run == "evaluate" else pytest.mark.slow) for run in RUNS])
 def test_a_run_shows_no_line_of_a_library(run: str, tmp_path: Path) -> None:
     answer = fgvr(tmp_path, *RUNS[run], *SMALL)
     assert answer.returncode == 0, answer.stderr
@@ -38,6 +38,7 @@ def test_a_run_shows_no_line_of_a_library(run: str, tmp_path: Path) -> None:
     assert [line for line in answer.stdout.splitlines() if not OURS.match(line)] == []
 
 
+@pytest.mark.slow
 def test_classify_shows_no_line_of_a_library(tmp_path: Path) -> None:
     fgvr(tmp_path, "mode=build_knowledge_base", *SMALL)
     from PIL import Image

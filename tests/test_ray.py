@@ -139,6 +139,8 @@ def test_what_a_cluster_lacks_is_said_before_work_begins(
     monkeypatch.setenv("FGVR_OTHER_FILES", "here")
     with pytest.raises(fgvr.ModelLoadError, match="worker 0 has other model files for encoder; copy them"):
         fgvr.evaluate(fgvr.load_config(*WORDS, *RAY))
+    with pytest.raises(fgvr.ModelLoadError, match="worker 0: elsewhere is not on this machine"):
+        fgvr.evaluate(fgvr.load_config(*WORDS, *RAY, "models.encoder.source=elsewhere"))
     close_shared()
     (tmp_path / "fgvr-9.9.dist-info").mkdir()
     (tmp_path / "fgvr-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fgvr\nVersion: 9.9\n")
@@ -146,6 +148,15 @@ def test_what_a_cluster_lacks_is_said_before_work_begins(
     with pytest.raises(fgvr.ConfigError, match=r"worker 0 has other versions: fgvr .* \(here 9.9\); install the same"):
         fgvr.evaluate(fgvr.load_config(*WORDS, *RAY))
     assert not list(home.glob("knowledge/*/*")), "nothing was built"
+
+
+def test_a_cluster_of_another_ray_is_named(cluster: Path, python: Callable[..., CompletedProcess[str]]) -> None:
+    import ray
+
+    words = ["mode=evaluate", *WORLD, "engine=ray", f"engine.address={ray.get_runtime_context().gcs_address}"]
+    said = python("-c", f"import ray, sys; ray.__version__ = '9.9'; from fgvr.cli import main; sys.exit(main({words}))")
+    assert said.returncode == 2 and "Traceback" not in said.stderr
+    assert f"the cluster runs other versions than this process: The cluster was started with: Ray: {ray.__version__}" in said.stderr
 
 
 def test_without_ray_and_without_a_cluster_one_line_says_so(home: Path, python: Callable[..., CompletedProcess[str]]) -> None:

@@ -97,7 +97,8 @@ def test_each_combination_of_choices_is_composed_once(home: Path, intercept) -> 
     assert len(done) == 6, "a wrong choice is told before the first job"
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_processes_that_share_the_store_give_the_same_answers(
     launcher: str, home: Path, tmp_path: Path, python, monkeypatch: pytest.MonkeyPatch
 ) -> None:

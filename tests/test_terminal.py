@@ -51,7 +51,14 @@ def test_streams_that_cannot_be_written(line: str, codes: tuple[int, ...]) -> No
     assert answer.returncode != 3 or ("standard output" in answer.stderr and "No space left" in answer.stderr)
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "latin-1"}, {"LANG": "C", "LC_ALL": "C"}, {"TERM": "dumb", "COLUMNS": "20"}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        pytest.param({"LANG": "C", "LC_ALL": "C"}, marks=pytest.mark.slow),
+        pytest.param({"TERM": "dumb", "COLUMNS": "20"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_name_that_the_terminal_cannot_show_is_replaced(variables: dict[str, str], tmp_path: Path) -> None:
     for name in ("kite \U0001f985", "rook"):
         (tmp_path / "birds" / name).mkdir(parents=True)

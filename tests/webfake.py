@@ -85,8 +85,9 @@ class WebFake:
         handler.send_response(answer.status)
         for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | answer.headers).items():
             handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(body)
+        with suppress(ConnectionError):  # who asked has left, as tests of time-outs and kills do
+            handler.end_headers()
+            handler.wfile.write(body)
 
     def close(self) -> None:
         """As a killed process goes: connections are cut, also those that are kept for later requests."""

@@ -85,7 +85,8 @@ class Decoders:
     """At most `WORKERS` processes, started when there is work.
 
     `used`: bytes of the pictures that are being decoded, and of all decoded ones that still exist, whoever holds them. Requests wait in
-    the order of their first picture; the oldest may take more than `server.decode_bytes` has left, so that it can end."""
+    the order of their first picture; the oldest may take more than `server.decode_bytes` has left, so that it can end, but one picture at
+    a time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -166,11 +167,12 @@ class Decoders:
                 self._condition.notify_all()
 
     def _is_next(self, request: object, need: int) -> bool:
-        """Whoever came first is the first to be served, and may take more unless some pictures will go without any request's ending."""
+        """Whoever came first is the first to be served, and may take more while nothing else is decoded, unless some pictures will go
+        without any request's ending."""
         if self._running >= WORKERS or request is not next(one for one in self._requests if one in self._waiting):
             return False
         oldest, orphans = next(iter(self._requests)), self.used - self._needed - sum(self._requests.values())
-        return self.used + need <= self._settings.decode_bytes or (request is oldest and orphans <= 0)
+        return self.used + need <= self._settings.decode_bytes or (request is oldest and orphans <= 0 and not self._running)
 
     def _ask(self, worker: Worker, data: bytes) -> tuple[dict[str, Any], bytes]:
         with self._condition:

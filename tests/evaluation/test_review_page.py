@@ -86,6 +86,7 @@ def download(page: Any, folder: Path) -> Path:
     return folder / waiting.value.suggested_filename
 
 
+@pytest.mark.slow
 def test_forty_images_are_answered_by_keyboard_on_two_days_and_scored(visit, run, rows, home, tmp_path) -> None:
     page = visit()
     pressed: dict[str, str] = {}

@@ -114,9 +114,13 @@ def test_in_a_container_the_hosts_path_is_not_there_and_the_mount_is_the_group(t
 
 def test_the_cpu_counts_this_process(tmp_path: Path) -> None:
     device = CpuDevice(cgroup=tmp_path)
-    before = device.allocated()
-    block = bytearray(b"x") * (64 * MIB)
-    assert device.allocated() - before == pytest.approx(64 * MIB, rel=0.1)
+    for _ in range(5):  # a process that starts meanwhile maps the same libraries, and what is shared is no longer ours alone
+        before = device.allocated()
+        block = bytearray(b"x") * (64 * MIB)
+        if (grown := device.allocated() - before) == pytest.approx(64 * MIB, rel=0.1):
+            break
+    else:
+        pytest.fail(f"64 MiB more were counted as {grown:,} bytes")
     assert device.allocated() <= device.peak() * 1.1
     assert 0 <= held_by_others(device) < device.total
     del block

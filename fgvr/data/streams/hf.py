@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -101,6 +102,9 @@ def _images(root: Path, split: str, column: str, start: int) -> Iterator[bytes]:
 @lru_cache(maxsize=4)
 def _reader(root: Path, split: str, column: str) -> ForwardReader:
     return ForwardReader(partial(_images, root, split, column))
+
+
+atexit.register(_reader.cache_clear)  # a half-read generator of `datasets` complains when it ends after the modules it needs
 
 
 def open_hf(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
