@@ -88,7 +88,7 @@ def on_post_page(output: str, **_: Any) -> str:
     return _CODE.sub(lambda code: _BREAK.sub(r"\g<0><wbr>", code[0]), output)
 
 
-_CODE = re.compile(r"<code>[^<]+</code>")
+_CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
 _BREAK = re.compile(r"[._=/,:](?=[\w\[{])")
 
 
