@@ -52,6 +52,12 @@ def test_links_between_the_repository_and_the_site_fit_both() -> None:
     assert shown("[a](scale.md)", "server.md") == "[a](how-to/scale.md)" and shown("[a](scale.md)", "how-to/index.md") == "[a](scale.md)"
 
 
+def test_a_long_key_breaks_after_its_signs_only() -> None:
+    page = '<td><code>models.mllm=qwen2_5</code></td><pre class="x"><code class="y">a.b</code></pre>'
+    assert "<code>models.<wbr>mllm=<wbr>qwen2_<wbr>5</code>" in docs_site.on_post_page(page)
+    assert "a.b" in docs_site.on_post_page(page)
+
+
 def test_every_page_of_docs_is_in_the_navigation_or_said_to_be_outside_it() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     settings = yaml.safe_load(text)
