@@ -81,8 +81,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _catalog(folders: Iterable[Path], superclass: str) -> Catalog:
     """A folder's name is the class's id; without number prefix and underscores it is its name."""
-    names = {class_id(folder.name): printable(folder.name) for folder in folders}
-    return Catalog(tuple(Category(id, plain_name(unicodedata.normalize("NFC", names[id])), superclass) for id in sorted(names, key=natural)))
+    names = {class_id(folder.name): plain_name(unicodedata.normalize("NFC", printable(folder.name))) for folder in folders}
+    return Catalog(tuple(Category(id, names[id], superclass) for id in sorted(names, key=natural)))
 
 
 def class_id(name: str) -> str:
