@@ -92,7 +92,7 @@ def trusted(folder: Path, encoder: str, shots: int | None, words: Sequence[str])
     results, _ = session.left_out()
     known = session.knowledge.prototypes
     left_out = np.mean([result.top.category == known.ids[owner] for result, owner in zip(results, known.owners, strict=True)])
-    errors = [metrics.reliability(values, seen.fast_right).error for values in (seen.fast_confidence, seen.score)]
+    errors = [metrics.reliability(values, seen.right).error for values in (seen.confidence, seen.score)]
     reviewed = [f"{r.ours:.3f} ({r.random:.3f}, {r.oracle:.3f})" for r in routers.reviewed(seen.fast_right, seen.score, REVIEWED)]
     low, high = report.top1_interval
     cells = [

@@ -65,7 +65,7 @@ def _read_split_folders(root: Path, supports: list[Path], tests: list[Path], sup
     unknown = sorted({class_id(f.name) for f in in_test} - {class_id(f.name) for f in in_support})
     if unknown:
         raise DatasetError(f"{root}: classes with test but no support images: {', '.join(unknown[:10])}; {NO_SUPPORT}")
-    catalog = _catalog({class_id(folder.name): folder for folder in in_support}.values(), superclass)
+    catalog = _catalog(in_support, superclass)
     counts = ((folder, len(list_images(folder, recursive=True))) for folder in aside)
     left = [f"{folder.name} holds {count:,} images, which are neither support nor test: left out" for folder, count in counts if count]
     notes = (*left, *_notes(root, in_support + in_test, [root, *supports, *tests]))
@@ -81,8 +81,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _catalog(folders: Iterable[Path], superclass: str) -> Catalog:
     """A folder's name is the class's id; without number prefix and underscores it is its name."""
-    ordered = sorted(folders, key=lambda f: natural(f.name))
-    return Catalog(tuple(Category(class_id(f.name), plain_name(printable(f.name)), superclass) for f in ordered))
+    names = {class_id(folder.name): plain_name(unicodedata.normalize("NFC", printable(folder.name))) for folder in folders}
+    return Catalog(tuple(Category(id, names[id], superclass) for id in sorted(names, key=natural)))
 
 
 def class_id(name: str) -> str:
