@@ -168,7 +168,7 @@ def train(world: TrainingWorld, plan: ComparePlan, paths: common.Paths, seed: in
         undue = sum(F.relu(logits.abs() - plan.silent).pow(2).mean() for logits in (letters[:, :-1], described))
         loss, length = F.cross_entropy(given, batch.letters), reply.pow(2).sum(-1).mean()
         optimizer.zero_grad(set_to_none=True)
-        (loss + plan.quiet * length + undue).backward()
+        (loss + plan.quiet * length + step / plan.steps * undue).backward()  # silence comes last, else it kills the circuit
         side.keep_marks()
         nn.utils.clip_grad_norm_(side.parameters(), 1.0)
         optimizer.step()
