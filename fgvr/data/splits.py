@@ -107,7 +107,7 @@ INSPECT_ALL = 20_000
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """Images per class and role; a tail longer than `shots` is a ConfigError.
+    """Images per class and role; an invalid number is a ConfigError.
 
     `shots` support images (None: all that the other roles leave), `calibration` images that nothing learns from, at most
     `test_per_class` test images (None: all). With `tail_shots` the support is long-tailed: `shots` for the most frequent class,
@@ -123,6 +123,12 @@ class SplitRequest:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        if self.shots is not None and self.shots < 1:
+            raise ConfigError(f"dataset.shots must be at least 1, not {self.shots}")
+        if self.test_per_class is not None and self.test_per_class < 0:
+            raise ConfigError(f"dataset.test_per_class must not be negative, not {self.test_per_class}")
+        if self.calibration < 0:
+            raise ConfigError(f"dataset.calibration must not be negative, not {self.calibration}")
         if self.tail_shots is not None and not (self.shots is not None and 1 <= self.tail_shots <= self.shots):
             raise ConfigError(f"dataset.tail_shots must be from 1 to dataset.shots={self.shots}, not {self.tail_shots}")
 
