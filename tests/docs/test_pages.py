@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fgvr.config.configuration import Config
-from fgvr.config.overrides import groups
+from fgvr.config.overrides import REFUSED, groups
 from fgvr.runtime.pool import close_shared
 from scripts import docs_reference
 
@@ -113,7 +113,7 @@ def test_every_option_and_key_that_a_page_names_exists(page: str) -> None:
             chosen = {one for one in re.split(r"[,|]", value) if re.fullmatch(r"[a-z][\w-]*", one)}  # NAME and ... stand for others
             assert chosen <= {*options[key], *OF_PLUGINS.get(key, ())}, (page, key, value)
         else:
-            assert key.startswith("hydra.") or docs_reference.rule(key) is not None, (page, key)
+            assert key.startswith("hydra.") or key in REFUSED or docs_reference.rule(key) is not None, (page, key)
 
 
 def test_a_wrong_word_in_a_block_is_found(reader: Reader) -> None:
