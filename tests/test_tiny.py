@@ -41,6 +41,13 @@ def test_slow_thinking_beats_fast_thinking_and_both_beat_chance(home):
     assert fast.notes[0].startswith("these models know only rendered birds")
 
 
+@pytest.mark.slow
+def test_comparing_candidates_in_words_beats_fast_thinking(home):
+    fast, reason = fgvr.evaluate(load(home, "trigger=never")), fgvr.evaluate(load(home, "trigger=always", "slow=reason"))
+    assert reason.top1 > fast.top1
+    assert reason.top1 > 0.75
+
+
 def test_the_calibrated_trigger_keeps_most_of_the_gain_at_a_part_of_the_cost(home):
     report = fgvr.evaluate(load(home, "trigger=calibrated"))
     fast, slow = fgvr.evaluate(load(home, "trigger=never")), fgvr.evaluate(load(home, "trigger=always"))

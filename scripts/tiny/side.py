@@ -147,9 +147,9 @@ class Side(nn.Module):
 
     def keep_marks(self) -> None:
         """The marks stay as written: the first layer's heads and the count go by them. Call it before each step."""
-        written = slice(LABEL.start, REST + 1)
+        marks = slice(LABEL.start, REST + 1)
         if self.codes.weight.grad is not None:
-            self.codes.weight.grad[:, written] = 0.0
+            self.codes.weight.grad[:, marks] = 0.0
         for linear in (self.match.out, self.down):
             if linear.weight.grad is not None:
                 linear.weight.grad[: VOTES.start], linear.weight.grad[FORM : REST + 1] = 0.0, 0.0
