@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = "family | class | generate | score | several images | batched = single | left padding | parked and returned | forecast / peak"
 _EXACT = 1e-3  # nats: sums of float32 in another order
+PROBED, TRIED = 4, (2, 3, 6, 8)  # prompts in a batch
+CANDIDATES, NEW_TOKENS = 5, 256
 
 
 def measure(*, models: str, repeat: int, size: int = 0) -> Races:
@@ -70,21 +72,42 @@ def row(folder: Path) -> dict[str, Any]:
 
 
 def memory(model: Any, spec: ModelSpec, folder: Path) -> str:
-    """Estimate, and forecast from a probe of batches of one and three, over the measured peak of two; all tensors, as on a GPU."""
+    found = forecasts(model, spec, folder, probed=PROBED, tried=TRIED)
+    return "; ".join(f"batch of {size}: estimate {estimate:.2f}, probed {probed:.3f}" for size, estimate, probed in found)
+
+
+def forecasts(model: Any, spec: ModelSpec, folder: Path, *, probed: int, tried: Sequence[int]) -> list[tuple[int, float, float]]:
+    """Size of a batch; estimate, and forecast from a probe of batches of up to `probed`, over the measured peak of other inputs."""
     from fgvr.runtime.devices.cpu import CpuDevice
     from fgvr.runtime.loaders.base import find_loader
     from fgvr.runtime.probe import Probes, take
-    from tests.runtime.tensor_trace import peak_of
 
-    class Traced(CpuDevice):
-        def measure(self, call: Callable[[], object]) -> int:
-            return peak_of(call, model._module)
+    loader, device, probes = find_loader(spec), CpuDevice(), Probes(folder / "probes")
+    measured = replace(spec, batch_size=probed)
+    probes.keep(loader, measured, device.name, take(model, measured, device))
+    found = []
+    for size in tried:
+        one, peak = replace(spec, batch_size=size), max(device.measure(call) for call in widest_calls(model, size))
+        found.append((size, loader.work_bytes(one) / peak, (probes.work(loader, one, device.name) or 0) / peak))
+    return found
 
-    loader, device, pair = find_loader(spec), Traced(), replace(spec, batch_size=2)
-    probes = Probes(folder / "probes")
-    probes.keep(loader, spec, device.name, take(model, spec, device))
-    peak = take(model, pair, device)[2]
-    return f"estimate {loader.work_bytes(pair) / peak:.2f}, probed {(probes.work(loader, pair, device.name) or 0) / peak:.3f}"
+
+def widest_calls(model: Any, size: int) -> list[Callable[[], object]]:
+    """Answers and scores for prompts as long as the plan allows, with a picture of one megapixel each."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(7)
+    shown = [Image.fromarray(random.integers(0, 256, (768, 1365, 3), dtype=np.uint8)) for _ in range(size)]
+    words = "red "
+    few, more = (model.score(shown[:1], [words * count], [["a"]])[0].prompt_tokens for count in (10, 20))
+    each = (more - few) / 10
+    prompts = [words * (10 + int((model.tokens_per_item - few) / each))] * size
+    return [
+        lambda: model.generate(shown, prompts, max_new_tokens=NEW_TOKENS),
+        lambda: model.score(shown, prompts, [[f"a bird {i}" for i in range(CANDIDATES)]] * size),
+        lambda: model.score(shown, prompts, [[words * int(NEW_TOKENS / each)] * CANDIDATES] * size),
+    ]
 
 
 def pictures() -> list[list[Image]]:

@@ -17,12 +17,12 @@ import fgvr
 from benchmarks.bench import bench
 from benchmarks.measure import ROOT
 from benchmarks.race import Lap, Races, Way, race
-from fgvr.runtime.batches import longest_first
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.pool import ModelPool
 from fgvr.session import Session
 from fgvr.types import ModelSpec, Picture
+from fgvr.utils.batches import longest_first
 
 _QUESTION = "Which bird is this? A. sparrow B. crow. Answer with the letter."
 _ANSWERS = ("a brown bird with a white belly and a long tail", "a black bird with grey wings", "a red bird", "B", "a small yellow bird")

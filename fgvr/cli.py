@@ -10,13 +10,13 @@ import pkgutil
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr import __version__
 from fgvr.config.overrides import explain, groups, tidy
-from fgvr.errors import ConfigError, FgvrError
+from fgvr.errors import ConfigError, FgvrError, causes
 from fgvr.utils import terminal
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
@@ -180,7 +180,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def answer(error: BaseException, overrides: Sequence[str]) -> int:
     """Say what went wrong in the user's words, and choose the exit code. A traceback means a bug of ours."""
-    chain = list(causes(error))
+    chain = list(causes(error, meanwhile=False))
     ours = next((cause for cause in chain if isinstance(cause, FgvrError)), None)
     if ours is None and "hydra" in sys.modules and (hydras := next(filter(_is_hydras, chain), None)):
         return tell(f"error: {explain(hydras, overrides)}", 2)
@@ -196,12 +196,6 @@ def _is_hydras(error: BaseException) -> bool:
     from omegaconf.errors import OmegaConfBaseException
 
     return isinstance(error, HydraException | OmegaConfBaseException)
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 # --- help --------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ def bird(words: Sequence[str]) -> int:
 
 def memory(words: Sequence[str]) -> int:
     """`fgvr memory ...`."""
+    from fgvr.runtime import admin_client
     from fgvr.utils.running_server import default_home, find_server
     from fgvr.utils.service import Service, token_from_environment
 
@@ -79,21 +80,9 @@ def memory(words: Sequence[str]) -> int:
             sys.stdout.write(json.dumps(event) + "\n" if asked.json else _sentence(event))
             sys.stdout.flush()
         return 0
-    _repeated(lambda: _answer(server, asked), server.url, asked)
+    wish = {name: value for name in ("models", "target", "size", "model") if (value := getattr(asked, name, None))}
+    _repeated(lambda: admin_client.ask(server, asked.action, **wish), server.url, asked)
     return 0
-
-
-def _answer(server: Any, asked: argparse.Namespace) -> Any:
-    from fgvr.runtime import admin_client
-
-    match asked.action:
-        case "cleanup":
-            return admin_client.cleanup(server, *asked.models, target=asked.target)
-        case "limit":
-            return admin_client.limit(server, asked.size)
-        case action if action in admin_client.MODEL_ACTIONS:
-            return admin_client.model(server, action, asked.model)
-    return admin_client.figures(server, asked.action)
 
 
 def _repeated(ask: Callable[[], Any], url: str, asked: argparse.Namespace) -> None:
@@ -111,12 +100,11 @@ def _repeated(ask: Callable[[], Any], url: str, asked: argparse.Namespace) -> No
 
 
 def _show(found: Any, url: str, *, as_json: bool, clear: bool) -> None:
-    from fgvr.evaluation import memory_console
-
     if as_json:
-        sys.stdout.write(json.dumps({"server": url} | memory_console.as_json(found)) + "\n")
+        sys.stdout.write(json.dumps({"server": url} | found) + "\n")
         sys.stdout.flush()
         return
+    from fgvr.evaluation import memory_console
     from fgvr.utils.logging import stdout_console
 
     console = stdout_console()

@@ -18,7 +18,7 @@ FgvrError                      exit code 3 from the command line
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -88,3 +88,12 @@ class RemoteError(FgvrError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status  # the HTTP status it answered with; None: it did not answer
+
+
+def causes(error: BaseException | None, *, meanwhile: bool = True) -> Iterator[BaseException]:
+    """The error, what it was raised from (`meanwhile`: or what was being handled when it was raised), and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (error.__context__ if meanwhile else None)

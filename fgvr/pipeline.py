@@ -11,10 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.data.pictures import DeferredImage
@@ -22,11 +21,8 @@ from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
 from fgvr.store.cost_tracking import TrackedCosts, track_costs
 from fgvr.types import Cost, Decision, FastResult, Picture, Prediction, Sample, SlowResult
-from fgvr.utils.batches import chunks
-from fgvr.utils.concurrent import map_in_order
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.batches import chunks, map_in_order
+from fgvr.utils.images import ImageSource
 
 _DECODERS = 8  # threads at most; decoding releases the interpreter, and one core decodes 290 photographs a second
 GROUP = 4
@@ -110,11 +106,6 @@ class Recognizer:
     def __call__(self, image: ImageSource | Sample | str) -> Prediction:
         return self.batch([image])[0]
 
-    def fast_only(self, pictures: Sequence[Picture]) -> list[tuple[FastResult, Decision]]:
-        """System 1 and the trigger on one batch, without System 2."""
-        fast = self._fast(pictures)
-        return list(zip(fast, self._trigger(fast), strict=True))
-
     def decide(self, results: Sequence[FastResult]) -> list[Decision]:
         """The trigger alone, on results of System 1."""
         return self._trigger(results)
@@ -177,7 +168,7 @@ class Recognizer:
     def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Callable[[], Picture | ImageError]]]:
         """Begin to open a batch. Calling the function beside a sample waits for its image."""
         deferred = self._deferred_images(batch)
-        return [(s, decoder.submit(self._open, s).result if p is None else partial(_same, p)) for s, p in zip(batch, deferred, strict=True)]
+        return [(s, decoder.submit(self._open, s).result if p is None else (lambda p=p: p)) for s, p in zip(batch, deferred, strict=True)]
 
     def _open(self, sample: Sample) -> Picture | ImageError:
         try:
@@ -261,10 +252,6 @@ def redecide(prediction: Prediction, trigger: Trigger, answer_fusion: LogLinearF
     (decision,) = trigger([prediction.fast])
     category, confidence, by = resolve(prediction.fast, decision, prediction.slow, answer_fusion)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
-
-
-def _same(picture: Picture) -> Picture:
-    return picture
 
 
 def as_sample(image: ImageSource | Sample | str, index: int = 0) -> Sample:

@@ -7,16 +7,21 @@ from dataclasses import replace
 
 from fgvr.agents.targets import Target
 from fgvr.config.configuration import Config
+from fgvr.errors import ConfigError
 from fgvr.runtime import offload
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
-from fgvr.runtime.devices import ALL, AUTO, device_class, device_names, pick_devices
+from fgvr.runtime.devices import ALL, AUTO, device_class, device_names, fastest_dtype, pick_devices
 from fgvr.runtime.devices.base import held_by_others
+from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.plan import plan as plan_memory
 from fgvr.runtime.probe import FOLDER, Probes
-from fgvr.runtime.spec import checked
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.paths import user_path
 from fgvr.utils.text import format_bytes
+
+DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
+QUANTIZATIONS = (None, "int8", "nf4")
+_ALSO = {"int4": "nf4"}  # what people write
 
 
 def plan(config: Config) -> MemoryPlan:
@@ -91,9 +96,33 @@ def optional_roles(config: Config) -> tuple[str, ...]:
 
 def spec(config: Config, role: str) -> ModelSpec:
     device = device_names(config.runtime.device)[0]
-    found = checked(ModelSpec(**config.models[role].arguments), device)
+    found = validate_spec(ModelSpec(**config.models[role].arguments), device)
     offload.check(found, config.runtime.offload, device)
     return found
+
+
+def validate_spec(spec: ModelSpec, device: str = "auto") -> ModelSpec:
+    """The spec, once its values are among the known ones, and its dtype is what this device (a `runtime.device`) computes in: what
+    `fastest` means there, and float32 where a small model's float16 would be emulated. So key and fingerprint tell the two apart.
+
+    Raises ConfigError listing all that is wrong.
+    """
+    if spec.quantization in _ALSO:
+        spec = replace(spec, quantization=_ALSO[spec.quantization])
+    wrong = []
+    if spec.dtype not in DTYPES:
+        wrong.append(f"models.{spec.role}.dtype={spec.dtype}: write one of {', '.join(DTYPES)}")
+    if spec.quantization not in QUANTIZATIONS:
+        wrong.append(f"models.{spec.role}.quantization={spec.quantization}: write null, int8 or nf4 (4 bits)")
+    elif spec.quantization and spec.role != "mllm":
+        wrong.append(f"models.{spec.role}.quantization={spec.quantization}: only models.mllm can be quantised")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    if spec.dtype == "fastest":
+        return replace(spec, dtype=fastest_dtype(device))
+    loader = find_loader(spec)
+    emulated = loader.widens_half and loader.is_half(spec) and device_class(device).emulates_half(chosen_by_auto=device in (AUTO, ALL))
+    return replace(spec, dtype="float32") if emulated else spec
 
 
 def _budgets(config: Config) -> list[tuple[str, int]]:

@@ -48,6 +48,18 @@ def reads_text(encoder: Encoder) -> bool:
 
 
 @runtime_checkable
+class Measured(Protocol):
+    """An MLLM that can say how long its prompts will be, before anything is tokenised: estimates that order and cap batches."""
+
+    tokens_per_item: int
+    """What working memory was planned with, images included."""
+
+    def lengths(self, images: Sequence[ImageLike | Sequence[ImageLike]], prompts: Sequence[str], system: str) -> list[int]:
+        """Tokens of each prompt with its images, about."""
+        ...
+
+
+@runtime_checkable
 class MLLM(Protocol):
     """A multimodal large language model; one user turn: the image(s), then the text."""
 

@@ -95,9 +95,10 @@ class TestImages:
 
     def fast_only(self, recognizer: Recognizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(score, answered fast, System 1 right) of each image; System 2 is not asked."""
-        seen = [pair for batch in self.batches for pair in recognizer.fast_only(batch)]
-        right = [fast.top.category == label for (fast, _), label in zip(seen, self.labels, strict=True)]
-        return np.array([d.score for _, d in seen]), np.array([not d.escalate for _, d in seen]), np.array(right)
+        fast = [result for batch in self.batches for result in recognizer.fast(batch)]
+        decisions = recognizer.decide(fast)
+        right = [result.top.category == label for result, label in zip(fast, self.labels, strict=True)]
+        return np.array([d.score for d in decisions]), np.array([not d.escalate for d in decisions]), np.array(right)
 
     def auroc(self, recognizer: Recognizer) -> float:
         score, _, right = self.fast_only(recognizer)

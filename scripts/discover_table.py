@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def measure(seed: int, shots: int, overrides: list[str]) -> tuple[dict[str, floa
     scores = {name: metrics.clustering_accuracy(kmeans(rivals[name], count), labels) for name in rivals}
     scores["kmeans_image_found"] = metrics.clustering_accuracy(kmeans(rivals["kmeans_image"], len(found.kinds)), labels)
     descriptions = [kind.description for kind in found.kinds]
-    similarity, chance = metrics.name_similarity(
+    similarity, chance = name_similarity(
         {str(i): vector for i, vector in enumerate(models.encoder.encode_text(descriptions))},
         dict(zip(dataset.catalog.ids, models.encoder.encode_text([species.describe() for species in true]), strict=True)),
         groups,
@@ -95,6 +96,22 @@ def measure(seed: int, shots: int, overrides: list[str]) -> tuple[dict[str, floa
         "seconds": seconds,
     }
     return quantities, told(found)
+
+
+def name_similarity(
+    said: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], groups: Sequence[str], labels: Sequence[str]
+) -> tuple[float, float]:
+    """(mean over images, the same by chance): cosine of the words of an image's group with the words of its true class.
+
+    Args: said, true: unit vector of each group's, of each class's words.
+    Chance: the group's words against those of every class, weighted as the classes occur.
+    """
+    classes = sorted(true)
+    table = np.stack([true[c] for c in classes])
+    share = np.array([sum(label == c for label in labels) for c in classes]) / len(labels)
+    mine = np.mean([said[g] @ true[c] for g, c in zip(groups, labels, strict=True)])
+    chance = np.mean([share @ (table @ said[g]) for g in groups])
+    return float(mine), float(chance)
 
 
 def features(vectors: np.ndarray, texts: np.ndarray, said: list[str]) -> dict[str, np.ndarray]:

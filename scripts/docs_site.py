@@ -83,6 +83,15 @@ def outside(html: str) -> list[str]:
     return _LOADED.findall(html) + _FAR_STYLE.findall(html)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Keys and paths break after a dot, a stroke or a sign, and not within a word: a narrow table stays readable."""
+    return _CODE.sub(lambda code: _BREAK.sub(r"\g<0><wbr>", code[0]), output)
+
+
+_CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+_BREAK = re.compile(r"[._=/,:](?=[\w\[{])")
+
+
 def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:
     """A drawing becomes part of its page, so that it takes the page's colours, light or dark."""
 

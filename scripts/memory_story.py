@@ -122,7 +122,7 @@ class StoryMLLM(_Sized, FakeMLLM):
 
     def generate(self, images: Any, prompts: Any, **options: Any) -> Any:
         batch = self._batch(len(prompts))
-        self._live(qwen.tower(self._shape, batch), qwen.prefill(self._shape, batch), qwen.decode(self._shape, batch))
+        self._live(qwen.tower(self._shape, batch), qwen.prefill(self._shape, batch))
         return super().generate(images, prompts, **options)
 
     def score(self, images: Any, prompts: Any, continuations: Any, **options: Any) -> Any:

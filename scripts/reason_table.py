@@ -66,13 +66,10 @@ def attributes_of(text: str) -> dict[int, int]:
     return {place: value for place, value in enumerate(birds.read(text)) if value is not None}
 
 
-def verdicts(rationale: str, question: Question) -> list[bool]:
-    """For each `phrase: letters` of a rationale: whether the letters are those of the options whose words have the phrase."""
-    right = []
-    for part in rationale.partition(". So")[2].rstrip(". ").split(","):
-        phrase, _, letters = part.partition(":")
-        right.append(letters.split() == [chr(65 + i) for i, o in enumerate(question.options) if phrase.strip() in o.description])
-    return right
+def fitting(said: dict[int, int], question: Question) -> list[int]:
+    """The options whose descriptions share the most of what is said: what comparing should find, seen right or wrong."""
+    shared = [sum(attributes_of(option.description).get(p) == v for p, v in said.items()) for option in question.options]
+    return [i for i, count in enumerate(shared) if count == max(shared)]
 
 
 def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict[str, str]]]:
@@ -96,7 +93,7 @@ def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> 
             tells = chosen and any(truth[label][p] == v == truth[chosen][p] and truth[second][p] != v for p, v in said.items())
             each["telling"].append(bool(tells))
             each["seen"] += [truth[label][p] == v for p, v in said.items()]
-            each["compared"] += verdicts(rationale_of(str(reply)), question)
+            each["compared"].append(read in fitting(said, question))
             each["tokens"].append(reply.prompt_tokens + reply.new_tokens)
             each["new tokens"].append(reply.new_tokens)
             rows.append({"label": label, "asked": prompt, "reply": str(reply)})

@@ -1,9 +1,9 @@
 """Train the tiny models that `fgvr` ships, from nothing, on the bird world: `python scripts/train_tiny.py --stage all`.
 
-Stages: `data` renders the training world, `encoder` trains the open_clip model, `vision` the MLLM's eye, `language` its words, `joint` the
-image-text matcher, whose eye starts as the encoder's. Each stage is seeded, counts in steps, keeps an atomic checkpoint under training/ and
-resumes from it; curves go to training/*.jsonl. No species of a reserved world, nor a one-attribute neighbour of one, is ever drawn: the
-data stage asserts it.
+Stages: `data` renders the training world, `encoder` trains the open_clip model, `vision` the MLLM's eye, `language` its words, `compare` a
+side network in it that compares candidates, `joint` the image-text matcher, whose eye starts as the encoder's. Each stage is seeded, counts
+in steps, keeps an atomic checkpoint under training/ and resumes from it; curves go to training/*.jsonl. No species of a reserved world, nor
+a one-attribute neighbour of one, is ever drawn: the data stage asserts it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from tiny import card, common, encoder, joint, language, sight, vision, words, world  # noqa: E402
+from tiny import card, common, compare, encoder, joint, language, vision, world  # noqa: E402
 
-STAGES = ("data", "encoder", "vision", "language", "joint", "card")
-TRIED = ("words", "sight")
-"""Stages towards reasoning (docs/reasoning-log.md) whose weights are not shipped, so `all` leaves them out."""
+STAGES = ("data", "encoder", "vision", "language", "compare", "joint", "card")
 GENERA = 7000
 """Training genera of four species, three pictures each: 84,000 pictures, 3.2 GB on disk."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=(*STAGES, *TRIED, "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="pause a stage after so long; the schedule itself is in steps")
     parser.add_argument("--steps", type=int, help="length of the stage's schedule instead of the recipe's")
@@ -42,9 +40,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--genera", type=int, default=GENERA)
     parser.add_argument("--work", type=Path, default=ROOT / "training", help="pictures, checkpoints, curves")
     parser.add_argument("--models", type=Path, default=ROOT / "fgvr" / "models_tiny", help="where the trained folders go")
-    parser.add_argument(
-        "--start", type=Path, default=ROOT / "fgvr" / "models_tiny" / "mllm", help="the MLLM that `words` and `sight` go on from"
-    )
     return parser.parse_args()
 
 
@@ -55,9 +50,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     paths = common.Paths(args.work, args.models)
     length = {"steps": args.steps} if args.steps else {}
-    if args.stage == "words":  # needs no pictures
-        words.train(words.WordsPlan(**length), args.start, paths, args.seed, time.time() + 60 * args.minutes)
-        return
     drawn = world.build(args.work / "world", args.genera, args.seed, workers=args.threads)
     for stage in STAGES[1:] if args.stage == "all" else (args.stage,):
         until = time.time() + 60 * args.minutes
@@ -67,8 +59,8 @@ def main() -> None:
             vision.train(drawn, vision.VisionPlan(**length), paths, args.seed, until)
         elif stage == "language":
             language.train(drawn, language.LanguagePlan(**length), paths, args.seed, until)
-        elif stage == "sight":
-            sight.train(drawn, sight.SightPlan(**length), args.start, paths, args.seed, until)
+        elif stage == "compare":
+            compare.train(drawn, compare.ComparePlan(**length), paths, args.seed, until)
         elif stage == "joint":
             joint.train(drawn, joint.JointPlan(**length), paths, args.seed, until)
         elif stage == "card":

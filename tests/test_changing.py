@@ -241,6 +241,6 @@ def test_names_of_classes_become_names_of_folders() -> None:
 
 def test_a_home_without_a_base_says_how_to_build_it(capfd, kites: Path) -> None:
     assert cli.main(["classes", *FAKE, f"dataset.root={kites}"]) == 3
-    assert "mode=build_knowledge_base" in capfd.readouterr().err
+    assert "fgvr build_knowledge_base" in capfd.readouterr().err
     assert not (Path(os.environ["FGVR_HOME"]) / "knowledge").exists()
     shutil.rmtree(kites)

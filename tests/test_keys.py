@@ -121,6 +121,12 @@ def test_a_key_that_is_added_and_that_nobody_knows_is_refused(capsys) -> None:
     assert "slow.rulez: no such key here. Nearest: rules" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["models.mllm.device_map=auto", "+models.mllm.device_map=auto"])
+def test_a_model_over_several_cards_is_refused_with_what_to_write_instead(word: str, capsys) -> None:
+    assert main(["mode=plan", word]) == 2
+    assert "not laid over several devices" in (said := capsys.readouterr().err) and "runtime.offload=auto" in said and len(said) < 400
+
+
 def test_a_trigger_of_somebody_else_may_take_keys_of_its_own() -> None:
     cfg = fgvr.load_config(
         "trigger=never", "trigger._target_=fgvr.types.History", "+trigger.seen=1", "+trigger.correct=1", "+trigger.total=2"

@@ -204,7 +204,7 @@ def test_the_mode_that_builds_does_so_where_it_is_told(tmp_path):
 
 @pytest.mark.parametrize("build", ["missing", "always", "never"])
 def test_other_modes_only_look_at_a_path_and_say_how_to_build_there(build, tmp_path):
-    with pytest.raises(fgvr.KnowledgeError, match=f"mode=build_knowledge_base .*knowledge.path={tmp_path / 'tpyo'}"):
+    with pytest.raises(fgvr.KnowledgeError, match=f"fgvr build_knowledge_base .*knowledge.path={tmp_path / 'tpyo'}"):
         fgvr.build_recognizer(load(f"knowledge.path={tmp_path / 'tpyo'}", f"knowledge.build={build}"))
     assert not (tmp_path / "tpyo").exists()
 
@@ -254,9 +254,9 @@ def test_the_command_that_is_told_builds_the_base_that_was_missing(asked, tmp_pa
     cfg = fgvr.load_config("dataset.genera=[2,2]", "dataset.test_per_class=1", *asked, "knowledge.build=never")
     with pytest.raises(fgvr.KnowledgeError) as told:
         Session(cfg).open_knowledge()
-    python, script, mode, *words = shlex.split(str(told.value).partition("build it with: ")[2])
-    assert (python, script, mode) == ("python", "discovering.py", "mode=build_knowledge_base")
-    build = fgvr.load_config(mode, *words)
+    program, mode, *words = shlex.split(str(told.value).partition("build it with: ")[2])
+    assert (program, mode) == ("fgvr", "build_knowledge_base")
+    build = fgvr.load_config(f"mode={mode}", *words)
     place = {key: build.paths[key] for key in ("home", "data")}
     assert place == {key: cfg.paths[key] for key in place}
     origins = [Session(c).origin for c in (cfg, build)]
@@ -267,8 +267,8 @@ def test_the_command_that_is_told_for_a_folder_and_a_path(folder, tmp_path):
     words = ("dataset.superclass=bird of prey", f"knowledge.path={tmp_path / 'my base'}", "dataset.cache_dir=null")
     with pytest.raises(fgvr.KnowledgeError) as told:
         fgvr.build_recognizer(of(folder, *words))
-    command = shlex.split(str(told.value).partition("build it with: ")[2])[2:]
-    assert fgvr.build_knowledge_base(fgvr.load_config(*command)).path == tmp_path / "my base"
+    words_told = shlex.split(str(told.value).partition("build it with: ")[2])[2:]
+    assert fgvr.build_knowledge_base(fgvr.load_config("mode=build_knowledge_base", *words_told)).path == tmp_path / "my base"
     assert fgvr.build_recognizer(of(folder, *words)) is not None
 
 

@@ -102,7 +102,7 @@ def test_how_it_will_be_tested_does_not_change_a_base():
 
 
 def test_a_base_that_may_not_be_built_is_an_error_with_the_command_to_run():
-    with pytest.raises(fgvr.KnowledgeError, match="mode=build_knowledge_base"):
+    with pytest.raises(fgvr.KnowledgeError, match="fgvr build_knowledge_base"):
         fgvr.build_recognizer(load("knowledge.build=never"))
 
 

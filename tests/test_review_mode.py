@@ -164,7 +164,7 @@ def test_photographs_without_labels_are_reviewed_and_learned_too(home: Path, tmp
         shutil.copy(file, photographs / f"IMG {place}.png")
     words = (*WORDS[:-1], "trigger=always", f"image={photographs}", f"paths.home={home}")
     answers = fgvr.load_config("mode=classify", *words)
-    modes.MODES["classify"](answers)
+    modes.perform(answers)
     [folder] = {file.parent for file in (home / "runs/classify").glob("*/review.json")}
     body = page(folder)
     images = list(body["images"])

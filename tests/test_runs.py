@@ -195,7 +195,7 @@ def _slowly(folder: Path, words: tuple[str, ...], begun: Any, go_on: Any) -> Non
 
     FakeEncoder.encode = encode
     cfg = load(folder, *words)
-    modes.MODES[cfg.mode](cfg)
+    modes.perform(cfg)
 
 
 @pytest.mark.parametrize("words", [("mode=evaluate",), ("mode=classify",)], ids=["evaluate", "classify"])
@@ -209,15 +209,15 @@ def test_who_begins_anew_beside_a_running_one_is_told_so_and_spoils_nothing(fold
         assert begun.wait(60)
         cfg = load(folder, *words)
         with pytest.raises(fgvr.StoreError, match="is being written by another run; wait for it or end it"):
-            modes.MODES[cfg.mode](cfg)
+            modes.perform(cfg)
         fresh = load(folder, *words, "run.fresh=true")
         with pytest.raises(fgvr.StoreError, match="is being written by another run; wait for it or end it"):
-            modes.MODES[cfg.mode](fresh)
+            modes.perform(fresh)
     finally:
         go_on.set()
         first.join(60)
     assert first.exitcode == 0
     (rows,) = home.glob(f"runs/{cfg.mode}/*/predictions.jsonl")
     assert len(rows.read_text().splitlines()) == 8 and (rows.parent / "report.html").exists()
-    modes.MODES[cfg.mode](fresh)
+    modes.perform(fresh)
     assert len(rows.read_text().splitlines()) == 8

@@ -154,8 +154,11 @@ class Deferred:
 
 def features(results: Sequence[FastResult]) -> np.ndarray:
     """(n, F) float64, columns as in FEATURES."""
-    rows = [[_log_odds(r.top.probability), r.margin, float(r.agreement), precision(r.history), r.ambiguity] for r in results]
-    return np.array(rows, float).reshape(-1, len(FEATURES))
+    rows = [[r.top.probability, r.margin, float(r.agreement), precision(r.history), r.ambiguity] for r in results]
+    table = np.array(rows, float).reshape(-1, len(FEATURES))
+    p = np.clip(table[:, 0], 1e-6, 1 - 1e-6)
+    table[:, 0] = np.log(p / (1 - p))  # log-odds
+    return table
 
 
 def precision(history: History) -> float:
@@ -186,8 +189,3 @@ def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> f
     if slow >= len(ordered):
         return NOTHING
     return float((ordered[slow - 1] + ordered[slow]) / 2) if slow else 0.0
-
-
-def _log_odds(p: float) -> float:
-    p = min(max(p, 1e-6), 1 - 1e-6)
-    return float(np.log(p / (1 - p)))

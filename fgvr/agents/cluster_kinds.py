@@ -46,13 +46,9 @@ def cluster_kinds(vectors: np.ndarray, *, scale: float, count: int | None = None
 
 def from_json(plain: Mapping[str, Any]) -> Discovered:
     """What `dataclasses.asdict` and JSON have made of it."""
-
-    def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-    plain = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # as 0.1 wrote it
-    parts: dict[str, Any] = tuples(plain)
-    parts["kinds"] = tuple(Kind(**tuples(kind)) for kind in plain["kinds"])
+    parts: dict[str, Any] = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # as 0.1 wrote it
+    parts |= {name: tuple(parts[name]) for name in ("attributes", "notes")}
+    parts["kinds"] = tuple(map(Kind.of, parts["kinds"]))
     return Discovered(**parts)
 
 

@@ -6,9 +6,8 @@ model sees only these images and words that models have said before. The number 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -24,9 +23,6 @@ from fgvr.utils.batches import batches
 from fgvr.utils.progress import track
 from fgvr.utils.text import normalise_name
 
-log = logging.getLogger(__name__)
-
-STAGES = ("identify", "howto", "describe", "guess", "postprocess")
 Target = Literal["description", "name"]
 Stage = Callable[[str, Callable[[], Any]], Any]
 """(name of the stage, how to compute it) -> its result, plain JSON values. A stage that is done is read instead."""
@@ -50,6 +46,12 @@ class Kind:
     pictures: tuple[int, ...]  # their numbers in the set
     certainty: tuple[float, ...]  # of each of them, in [0, 1]
     votes: int  # pictures that guessed it by themselves
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Kind:
+        """From JSON values."""
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +124,10 @@ class Discoverer:
         descriptions = self._stage("describe", lambda: self.describe(picture_set, superclass, attributes))
         guesses = self._stage("guess", lambda: self.guess(picture_set, superclass, descriptions))
         found = self._stage("postprocess", lambda: self.postprocess(picture_set, superclass, attributes, descriptions, guesses))
-        kinds: list[dict[str, Any]] = [
-            {key: tuple(value) if isinstance(value, list) else value for key, value in kind.items()} for kind in found["kinds"]
-        ]
         return Discovered(
             superclass=superclass,
             attributes=tuple(attributes),
-            kinds=tuple(Kind(**kind) for kind in kinds),
+            kinds=tuple(map(Kind.of, found["kinds"])),
             guesses=found["guesses"],
             complexity_penalty=found["complexity_penalty"],
             notes=self._notes(identified, attributes, descriptions, guesses),

@@ -30,7 +30,6 @@ class Selection:
     indices: np.ndarray  # (K,) int64, into the M hypotheses
     owners: np.ndarray  # (N,) int64, into `indices`
     certainty: np.ndarray  # (N,) posterior of the owner
-    penalty: float  # nats
 
 
 def complexity_penalty(hypotheses: int, pictures: int) -> float:
@@ -66,7 +65,7 @@ def select_mixture(nats: np.ndarray, votes: np.ndarray, penalty: float) -> Selec
             owners = posterior.argmax(axis=1)
             kept = np.unique(owners)  # a component that owns no image names nothing
             if len(kept) == len(indices):
-                return Selection(indices, owners, posterior.max(axis=1), penalty)
+                return Selection(indices, owners, posterior.max(axis=1))
         indices, shares = indices[kept], shares[kept] / shares[kept].sum()
 
 

@@ -41,7 +41,8 @@ class Random:
         self._seed = seed
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
-        scores = [_uniform(f"{self._seed}:{result.sha256}") for result in results]
+        digests = (hashlib.sha256(f"{self._seed}:{result.sha256}".encode()).digest() for result in results)
+        scores = [int.from_bytes(digest[:8]) / 2**64 for digest in digests]  # uniform in [0, 1)
         return [Decision(score < self._slow_rate, score, self._slow_rate) for score in scores]
 
 
@@ -146,7 +147,3 @@ def _share(result: FastResult, score: str, temperature: float) -> float:
 def hoeffding(seen: int, total: int, scale: float) -> float:
     """How far the true accuracy may lie below the observed one: scale * sqrt(ln total / (2 seen)); `scale` for a class never seen."""
     return scale * math.sqrt(math.log(total) / (2 * seen)) if seen > 0 else scale
-
-
-def _uniform(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

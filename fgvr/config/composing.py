@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fgvr.config import served
 from fgvr.config.configuration import Config
 from fgvr.config.hydra_tree import composed
 from fgvr.config.overrides import FORMER_VALUES, RENAMED, explain, tidy
-from fgvr.errors import ConfigError, FgvrError
+from fgvr.errors import ConfigError, FgvrError, causes
 from fgvr.utils.paths import config_dir
 
 served.register()  # before any configuration is read
@@ -45,13 +45,6 @@ def explained(error: BaseException, overrides: Sequence[str]) -> FgvrError:
     """An error of Hydra's or OmegaConf's in our words; what a resolver of ours has raised, as itself."""
     ours = (cause for cause in causes(error) if isinstance(cause, FgvrError))
     return next(ours, None) or ConfigError(explain(error, overrides))
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from or meanwhile, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def sweep_folder() -> Path | None:

@@ -29,6 +29,7 @@ from fgvr.config.fields import (
     spelled,
 )
 from fgvr.config.groups import Group
+from fgvr.config.overrides import REFUSED
 from fgvr.errors import ConfigError
 from fgvr.utils.files import short_hash
 from fgvr.utils.text import nearest
@@ -41,17 +42,8 @@ _UNLABELLED = ("classify", "discover", "serve")  # modes whose pictures have no 
 _NO_ANSWERS = ("replay", "compare", "memory", "cache", "plan")  # modes that ask no model
 _ALONE = ("serve", "build_experience_base")  # modes that ask models, and have nothing to share among workers
 _RENDERED = "fgvr.data.datasets.open_birds"
-_NO_RESULT = (
-    "run",
-    "server",
-    "logging",
-    "paths",
-    "pinned_trigger",
-    "store",
-    "runtime",
-    "engine",
-    "published",
-)  # keys that change no result
+_NO_RESULT = ("run", "server", "logging", "paths", "pinned_trigger", "store", "runtime", "engine", "published")
+"""Keys that change no result."""
 
 
 class Config(Group):
@@ -239,8 +231,8 @@ def _complaint(error: ErrorDetails, values: Mapping[str, Any]) -> str:
         model, parent = (group_of(field) if field else None), model
         value = value.get(name) if isinstance(value, Mapping) else None
         if field is None:
-            near = nearest(name, parent.model_fields)
-            return f"{'.'.join(path)}: no such key here" + (f". Nearest: {', '.join(near)}" if near else "")
+            key, near = ".".join(path), nearest(name, parent.model_fields)
+            return f"{key}: " + (REFUSED.get(key) or "no such key here" + (f". Nearest: {', '.join(near)}" if near else ""))
     key = ".".join(path)
     if error["type"] == "missing":
         return needed(key)
@@ -258,4 +250,4 @@ def building_command(words: Sequence[str], mode: str) -> str:
     if mode == "discover":
         return "the same command without knowledge.build=never and knowledge.path"
     kept = [word for word in words if re.split(r"[.=/@]", word.lstrip("+~"))[0] in _OF_A_BASE and word != "knowledge.build=never"]
-    return shlex.join(["python", "discovering.py", "mode=build_knowledge_base", *kept])
+    return shlex.join(["fgvr", "build_knowledge_base", *kept])

@@ -199,6 +199,8 @@ class Dataset(Leaf):
 
 
 class Model(Leaf):
+    model_config = ConfigDict(extra="forbid")  # always a ModelSpec
+
     role: Role
     loader: Text
     source: Addresses | None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.config import experiments
-from fgvr.errors import ConfigError
+from fgvr.errors import ConfigError, causes
 from fgvr.utils.paths import config_dir
 
 PATH_KEYS = {
@@ -42,6 +42,10 @@ RENAMED = {
     "discover.price": "discover.complexity_penalty",
 }  # key of a former version -> its name now
 FORMER_VALUES = {("slow.arbitrate", "pool"): "log_linear"}
+REFUSED = {
+    "models.mllm.device_map": "one model is not laid over several devices, since each device has a pool and a budget of its own. "
+    "Write runtime.offload=auto or models.mllm.quantization=nf4, or have an engine spread the model: models/mllm=vllm"
+}  # key that other programs have -> why there is none, and what to write
 
 
 _NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra reads as something else than an option's name
@@ -222,6 +226,9 @@ def _unknown_keys(words: Sequence[str], known: Mapping[str, list[str]], tree: Pa
     for name, _, _ in named:
         if not here or name in here or name.partition("@")[0] in known:
             continue
+        if name in REFUSED:
+            yield f"{name}: {REFUSED[name]}"
+            continue
         choices = [key for key in (*here, *brought) if key.replace(".", "/") not in known]
         close = [name] if name in brought else nearest(name.replace("/", "."), [*choices, *known])
         yield f"{name}: no such key here. " + (_list("Nearest", [brought.get(key, key) for key in close]) or _siblings(name, here))
@@ -248,11 +255,9 @@ def _seen(error: BaseException | None) -> set[str]:
     """All keys of the configuration in which OmegaConf looked for the one that is not there: to compose it again takes .2 s."""
     from omegaconf import OmegaConf
 
-    while error is not None:
-        if (node := getattr(error, "parent_node", None)) is not None:
-            return {key for key in _walk(OmegaConf.to_container(node._get_root())) if key.partition(".")[0] != "hydra"}
-        error = error.__cause__
-    return set()
+    node = next((node for cause in causes(error, meanwhile=False) if (node := getattr(cause, "parent_node", None)) is not None), None)
+    found = () if node is None else _walk(OmegaConf.to_container(node._get_root()))
+    return {key for key in found if key.partition(".")[0] != "hydra"}
 
 
 def _walk(node: object, prefix: str = "") -> Iterator[str]:
@@ -283,6 +288,5 @@ def _siblings(key: str, keys: set[str]) -> str:
 
 
 def _lines(error: BaseException | None) -> Iterator[str]:
-    while error is not None:
-        yield from (line.strip() for line in str(error).splitlines() if line.strip() and "object_type=" not in line)
-        error = error.__cause__
+    for cause in causes(error, meanwhile=False):
+        yield from (line.strip() for line in str(cause).splitlines() if line.strip() and "object_type=" not in line)

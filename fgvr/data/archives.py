@@ -198,17 +198,14 @@ def _unpack_file(path: Path, folder: Path, part: str, start: int) -> list[tuple[
     batches = source.iter_batches(_BATCH, columns=["image", "label"])
     for batch in track(batches, path.name, -(-source.metadata.num_rows // _BATCH)):
         for row in batch.to_pylist():
+            image = row["image"]
+            content = image.get("bytes") if isinstance(image, dict) else image
+            if not isinstance(content, bytes):
+                raise DatasetError(f"{path}, row {len(files)}: no picture in it, only {str(image)[:80]}")
             name = f"{part}/{start + len(files):06d}.jpg"
-            (folder / name).write_bytes(_bytes(row["image"], path, len(files)))
+            (folder / name).write_bytes(content)
             files.append((name, int(row["label"])))
     return files
-
-
-def _bytes(image: Any, path: Path, row: int) -> bytes:
-    content = image.get("bytes") if isinstance(image, dict) else image
-    if not isinstance(content, bytes):
-        raise DatasetError(f"{path}, row {row}: no picture in it, only {str(image)[:80]}")
-    return content
 
 
 def _class_names(path: Path) -> list[str]:

@@ -137,8 +137,9 @@ def make_listing(name: str, known: BenchmarkDataset, contents: Contents, base: P
     seen: dict[str, str] = {}
     for row in contents.rows:
         if row.label not in catalog:
+            span = " to ".join(catalog.ids[:1] + catalog.ids[-1:]) or "none"
             raise DatasetError(
-                f"{base}: {row.where}: class {row.label!r} is none of the {len(catalog)} listed ({_span(catalog.ids)}); "
+                f"{base}: {row.where}: class {row.label!r} is none of the {len(catalog)} listed ({span}); "
                 "extract the lists again, and take them all from one version"
             )
         if row.key in seen:
@@ -187,10 +188,6 @@ def _camel(word: str) -> list[str]:
     if not cuts or not word.isalpha():
         return [word]
     return [word[a:b].lower() for a, b in zip([0, *cuts], [*cuts, len(word)], strict=True)]
-
-
-def _span(ids: tuple[str, ...]) -> str:
-    return f"{ids[0]} to {ids[-1]}" if ids else "none"
 
 
 def _known(name: str) -> BenchmarkDataset:
@@ -264,23 +261,16 @@ def _entries(path: Path) -> Iterator[Entry]:
     except OSError as error:
         raise DatasetError(f"dataset.split_file={path} cannot be read: {error.strerror}") from error
     try:
-        yield from (_json_entries(text) if path.suffix.lower() == ".json" else _csv_entries(text))
+        if path.suffix.lower() == ".json":
+            for part, entries in json.loads(text).items():
+                yield from ((str(file), _part(part), str(label)) for file, label, *_ in entries)
+        else:
+            yield from ((row["filename"], _part(row["split"]), "") for row in csv.DictReader(text.splitlines()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{path} is no split file ({error!r}); expected JSON with train, val and test lists of [path, label, name], "
             "or CSV with the columns split and filename"
         ) from error
-
-
-def _json_entries(text: str) -> Iterator[Entry]:
-    for part, entries in json.loads(text).items():
-        for file, label, *_ in entries:
-            yield str(file), _part(part), str(label)
-
-
-def _csv_entries(text: str) -> Iterator[Entry]:
-    for row in csv.DictReader(text.splitlines()):
-        yield row["filename"], _part(row["split"]), ""
 
 
 def _part(word: str) -> str:

@@ -37,7 +37,9 @@ class Catalog:
         try:
             return self._by_id[id]
         except KeyError:
-            raise DatasetError(f"no class has the id {id!r}{_hint(id, self._by_id)}") from None
+            near = nearest(id, self._by_id)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise DatasetError(f"no class has the id {id!r}{hint}") from None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -55,13 +57,6 @@ class Catalog:
         """The class a name, alias or folder name means, in any spelling (`utils.text.normalise_name`); None when none does."""
         return self._by_name.get(normalise_name(name))
 
-    def named(self, name: str) -> Category:
-        """As `find`, but an unknown name is a DatasetError that lists near ones."""
-        category = self.find(name)
-        if category is None:
-            raise DatasetError(f"no class is called {name!r}{_hint(name, self.names())}")
-        return category
-
     @cached_property
     def _by_id(self) -> dict[str, Category]:
         return {category.id: category for category in self.categories}
@@ -78,8 +73,3 @@ class Catalog:
                         "rename one or merge them"
                     )
         return known
-
-
-def _hint(word: str, choices: Iterable[str]) -> str:
-    near = nearest(word, choices)
-    return f"; did you mean {', '.join(near)}?" if near else ""

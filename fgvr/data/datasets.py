@@ -19,14 +19,7 @@ from fgvr.data.catalog import Catalog
 from fgvr.data.folder import BadImage, Inspector, describe_bad_images, read_listing
 from fgvr.data.label_table import TABLE
 from fgvr.data.listing import Listing
-from fgvr.data.splits import (
-    OnBadImage,
-    Split,
-    SplitRequest,
-    choose_shots,
-    leave_out_contradictions,
-    split_few_shot,
-)
+from fgvr.data.splits import OnBadImage, Split, SplitRequest, choose_shots, leave_out_contradictions, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json

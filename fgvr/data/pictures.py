@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from fgvr.errors import ImageError
 from fgvr.types import Picture, Sample
-from fgvr.utils.images import MAX_PIXELS, StoredImage, content_sha256, read_image, reduced_sha256
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import MAX_PIXELS, ImageSource, StoredImage, content_sha256, read_image, reduced_sha256
 
 
 def open_picture(source: ImageSource | bytes | Picture, *, max_pixels: int = MAX_PIXELS) -> Picture:

@@ -43,11 +43,6 @@ class Split:
         """12 hex digits over what is in which role: keys, labels and contents, in no order."""
         return short_hash(sorted((role, s.key, s.label or "", s.sha256) for role, s in self))
 
-    def to_json(self) -> dict[str, Any]:
-        """For splits.json; holds keys, not where the root is."""
-        rows = {role: [_row(sample) for sample in getattr(self, role)] for role in ROLES}
-        return {"schema": 1, "split_hash": self.split_hash, **rows}
-
 
 class Named(Protocol):
     """What an image is chosen by."""
@@ -101,10 +96,6 @@ def require(samples_by_class: Mapping[str, Sequence[Named]], needed: int | Mappi
 def _some(counts: Mapping[str, int]) -> str:
     more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
     return ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10]) + more
-
-
-def _row(sample: Sample) -> dict[str, Any]:
-    return {"key": sample.key, "label": sample.label, "sha256": sample.sha256}
 
 
 # --- few-shot splits -----------------------------------------------------------------------------------------------------------

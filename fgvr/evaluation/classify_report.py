@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from fgvr.evaluation import html
 from fgvr.types import Prediction
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 SHOWN = 200
 """Images on one page; the rest is in predictions.jsonl."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,11 +245,6 @@ def _varied(runs: Sequence[Run]) -> list[str]:
 
 
 # --- for people and for machines ---------------------------------------------------------------------------------------------
-
-
-def to_json(found: Comparison) -> dict[str, Any]:
-    """Everything; an interval over a single seed is null."""
-    return asdict(found)
 
 
 def tables(found: Comparison) -> list[RenderableType]:

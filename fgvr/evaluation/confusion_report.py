@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fgvr.evaluation import html, metrics
 from fgvr.evaluation.records import Outcomes
 from fgvr.types import Prediction
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 PAIRS = 40
 """Pairs that can be opened; the rest is in predictions.jsonl."""

@@ -60,7 +60,8 @@ def prediction_tables(predictions: Sequence[Prediction]) -> list[RenderableType]
     if len(predictions) > _DETAILED:
         table = Table("image", "prediction", "confidence", "by", "runner-up")
         for p in predictions:
-            table.add_row(p.image, p.answer, f"{p.confidence:.2f}", p.by, _runner_up(p))
+            runner_up = next((name for name, _ in p.ranked() if name != p.name), "")
+            table.add_row(p.image, p.answer, f"{p.confidence:.2f}", p.by, runner_up)
         return [table]
     return [part for prediction in predictions for part in _reasons(prediction)]
 
@@ -95,11 +96,6 @@ def _reasons(p: Prediction) -> list[RenderableType]:
     if p.slow is not None and p.slow.rationale:
         lines.append(Text(f"System 2: {p.slow.rationale}"))
     return lines
-
-
-def _runner_up(p: Prediction) -> str:
-    """The likeliest class besides the answer, in the eyes of the system that gave it."""
-    return next((name for name, _ in p.ranked() if name != p.name), "")
 
 
 def _name(prediction: Prediction, category: str) -> str:

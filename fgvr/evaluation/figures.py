@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,7 @@ from fgvr.evaluation.memory_history import MemoryHistory
 from fgvr.evaluation.records import Outcomes, outcomes
 from fgvr.evaluation.uncertainty import Interval
 from fgvr.types import Asked, Cost, DeviceUse, Prediction, Report
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 NOTHING_LOADED = {"mllm": 0, "encoder": 0, "joint": 0}
 WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
@@ -36,7 +33,7 @@ class RunFigures:
     reliability: metrics.Reliability
     routers: routers.EqualBudget | None  # None where not every slow answer is known (`evaluation.record=all` records them)
     abstention: Mapping[str, Any] | None
-    unreadable: int
+    unreadable: int  # images that were sent to System 2 and got no readable answer
     stage_seconds: Mapping[str, Mapping[str, float]] | None
 
 
@@ -75,27 +72,16 @@ def make_report(
     predictions: Sequence[Prediction],
     *,
     classes: Mapping[str, str],
-    dataset: str,
-    trigger: str,
     notes: Sequence[str] = (),
-    model_loads: Mapping[str, int] = NOTHING_LOADED,
-    peak_device_bytes: int = 0,
-    devices: tuple[DeviceUse, ...] = (),
-    path: Path,
-    skipped: int = 0,
-    config: Mapping[str, Any] | None = None,
     pictures: Mapping[str, ImageSource] | None = None,
     known: Mapping[str, Sequence[ImageSource]] | None = None,
-    provenance: Mapping[str, str] | None = None,
     memory: MemoryHistory | None = None,
-    peak_host_bytes: int | None = None,
     slow_right: np.ndarray | None = None,
     decode_wait: float | None = None,
     cache_hits: int | None = None,
     measure: Sequence[str] = scoring_protocols.DEFAULT,
     sentences: scoring_protocols.Sentences | None = None,
-    review: Mapping[str, Any] | None = None,
-    workers: Sequence[Mapping[str, Any]] = (),
+    **facts: Any,
 ) -> RunReport:
     """Score the labelled predictions. They are walked several times, and none is kept.
 
@@ -104,6 +90,7 @@ def make_report(
         slow_right: whether each labelled image would be right with System 2, where that is known for all.
         decode_wait: seconds that the models waited for images, where that was measured.
         cache_hits: embeddings and replies that were in the store, where that was measured.
+        facts: other fields of RunReport, which are known beforehand: dataset, trigger, path, devices, ...
     """
     seen = outcomes(predictions)
     measured = scoring_protocols.measured(seen, measure, sentences)
@@ -116,7 +103,7 @@ def make_report(
         reliability=metrics.reliability(seen.confidence, seen.right),
         routers=None if slow_right is None else routers.at_equal_budget(seen.fast_right, slow_right, seen.score, seen.escalated),
         abstention=_abstention(predictions),
-        unreadable=_unreadable(predictions),
+        unreadable=sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None),
         stage_seconds=_stage_seconds(memory),
     )
     total = sum((p.cost for p in predictions), Cost())
@@ -133,25 +120,14 @@ def make_report(
         protocols={name: scoring_protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
         asked={} if total.asked is None else _work(total.asked),  # empty where a prediction does not tell
         cost=cost,
-        peak_device_bytes=peak_device_bytes,
-        model_loads=dict(model_loads),
         notes=(*notes, *scoring_protocols.remarks(measure, tuple(classes.values()), sentences)),
         classes=dict(classes),
-        dataset=dataset,
-        trigger=trigger,
-        path=Path(path),
-        skipped=skipped,
         predictions=predictions,
         seen=seen,
         figures=figures,
-        config=config or {},
         pictures=Pictures({} if pictures is None else pictures, known or {}),
-        provenance=dict(provenance or {}),
         memory=memory,
-        devices=devices,
-        peak_host_bytes=peak_host_bytes,
-        review=review,
-        workers=tuple(workers),
+        **({"peak_device_bytes": 0, "model_loads": NOTHING_LOADED} | facts),
     )
 
 
@@ -198,8 +174,3 @@ def _abstention(predictions: Sequence[Prediction]) -> dict[str, Any] | None:
         "answered_and_wrong": wrong / len(held),
         "wrong_of_answered": wrong / len(given) if len(given) else None,
     }
-
-
-def _unreadable(predictions: Sequence[Prediction]) -> int:
-    """How many of the images that were sent to System 2 it gave no readable answer for."""
-    return sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None)

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ImageError
-from fgvr.utils.images import read_image, thumbnail_data_url
+from fgvr.utils.images import ImageSource, read_image, thumbnail_data_url
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-    from fgvr.utils.images import ImageSource
 
 THUMBNAIL = 112
 """Longer side of a thumbnail, pixels."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fgvr.agents.discover import Discovered
 from fgvr.evaluation import html
+from fgvr.utils.images import ImageSource
 from fgvr.utils.text import html_table
-
-if TYPE_CHECKING:
-    from fgvr.agents.discover import Discovered
-    from fgvr.utils.images import ImageSource
 
 SHOWN, IN_ALL = 8, 4000
 """Pictures of one kind, and of the whole page."""

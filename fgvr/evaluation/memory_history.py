@@ -76,11 +76,9 @@ def memory_history(timeline: Timeline) -> MemoryHistory:
                 total.role = total.role or event.role
                 match event.kind:
                     case "loaded" | "restored":
-                        total.loads, total.bytes, total.loading_seconds = (
-                            total.loads + 1,
-                            event.bytes,
-                            total.loading_seconds + event.seconds,
-                        )
+                        total.loads += 1
+                        total.bytes = event.bytes
+                        total.loading_seconds += event.seconds
                     case "evicted" | "parked":
                         total.evictions += event.text != WAS_PARKED
                     case "lease":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,19 +128,3 @@ def clustering_accuracy(groups: Sequence[str] | np.ndarray, labels: Sequence[str
     """Clustering accuracy (`cacc`): share of images whose group is matched with their class. Groups beyond the classes are errors."""
     matched = matching(groups, labels)
     return float(np.mean([matched.get(str(g)) == str(c) for g, c in zip(groups, labels, strict=True)]))
-
-
-def name_similarity(
-    said: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], groups: Sequence[str], labels: Sequence[str]
-) -> tuple[float, float]:
-    """(mean over images, the same by chance): cosine of the words of an image's group with the words of its true class.
-
-    Args: said, true: unit vector of each group's, of each class's words.
-    Chance: the group's words against those of every class, weighted as the classes occur.
-    """
-    classes = sorted(true)
-    table = np.stack([true[c] for c in classes])
-    share = np.array([sum(label == c for label in labels) for c in classes]) / len(labels)
-    mine = np.mean([said[g] @ true[c] for g, c in zip(groups, labels, strict=True)])
-    chance = np.mean([share @ (table @ said[g]) for g in groups])
-    return float(mine), float(chance)

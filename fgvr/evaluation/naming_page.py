@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fgvr.agents.discover import Discovered
 from fgvr.errors import DatasetError
 from fgvr.evaluation import html
 from fgvr.evaluation.answers import read_table
 from fgvr.utils.files import short_hash
-
-if TYPE_CHECKING:
-    from fgvr.agents.discover import Discovered
-    from fgvr.utils.images import ImageSource
+from fgvr.utils.images import ImageSource
 
 COLUMNS = ("run", "kind", "name")
 _SHOWN, _SIDE, _IN_ALL = 12, 120, 4000
@@ -27,11 +24,7 @@ def run_of(found: Discovered, hashes: Sequence[str]) -> str:
 def render(found: Discovered, run: str, pictures: Sequence[ImageSource], *, title: str, notes: Sequence[str] = ()) -> str:
     shown = min(_SHOWN, max(1, _IN_ALL // max(len(found.kinds), 1)))
     kinds = [
-        {
-            "name": kind.name,
-            "images": len(kind.pictures),
-            "shown": [html.thumbnail(pictures[i], _SIDE) for i in kind.pictures[:shown]],
-        }
+        {"name": kind.name, "images": len(kind.pictures), "shown": [html.thumbnail(pictures[i], _SIDE) for i in kind.pictures[:shown]]}
         for kind in found.kinds
     ]
     return html.render("kinds.html", title=title, notes=notes, kinds=kinds, run=run)

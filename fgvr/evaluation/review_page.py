@@ -12,17 +12,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fgvr.errors import ImageError, StoreError
+from fgvr.errors import StoreError
 from fgvr.evaluation import html
 from fgvr.types import Prediction
 from fgvr.utils.files import atomic_write, read_json, short_hash
-from fgvr.utils.images import read_image, thumbnail_data_url
+from fgvr.utils.images import ImageSource
 from fgvr.utils.text import printable
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
 
 PAGE, FILE = "review.html", "review.json"
 MOST = 1000
@@ -95,8 +92,8 @@ def render(
     named = {c.category for p in shown for c in p.fast.candidates[:most]}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         side = next(side for limit, side in _SIDES if len(shown) <= limit)
-        photographs = list(threads.map(lambda p: _small(pictures.get(p.image), side), shown))
-        examples = {id: list(threads.map(lambda source: _small(source, _KNOWN_SIDE), known.get(id, ())[:KNOWN])) for id in named}
+        photographs = list(threads.map(lambda p: html.thumbnail(pictures.get(p.image), side), shown))
+        examples = {id: list(threads.map(lambda source: html.thumbnail(source, _KNOWN_SIDE), known.get(id, ())[:KNOWN])) for id in named}
     data = {
         "run": review.run,
         "classes": [{"id": id, "name": name, "known": [url for url in examples.get(id, ()) if url]} for id, name in review.classes.items()],
@@ -111,13 +108,3 @@ def render(
         ],
     }
     return html.render("review.html", title=title, notes=notes, data=data, more=len(doubtful) - len(shown), most=most)
-
-
-def _small(source: ImageSource | None, side: int) -> str | None:
-    """A small JPEG as a data URL; None where the picture is no longer to be had."""
-    if source is None:
-        return None
-    try:
-        return thumbnail_data_url(read_image(source)[0], side)
-    except ImageError:
-        return None

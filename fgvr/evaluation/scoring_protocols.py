@@ -1,7 +1,7 @@
 """What "correct" means: named, versioned ways to score one predictions file. A number is comparable only within one id and version.
 
-A new protocol is one function on `Outcomes` under `@protocol`; its version rises whenever any score could change. The function says what
-each image is worth, and the score is their mean, which can then be given intervals; or it says the score itself. Class identity is the
+A new protocol is one function on `Outcomes` and a row of `PROTOCOLS`; its version rises whenever any score could change. The function says
+what each image is worth, and the score is their mean, which can then be given intervals; or it says the score itself. Class identity is the
 class id. The text protocols compare *names*; they exist to reproduce other people's numbers, and the scorer's audit says how
 many wrong answers each of them accepts. Definitions as published: FineR's utils/metrics.py (cacc, sacc), lmms-owc (text_inclusion),
 FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
@@ -13,7 +13,6 @@ import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -60,23 +59,7 @@ class Protocol:
         return f"{self.name} v{self.version}"
 
 
-PROTOCOLS: dict[str, Protocol] = {}
-FAMILIES: dict[str, Callable[[float], Protocol]] = {}
-"""Protocols with a number in their name: `sare_fuzzy@0.3`."""
 DEFAULT = ("exact", "top5", "macro")
-
-
-Measure = Callable[..., np.ndarray | float]
-
-
-def protocol(name: str, version: int, title: str, **more: Any) -> Callable[[Measure], Measure]:
-    """Register a measuring function; `more` are the other fields of its Protocol."""
-
-    def register(measure: Measure) -> Measure:
-        PROTOCOLS[name] = Protocol(name, version, title, measure, **more)
-        return measure
-
-    return register
 
 
 def get(name: str) -> Protocol:
@@ -119,22 +102,6 @@ def _measured(chosen: Protocol, outcomes: Outcomes, sentences: Sentences | None)
 # --- by class id -------------------------------------------------------------------------------------------------------------
 
 
-@protocol("exact", 1, "Top-1 accuracy, exact class id")
-def _exact(outcomes: Outcomes) -> np.ndarray:
-    return outcomes.right
-
-
-@protocol("top5", 1, "Top-5 accuracy")
-def _top5(outcomes: Outcomes) -> np.ndarray:
-    return metrics.among(outcomes.place, 5)
-
-
-@protocol("macro", 1, "Macro accuracy", by_class=True)
-def _macro(outcomes: Outcomes) -> np.ndarray:
-    return outcomes.right
-
-
-@protocol("cacc", 1, "Clustering accuracy: answers matched one-to-one with classes (Hungarian)")
 def _cacc(outcomes: Outcomes) -> float:
     """The best one-to-one matching of answers with classes, whatever either is called; an image without an answer is matched with none."""
     given = outcomes.answers != ""
@@ -143,7 +110,6 @@ def _cacc(outcomes: Outcomes) -> float:
     return metrics.clustering_accuracy(outcomes.answers[given], outcomes.labels[given]) * float(np.mean(given))
 
 
-@protocol("multiple_choice@random", 1, "Four options, three of them random; chance 1/4")
 def _random_choice(outcomes: Outcomes) -> np.ndarray:
     """The other options are fixed per class by a hash of ids, as easy as in KARL: three random wrong classes."""
     classes = outcomes.classes
@@ -154,7 +120,6 @@ def _random_choice(outcomes: Outcomes) -> np.ndarray:
     return _choice(outcomes, others)
 
 
-@protocol("multiple_choice", 1, "Four options, three of them the wrong classes most alike in name; chance 1/4", encoder=True)
 def _hard_choice(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
     """The other options are the three wrong classes whose names the encoder puts nearest, as in FOCI (there by CLIP ViT-L-14)."""
     classes = list(outcomes.classes)
@@ -174,7 +139,6 @@ def _choice(outcomes: Outcomes, others: dict[str, list[str]]) -> np.ndarray:
 # --- by name: for reproducing others -----------------------------------------------------------------------------------------
 
 
-@protocol("sacc", 1, "Mean cosine of the answered and the true name's embeddings", encoder=True)
 def _sacc(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
     """FineR's semantic accuracy, its encoder (all-mpnet-base-v2) being replaceable: never compare across encoders. No answer counts 0."""
     texts = sorted({text for pair in outcomes.texts for text in pair if text})
@@ -185,11 +149,6 @@ def _sacc(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
 def includes(answer: str, truth: str) -> bool:
     """lmms-owc's textual inclusion: the truth is a piece of the answer, case and outer blanks aside; "rose" is in "primrose"."""
     return truth.lower().strip() in answer.lower().strip()
-
-
-@protocol("text_inclusion", 1, "The true name is a piece of the answered one", accepts=includes)
-def _text_inclusion(outcomes: Outcomes) -> np.ndarray:
-    return _accepted(outcomes, includes)
 
 
 def similar(answer: str, truth: str, threshold: float) -> bool:
@@ -206,12 +165,27 @@ def _sare_fuzzy(threshold: float) -> Protocol:
     return Protocol(f"sare_fuzzy@{threshold:g}", 1, title, lambda outcomes: _accepted(outcomes, accepts), accepts)
 
 
-FAMILIES["sare_fuzzy"] = _sare_fuzzy
-
-
 def _accepted(outcomes: Outcomes, accepts: Callable[[str, str], bool]) -> np.ndarray:
     verdicts = {pair: bool(pair[0]) and accepts(*pair) for pair in set(outcomes.texts)}
     return np.array([verdicts[pair] for pair in outcomes.texts])
+
+
+_HARD = "Four options, three of them the wrong classes most alike in name; chance 1/4"
+PROTOCOLS = {
+    one.name: one
+    for one in (
+        Protocol("exact", 1, "Top-1 accuracy, exact class id", lambda outcomes: outcomes.right),
+        Protocol("top5", 1, "Top-5 accuracy", lambda outcomes: metrics.among(outcomes.place, 5)),
+        Protocol("macro", 1, "Macro accuracy", lambda outcomes: outcomes.right, by_class=True),
+        Protocol("cacc", 1, "Clustering accuracy: answers matched one-to-one with classes (Hungarian)", _cacc),
+        Protocol("multiple_choice@random", 1, "Four options, three of them random; chance 1/4", _random_choice),
+        Protocol("multiple_choice", 1, _HARD, _hard_choice, encoder=True),
+        Protocol("sacc", 1, "Mean cosine of the answered and the true name's embeddings", _sacc, encoder=True),
+        Protocol("text_inclusion", 1, "The true name is a piece of the answered one", lambda o: _accepted(o, includes), includes),
+    )
+}
+FAMILIES = {"sare_fuzzy": _sare_fuzzy}
+"""Protocols with a number in their name: `sare_fuzzy@0.3`."""
 
 
 # --- the audit of a scorer: how many wrong answers it would call right ----------------------------------------------------------

@@ -7,15 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, hf_hub_url, snapshot_download
 
 from fgvr.errors import FgvrError, ModelLoadError, RemoteError
 from fgvr.fetch.download import RemoteFile, download
@@ -25,7 +17,7 @@ from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 from fgvr.utils.network import route_to
 
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses: httpx, or httpx2
+_HTTP_ERROR: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses: httpx, or httpx2
 FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 
@@ -78,24 +70,24 @@ def _explained(spec: ModelSpec, repository: str) -> Iterator[None]:
     route_to(constants.ENDPOINT).certificates()  # a proxy or certificate variable that cannot work is named
     try:
         yield
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, _HTTP_ERROR, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, _HTTP_ERROR, OSError) as error:
         raise _in_our_words(spec, repository, [error, *filter(None, [error.__cause__])]) from error
 
 
-def _in_our_words(spec: ModelSpec, repository: str, errors: Sequence[BaseException]) -> FgvrError:
+def _in_our_words(spec: ModelSpec, repository: str, chain: Sequence[BaseException]) -> FgvrError:
     """huggingface_hub wraps what went wrong; the innermost error that we know decides."""
     page = f"{constants.ENDPOINT}/{repository}"
-    for error in errors:
+    for error in chain:
         match error:
-            case OfflineModeIsEnabled():
+            case errors.OfflineModeIsEnabled():
                 return RemoteError("HF_HUB_OFFLINE forbids downloads: unset it for this command")
-            case GatedRepoError():
+            case errors.GatedRepoError():
                 return ModelLoadError(f"{repository} asks you to accept its licence at {page}, then to log in: hf auth login")
-            case RepositoryNotFoundError() | RevisionNotFoundError():
+            case errors.RepositoryNotFoundError() | errors.RevisionNotFoundError():
                 wanted = f"{repository} with the revision {spec.revision}" if spec.revision else repository
                 key = f"models.{spec.role}.source"
                 return ModelLoadError(f"the hub has no model {wanted}; correct {key}, or log in if it is private: hf auth login")
-    said = str(errors[-1]).partition("\n")[0]
+    said = str(chain[-1]).partition("\n")[0]
     return RemoteError(f"{constants.ENDPOINT} cannot give {repository} ({said}); the same command goes on from what is here")
 
 

@@ -71,7 +71,8 @@ def plan_benchmark(known: Published, title: str, root: Path) -> Download:
     sizes = [announced_size(file) for file in known.files]
     missing = [_missing(folder, file, size) for file, size in zip(known.files, sizes, strict=True)]
     size = sum(filter(None, missing)) if None not in missing else None
-    _check_room(title, root, sum(filter(None, missing)), sum(filter(None, sizes)))
+    # Photographs do not shrink in an archive: unpacked they take what the archives take.
+    check_room(f"{title} while it is unpacked", root, sum(filter(None, missing)) + sum(filter(None, sizes)), "paths.data")
     return Download(title, tuple(file.url for file in known.files), size, known.licence, root)
 
 
@@ -88,11 +89,6 @@ def _missing(folder: Path, file: RemoteFile, size: int | None) -> int | None:
         return 0
     part = part_of(folder / file.name)
     return None if size is None else size - (part.stat().st_size if part.exists() else 0)
-
-
-def _check_room(title: str, root: Path, to_come: int, unpacked: int) -> None:
-    """Photographs do not shrink in an archive: unpacked they take what the archives take."""
-    check_room(f"{title} while it is unpacked", root, to_come + unpacked, "paths.data")
 
 
 def check_room(what: str, folder: Path, needed: int, setting: str) -> None:

@@ -16,9 +16,8 @@ import numpy as np
 
 from fgvr.errors import KnowledgeError
 from fgvr.knowledge.classes import ClassRecord, Description
-from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes
-from fgvr.knowledge.statistics import Statistics
+from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
 from fgvr.types import Experience, Manifest
 from fgvr.utils.files import atomic_write, sha256_file
 
@@ -151,6 +150,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
     statistics, temperature = arrays.pop("confusion"), float(arrays.pop("temperature")[0])
     classes = tuple(_class_record(row) for row in _read_parquet(folder / CLASSES))
     ids = tuple(record.id for record in classes)
+    rules = map(json.loads, (folder / EXPERIENCE).read_text().splitlines())
     return KnowledgeBase(
         origin=_origin(manifest),
         classes=classes,
@@ -158,7 +158,7 @@ def load(folder: Path, *, expected: Origin | None = None) -> KnowledgeBase:
         statistics=Statistics(ids, statistics),
         slow_scores=_load_scores(folder / SLOW_SCORES),
         support=tuple(Support(**row) for row in json.loads((folder / SPLITS).read_text())["support"]),
-        experience=tuple(_experience(json.loads(line)) for line in (folder / EXPERIENCE).read_text().splitlines()),
+        experience=tuple(Experience(**row | {"pair": tuple(row["pair"]), "sources": tuple(row["sources"])}) for row in rules),
         path=folder,
         manifest=manifest,
     )
@@ -178,13 +178,13 @@ def _manifest(base: KnowledgeBase, files: Mapping[str, str], *, created: str, se
 
 def _read_manifest(folder: Path) -> Manifest:
     if not is_complete(folder):
-        raise KnowledgeError(f"no complete knowledge base in {folder}; build one with: python discovering.py mode=build_knowledge_base")
+        raise KnowledgeError(f"no complete knowledge base in {folder}; build one with: fgvr build_knowledge_base")
     try:
         fields = json.loads((folder / MANIFEST).read_text())
         if fields["schema"] != SCHEMA:
             raise KnowledgeError(
                 f"{folder} has schema {fields['schema']}, this version reads {SCHEMA}; rebuild with: "
-                "python discovering.py mode=build_knowledge_base knowledge.build=always"
+                "fgvr build_knowledge_base knowledge.build=always"
             )
         return Manifest(**fields)
     except (ValueError, KeyError, TypeError) as exc:
@@ -287,7 +287,3 @@ def _read_parquet(path: Path) -> list[dict]:
     # Not memory-mapped: a reader must survive the base being rebuilt under it. Not `read_table`: it brings in pandas, a second and a half.
     with parquet.ParquetFile(path, memory_map=False) as file:
         return file.read().to_pylist()
-
-
-def _experience(row: dict) -> Experience:
-    return Experience(**{**row, "pair": tuple(row["pair"]), "sources": tuple(row["sources"])})

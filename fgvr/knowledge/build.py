@@ -17,15 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
 from fgvr.knowledge.classes import ClassRecord, DescribeRequest, Description
-from fgvr.knowledge.leave_one_out import LeaveOneOutScores
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
-from fgvr.knowledge.statistics import Statistics
+from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
 from fgvr.knowledge.views import views
 from fgvr.protocols import Each, Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
@@ -38,16 +36,10 @@ log = logging.getLogger(__name__)
 JOURNAL = "journal.sqlite"
 
 
-class LeaveOneOut(Protocol):
-    """Leave-one-out on the support images, by both systems."""
-
-    def __call__(
-        self,
-        prototypes: Prototypes,
-        records: Sequence[ClassRecord],
-        hashes: Sequence[str],
-        pictures: Callable[[Sequence[int]], list[Picture]],
-    ) -> tuple[Statistics, LeaveOneOutScores]: ...
+LookAt = Callable[[Sequence[int]], list[Picture]]
+"""The support images with these numbers, opened."""
+LeaveOneOut = Callable[[Prototypes, Sequence[ClassRecord], Sequence[str], LookAt], tuple[Statistics, LeaveOneOutScores]]
+"""Leave-one-out on the support images, by both systems, from prototypes, classes, content hashes and images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +128,7 @@ def build(
 
     encoded, hashes = _encode_images(range(len(samples)), pictures, components)
     records = _describe(categories, owners, folds, pictures, components)
+    prompts = components.name_prompts
     prototypes = Prototypes(
         ids=tuple(category.id for category in categories),
         shots=encoded,
@@ -143,7 +136,7 @@ def build(
         folds=folds,
         text=_encode_words([r.description for r in records], components, encoded.shape[1]),
         fold_text=np.stack([_encode_words([r.fold_descriptions[f] for r in records], components, encoded.shape[1]) for f in (0, 1)]),
-        name=_encode_names(categories, components),
+        name=None if prompts is None else _encode_groups([prompts(category) for category in categories], components.encoder),
         temperature=1 / components.encoder.logit_scale,
         families=families,
     )
@@ -169,9 +162,7 @@ def _families(numbers: Sequence[int]) -> np.ndarray | None:
     return np.array(numbers, np.int64)
 
 
-def _encode_images(
-    indices: range, pictures: Callable[[Sequence[int]], list[Picture]], components: BuildComponents
-) -> tuple[np.ndarray, list[str]]:
+def _encode_images(indices: range, pictures: LookAt, components: BuildComponents) -> tuple[np.ndarray, list[str]]:
     def encode(batch: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         seen = pictures(batch)
         shown = components.encoder.encode([view for picture in seen for view in views(picture, components.views)])
@@ -184,11 +175,7 @@ def _encode_images(
 
 
 def _describe(
-    categories: Sequence[Category],
-    owners: np.ndarray,
-    folds: np.ndarray,
-    pictures: Callable[[Sequence[int]], list[Picture]],
-    components: BuildComponents,
+    categories: Sequence[Category], owners: np.ndarray, folds: np.ndarray, pictures: LookAt, components: BuildComponents
 ) -> list[ClassRecord]:
     """One description per class from its first images and, cross-fitted, one without each fold. Without an MLLM there is none."""
     counts, absent = np.bincount(owners, minlength=len(categories)), Description("", "absent")
@@ -230,12 +217,6 @@ def _encode_words(descriptions: Sequence[Description], components: BuildComponen
     if present:
         vectors[present] = _encode_groups([components.pieces(descriptions[i].text) for i in present], components.encoder)
     return vectors
-
-
-def _encode_names(categories: Sequence[Category], components: BuildComponents) -> np.ndarray | None:
-    """(C, d); None where the encoder does not know the names."""
-    prompts = components.name_prompts
-    return None if prompts is None else _encode_groups([prompts(category) for category in categories], components.encoder)
 
 
 def _encode_groups(groups: Sequence[Sequence[str]], encoder: Encoder) -> np.ndarray:

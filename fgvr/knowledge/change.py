@@ -3,7 +3,7 @@ former base, byte for byte. Only matrix rows; no models, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -84,7 +84,11 @@ def without_class(base: KnowledgeBase, id: str, recount: Recount) -> KnowledgeBa
     )
     support = [image for image in base.support if image.category != id]
     gone = {image.sha256 for image in base.support} - {image.sha256 for image in support}
-    scores = {sha256: _without(nats, id) for sha256, nats in base.slow_scores.scores.items() if sha256 not in gone}
+    scores = {
+        sha256: {category: value for category, value in nats.items() if category != id}
+        for sha256, nats in base.slow_scores.scores.items()
+        if sha256 not in gone
+    }
     changed = replace(
         base,
         slow_scores=replace(base.slow_scores, scores=scores),
@@ -118,7 +122,3 @@ def _joined(old: np.ndarray | None, new: np.ndarray | None, n: int, m: int) -> n
 
 def _unless_all_differ(families: np.ndarray) -> np.ndarray | None:
     return None if len(np.unique(families)) == len(families) else families
-
-
-def _without(nats: Mapping[str, float], id: str) -> dict[str, float]:
-    return {category: value for category, value in nats.items() if category != id}

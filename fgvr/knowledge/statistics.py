@@ -1,8 +1,9 @@
-"""The statistics library: how often System 1 is right on each class, counted on leave-one-out retrieval. It holds counts, no bounds."""
+"""What both systems answer leave-one-out on the support images: System 1's counts per class (no bounds), and System 2's log-likelihoods."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,3 +49,11 @@ class Statistics:
         correct = self.correct[predicted] - np.bincount(alike, weights=truth == predicted)[alike].astype(np.int64)
         total = int(self.confusion.sum()) - np.bincount(family)[family]
         return [History(*counts) for counts in zip(seen.tolist(), correct.tolist(), total.tolist(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOutScores:
+    """System 2's: nats of the leave-one-out shortlist of each support image. The build makes them; the fusion weight is fitted on them."""
+
+    target: str  # slow.target they were scored with
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # image sha256 -> class id -> nats

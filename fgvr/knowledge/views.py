@@ -5,16 +5,13 @@ The views are the same for every image: the image, its mirror image, its middle 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import ImageOps
+from PIL.Image import Image
 
 from fgvr.types import Picture
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-MOST = 4
 _MIDDLE = 0.85  # of each side
 
 
@@ -37,15 +34,11 @@ class View(Picture):
     @property
     def image(self) -> Image:  # pyright: ignore[reportIncompatibleVariableOverride]
         whole = self._of.image
-        shown = whole.crop(_centre(whole.width, whole.height)) if self._number >= 2 else whole
+        dx, dy = (round(side * (1 - _MIDDLE) / 2) for side in whole.size)
+        shown = whole.crop((dx, dy, whole.width - dx, whole.height - dy)) if self._number >= 2 else whole
         return ImageOps.mirror(shown) if self._number % 2 else shown
 
 
 def views(picture: Picture, count: int) -> list[Picture]:
     """The first `count` views, the image itself first. Each has a hash of its own, so that its vector is cached under its own key."""
     return [picture, *(View(picture, number) for number in range(1, count))]
-
-
-def _centre(width: int, height: int) -> tuple[int, int, int, int]:
-    dx, dy = round(width * (1 - _MIDDLE) / 2), round(height * (1 - _MIDDLE) / 2)
-    return dx, dy, width - dx, height - dy

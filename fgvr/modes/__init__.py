@@ -6,57 +6,45 @@ The one table of modes is here. It names functions and imports none, so that a p
 from __future__ import annotations
 
 import pkgutil
-from dataclasses import dataclass
 from typing import Any
 
 from fgvr.config.configuration import Config
 
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """`run` is the dotted name of a function of a Session, or of the Config alone where it needs nothing that takes long to import."""
-
-    run: str
-    light: bool = False
-
-    def __call__(self, config: Config) -> Any:
-        run = pkgutil.resolve_name(self.run)
-        if self.light:
-            return run(config)
-        from fgvr.session import Session
-
-        return run(Session(config))
-
-
-_EVALUATE = Mode("fgvr.modes.evaluating:evaluate")
-
 MODES = {
-    "baselines": Mode("fgvr.modes.comparing_baselines:baselines"),
-    "build_knowledge_base": Mode("fgvr.modes.building:build_knowledge_base"),
-    "build_experience_base": Mode("fgvr.modes.building:build_experience_base"),
-    "cache": Mode("fgvr.modes.checking:cache"),
-    "classify": Mode("fgvr.modes.classifying:classify"),
-    "compare": Mode("fgvr.modes.comparing:compare"),
-    "discover": Mode("fgvr.modes.discovering:discover"),
-    "doctor": Mode("fgvr.modes.checking:doctor"),
-    "evaluate": _EVALUATE,
+    "baselines": "fgvr.modes.comparing_baselines:baselines",
+    "build_knowledge_base": "fgvr.modes.building:build_knowledge_base",
+    "build_experience_base": "fgvr.modes.building:build_experience_base",
+    "cache": "fgvr.modes.checking:cache",
+    "classify": "fgvr.modes.classifying:classify",
+    "compare": "fgvr.modes.comparing:compare",
+    "discover": "fgvr.modes.discovering:discover",
+    "doctor": "fgvr.modes.checking:doctor",
+    "evaluate": "fgvr.modes.evaluating:evaluate",
     # Presets: the same function; the configuration pins the trigger.
-    "fastonly": _EVALUATE,
-    "slowonly": _EVALUATE,
-    "fast_slow": _EVALUATE,
-    "fetch": Mode("fgvr.modes.fetching:fetch"),
-    "memory": Mode("fgvr.modes.checking:memory"),
-    "plan": Mode("fgvr.modes.memory_plan:plan", light=True),
-    "review": Mode("fgvr.modes.review:review"),
-    "replay": Mode("fgvr.modes.replaying:replay"),
-    "serve": Mode("fgvr.modes.serving:serve"),
+    "fastonly": "fgvr.modes.evaluating:evaluate",
+    "slowonly": "fgvr.modes.evaluating:evaluate",
+    "fast_slow": "fgvr.modes.evaluating:evaluate",
+    "fetch": "fgvr.modes.fetching:fetch",
+    "memory": "fgvr.modes.checking:memory",
+    "plan": "fgvr.modes.memory_plan:plan",
+    "review": "fgvr.modes.review:review",
+    "replay": "fgvr.modes.replaying:replay",
+    "serve": "fgvr.modes.serving:serve",
 }
-"""Name -> mode. A new one: a row here, and configs/mode/NAME.yaml, whose first comment is its line in --help."""
+"""Name -> dotted name of a function of a Session. A new one: a row here, and configs/mode/NAME.yaml, whose first comment is its line in
+--help."""
+LIGHT = ("plan",)
+"""Functions of the Config alone: they need nothing that takes long to import."""
 
 
 def perform(config: Config) -> Any:
     """The result of a configuration's mode."""
-    return MODES[config.mode](config)
+    run = pkgutil.resolve_name(MODES[config.mode])
+    if config.mode in LIGHT:
+        return run(config)
+    from fgvr.session import Session
+
+    return run(Session(config))
 
 
 def begin(config: Config) -> None:
@@ -73,7 +61,7 @@ def run(config: Config) -> Any:
     """What the command line calls: perform, then show."""
     from fgvr.modes.showing import show
 
-    if not MODES[config.mode].light:
+    if config.mode not in LIGHT:
         begin(config)
     result = perform(config)
     show(result, as_json=config.logging.as_json)

@@ -99,6 +99,4 @@ def _(result: KnowledgeBase) -> dict[str, Any]:
     return manifest | {"path": str(result.path), "work": asdict(pools.shared().counters.snapshot())}
 
 
-@to_text.register
-def _(result: KnowledgeBase) -> list[Any]:
-    return [knowledge_table(result, pools.shared().counters.snapshot())]
+to_text.register(KnowledgeBase, lambda result: [knowledge_table(result, pools.shared().counters.snapshot())])

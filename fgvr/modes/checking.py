@@ -10,14 +10,13 @@ from typing import Any
 
 from fgvr import planning
 from fgvr.agents.risk_control import certifiable
-from fgvr.config.configuration import Config
 from fgvr.data.datasets import Dataset
 from fgvr.data.diagnosis import diagnose
 from fgvr.errors import ConfigError, FgvrError
 from fgvr.evaluation import memory_console
 from fgvr.evaluation.console import findings_table
 from fgvr.modes.showing import complaint, to_json, to_text
-from fgvr.runtime import admin_client, health, status_records
+from fgvr.runtime import admin_client, checkup, status_records
 from fgvr.runtime.monitor import tightest
 from fgvr.session import Session
 from fgvr.store import cache_maintenance, stale_files
@@ -41,10 +40,10 @@ class Checkup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
-    """What `mode=memory` has to say: one of the records of runtime.answers, rows of models, or stale files."""
+    """What `mode=memory` has to say, as JSON values."""
 
     action: str
-    found: Any
+    found: dict[str, Any]
     server: str | None = None  # its address; None: of this machine
 
 
@@ -52,9 +51,9 @@ def doctor(session: Session) -> Checkup:
     """What is well on this machine with this configuration, and the cure for what is not. Loads no model."""
     pool, config = session.pool, session.config
     specs, optional = ([session.specs[role] for role in roles] for roles in (planning.used(config), planning.optional_roles(config)))
-    sized = health.models(pool, specs, optional, reserve=pool.settings.reserve, max_models=pool.settings.max_models)
-    found = [*health.libraries(), *health.machine(pool), *sized, health.disk(session.home), *_decoder(session)]
-    hashes = session.perceptual_hash if health.writable(session.home) else None
+    sized = checkup.models(pool, specs, optional, reserve=pool.settings.reserve, max_models=pool.settings.max_models)
+    found = [*checkup.libraries(), *checkup.machine(pool), *sized, checkup.disk(session.home), *_decoder(session)]
+    hashes = session.perceptual_hash if checkup.writable(session.home) else None
     opened = functools.cache(lambda: session.dataset)
     found += [*diagnose(opened, hashes), *_promise(opened)]
     return Checkup(tuple(found))
@@ -99,34 +98,22 @@ def memory(session: Session) -> MemoryAnswer:
     if config.action not in MEMORY_ACTIONS:
         raise ConfigError(f"action={config.action}: must be one of {', '.join(MEMORY_ACTIONS)}")
     if config.server.url is not None:
-        return _asked_of_a_server(config, Service.at(config.server.url))
+        server = Service.at(config.server.url)
+        return MemoryAnswer(config.action, admin_client.ask(server, config.action, size=config.limit), server.url)
     if config.action == "limit":
         raise ConfigError(
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if config.action == "cleanup":
-        return MemoryAnswer(config.action, stale_files.remove_stale_files(session.home))
+        return MemoryAnswer(config.action, stale_files.told(stale_files.remove_stale_files(session.home)))
     pool = session.pool
-    actions: dict[str, Callable[[], Any]] = {
+    actions: dict[str, Callable[[], dict[str, Any]]] = {
         "stats": lambda: status_records.stats(pool, tightest(pool)),
-        "pressure": lambda: tightest(pool).pressure(),
-        "models": lambda: status_records.models(pool, [session.specs[role] for role in config.models.present]),
+        "pressure": lambda: asdict(tightest(pool).pressure()),
+        "models": lambda: {"models": status_records.models(pool, [session.specs[role] for role in config.models.present])},
         "system": lambda: status_records.system(pool),
     }
     return MemoryAnswer(config.action, actions[config.action]())
-
-
-def _asked_of_a_server(config: Config, server: Service) -> MemoryAnswer:
-    if config.action == "limit" and config.limit is None:
-        raise ConfigError("action=limit needs a size: limit=18GiB")
-    match config.action:
-        case "limit":
-            found = admin_client.limit(server, config.limit)
-        case "cleanup":
-            found = admin_client.cleanup(server)
-        case action:
-            found = admin_client.figures(server, action)
-    return MemoryAnswer(config.action, found, server.url)
 
 
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
@@ -137,14 +124,8 @@ def cache(session: Session) -> cache_maintenance.MaintenanceReport:
     return cache_maintenance.maintain(session.store_path, session.config.action, session.store_limit)
 
 
-@to_json.register
-def _(result: Checkup) -> dict[str, Any]:
-    return asdict(result)
-
-
-@to_text.register
-def _(result: Checkup) -> list[Any]:
-    return [findings_table(result.findings)]
+to_json.register(Checkup, asdict)
+to_text.register(Checkup, lambda result: [findings_table(result.findings)])
 
 
 @complaint.register
@@ -153,15 +134,7 @@ def _(result: Checkup) -> str:
     return f"{len(result.ill)} of {len(result.findings)} checks found something to mend: {topics}" if result.ill else ""
 
 
-@to_json.register
-def _(result: MemoryAnswer) -> dict[str, Any]:
-    return {"action": result.action, "server": result.server} | memory_console.as_json(result.found)
-
-
-@to_text.register
-def _(result: MemoryAnswer) -> list[Any]:
-    return memory_console.tables(result.found, result.server)
-
-
+to_json.register(MemoryAnswer, lambda result: {"action": result.action, "server": result.server} | result.found)
+to_text.register(MemoryAnswer, lambda result: memory_console.tables(result.found, result.server))
 to_json.register(cache_maintenance.MaintenanceReport, cache_maintenance.MaintenanceReport.as_json)
 to_text.register(cache_maintenance.MaintenanceReport, lambda result: [str(result)])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from fgvr.data.streams.formats import Format
 from fgvr.data.streams.opening import open_images
+from fgvr.data.streams.parquet import Parquet
 from fgvr.data.streams.samples import pictures_of
-from fgvr.data.streams.sniffing import stream_at
+from fgvr.data.streams.webdataset import WebDataset
 from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import classify_report, prediction_table
 from fgvr.evaluation import report as reports
@@ -21,15 +22,12 @@ from fgvr.modes.runs import rows_anew, run_folder, surprises
 from fgvr.modes.showing import to_json, to_text
 from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
-from fgvr.types import Prediction, Sample
+from fgvr.types import Sample
 from fgvr.utils.files import atomic_write
 from fgvr.utils.images import list_images, passed_over
 from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,8 @@ log = logging.getLogger(__name__)
 def classify(session: Session) -> Recorded:
     """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
     config = session.config
-    samples = _asked_for(user_path(config.image), session.home)
+    asked = user_path(config.image)
+    samples = _asked_for(asked, session.home)
     unreadable: list[ImageError] = []
     with run_folder(session) as folder, rows_anew(folder) as file:
         with working(session, lambda _: some_files(samples)) as at_work:
@@ -48,7 +47,7 @@ def classify(session: Session) -> Recorded:
         answered = Recorded(file.done(), recognizer.names, folder=folder)
         prediction_table.write(folder, answered)
         notes = [config.models.notice] if config.models.notice else []
-        notes += _ask_person(session, folder, answered, pictures_of(samples))
+        notes += write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples))
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), notes)))
     for note in [*notes, *surprises(answered, config)]:
         log.warning("%s", note)
@@ -60,8 +59,13 @@ def classify(session: Session) -> Recorded:
     return answered
 
 
-def _ask_person(session: Session, folder: Path, answered: Sequence[Prediction], pictures: Mapping[str, ImageSource]) -> list[str]:
-    return write_page(session, folder, answered, title=user_path(session.config.image).name, pictures=pictures)
+def stream_at(path: Path) -> Format | None:
+    """Shards of one kind: a file, a pattern, or a folder that holds nothing else. None: images lie there, or nothing."""
+    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path] if path.suffix else []
+    suffixes = {file.suffix for file in files if file.name != "classnames.txt"}
+    if suffixes == {".tar"}:
+        return WebDataset(path, label=None)
+    return Parquet(path, label=None) if suffixes == {".parquet"} else None
 
 
 def _asked_for(path: Path, home: Path) -> Sequence[Sample]:
@@ -82,9 +86,5 @@ def _asked_for(path: Path, home: Path) -> Sequence[Sample]:
     return [Sample(path, key=str(path))]
 
 
-@to_json.register
-def _(result: Recorded) -> list[Any]:
-    return [to_row(prediction) for prediction in result]
-
-
+to_json.register(Recorded, lambda result: [to_row(prediction) for prediction in result])
 to_text.register(Recorded, prediction_tables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from fgvr.pipeline import Recognizer
 from fgvr.protocols import reads_text
 from fgvr.scale import working
 from fgvr.session import Session
-from fgvr.types import FastResult, Picture, Report, SlowResult
+from fgvr.types import Report
 from fgvr.utils.files import write_json
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def baselines(session: Session) -> Baselines:
         with working(session, images_of) as at_work:
             for name in names:
                 log.info("%s", TITLES[name])
-                reports[name] = evaluate(baseline_session(at_work, name), baseline_recognizer(name))
+                changes = {"mode": "baselines/ours"} if name == OURS else {"mode": f"baselines/{name}", "online": "off", **SETTINGS[name]}
+                reports[name] = evaluate(at_work.derive(changes), partial(_ranking, name) if name in _RULES else None)
         ours = _right(reports[OURS])
         others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}
@@ -115,9 +116,7 @@ def tables(found: Baselines) -> list[RenderableType]:
     return [*(Text(note, style="yellow") for note in notes), table, *(Text(line, overflow="fold") for line in lines)]
 
 
-@to_json.register
-def _(found: Baselines) -> Any:
-    return json.loads((found.path / TABLE).read_text())
+to_json.register(Baselines, lambda found: json.loads((found.path / TABLE).read_text()))
 
 
 def _right(report: Report) -> dict[str, bool]:
@@ -186,19 +185,8 @@ def unavailable_baselines(session: Session) -> dict[str, str]:
     return found
 
 
-def baseline_session(session: Session, name: str) -> Session:
-    """With the settings of one baseline; its run lies below `runs/baselines/`."""
-    if name == OURS:
-        return session.derive({"mode": "baselines/ours"})
-    return session.derive({"mode": f"baselines/{name.replace(' ', '_')}", "online": "off", **SETTINGS[name]})
-
-
-def baseline_recognizer(name: str) -> Callable[[Session], Recognizer] | None:
-    """How to build the recognizer of a baseline that ranks by a rule; None: it is the pipeline's own."""
-    return partial(_ranking, name) if name in _RULES else None
-
-
 _RULES = ("zero_shot", "knn", "cache", "linear_probe")
+"""Baselines that rank by a rule; the others use the pipeline's own recognizer."""
 
 
 def _ranking(name: str, session: Session) -> Recognizer:
@@ -210,7 +198,7 @@ def _ranking(name: str, session: Session) -> Recognizer:
         look=open_picture,
         fast=rules.Ranking(session.encoder, base.prototypes.ids, _rule(name, session)),
         trigger=session.trigger,
-        slow=_nobody,
+        slow=None,
         answer_fusion=LogLinearFusion(weight=0.0),
         names={record.id: record.name for record in base.classes},
         notes=lambda: notes,
@@ -229,7 +217,3 @@ def _rule(name: str, session: Session) -> rules.Rule:
     prompted = [prompts.name_prompts(record.name, record.superclass) for record in session.knowledge.classes]
     names = np.stack([encoder.encode_text(list(texts)).mean(axis=0) for texts in prompted])
     return rules.cache(known, unit(names)) if name == "cache" else rules.by_text(unit(names), known.temperature)
-
-
-def _nobody(pictures: Sequence[Picture], results: Sequence[FastResult]) -> list[SlowResult]:
-    raise AssertionError("a baseline of System 1 asks no MLLM")

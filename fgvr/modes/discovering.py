@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -41,8 +40,6 @@ from fgvr.utils.files import atomic_write, short_hash, write_json
 from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
-
-log = logging.getLogger(__name__)
 
 STAGES, NAMES, LABELS = "stages", "names.json", "labels.csv"
 
@@ -175,9 +172,7 @@ def _write(discovery: Discovery, images: Unlabelled, folder: Path) -> None:
     write_json(folder / NAMES, body)
 
 
-@to_json.register
-def _(result: Discovery) -> Any:
-    return json.loads((result.path / NAMES).read_text())
+to_json.register(Discovery, lambda result: json.loads((result.path / NAMES).read_text()))
 
 
 @to_text.register

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -38,10 +38,8 @@ from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import DeviceUse, Prediction, Report, Sample
+from fgvr.utils.images import ImageSource
 from fgvr.utils.progress import track
-
-if TYPE_CHECKING:
-    from fgvr.utils.images import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +84,9 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
                 predictions = _recognise(session, file, recognizer, tracker, build)
         slow_right = _slow_right(predictions, recognizer)
         leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
-        notes = (*leaked, *_ask_person(session, folder, predictions), *_notes(session, recognizer))
+        split, world = session.dataset.split, session.dataset.world
+        asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test))  # a person
+        notes = (*leaked, *asked, *_notes(session, recognizer))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
         tracker.finish(report)
         prediction_table.write(folder, predictions)
@@ -102,9 +102,11 @@ def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
     made: dict[int, Prediction] = {}
     with _lessons(file.path.parent, recognizer, file.done()):
-        first = len(file.done())
-        done = _done(file.done(), samples, recognizer)
-        tracker.resume(Recorded(file.done()))
+        rows = file.done()
+        first = len(rows)
+        # Batches that an earlier run has answered: up to the one that holds its last row.
+        done = position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1 if rows else 0
+        tracker.resume(Recorded(rows))
         stream = session.engine.predictions(recognizer, partial(job_of, session, build), samples, done=done, unreadable=[])
         left = len(samples) - done * recognizer.batch_size
         for predictions in track(stream, "test images", left, weigh=len):
@@ -130,13 +132,6 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
         recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
         recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
         yield
-
-
-def _done(rows: Sequence[dict[str, Any]], samples: Sequence[Sample], recognizer: Recognizer) -> int:
-    """How many batches an earlier run has answered: up to the one that holds its last row."""
-    if not rows:
-        return 0
-    return position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1
 
 
 def _apart(session: Session, overlaps: Sequence[Overlap], **made: Any) -> Session:
@@ -177,11 +172,6 @@ def _notes(session: Session, recognizer: Recognizer) -> tuple[str, ...]:
         *_unseen(session.knowledge, dataset),
         leaks.scope(dataset.split.test),
     )
-
-
-def _ask_person(session: Session, folder: Path, predictions: Sequence[Prediction]) -> list[str]:
-    pictures = pictures_of(session.dataset.split.test)
-    return write_page(session, folder, predictions, title=session.dataset.world, pictures=pictures)
 
 
 def _slow_right(predictions: Sequence[Prediction], recognizer: Recognizer) -> np.ndarray | None:

@@ -38,7 +38,7 @@ def replay(session: Session) -> Report:
     file = _recorded(user_path(session.config.predictions))
     if file.with_name(MARK).exists():
         return _rescore(session, file)
-    run = _recorded_config(file.parent / CONFIG)
+    run = recorded_config(file.parent / CONFIG)
     config = replayed(session.config, run, file.parent / CONFIG)
     base = _base_of(file)
     session = Session(config, knowledge=base)
@@ -82,12 +82,6 @@ def _imported(path: Path) -> str:
 
 
 _OBSERVED = "dataset models knowledge online slow.decoder slow.target slow.max_new_tokens slow.exemplars slow.votes".split()
-
-
-def _recorded_config(path: Path) -> Config:
-    if not path.exists():
-        raise StoreError(f"no {path.name} beside the predictions: a replay needs the whole folder of a run ({path.parent})")
-    return recorded_config(path)
 
 
 def replayed(config: Config, run: Config, path: Path) -> Config:

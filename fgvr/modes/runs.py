@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from fgvr import planning
 from fgvr.config import composing
@@ -41,7 +40,8 @@ def run_folder(session: Session, *, mode: str | None = None) -> Iterator[Path]:
     writes them.
     """
     config = session.config
-    folder = _run_path(session, mode or config.mode)
+    own, job = mode or config.mode, composing.sweep_folder()
+    folder = session.home / "runs" / own / config.key if job is None else session.home / job / own.partition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     changed = (folder / ".key").exists() and (folder / ".key").read_text() != config.key
     if (config.run.fresh or changed) and mode != "replay":  # which empties it by itself
@@ -128,12 +128,6 @@ def _forget(folder: Path, *more: str) -> None:
             file.unlink()
 
 
-def _run_path(session: Session, mode: str) -> Path:
-    if (job := composing.sweep_folder()) is not None:
-        return session.home / job / mode.partition("/")[2]
-    return session.home / "runs" / mode / session.config.key
-
-
 _FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate
 _FEW = 10  # images below which a share says nothing
 
@@ -149,11 +143,5 @@ def surprises(predictions: Sequence[Prediction], config: Config) -> list[str]:
     ]
 
 
-@to_json.register
-def _(result: Report) -> Any:
-    return json.loads((result.path / reports.FILE).read_text())
-
-
-@to_text.register
-def _(result: Report) -> list[Any]:
-    return [reports.terminal(result)]
+to_json.register(Report, lambda result: json.loads((result.path / reports.FILE).read_text()))
+to_text.register(Report, lambda result: [reports.terminal(result)])

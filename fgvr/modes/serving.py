@@ -57,12 +57,12 @@ def serve(session: Session) -> None:
 
 def open_served(serving: Session) -> Knowledge:
     """The images and the base on disk as they are now, and a recognizer over them. The pool stays as it was set while it ran."""
-    from fgvr.server.knowledge import Knowledge, KnownClass
+    from fgvr.server.knowledge import Knowledge
 
     session = Session(serving.config, pool=serving.pool, specs=serving.specs, store=serving.store)
     base = session.knowledge
     shown = Counter(support.category for support in base.support)
-    classes = tuple(KnownClass(record.id, record.name, shown[record.id]) for record in base.classes)
+    classes = tuple({"id": record.id, "name": record.name, "photographs": shown[record.id]} for record in base.classes)
     return Knowledge(session.recognizer_of_pictures(), classes, base.manifest.content_hash if base.manifest else "")
 
 

@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgvr.data.streams.sniffing import stream_at
 from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation import prediction_table
-from fgvr.modes.classifying import classify
+from fgvr.modes.classifying import classify, stream_at
 from fgvr.session import Session
 from fgvr.types import Prediction
 from fgvr.utils.paths import user_path

@@ -1,65 +1,53 @@
-"""Client of a running server: its memory figures and the actions of its admin API, as the records that are shown for this machine, too."""
+"""Client of a running server: its memory figures and the actions of its admin API, as the server says them."""
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.pressure import Pressure
-from fgvr.runtime.status_records import ModelAnswer, Stats, SystemAnswer
 from fgvr.utils.service import Service
 
 MODEL_ACTIONS = ("load", "evict", "pin", "unpin", "reset")
-_RECORDS = {"stats": Stats, "pressure": Pressure, "system": SystemAnswer, "models": tuple[ModelAnswer, ...], "cache": dict}
+_SHOWN = {
+    "stats": ("total_memory_usage", "formatted_usage", "formatted_limit"),
+    "pressure": ("level", "recommended"),
+    "system": ("ram_total", "devices"),
+}  # what an answer must have to be one of a server of ours
 _MEMORY = "/api/v1/memory"
 _SLOW = 600.0  # seconds a load or a clean-up may take
 
 
-def figures(server: Service, action: str) -> Any:
-    """stats, pressure, models, system or cache: a record, a tuple of rows, or (cache) what the server says."""
+def ask(
+    server: Service, action: str, *, models: Sequence[str] = (), target: str | None = None, size: str | float | None = None, model: str = ""
+) -> dict[str, Any]:
+    """What the server says to stats, pressure, models, system or cache, or to one of these actions, with what came of it:
+
+    `cleanup` drops idle models: all, down to a `target` ("8GiB"), or by name; `limit` sets the budget to a `size` (a bare number is GiB,
+    as the server counts); MODEL_ACTIONS act on one `model`, by key or role. Raises RemoteError, and ConfigError for what is no size.
+    """
+    patient = Service(server.url, server.token, _SLOW)
+    if action == "cleanup":
+        wish: dict[str, Any] = {"models": list(models)} if models else {}
+        if target is not None:
+            wish["target_bytes"] = _bytes(target)
+        return patient.post(f"{_MEMORY}/cleanup", wish or None)
+    if action == "limit":
+        if size is None:
+            raise ConfigError("action=limit needs a size: limit=18GiB")
+        return patient.post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
+    if action in MODEL_ACTIONS:
+        return patient.post(f"/api/v1/models/{quote(model, safe='')}/{action}")
     found = server.get(f"{_MEMORY}/{'cache-stats' if action == 'cache' else action}")
-    if action == "models" and isinstance(found, Mapping):
-        found = found["models"]
-    return _read(_RECORDS[action], found)
-
-
-def cleanup(server: Service, *models: str, target: str | None = None) -> Any:
-    """Drop idle models: all, down to a target ("8GiB"), or by name. What the server says came back."""
-    wish: dict[str, Any] = {"models": list(models)} if models else {}
-    if target is not None:
-        wish["target_bytes"] = _bytes(target)
-    return _patient(server).post(f"{_MEMORY}/cleanup", wish or None)
-
-
-def limit(server: Service, size: str | float) -> Any:
-    """Set the budget; a bare number is GiB, as the server counts."""
-    return _patient(server).post(f"{_MEMORY}/limit", limit_gb=_bytes(size) / 2**30)
-
-
-def model(server: Service, control: str, name: str) -> Any:
-    """One of MODEL_ACTIONS, on a model by key or role."""
-    from urllib.parse import quote
-
-    return _patient(server).post(f"/api/v1/models/{quote(name, safe='')}/{control}")
-
-
-def _read(hint: Any, value: Any) -> Any:
-    """A value of this type from JSON; fields that are not known are left out. Raises RemoteError when the other side lacks one that
-    has no default: servers of an earlier version are read, too."""
-    if typing.get_origin(hint) is tuple:
-        return tuple(_read(typing.get_args(hint)[0], item) for item in value)
-    if not is_dataclass(hint):
-        return value
-    if not isinstance(value, Mapping):
-        raise RemoteError(f"the server's answer is no {getattr(hint, '__name__', hint)}: {str(value)[:120]}")
-    if missing := [field.name for field in fields(hint) if field.name not in value and field.default is MISSING]:
+    if action == "models" and isinstance(found, list):
+        return {"models": found}
+    if not isinstance(found, Mapping):
+        raise RemoteError(f"the server's answer to {action} is none: {str(found)[:120]}")
+    if missing := [name for name in _SHOWN.get(action, ()) if name not in found]:
         raise RemoteError(f"the server's answer lacks {', '.join(missing)}; it is another version, or no server of fgvr")
-    kinds = typing.get_type_hints(hint)
-    return hint(**{name: _read(kind, value[name]) for name, kind in kinds.items() if name in value})  # type: ignore[operator]
+    return dict(found)
 
 
 def _bytes(size: str | float) -> int:
@@ -71,7 +59,3 @@ def _bytes(size: str | float) -> int:
     if (found := parse_bytes(str(size))) is None:
         raise ConfigError(f"{size}: no size; write 18GiB, 18GB or 18 (GiB)")
     return found
-
-
-def _patient(server: Service) -> Service:
-    return Service(server.url, server.token, _SLOW)

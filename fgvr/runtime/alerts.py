@@ -13,12 +13,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from fgvr import __version__
 from fgvr.errors import ConfigError
 from fgvr.utils.failures import log_failure
+from fgvr.utils.service import NoRedirects
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Webhook:
         headers = {"Content-Type": "application/json", "User-Agent": f"fgvr/{__version__}"}
         request = urllib.request.Request(self.url, body, headers, method="POST")
         try:
-            with _opener().open(request, timeout=self.timeout) as answer:
+            with urllib.request.build_opener(NoRedirects).open(request, timeout=self.timeout) as answer:
                 answer.read(1)
         except (OSError, ValueError) as error:  # URLError, timeouts and refused connections are OSErrors
             if not self._failing:
@@ -160,15 +161,6 @@ def address(given: str | None) -> str | None:
     if not (found := os.environ.get(given)):
         raise ConfigError(f"runtime.alerts.webhook={given}: neither an http(s):// address nor an environment variable that holds one")
     return found
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirects)
 
 
 def _reason(error: Exception) -> str:

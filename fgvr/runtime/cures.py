@@ -67,7 +67,9 @@ def _changes(room: Room) -> Iterator[tuple[str, Room]]:
     if len(room.specs) > 1 and room.max_models != 1:
         words, together = ["runtime.max_models=1"], replace(room, max_models=1)
         yield words[0], together
-    found = [reduction for spec in room.specs for reduction in reductions(spec) if _is_possible(reduction, room.device)]
+    device = device_class(room.device)
+    known = [reduction for spec in room.specs for reduction in reductions(spec)]
+    found = [one for one in known if one.key != "quantization" or not quantized.lacks(one.values[-1], device)]
     found.sort(key=lambda reduction: reduction.key != "batch_size")
     for reduction in found:
         yield from ((reduction.word(value), _with(room, reduction, value)) for value in reduction.few)
@@ -79,10 +81,6 @@ def _changes(room: Room) -> Iterator[tuple[str, Room]]:
             yield " ".join(words), together
     hundredths = math.ceil(room.needed / 2**30 * 100)
     yield f"runtime.budget={hundredths / 100:.2f}GiB", replace(room, budget=math.ceil(hundredths * 2**30 / 100))
-
-
-def _is_possible(reduction: Reduction, device: str) -> bool:
-    return reduction.key != "quantization" or not quantized.lacks(reduction.values[-1], device_class(device))
 
 
 def _with(room: Room, reduction: Reduction, value: Any) -> Room:

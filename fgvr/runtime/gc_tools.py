@@ -7,8 +7,11 @@ import gc
 import threading
 import traceback
 import weakref
+from itertools import takewhile
 from types import FrameType, TracebackType
 from typing import Any
+
+from fgvr.errors import causes
 
 
 def clear_frames(error: BaseException, *, outer: BaseException | None = None) -> None:
@@ -43,14 +46,8 @@ class _Frames:
     """Tracebacks of an error and its causes, without the errors: the error owns this, and a circle would outlive it."""
 
     def __init__(self, error: BaseException | None = None, outer: BaseException | None = None) -> None:
-        self._tracebacks: list[TracebackType] = []
-        seen: set[int] = set()
-        current = error
-        while current is not None and current is not outer and id(current) not in seen:
-            seen.add(id(current))
-            if current.__traceback__ is not None:
-                self._tracebacks.append(current.__traceback__)
-            current = current.__cause__ or current.__context__
+        inner = takewhile(lambda cause: cause is not outer, causes(error))
+        self._tracebacks: list[TracebackType] = [cause.__traceback__ for cause in inner if cause.__traceback__ is not None]
 
     def __reduce__(self) -> tuple[type[_Frames], tuple[()]]:
         """An error may be sent to another process; its frames stay here."""

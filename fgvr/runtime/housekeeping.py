@@ -29,13 +29,7 @@ class Housekeeping:
     """Expires what was idle for the TTL, and loads ahead. What fails here is logged; it fails again where it is asked for."""
 
     def __init__(
-        self,
-        condition: threading.Condition,
-        ledger: Ledger,
-        admission: Admission,
-        lifecycle: Lifecycle,
-        events: Events,
-        sizing: Sizing,
+        self, condition: threading.Condition, ledger: Ledger, admission: Admission, lifecycle: Lifecycle, events: Events, sizing: Sizing
     ) -> None:
         self._condition, self._ledger, self._admission = condition, ledger, admission
         self._lifecycle, self._events, self._sizing = lifecycle, events, sizing

@@ -11,13 +11,13 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from fgvr.errors import FgvrError
-from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder
-from fgvr.runtime.batches import Measured, longest_first, take
+from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder, Measured
+from fgvr.runtime.conversation import Answer, Conversation, Watch
 from fgvr.runtime.counters import Counters, Work
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.execution_slots import ExecutionSlots
@@ -26,10 +26,8 @@ from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Recovery
-from fgvr.types import Choice, ModelSpec, Reply
-
-if TYPE_CHECKING:
-    from fgvr.runtime.conversation import Answer, Conversation, Watch
+from fgvr.types import ModelSpec, Reply
+from fgvr.utils.batches import longest_first, take
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -206,10 +204,6 @@ def _mllm_work(answers: Sequence[Reply | Answer]) -> Work:
     return Work(mllm_calls=len(answers), prompt_tokens=tokens[0], new_tokens=tokens[1])
 
 
-def _chosen_work(answers: Sequence[tuple[Choice, ...]]) -> Work:
-    return _mllm_work([choice.reply for choices in answers for choice in choices])
-
-
 class LeasedEncoder(Leased):
     """protocols.Encoder"""
 
@@ -232,7 +226,7 @@ class LeasedMLLM(Leased):
 
     generate = lent(MLLM.generate, _mllm_work)
     score = lent(MLLM.score, lambda found: Work(mllm_calls=len(found), prompt_tokens=sum(s.prompt_tokens for s in found)))
-    choose = lent(Chooser.choose, _chosen_work, sized="generate")
+    choose = lent(Chooser.choose, lambda answers: _mllm_work([choice.reply for choices in answers for choice in choices]), sized="generate")
 
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """runtime.conversation.Conversing, where the loader says that its models can. Text of a batch tried again is told again."""

@@ -140,16 +140,11 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
         text = "keep one model at a time: runtime.max_models=1, models are reloaded as they take turns"
         yield line(text, result.needed - largest - reserve)
     for one in needs:
-        beside = replace(one, footprint=footprint(one.spec, one.device)) if one.footprint and can_offload(one.spec, one.device) else one
-        if (
-            beside is not one
-            and (
-                gain := one.weights
-                + one.work
-                - _taken(_offloaded(beside, [n for n in needs if n is not one], AUTO, result.budget - reserve))
-            )
-            > 0
-        ):
+        if not one.footprint or not can_offload(one.spec, one.device):
+            continue
+        whole = replace(one, footprint=footprint(one.spec, one.device))
+        beside = _offloaded(whole, [n for n in needs if n is not one], AUTO, result.budget - reserve)
+        if (gain := one.weights + one.work - beside.weights - beside.work) > 0:
             yield line("layers in main memory, which takes more time: runtime.offload=auto", gain)
     for one in sorted(needs, key=lambda n: -n.weights):
         for reduction in reductions(one.spec):
@@ -164,10 +159,6 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"
-
-
-def _taken(need: Need) -> int:
-    return need.weights + need.work
 
 
 def _gain(need: Need, reduction: Reduction, value: Any) -> int:

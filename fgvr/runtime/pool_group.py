@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from fgvr.errors import FgvrError, ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime import pool as pools
-from fgvr.runtime.batches import longest_first, take
 from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Listener
@@ -25,11 +25,12 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.runtime.status import PoolStatus
 from fgvr.types import ROLES, MemoryPlan, ModelSpec, ModelStatus
-from fgvr.utils.concurrent import map_in_order
+from fgvr.utils.batches import longest_first, map_in_order, take
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., None])
 _FURTHEST_FIRST = ("resident", "draining", "loading", "evicting", "parked", "failed", "absent")
 _TRIES = 2  # devices that a batch may fail on; then the batch is to blame
 
@@ -48,22 +49,33 @@ def open_shared(devices: Sequence[Device], settings: Sequence[PoolSettings]) -> 
     if len(pool.members) != len(devices):
         there, asked = (", ".join(device.name for device in some) for some in ([one.device for one in pool.members], devices))
         raise RuntimeConflict(f"the shared pool lives on {there}; {asked} needs a new process")
-    _configure(pool.members, settings, devices)
+    wanted = dict(zip(pool.members, zip(settings, devices, strict=True), strict=True))
+    _change_all(pool.members, lambda member: member.configure(wanted[member][0], device=wanted[member][1]))
     return pool
 
 
-def _configure(pools: Sequence[ModelPool], settings: Sequence[PoolSettings], devices: Sequence[Device | None]) -> None:
-    """All of them or, where one refuses, none."""
-    before = [pool.settings for pool in pools]
-    done = 0
+def _change_all(pools: Sequence[ModelPool], change: Callable[[ModelPool], object]) -> None:
+    """The settings of all of them or, where one refuses, of none."""
+    before, done = [pool.settings for pool in pools], 0
     try:
-        for pool, own, device in zip(pools, settings, devices, strict=True):
-            pool.configure(own, device=device)
+        for pool in pools:
+            change(pool)
             done += 1
     except FgvrError:
         for pool, former in zip(pools[:done], before, strict=False):
             pool.configure(former)
         raise
+
+
+def _on_each(method: Method) -> Method:
+    """A method of ModelPool, called on the pool of each device."""
+
+    @wraps(method)
+    def each(self: PoolGroup, *args: Any, **options: Any) -> None:
+        for member in self.members:
+            method(member, *args, **options)
+
+    return cast(Method, each)
 
 
 class PoolGroup(ModelPool):
@@ -138,21 +150,9 @@ class PoolGroup(ModelPool):
                     self._leave_out(failed, spec, error)
                 return found
 
-    def prefetch(self, *models: str | ModelSpec) -> None:
-        for member in self._members:
-            member.prefetch(*models)
-
-    def expect(self, *stages: Sequence[str]) -> None:
-        for member in self._members:
-            member.expect(*stages)
-
-    def pin(self, model: str) -> None:
-        for member in self._members:
-            member.pin(model)
-
-    def unpin(self, model: str) -> None:
-        for member in self._members:
-            member.unpin(model)
+    prefetch, expect, close = _on_each(ModelPool.prefetch), _on_each(ModelPool.expect), _on_each(ModelPool.close)
+    pin, unpin = _on_each(ModelPool.pin), _on_each(ModelPool.unpin)
+    refuse_other_allocator = _on_each(ModelPool.refuse_other_allocator)
 
     def evict(self, model: str, *, park: bool = False) -> int:
         """From every device. Raises RuntimeConflict where one of them is using it; from the others it is gone."""
@@ -174,10 +174,6 @@ class PoolGroup(ModelPool):
             member.reset(model)
         with self._lock:
             self._left_out = {(member, key): why for (member, key), why in self._left_out.items() if key not in (model, "")}
-
-    def close(self) -> None:
-        for member in self._members:
-            member.close()
 
     def loader(self, spec: ModelSpec) -> Loader:
         return self._members[0].loader(spec)
@@ -202,19 +198,11 @@ class PoolGroup(ModelPool):
         return sum(member.budget for member in self._members)
 
     def configure(self, settings: PoolSettings, *, device: Device | None = None) -> None:
-        _configure(self._members, [settings] * len(self._members), [device] * len(self._members))
+        _change_all(self._members, lambda member: member.configure(settings, device=device))
 
     def set_budget(self, value: str | float | int) -> int:
         """Of each device; on all of them or, where OutOfBudget is raised, on none. Returns their sum."""
-        before, done = [member.budget for member in self._members], []
-        try:
-            for member in self._members:
-                member.set_budget(value)
-                done.append(member)
-        except OutOfBudget:
-            for member, limit in zip(done, before, strict=False):
-                member.set_budget(limit)
-            raise
+        _change_all(self._members, lambda member: member.set_budget(value))
         return self.budget
 
     def plan(self, *models: str | ModelSpec) -> MemoryPlan:
@@ -251,10 +239,6 @@ class PoolGroup(ModelPool):
     def peak_bytes(self) -> int:
         """Of the device that had most in use."""
         return max(member.peak_bytes for member in self._members)
-
-    def refuse_other_allocator(self, asked: Mapping[str, Any]) -> None:
-        for member in self._members:
-            member.refuse_other_allocator(asked)
 
     # --- which device ------------------------------------------------------------------------------------------------------
 

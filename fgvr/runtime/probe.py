@@ -1,14 +1,15 @@
 """Working memory as measured: one probe of a model's widest batch per machine, kept by fingerprint and device below the home.
 
-A probe measures one item and a whole batch; sizes between and beyond lie on the line through both. Until there is one, the loader's
-estimate holds (`Loader.work_bytes`).
+A probe measures one item, half a batch and a whole one; other sizes lie on the lines through them. One item by itself would mislead: it has
+no padding, and preparing its picture may be its widest moment. Until there is a probe, the loader's estimate holds (`Loader.work_bytes`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,8 @@ class Probes:
         if self.folder is None or not self.folder.is_dir():
             return None
         try:
-            found = {int(size): int(value) for size, value in read_json(self._path(loader, spec, device)).items()}
-            one, most = found[1], max(found)
-            return max(one, round(one + (found[most] - one) * (spec.batch_size - 1) / max(1, most - 1)))
-        except (FgvrError, ValueError, KeyError, AttributeError):  # never probed, or by hand; the next probe writes it anew
+            return on_lines({int(size): int(value) for size, value in read_json(self._path(loader, spec, device)).items()}, spec.batch_size)
+        except (FgvrError, ValueError, AttributeError):  # never probed, or by hand; the next probe writes it anew
             return None
 
     def keep(self, loader: Loader, spec: ModelSpec, device: str, measured: dict[int, int]) -> None:
@@ -62,13 +61,22 @@ class Probes:
 UNPROBED = Probes()
 
 
+def on_lines(measured: Mapping[int, int], batch: int) -> int:
+    """Bytes of a batch, between two measured ones or beyond the last two. Raises ValueError where nothing was measured."""
+    sizes = sorted(measured)
+    if len(sizes) < 2:
+        return max(1, batch) * max(measured.values())
+    low, high = next((pair for pair in pairwise(sizes) if pair[1] >= batch), (sizes[-2], sizes[-1]))
+    return round(measured[low] + (measured[high] - measured[low]) * (batch - low) / (high - low))
+
+
 def take(model: Any, spec: ModelSpec, device: Device) -> dict[int, int]:
-    """Bytes at the widest moment of a batch of one, and of `spec.batch_size`. Nothing else may compute meanwhile."""
+    """Bytes at the widest moment of a batch of one, of half of `spec.batch_size`, and of all. Nothing else may compute meanwhile."""
     widest = {"encoder": _encoder_calls, "mllm": _mllm_calls, "joint": _joint_calls}[spec.role]
     for call in widest(model, 1):  # libraries make what they make once
         call()
     measured: dict[int, int] = {}
-    for size in dict.fromkeys((1, spec.batch_size)):
+    for size in sorted({1, (spec.batch_size + 1) // 2, spec.batch_size}):
         measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, size))])
     log.info("%s: measured working memory by batch size: %s", spec.key, measured)
     return measured

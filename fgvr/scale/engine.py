@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +22,10 @@ from fgvr.errors import ImageError
 from fgvr.pipeline import GROUP, Recognizer
 from fgvr.runtime.pool import ModelPool
 from fgvr.scale.cluster import joined
-from fgvr.scale.worker import Answered, Job
+from fgvr.scale.worker import Job
 from fgvr.scale.workers import IN_FLIGHT, Workers
 from fgvr.session import Session
+from fgvr.session.engine import Engine
 from fgvr.types import ROLES, ModelSpec, Picture, Prediction, Sample
 from fgvr.utils.batches import chunks
 from fgvr.utils.images import StoredImage
@@ -68,12 +70,13 @@ def some_files(samples: Sequence[Sample]) -> list[Path]:
     return [file for file in files if isinstance(file, Path)]
 
 
-class RayEngine:
+class RayEngine(Engine):
     """The work of a session, done by workers."""
 
     def __init__(self, pool: ModelPool, workers: Workers) -> None:
         """Args: pool: of this process, which loads nothing: it knows the models' files."""
-        self._pool, self._workers = pool, workers
+        super().__init__(pool)
+        self._workers = workers
 
     def lend(self, spec: ModelSpec) -> Any:
         return _Elsewhere(self._pool.leased(spec), spec, self._workers)
@@ -105,15 +108,14 @@ class RayEngine:
         borders = [done * batch, *range((done // GROUP + 1) * GROUP * batch, len(samples), GROUP * batch), len(samples)]
         pieces = (_by_reference(samples[start:stop]) for start, stop in pairwise(borders) if start < stop)
         told = time.monotonic()
-        for answered in self.map(lambda piece: self._recognise(reference, piece), pieces):
+        for answered in self.map(
+            partial(self._workers.call, "recognise", reference, rows=lambda answered: len(answered.predictions)), pieces
+        ):
             unreadable += [ImageError(message) for message in answered.unreadable]
             yield recognizer.withheld([replace(prediction, names=recognizer.names) for prediction in answered.predictions])
             if time.monotonic() - told > _EVERY:
                 told = time.monotonic()
                 log.info("rows by worker: %s", self._workers.pace())
-
-    def _recognise(self, job: Sequence[Any], samples: Sequence[Sample]) -> Answered:
-        return self._workers.call("recognise", job, samples, rows=lambda answered: len(answered.predictions))
 
     @property
     def loads(self) -> Mapping[str, int]:

@@ -39,16 +39,6 @@ class Answered:
     unreadable: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a worker holds, and what it has loaded so far."""
-
-    node: str
-    device: str
-    loads: Mapping[str, int]
-    peak_bytes: int
-
-
 class Worker:
     """The actor. Its process has one pool, which outlives jobs: a model is loaded once."""
 
@@ -92,9 +82,11 @@ class Worker:
         """One call of a model's method."""
         return getattr(self._session.pool.leased(spec), method)(*columns, **settings)
 
-    def status(self) -> Status:
+    def status(self) -> dict[str, Any]:
+        """What this worker holds, and what it has loaded so far; bytes."""
         pool = self._session.pool
-        return Status(platform.node(), pool.device.name, dict(pool.loads), pool.peak_bytes)
+        loads = dict(pool.loads)
+        return {"node": platform.node(), "device": pool.device.name, "model_loads": loads, "peak_device_bytes": pool.peak_bytes}
 
 
 def versions() -> dict[str, str]:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from fgvr.config.configuration import Config
 from fgvr.errors import ConfigError, FgvrError, ModelLoadError
-from fgvr.scale.worker import Status, Worker, versions
+from fgvr.scale.worker import Worker, versions
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class _Member:
     rows: int = 0
     seconds: float = 0.0
     deaths: int = 0
-    last: Status | None = None
+    last: Mapping[str, Any] = field(default_factory=lambda: {"node": "", "device": "", "model_loads": {}, "peak_device_bytes": 0})
+    """Its status when that was last known."""
 
 
 class Workers:
@@ -80,7 +81,9 @@ class Workers:
         for member, versions_of in begun:
             for left in reversed(range(_ATTEMPTS)):
                 try:
-                    self._begun(versions_of)
+                    if not self.ray.wait([versions_of], timeout=self._patience)[0]:
+                        seconds = f"engine.patience={self._patience:g} s"
+                        raise ConfigError(f"engine=ray: no worker within {seconds}; `ray status` says what it waits for")
                     self._vet(member)
                     break
                 except self.ray.exceptions.RayActorError as error:
@@ -93,10 +96,6 @@ class Workers:
                 versions_of = member.actor.versions.remote()
         for member in self._members:
             self._open(member)
-
-    def _begun(self, call: Any) -> None:
-        if not self.ray.wait([call], timeout=self._patience)[0]:
-            raise ConfigError(f"engine=ray: no worker within engine.patience={self._patience:g} s; `ray status` says what it waits for")
 
     def _vet(self, member: _Member) -> None:
         """Raises ConfigError, ModelLoadError, and Ray's errors where the worker dies over it."""
@@ -221,13 +220,10 @@ class Workers:
         return [
             {
                 "worker": m.number,
-                "node": m.last.node if m.last else "",
-                "device": m.last.device if m.last else "",
                 "rows": m.rows,
                 "rows_per_second": round(m.rows / (m.seconds / IN_FLIGHT), 2) if m.seconds else 0.0,
                 "deaths": m.deaths,
-                "model_loads": dict(m.last.loads) if m.last else {},
-                "peak_device_bytes": m.last.peak_bytes if m.last else 0,
+                **m.last,
             }
             for m in self._members
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
@@ -142,7 +142,7 @@ def _add_control(name: str, act: Callable[[InferenceEngine, str], int | None], a
         engine, found = engine_of(request), _key(request, key)
         released = act(engine, found)
         row, *_ = status_records.models(engine.pool, [spec for spec in engine.specs.values() if spec.key == found])
-        return Success(data=asdict(row) | ({} if released is None else {"released_bytes": released}))
+        return Success(data=row | ({} if released is None else {"released_bytes": released}))
 
     path = f"/models/{{key}}/{name}"
     router.add_api_route(path, pull, methods=["POST"], name=name, description=about, dependencies=CHANGE, responses=codes(401, *refusals))

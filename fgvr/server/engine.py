@@ -40,8 +40,8 @@ class InferenceEngine:
         for name, role, compute in (
             ("converse", "mllm", self._converse),
             ("score", "mllm", self._score),
-            ("embed_images", "encoder", self._embed_images),
-            ("embed_texts", "encoder", self._embed_texts),
+            ("embed_images", "encoder", lambda jobs: list(self._leased("encoder", jobs).encode([job.payload for job in jobs]))),
+            ("embed_texts", "encoder", lambda jobs: list(self._leased("encoder", jobs).encode_text([job.payload for job in jobs]))),
             ("match", "joint", self._match),
         ):
             if role in self.specs:
@@ -155,12 +155,6 @@ class InferenceEngine:
         self.metrics.on_tokens(sum(s.prompt_tokens for s in scores), 0)
         return scores
 
-    def _embed_images(self, jobs: Sequence[Job]) -> Sequence[Any]:
-        return list(self._leased("encoder", jobs).encode([job.payload for job in jobs]))
-
-    def _embed_texts(self, jobs: Sequence[Job]) -> Sequence[Any]:
-        return list(self._leased("encoder", jobs).encode_text([job.payload for job in jobs]))
-
     def _match(self, jobs: Sequence[Job]) -> Sequence[Any]:
         images, texts = zip(*(job.payload for job in jobs), strict=True)
         return [float(p) for p in self._leased("joint", jobs).match(list(images), list(texts))]
@@ -192,7 +186,7 @@ class RequestSlot:
         loop, client = asyncio.get_running_loop(), client_of(self.request)
         begun = len(self.jobs)
         for i, payload in enumerate(payloads):
-            told = _in_loop(loop, partial(on_text, i)) if on_text else None
+            told = partial(loop.call_soon_threadsafe, partial(on_text, i)) if on_text else None
             job = Job(payload, client, group, tokens[i] if tokens else 1, told)
             self.jobs.append(job)
             self.engine.queues[queue].submit(job)
@@ -219,10 +213,6 @@ class RequestSlot:
         self.engine.metrics.refused.labels("deadline").inc()
         message = f"not done within {self.engine.settings.deadline:g} s (server.deadline)"
         return HttpError(504, message, code="deadline", retry=self.engine.retry_after())
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Any], None]) -> Callable[[Any], object]:
-    return lambda news: loop.call_soon_threadsafe(call, news)
 
 
 def engine_of(request: Request) -> InferenceEngine:

@@ -8,44 +8,30 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, Request
 
+from fgvr.pipeline import Recognizer
 from fgvr.server.auth import CHANGE, READ
 from fgvr.server.background import in_daemon, result_of
 from fgvr.server.batching import Job
 from fgvr.server.engine import InferenceEngine
 from fgvr.server.http_errors import HttpError, to_http_error
 from fgvr.server.schemas import Success, codes
-from fgvr.types import Prediction, Sample
+from fgvr.types import Prediction
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["recognition"])
 PATIENCE = 10.0  # seconds a request waits for the knowledge base before it is told to come again
 
 
-class Recognizes(Protocol):
-    """What is used of a pipeline.Recognizer, built by a Session."""
-
-    def batch(self, images: Sequence[Sample]) -> list[Prediction]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class KnownClass:
-    """`photographs`: how many support images it has."""
-
-    id: str
-    name: str
-    photographs: int
-
-
 @dataclass(frozen=True, slots=True)
 class Knowledge:
     """A recognizer over an open base, and what that base holds. Equal content hashes mean equal bases."""
 
-    recognizer: Recognizes
-    classes: tuple[KnownClass, ...]
+    recognizer: Recognizer
+    classes: tuple[dict[str, Any], ...]  # id, name, and photographs: how many support images it has
     content_hash: str
 
     def summary(self) -> Success:

@@ -106,7 +106,8 @@ class Middleware:
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = await self._read_body(receive, who)
                 if body and not headers.get("content-type", "").startswith("multipart/form-data"):
-                    await check_json(body, self._settings)
+                    large = len(body) > _LARGE
+                    await in_thread(check_json, body, self._settings) if large else check_json(body, self._settings)
                 receive = _replay(body, receive)
                 del body
                 if scope["path"] in _COMPUTING and (error := self._why_full()) is not None:
@@ -124,7 +125,7 @@ class Middleware:
             route = getattr(scope.get("route"), "path", None) or "other"  # the template: label values must be few
             self._metrics.requests.labels(scope["method"], route, str(status or 499)).inc()
             self._metrics.duration.labels(route).observe(took)
-            access.info("%s %s %s %.1f ms", scope["method"], _printable(scope["path"]), status or "left", 1000 * took)
+            access.info("%s %s %s %.1f ms", scope["method"], ascii(scope["path"])[1:-1][:200], status or "left", 1000 * took)
 
     def _check_head(self, headers: Headers) -> None:
         host = headers.get("host", "").lower()
@@ -175,10 +176,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-def _printable(path: str) -> str:
-    return path.encode("ascii", "backslashreplace").decode()[:200].replace("\n", "\\n").replace("\r", "\\r")
-
-
 _LARGE = 1 << 16
 _CHUNK = 1 << 20
 _KEYS = 64  # of one object
@@ -187,12 +184,8 @@ _MARKS_PER_ITEM = 32
 _LISTS = {"messages": "max_messages"} | dict.fromkeys(("input", "continuations", "images", "texts", "names", "models"), "max_items")
 
 
-async def check_json(data: bytes, settings: Settings) -> None:
-    """Raises HttpError (400) for what is no JSON or has more in it than any request needs. A large body is read in a thread."""
-    await in_thread(_check, data, settings) if len(data) > _LARGE else _check(data, settings)
-
-
-def _check(data: bytes, settings: Settings) -> None:
+def check_json(data: bytes, settings: Settings) -> None:
+    """Raises HttpError (400) for what is no JSON or has more in it than any request needs."""
     most = settings.max_prompt_chars + _MARKS_PER_ITEM * (settings.max_messages + settings.max_items)
     if _has_more_marks(data, most):
         raise bad_request(f"the body has too many values and commas: at most {most:,} in one request", code="too_many_values")

@@ -27,7 +27,7 @@ def turns_of(messages: Sequence[Message], slot: RequestSlot) -> tuple[Turn, ...]
         raise bad_request(message, "messages", "prompt_too_long")
     parts = [part for message in messages for part in message.parts]
     request_images.check_count(sum(isinstance(part, ImagePart) for part in parts), settings, param="messages")
-    check_characters([part.words for part in parts if not isinstance(part, ImagePart)], settings, param="messages")
+    check_characters([part.text for part in parts if not isinstance(part, ImagePart)], settings, param="messages")
     for i, message in enumerate(messages):
         _check_role(message, f"messages.{i}")
     if messages[-1].role != "user":
@@ -40,7 +40,7 @@ def turns_of(messages: Sequence[Message], slot: RequestSlot) -> tuple[Turn, ...]
             if isinstance(part, ImagePart):
                 read.append(request_images.open_picture(part.image_url.url, slot, param=where))
             else:
-                read.append(check_text(part.words, where))
+                read.append(check_text(part.text, where))
         turns.append(Turn(_ROLES.get(message.role, message.role), tuple(read)))  # type: ignore[arg-type]
     return tuple(turns)
 

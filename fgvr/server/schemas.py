@@ -39,10 +39,6 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else _as_list(value)
 
 
-def _as_image_url(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
-
-
 def _tag_of_part(value: Any) -> str | None:
     """In brackets: `http_errors` leaves it out of the parameter's name, which is then the client's own path."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
@@ -59,20 +55,12 @@ class TextPart(Strict):
     type: Literal["text"]
     text: str
 
-    @property
-    def words(self) -> str:
-        return self.text
-
 
 class RefusalPart(Strict):
     """What an assistant declined with; the model reads it as the assistant's text."""
 
     type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def words(self) -> str:
-        return self.refusal
+    text: str = Field(alias="refusal")
 
 
 class ImageUrl(Strict):
@@ -82,7 +70,9 @@ class ImageUrl(Strict):
 
 class ImagePart(Strict):
     type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url, json_schema_input_type=str | ImageUrl)]
+    image_url: Annotated[
+        ImageUrl, BeforeValidator(lambda v: {"url": v} if isinstance(v, str) else v, json_schema_input_type=str | ImageUrl)
+    ]
 
 
 Part = Annotated[

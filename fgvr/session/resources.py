@@ -22,13 +22,13 @@ from fgvr.protocols import Cache, reads_text
 from fgvr.runtime import allocator
 from fgvr.runtime import pool as pools
 from fgvr.runtime.budget import as_bytes
-from fgvr.runtime.devices import Device, device_class, device_names, pick_devices
+from fgvr.runtime.devices import device_class, device_names, pick_devices
 from fgvr.runtime.loaders.libraries import prepare
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_group import open_shared
 from fgvr.runtime.pool_settings import PoolSettings
-from fgvr.session.engine import Engine, Here
+from fgvr.session.engine import Engine
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.cached_models import CachedEncoder, CachedJointEncoder, CachedMLLM
 from fgvr.types import ROLES, ModelSpec
@@ -112,7 +112,9 @@ class Resources:
             pools.shared().refuse_other_allocator(runtime["allocator"])  # before glibc is told
         allocator.apply(device_class(device_names(runtime["device"])[0]).allocator, runtime["allocator"])  # before anything imports torch
         devices = pick_devices(runtime["device"])
-        pool = open_shared(devices, [self._pool_settings(device, len(devices)) for device in devices])
+        used, probes = planning.used(self.config), planning.probes(self.config)
+        settings = [PoolSettings.of(runtime, device, devices=len(devices), roles=used, probes=probes) for device in devices]
+        pool = open_shared(devices, settings)
         for member in pool.members:
             member.device.optimize = runtime["optimize"]
             watch(member).configure(runtime, prepare=lambda role: prepare(self.specs[role]))
@@ -123,11 +125,7 @@ class Resources:
     @cached_property
     def engine(self) -> Engine:
         """Who does the work: this process, unless `fgvr.scale.working` has put workers here."""
-        return Here(self.pool)
-
-    def _pool_settings(self, device: Device, devices: int) -> PoolSettings:
-        used, probes = planning.used(self.config), planning.probes(self.config)
-        return PoolSettings.of(self.config.runtime.to_dict(), device, devices=devices, roles=used, probes=probes)
+        return Engine(self.pool)
 
     @cached_property
     def encoder(self) -> CachedEncoder:

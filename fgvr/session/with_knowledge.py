@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from fgvr.agents import prompts
 from fgvr.agents.analyse import AnalyseDecoder
-from fgvr.agents.base_answers import BaseAnswers
 from fgvr.agents.describe import Describer
+from fgvr.agents.leave_one_out import answer_leave_one_out
 from fgvr.agents.replies import ReplyDecoder
 from fgvr.agents.slow import Decoder, ReasonDecoder, ScoreDecoder
 from fgvr.data.leaks import without_near_copies
@@ -25,7 +25,7 @@ from fgvr.protocols import reads_text
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.session.resources import Resources
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.types import Category, Experience, Picture, Sample
+from fgvr.types import Experience, Picture, Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import user_path
 from fgvr.utils.text import pieces
@@ -92,19 +92,20 @@ class WithKnowledge(Resources):
             sources={role: {"source": s.source, "revision": s.revision, "dtype": s.dtype} for role, s in specs.items()},
         )
 
-    def _build(self, partial: Path, learned: Sequence[Experience]) -> None:
+    def _build(self, into: Path, learned: Sequence[Experience]) -> None:
         """Into a folder of its own, whose journal keeps finished work."""
-        with SqliteCache(partial / JOURNAL) as journal:
-            self.derive({}, store=LayeredCache(journal, self.store))._build_with_journal(partial, learned, self.perceptual_hash)
+        with SqliteCache(into / JOURNAL) as journal:
+            self.derive({}, store=LayeredCache(journal, self.store))._build_with_journal(into, learned, self.perceptual_hash)
 
-    def _build_with_journal(self, partial: Path, learned: Sequence[Experience], hashes: PerceptualHash) -> None:
+    def _build_with_journal(self, into: Path, learned: Sequence[Experience], hashes: PerceptualHash) -> None:
         models, knowledge, slow = self.config.models, self.config.knowledge, self.config.slow
         components = BuildComponents(
             encoder=self.encoder,
             look=self.engine.look,
             describe=Describer(self.mllm, max_new_tokens=models.description_tokens) if "mllm" in models.present else None,
-            leave_one_out=BaseAnswers(
-                self.decoder if self.config.answers_support else None,
+            leave_one_out=partial(
+                answer_leave_one_out,
+                decoder=self.decoder if self.config.answers_support else None,
                 target=slow.target,
                 exemplars=slow.exemplars,
                 batch=models.mllm.batch_size,
@@ -123,10 +124,7 @@ class WithKnowledge(Resources):
             each=self.engine.map,
         )
         with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
-            build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, partial, learned=learned)
-
-    def _name_prompts(self, category: Category) -> Sequence[str]:
-        return prompts.name_prompts(category.name, category.superclass, self.config.knowledge.templates)
+            build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, into, learned=learned)
 
     @cached_property
     def support(self) -> list[Sample]:

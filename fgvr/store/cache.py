@@ -5,7 +5,6 @@ A key is a hash of everything that its value depends on, so entries never go sta
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -21,8 +20,6 @@ from fgvr.errors import StoreError
 from fgvr.protocols import Cache
 from fgvr.utils.batches import chunks
 from fgvr.utils.files import HeldError, file_lock
-
-log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -43,12 +40,10 @@ _inherited: list[sqlite3.Connection] = []  # a forked child must not close its p
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """The size of a cache, and the hits and misses of this process."""
+    """The size of a cache."""
 
     entries: int
     bytes: int
-    hits: int
-    misses: int
 
 
 class NoCache:
@@ -67,7 +62,7 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
-        self._bytes = self._hits = self._misses = 0
+        self._bytes = 0
 
     def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
         with self._lock:
@@ -75,8 +70,6 @@ class MemoryCache:
             found = {key: self._entries[key] for key in wanted if key in self._entries}
             for key in found:
                 self._entries.move_to_end(key)
-            self._hits += len(found)
-            self._misses += len(wanted) - len(found)
             return found
 
     def put(self, entries: Mapping[str, bytes]) -> None:
@@ -89,7 +82,7 @@ class MemoryCache:
 
     def stats(self) -> CacheStats:
         with self._lock:
-            return CacheStats(len(self._entries), self._bytes, self._hits, self._misses)
+            return CacheStats(len(self._entries), self._bytes)
 
 
 class LayeredCache:
@@ -128,7 +121,6 @@ class SqliteCache:
         self._process = 0
         self._opened: tuple[int, int] | None = None  # the file that the connection belongs to
         self._touched: dict[str, int] = {}
-        self._hits = self._misses = 0
 
     def get(self, keys: Iterable[str]) -> Mapping[str, bytes]:
         found: dict[str, bytes] = {}
@@ -139,8 +131,6 @@ class SqliteCache:
                 rows = database.execute(f"SELECT key, value, sha256 FROM entries WHERE key IN ({marks})", some)
                 found.update((key, value) for key, value, digest in rows if sha256(value).digest() == digest)
             self._touched.update(dict.fromkeys(found, time.time_ns()))
-            self._hits += len(found)
-            self._misses += len(wanted) - len(found)
             if len(self._touched) > _MOST_TOUCHED:
                 with self._transaction():
                     pass  # a transaction writes them down
@@ -162,7 +152,7 @@ class SqliteCache:
     def stats(self) -> CacheStats:
         with self._database() as database:
             entries, size = database.execute("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM entries").fetchone()
-            return CacheStats(entries, size, self._hits, self._misses)
+            return CacheStats(entries, size)
 
     def prune(self, max_bytes: int) -> int:
         """Drop the least recently used entries until at most `max_bytes` of values remain. Returns the number of dropped entries."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fgvr.errors import ConfigError
 from fgvr.store.cache import SqliteCache
 from fgvr.utils.text import format_bytes
 
-Action = Literal["stats", "prune", "verify"]
 ACTIONS = ("stats", "prune", "verify")
 
 
@@ -61,8 +60,5 @@ def maintain(path: Path, action: str, limit: int | None) -> MaintenanceReport:
         elif action == "verify":
             damaged = cache.verify()
         held = cache.stats()
-    return MaintenanceReport(action, path, held.entries, held.bytes, _on_disk(path), limit, dropped, damaged)
-
-
-def _on_disk(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
+    on_disk = sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
+    return MaintenanceReport(action, path, held.entries, held.bytes, on_disk, limit, dropped, damaged)

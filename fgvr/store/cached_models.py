@@ -98,7 +98,7 @@ def cached(
         bound.apply_defaults()
         columns, settings = bound.args[1:], bound.kwargs
         with_images = "images" in shape.parameters
-        hashes = [_hashes(item) for item in columns[0]] if with_images else columns[0]
+        hashes = [[content_hash(image) for image in _images(item)] for item in columns[0]] if with_images else columns[0]
         owners = [_owner(item, own) for item, own in zip(columns[0], hashes, strict=True)] if with_images else [ELSEWHERE] * len(hashes)
         keys = [self.key(kind, *key(*question, **settings)) for question in zip(hashes, *columns[1:], strict=True)]
 
@@ -125,10 +125,6 @@ def cached(
 def content_hash(image: ImageLike) -> str:
     """The hash under which answers about an image are stored: that of its content, or of a PIL image's pixels."""
     return image.content if isinstance(image, Picture) else pixels_sha256(image)
-
-
-def _hashes(item: ImageLike | Sequence[ImageLike]) -> list[str]:
-    return [content_hash(image) for image in _images(item)]
 
 
 def _images(item: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
@@ -174,25 +170,9 @@ def _replied(reply: Reply) -> Asked:
     return Asked(1, int(reply.prompt_tokens), int(reply.new_tokens))
 
 
-def _reply_json(reply: Reply) -> bytes:
-    return _json({"text": str(reply), "prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens})
-
-
-def _scores_json(scores: Scores) -> bytes:
-    return _json([list(map(float, scores.log_likelihoods)), list(map(int, scores.tokens)), int(scores.prompt_tokens)])
-
-
 def _scores(value: bytes) -> Scores:
     log_likelihoods, tokens, prompt_tokens = json.loads(value)
     return Scores(tuple(log_likelihoods), tuple(tokens), prompt_tokens)
-
-
-def _choices_json(choices: Sequence[Choice]) -> bytes:
-    return _json([[str(c.reply), c.reply.prompt_tokens, c.reply.new_tokens, dict(c.log_likelihoods)] for c in choices])
-
-
-def _choices(value: bytes) -> tuple[Choice, ...]:
-    return tuple(Choice(Reply(*reply), log_likelihoods) for *reply, log_likelihoods in json.loads(value))
 
 
 # --- the wrappers -------------------------------------------------------------------------------------------------------------
@@ -233,7 +213,7 @@ class CachedMLLM(Cached):
         MLLM.generate,
         "generate",
         lambda shown, prompt, system, max_new_tokens: [shown, prompt, system, max_new_tokens],
-        encode=_reply_json,
+        encode=lambda reply: _json({"text": str(reply), "prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}),
         decode=lambda value: Reply(**json.loads(value)),
         asks=_replied,
         worth_keeping=lambda reply: bool(reply.strip()),
@@ -242,7 +222,7 @@ class CachedMLLM(Cached):
         MLLM.score,
         "score",
         lambda shown, prompt, texts, system: [shown, prompt, system, list(texts)],
-        encode=_scores_json,
+        encode=lambda found: _json([list(map(float, found.log_likelihoods)), list(map(int, found.tokens)), int(found.prompt_tokens)]),
         decode=_scores,
         asks=lambda scores: Asked(1, int(scores.prompt_tokens)),  # scoring generates nothing
     )
@@ -250,8 +230,8 @@ class CachedMLLM(Cached):
         Chooser.choose,
         "choose",
         lambda shown, prompt, named, **settings: [shown, prompt, list(named), settings],
-        encode=_choices_json,
-        decode=_choices,
+        encode=lambda choices: _json([[str(c.reply), c.reply.prompt_tokens, c.reply.new_tokens, dict(c.log_likelihoods)] for c in choices]),
+        decode=lambda value: tuple(Choice(Reply(*reply), nats) for *reply, nats in json.loads(value)),
         asks=lambda choices: sum((_replied(choice.reply) for choice in choices), Asked()),
         worth_keeping=lambda choices: any(choice.reply.strip() for choice in choices),
     )

@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fgvr.utils.files import HeldError, file_lock
+from fgvr.utils.text import format_bytes
 
 DAY, HOUR = 86400.0, 3600.0
 _PLACES = ("knowledge", "runs", "sweeps", "store")
@@ -33,6 +34,13 @@ class StaleFile:
     bytes: int
     age_seconds: float  # since anything in it was last written
     kept: str = ""
+
+
+def told(files: Sequence[StaleFile]) -> dict[str, Any]:
+    """As JSON values, with the sum of what was removed."""
+    removed = sum(file.bytes for file in files if not file.kept)
+    rows = [asdict(file) | {"path": str(file.path)} for file in files]
+    return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": format_bytes(removed)}
 
 
 def remove_stale_files(home: Path, *, now: float | None = None) -> list[StaleFile]:

@@ -10,6 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def read_image(source: ImageSource | bytes, *, max_pixels: int = MAX_PIXELS) -> 
         raise ImageError(f"{name}: a JPEG in {scans:,} passes, more than the limit of {MAX_SCANS}; save it anew, without so many")
     heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
     if heic:
-        _register_heif()
+        with suppress(ImportError):  # the picture is then refused with the cure
+            importlib.import_module("pillow_heif").register_heif_opener()
     try:
         with Image.open(io.BytesIO(data)) as image:
             size, sha256 = image.size, sha256_bytes(data)
@@ -184,14 +186,6 @@ def _is_image(path: Path) -> bool:
     except OSError:
         return False  # counted among what was passed over
     return head.startswith(_SIGNATURES) or head[8:12] == b"WEBP" or head[4:12] in (b"ftypavif", *(b"ftyp" + brand for brand in _HEIC))
-
-
-def _register_heif() -> None:
-    """Lets Pillow read HEIC where the package pillow-heif is installed."""
-    try:
-        importlib.import_module("pillow_heif").register_heif_opener()
-    except ImportError:
-        return  # the picture is then refused with the cure
 
 
 def thumbnail_data_url(image: Image.Image, side: int = 96) -> str:

@@ -94,7 +94,7 @@ def _redirect_libraries(file: Path | None, *, on_terminal: bool) -> None:
         handlers.append(RichHandler(logging.WARNING, stderr_console(), show_path=False))
     for handler in handlers:
         handler.setLevel(logging.WARNING)
-        handler.addFilter(_is_foreign)
+        handler.addFilter(lambda record: record.name.split(".")[0] != "fgvr")
     _replace(root, handlers)
 
 
@@ -128,10 +128,6 @@ def _file_handler(file: Path) -> logging.FileHandler:
 
 def _terminal_is_ours() -> bool:
     return any(handler.get_name() == _MARK for handler in logging.getLogger().handlers)
-
-
-def _is_foreign(record: logging.LogRecord) -> bool:
-    return record.name.split(".")[0] != "fgvr"
 
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:

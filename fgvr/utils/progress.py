@@ -9,17 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import psutil
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich import progress as bars
 from rich.text import Text
 
 from fgvr.utils.logging import stderr_console
@@ -46,18 +36,12 @@ def track(
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # pyright: ignore[reportArgumentType]
-    console = stderr_console()
-    if not (_wanted(console.is_terminal) if show is None else show):
-        yield from (
-            iterable if os.environ.get("FGVR_PROGRESS") == "0" or show is False else _told(iterable, description, total, weigh, every)
-        )
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), _Memory())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(description, total=total)
-        for item in iterable:
-            yield item
-            progress.advance(task, weigh(item))
+    if _wanted() if show is None else show:
+        yield from _drawn(iterable, description, total, weigh, bars.MofNCompleteColumn(), _Rate(), bars.TimeRemainingColumn(), _Memory())
+    elif os.environ.get("FGVR_PROGRESS") == "0" or show is False:
+        yield from iterable
+    else:
+        yield from _told(iterable, description, total, weigh, every)
 
 
 def _told(iterable: Iterable[T], description: str, total: int | None, weigh: Callable[[T], int], every: float) -> Iterator[T]:
@@ -78,31 +62,36 @@ def _told(iterable: Iterable[T], description: str, total: int | None, weigh: Cal
 
 def track_bytes(chunks: Iterable[bytes], description: str, total: int | None, *, done: int = 0) -> Iterator[bytes]:
     """The same chunks, with a bar of megabytes. `total`: of the whole; None = unknown; `done`: of it before the first chunk."""
-    console = stderr_console()
-    if not _wanted(console.is_terminal):
-        yield from track(
-            chunks, f"{description}, MB", None if total is None else total >> 20, show=None, weigh=lambda chunk: len(chunk) >> 20
-        )
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    if _wanted():
+        figures = bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
+        yield from _drawn(chunks, description, total, len, *figures, done=done)
+    else:
+        megabytes = None if total is None else total >> 20
+        yield from track(chunks, f"{description}, MB", megabytes, weigh=lambda chunk: len(chunk) >> 20)
+
+
+def _drawn(
+    items: Iterable[T], description: str, total: int | None, weigh: Callable[[T], int], *figures: bars.ProgressColumn, done: int = 0
+) -> Iterator[T]:
+    columns = bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), *figures
+    with bars.Progress(*columns, console=stderr_console()) as progress:
         task = progress.add_task(description, total=total, completed=done)
-        for chunk in chunks:
-            yield chunk
-            progress.advance(task, len(chunk))
+        for item in items:
+            yield item
+            progress.advance(task, weigh(item))
 
 
-def _wanted(terminal: bool) -> bool:
-    return {"0": False, "1": True}.get(os.environ.get("FGVR_PROGRESS", ""), terminal)
+def _wanted() -> bool:
+    return {"0": False, "1": True}.get(os.environ.get("FGVR_PROGRESS", ""), stderr_console().is_terminal)
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+class _Rate(bars.ProgressColumn):
+    def render(self, task: bars.Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
-class _Memory(ProgressColumn):
+class _Memory(bars.ProgressColumn):
     max_refresh = 1.0  # seconds; asking the system costs more than drawing
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: bars.Task) -> Text:
         return Text(format_bytes(psutil.Process().memory_info().rss), style="dim")

@@ -65,8 +65,6 @@ def _read(file: Path) -> RunningServer | None:
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
+    except (ProcessLookupError, PermissionError, OverflowError):
         return False
     return pid > 0

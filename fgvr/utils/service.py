@@ -18,12 +18,11 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Pr
 from fgvr.errors import ConfigError, RemoteError
 from fgvr.utils.network import Route, header_value, port_is_valid, route_to
 
-URL = "FGVR_SERVER_URL"
 TOKENS = ("FGVR_ADMIN_TOKEN", "ADMIN_TOKEN", "FGVR_TOKEN")  # the first that is set; what may change things may read, too
 QUOTED = 200  # characters of an answer that is shown
 
 
-class _NoRedirect(HTTPRedirectHandler):
+class NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
@@ -51,17 +50,12 @@ class Service:
     def post(self, path: str, body: Any = None, **query: Any) -> Any:
         return self._json(self._request("POST", path, query, body))
 
-    def lines(self, path: str) -> Iterator[str]:
-        """The lines of a stream, as they come, until the other side ends it."""
+    def events(self, path: str) -> Iterator[dict[str, Any]]:
+        """The JSON data of server-sent events, as they come, until the other side ends the stream."""
         with self._open(self._request("GET", path, {})) as answer:
             for line in answer:
-                yield line.decode("utf-8", "replace").rstrip("\r\n")
-
-    def events(self, path: str) -> Iterator[dict[str, Any]]:
-        """The JSON data of server-sent events."""
-        for line in self.lines(path):
-            if line.startswith("data:") and (text := line[5:].strip()):
-                yield json.loads(text)
+                if line.startswith(b"data:") and (text := line[5:].decode("utf-8", "replace").strip()):
+                    yield json.loads(text)
 
     def _request(self, method: str, path: str, query: Mapping[str, Any], body: Any = None) -> Request:
         asked = {name: value for name, value in query.items() if value is not None}
@@ -126,4 +120,4 @@ def _cure(code: int) -> str:
 def _opener(url: str, route: Route) -> OpenerDirector:
     proxies = {scheme: route.proxy for scheme in ("http", "https")} if route.proxy else {}
     secured = [HTTPSHandler(context=route.certificates())] if url.startswith("https") else []  # reading certificates takes a while
-    return build_opener(_NoRedirect, ProxyHandler(proxies), *secured)
+    return build_opener(NoRedirects, ProxyHandler(proxies), *secured)

@@ -67,7 +67,6 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
 
 
-SPLITS = ("length", "sentences", "clauses")
 _ENDS = {"sentences": r"(?<=[.!?])\s+", "clauses": r"(?<=[.!?,;:])\s+"}
 
 

@@ -125,7 +125,7 @@ def measure_joint(folder: Path, held: HeldOut, pictures: int = 60) -> dict[str, 
 MODELS = {
     "joint": (("joint",), measure_joint, "BlipForImageTextRetrieval, 112 px, patch 14"),
     "encoder": (("encoder",), measure_encoder, "open_clip ViT, 112 px, patch 14"),
-    "mllm": (("vision", "language"), measure_mllm, "Qwen2_5_VLForConditionalGeneration"),
+    "mllm": (("vision", "language", "compare"), measure_mllm, "Qwen2_5_VLForConditionalGeneration"),
 }
 
 

@@ -21,6 +21,12 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 def hidden(language_model: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Last hidden states [n, t, width] of embeddings [n, t, width], causal."""
+    x = stream(language_model, x, cos, sin)
+    return F.rms_norm(x, x.shape[-1:], language_model.norm.weight, language_model.norm.variance_epsilon)
+
+
+def stream(language_model: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The same before the last norm."""
     n, t, width = x.shape
     for layer in language_model.layers:
         a = layer.self_attn
@@ -35,4 +41,4 @@ def hidden(language_model: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: t
         x = x + a.o_proj(mixed.transpose(1, 2).reshape(n, t, width))
         seen = F.rms_norm(x, (width,), layer.post_attention_layernorm.weight, layer.post_attention_layernorm.variance_epsilon)
         x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(seen)) * layer.mlp.up_proj(seen))
-    return F.rms_norm(x, (width,), language_model.norm.weight, language_model.norm.variance_epsilon)
+    return x

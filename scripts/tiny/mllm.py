@@ -144,11 +144,11 @@ def build(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2Tokeni
 
 
 def export(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """float16 safetensors under the hub's names (`model.*`, `visual.*`, no `lm_head`)."""
+    """float16 safetensors under the hub's names (`model.*`, `visual.*`; `lm_head` only where it is not the input's matrix)."""
     weights = {}
     for name, value in model.state_dict().items():
         name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-        if name != "lm_head.weight":
+        if name != "lm_head.weight" or not model.config.tie_word_embeddings:
             weights[name] = value.detach().to(torch.float16).contiguous()
     scratch = folder / "model.part"
     save_file(weights, scratch, metadata={"format": "pt"})

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fgvr.agents import discover as module
 from fgvr.agents import discover_prompts as ask
-from fgvr.agents.discover import STAGES, Discoverer
+from fgvr.agents.discover import Discoverer
 from fgvr.agents.mixture_selection import complexity_penalty, fill, select_mixture
 from fgvr.data.unlabelled import open_unlabelled
 from fgvr.errors import DatasetError, UnreadableReply
@@ -142,7 +142,7 @@ def test_an_interrupted_discovery_goes_on_with_the_stage_it_was_at(folder, tmp_p
     assert Discoverer(Speaker("kind of thing"), Eye(), target="name", stage=third)(images.picture_set) == whole and third.computed == []
     other = StageCache(where, "other images")
     Discoverer(Speaker(), Eye(), target="name", stage=other)(images.picture_set)
-    assert other.computed == list(STAGES)
+    assert other.computed == ["identify", "howto", "describe", "guess", "postprocess"]
 
 
 def test_a_model_that_names_nothing_is_an_error_with_a_way_out(folder):

@@ -39,7 +39,7 @@ def test_an_archive_is_read_as_its_makers_meant(make, tmp_path):
     else:
         assert any("no official split" in note for note in dataset.notes) and dataset.world == "seeded split"
     for alias in tree.aliases:
-        assert dataset.catalog.named(alias).id == tree.ids[0]
+        assert dataset.catalog.find(alias) is dataset.catalog[tree.ids[0]]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -122,7 +122,8 @@ def test_official_names_are_all_there_once(name):
 
 def test_folders_misspelt_are_spelt_right_in_prompts_and_still_understood(tmp_path):
     catalog = opened(TREES["cub200"](tmp_path), shots=1).catalog
-    assert catalog.named("022.Chuck_will_Widow").name == "Chuck-will's-widow"
+    found = catalog.find("022.Chuck_will_Widow")
+    assert found is not None and found.name == "Chuck-will's-widow"
     known = {entry.name for name in ("cub200", "dogs120") for entry in official_names(name).values()}
     assert known & {"Arctic Tern", "Pekingese", "German Shepherd", "Curly-coated Retriever", "Ibizan Hound"} and not known & {
         "Artic Tern", "Chihuaha", "German Shepard", "Curly-coater Retriever", "Ibizian Hound", "Chuck-will Widow", "Forsters Tern",

@@ -33,9 +33,9 @@ from fgvr.data.streams.hf import HuggingFace, open_hf
 from fgvr.data.streams.index import StreamIndex
 from fgvr.data.streams.parquet import Parquet, open_parquet
 from fgvr.data.streams.samples import StreamSamples
-from fgvr.data.streams.sniffing import stream_at
 from fgvr.data.streams.webdataset import WebDataset, open_webdataset
 from fgvr.errors import DatasetError, ImageError, StoreError
+from fgvr.modes.classifying import stream_at
 from fgvr.runtime.pool import close_shared
 from fgvr.store.cache import NoCache, SqliteCache
 from fgvr.store.journal import RunFile

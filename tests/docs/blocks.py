@@ -8,17 +8,21 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import __main__ as benchmarks
 from fgvr import cli
 from scripts import dev
 
 ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _FENCE = re.compile(r"^(?:<!-- needs: ([^>]*) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _BIRDS = ["dataset.genera=[2,2]", "dataset.test_per_class=3"]
 _ITS_OWN_WORDS = {*cli.COMMANDS, "replay", "compare", "cache", "memory", "run", "--help"}
+_OF_OTHERS = {"curl", "ollama", "vllm", "export", "cp"}  # programs that are none of ours
 _FOR_EVER = {"serve"}  # tests/server runs it, with the blocks of its page
 
 
@@ -87,18 +91,47 @@ class Reader:
 
 
 def read(block: Block) -> None:
-    """What can be checked of a block that cannot run here: Python compiles, and each command's configuration is composed and judged."""
-    from fgvr.config.composing import load_config
-
+    """What can be checked of a block that cannot run here: Python compiles, and every command and its words are known."""
     if block.language == "python":
         compile(block.text, block.page, "exec")
-    for words in (shlex.split(line, comments=True) for line in block.text.splitlines() if block.language == "bash"):
-        if words[:1] == ["fgvr"] and words[1] not in cli.COMMANDS and "models=remote" not in words:
-            sweep = "-m" in words  # judged by the first of each of its values
-            told = [word.split(",")[0] if sweep else word for word in words[2:] if not word.startswith(("-", "hydra"))]
-            load_config(f"mode={words[1]}", *told)
-        elif words[:1] == ["python"] and words[1] != "-c":
-            assert (ROOT / words[1]).is_file(), words
+    if block.language == "bash":
+        for line in block.text.splitlines():
+            known(shlex.split(line, comments=True), block.page)
+
+
+def known(words: list[str], page: str) -> None:
+    """Raises ConfigError or AssertionError for a command with a mode, option, key, file, extra or target that does not exist."""
+    match words:
+        case ["fgvr", name, *_] if name in cli.COMMANDS:
+            pass
+        case ["fgvr", "run", *rest] | ["python", "discovering.py", *rest]:
+            composed(rest)
+        case ["fgvr", name, *rest]:
+            composed([f"mode={name}", *rest])
+        case ["python", "-m", "benchmarks", name, *_]:
+            assert name in benchmarks.NAMES, (page, name)
+        case ["python", "-c", text]:
+            compile(text, page, "exec")
+        case ["python", script, *_]:
+            assert (ROOT / script).is_file(), (page, script)
+        case ["sbatch", *rest]:
+            script, *rest = [word for word in rest if not word.startswith("--")]
+            assert (ROOT / script).is_file(), (page, script)
+            composed(rest)
+        case ["pip", "install", *packages]:
+            extras = {extra for found in re.findall(r"fgvr\[([^\]]+)\]", " ".join(packages)) for extra in found.split(",")}
+            assert extras <= set(PROJECT["optional-dependencies"]), (page, extras)
+        case [program, *_]:
+            assert program in _OF_OTHERS, (page, words)
+
+
+def composed(words: list[str]) -> None:
+    """The configuration of a command, as far as it can be had here; a sweep's is judged by the first of each of its values."""
+    from fgvr.config.composing import load_config
+
+    told = [word for word in words if not word.startswith(("-", "hydra"))]
+    if "models=remote" not in told:  # which asks its server
+        load_config(*(word.split(",")[0] if "-m" in words else word for word in told))
 
 
 def prepared(folder: Path) -> Path:

@@ -10,18 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from fgvr.config.configuration import Config
+from fgvr.config.overrides import REFUSED, groups
 from fgvr.runtime.pool import close_shared
+from scripts import docs_reference
 
 from .blocks import ROOT, Block, Reader, blocks, prepared, read
 
-NEEDS = {"gpu", "network", "weights", "engine", "server", "processes", "results.json", "data", "answers"}
+NEEDS = {"gpu", "network", "weights", "engine", "server", "processes", "slurm", "results.json", "data", "answers"}
 RUN = ["README.md", "docs/index.md", *(f"docs/tutorials/{name}.md" for name in ("photographs", "birds", "sweep", "notebook"))]
 RUN += [f"docs/how-to/{name}.md" for name in ("models", "risk", "classes")]
-RUN += ["docs/explanation/pool.md", "docs/reference/python.md", "docs/review.md", "docs/discovery.md"]
+RUN += ["docs/explanation/pool.md", "docs/reference/python.md", "docs/review.md", "docs/discovery.md", "docs/devices.md", "docs/scale.md"]
 OTHERS = {
     "docs/tutorials/server.md": "tests/server/test_clients.py, tests/server/test_first_use.py",
     "docs/how-to/parts.md": "tests/test_extensions.py, by CONTRIBUTING.md",
 }
+
+OF_PLUGINS = {"hydra/launcher": ("joblib", "submitit_local", "submitit_slurm")}
+_SUFFIXES = ("json", "yaml", "html", "py", "md", "csv", "log")  # of files, whose names look like keys
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def at_the_desk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def pages() -> list[str]:
     """README and every page of the site whose readers type."""
-    folders = ("docs", "docs/tutorials", "docs/how-to", "docs/explanation", "docs/reference")
+    folders = ("docs", "docs/tutorials", "docs/how-to", "docs/explanation", "docs/reference", "docs/ops")
     found = [str(file.relative_to(ROOT)) for folder in folders for file in sorted((ROOT / folder).glob("*.md"))]
     return ["README.md", *(page for page in found if page != "docs/LOG.md")]
 
@@ -82,6 +88,34 @@ def test_every_fence_is_found() -> None:
         assert len(fences) == 2 * len(blocks(page)), page
 
 
+def test_no_command_stands_outside_of_a_block() -> None:
+    for page in pages():
+        assert re.findall(r"(?m)^ {4}(?:fgvr|python|pip|make|sbatch) .*$", (ROOT / page).read_text(encoding="utf-8")) == [], page
+
+
+def named(page: str) -> Iterator[tuple[str, str]]:
+    """Every KEY=VALUE and every `section.key` that a page names within a line."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"))
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for word in code.split():
+            key, equals, value = word.partition("=")
+            first = re.split(r"[./]", key)[0]
+            ours = first in Config.model_fields or first in ("server", "hydra")
+            if ours and re.fullmatch(r"\w+([./]\w+)*", key) and (equals or "." in key) and key.rpartition(".")[2] not in _SUFFIXES:
+                yield key, value
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_option_and_key_that_a_page_names_exists(page: str) -> None:
+    options = groups()
+    for key, value in named(page):
+        if key in options:
+            chosen = {one for one in re.split(r"[,|]", value) if re.fullmatch(r"[a-z][\w-]*", one)}  # NAME and ... stand for others
+            assert chosen <= {*options[key], *OF_PLUGINS.get(key, ())}, (page, key, value)
+        else:
+            assert key.startswith("hydra.") or key in REFUSED or docs_reference.rule(key) is not None, (page, key)
+
+
 def test_a_wrong_word_in_a_block_is_found(reader: Reader) -> None:
     with pytest.raises(AssertionError, match="trigger=nevr"):
         reader.run(Block("a page", "bash", "fgvr evaluate trigger=nevr\n", ()))
@@ -89,3 +123,6 @@ def test_a_wrong_word_in_a_block_is_found(reader: Reader) -> None:
 
     with pytest.raises(ConfigError, match="nevr"):
         read(Block("a page", "bash", "fgvr evaluate trigger=nevr\n", ("gpu",)))
+    for line in ("fgv evaluate", "pip install 'fgvr[rays]'", "python -m benchmarks lod", "python scripts/absent.py"):
+        with pytest.raises(AssertionError):
+            read(Block("a page", "bash", f"{line}\n", ("gpu",)))

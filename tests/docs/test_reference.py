@@ -6,19 +6,23 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fgvr
 from fgvr import cli, modes
 from fgvr.config import fields as rules
 from fgvr.config.configuration import Config
 from fgvr.config.groups import Group
+from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.runtime.pool import close_shared
+from fgvr.types import ModelSpec, Reply
 from fgvr.utils.paths import PACKAGE, config_dir
+from fgvr.utils.running_server import announced
 from scripts import docs_reference
 
 SET_BY_CODE = {"mode", "review.of", "published.source", "published.top1", "published.clip_vit_b_32", "published.qwen2_5_vl_7b"}
@@ -29,8 +33,10 @@ FREE = {
     "report.json": {"protocols", "protocol_versions", "intervals", "routers", "abstention", "cost", "asked", "computed", "stage_seconds",
                     "model_loads", "classes", "provenance", "config"},
     "memory.jsonl": {"weights"},
+    "review.json": {"classes", "images"},
+    "names.json": {"kinds[].images"},
 }  # fmt: skip
-"""Fields whose keys are data: names of classes, protocols, stages, models."""
+"""Fields whose keys are data: names of classes, protocols, stages, models, images."""
 SMALL = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.calibration=2", "evaluation.record=all"]
 
 
@@ -155,6 +161,63 @@ def test_every_field_of_a_bases_files_is_on_the_page_and_no_other(run: Path, pag
 def test_every_column_of_the_table_of_predictions_is_on_the_page(run: Path, pages: dict[str, str]) -> None:
     with open(run / "predictions.csv", newline="") as file:
         assert set(next(csv.reader(file))) == shown_fields(pages, "predictions.csv")
+
+
+class Rules(FakeMLLM):
+    """States a rule when it is shown a mistake."""
+
+    def generate(self, images: Any, prompts: Sequence[str], **settings: Any) -> list[Reply]:
+        replies = super().generate(images, prompts, **settings)
+        return [Reply("Rule: look twice.") if "was taken for" in prompt else reply for prompt, reply in zip(prompts, replies, strict=True)]
+
+
+class RuleLoader(FakeLoader):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds["mllm"] = Rules
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        return f"rules-{super().fingerprint(spec)}"
+
+
+def reviewed(folder: Path) -> Path:
+    report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, f"paths.home={folder}", "slow=person"))
+    return report.path / "review.json"
+
+
+def learned(folder: Path) -> Path:
+    report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *SMALL, f"paths.home={folder}", "trigger=always", "online=prototypes"))
+    return report.path / "online.jsonl"
+
+
+def discovered(folder: Path) -> Path:
+    (folder / "in").mkdir()
+    for shade in range(3):
+        Image.new("RGB", (40, 40), (40 * shade, 90, 200)).save(folder / "in" / f"{shade}.png")
+    words = ("models=fake", f"paths.home={folder}", "knowledge.leave_one_out=false", "slow.weight=0.5", "discover.superclass=bird")
+    return fgvr.discover(folder / "in", *words).path / "names.json"
+
+
+def experienced(folder: Path) -> Path:
+    words = ("mode=build_experience_base", "trigger=always", "models.mllm.loader=tests.docs.test_reference.RuleLoader")
+    return modes.perform(fgvr.load_config(*SMALL, *words, f"paths.home={folder}")).path / "experience.jsonl"
+
+
+def announced_server(folder: Path) -> Path:
+    with announced(folder, "http://127.0.0.1:1", "t"):
+        (folder / "read.json").write_bytes((folder / "server.json").read_bytes())
+    return (folder / "read.json").rename(folder / "server.json")
+
+
+@pytest.mark.parametrize("made", [reviewed, learned, discovered, experienced, announced_server], ids=lambda made: made.__name__)
+def test_every_field_of_what_other_commands_leave_is_on_the_page_and_no_other(
+    made: Callable[[Path], Path], tmp_path: Path, pages: dict[str, str]
+) -> None:
+    close_shared()
+    file = made(tmp_path)
+    found, shown = written(file), shown_fields(pages, file.name)
+    assert found and found == shown
+    close_shared()
 
 
 def test_every_address_of_the_server_is_on_the_page(pages: dict[str, str]) -> None:

@@ -37,7 +37,7 @@ def shown(text: str, place: str) -> str:
 
 def test_an_included_text_has_its_links_and_not_its_title() -> None:
     text = shown("<!-- include: review.md -->", "how-to/models.md")
-    assert "# Let a person answer" not in text and "](../review.png)" in text
+    assert "# Let a person answer" not in text and "](../review.jpg)" in text
 
 
 def test_one_section_can_be_included_and_an_absent_page_is_nothing() -> None:
@@ -50,6 +50,12 @@ def test_links_between_the_repository_and_the_site_fit_both() -> None:
     assert shown("[a](docs/method.md), [b](CHANGELOG.md)", "contributing.md") == "[a](method.md), [b](changelog.md)"
     assert shown("[a](../CONTRIBUTING.md), [b](../fgvr/cli.py)", "method.md") == "[a](contributing.md), b"
     assert shown("[a](scale.md)", "server.md") == "[a](how-to/scale.md)" and shown("[a](scale.md)", "how-to/index.md") == "[a](scale.md)"
+
+
+def test_a_long_key_breaks_after_its_signs_only() -> None:
+    page = '<td><code>models.mllm=qwen2_5</code></td><pre class="x"><code class="y">a.b</code></pre>'
+    assert "<code>models.<wbr>mllm=<wbr>qwen2_<wbr>5</code>" in docs_site.on_post_page(page)
+    assert "a.b" in docs_site.on_post_page(page)
 
 
 def test_every_page_of_docs_is_in_the_navigation_or_said_to_be_outside_it() -> None:

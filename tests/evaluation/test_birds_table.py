@@ -161,7 +161,8 @@ def fake_fgvr(table, of_a_world, world, tmp_path: Path, monkeypatch: pytest.Monk
 
     def build_recognizer(cfg, base=None):
         broken = "dataset.split_seed=3" in cfg.words  # one draw in four answers everything fast
-        return SimpleNamespace(fast_only=lambda batch: [(p.fast, replace(p.decision, escalate=not broken)) for p in batch])
+        decided = [replace(p.decision, escalate=not broken) for p in world["calibrated"]]
+        return SimpleNamespace(fast=lambda batch: [p.fast for p in batch], decide=lambda fast: decided)
 
     test = of_a_world.TestImages((tuple(world["calibrated"]),), tuple(str(p.label) for p in world["calibrated"]))
     intercept(of_a_world, "Session", lambda whole, cfg: SimpleNamespace(dataset=SimpleNamespace(split=SimpleNamespace(test=()))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def test_a_sweep_has_a_row_per_job_and_a_mean_per_number_of_shots(finished, tmp_
     top1 = [r.top1 for r in found.rows if r.shots == 2]
     assert found.cells[0].mean == pytest.approx(np.mean(top1))
     assert found.cells[0].interval == pytest.approx(stats.t.interval(0.95, 1, np.mean(top1), stats.sem(top1)))
-    assert json.loads(json.dumps(compare.to_json(found), allow_nan=False))["cells"][0]["seeds"] == 2
+    assert json.loads(json.dumps(asdict(found), allow_nan=False))["cells"][0]["seeds"] == 2
 
 
 def shown(found: compare.Comparison) -> str:
@@ -97,7 +97,7 @@ def test_the_same_seed_twice_is_one_seed_and_has_no_interval(finished, tmp_path:
     assert [(c.shots, c.seeds, c.interval is None) for c in found.cells] == [(2, 1, True), (4, 2, False)]
     top1 = [r.top1 for r in found.rows]
     assert found.cells[1].mean == pytest.approx(((top1[2] + top1[3]) / 2 + top1[4]) / 2)
-    assert [c["interval"] is None for c in compare.to_json(found)["cells"]] == [True, False]
+    assert [c["interval"] is None for c in asdict(found)["cells"]] == [True, False]
 
 
 def test_a_random_trigger_follows_the_seed(finished, tmp_path: Path):

@@ -174,8 +174,8 @@ def test_planning_for_mlx_imports_no_tensor_library(python) -> None:
 
 
 def test_the_doctor_shows_the_allocator(monkeypatch) -> None:
+    from fgvr.runtime.checkup import machine
     from fgvr.runtime.devices.simulated import SimulatedDevice
-    from fgvr.runtime.health import machine
     from fgvr.runtime.pool import ModelPool
 
     class Mps(SimulatedDevice):

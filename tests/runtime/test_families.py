@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
+from benchmarks.families import forecasts
 from fgvr.errors import ConfigError
 from fgvr.protocols import MLLM
 from fgvr.runtime.conversation import Conversation, Sampling
@@ -99,6 +100,17 @@ def test_weights_are_as_large_as_planned_and_a_very_long_picture_is_padded(famil
     assert loader.work_bytes(family.spec) > 0
     (score,) = family.model.score([Image.new("RGB", (5000, 1))], ["describe"], [["red"]])
     assert score.prompt_tokens <= family.model.tokens_per_item
+
+
+@pytest.mark.parametrize("name", ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "llava")])
+def test_a_probe_forecasts_another_batch_within_5_percent(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of other pictures and words. Until there is one, the estimate is not too small."""
+    if name == "smolvlm":
+        pytest.importorskip("num2words")
+    spec = ModelSpec("mllm", "transformers", str(folders(name)), batch_size=2)
+    model = find_loader(spec).load(spec, CpuDevice())
+    ((_, estimate, probed),) = forecasts(model, spec, tmp_path, probed=2, tried=[3])
+    assert probed == pytest.approx(1, abs=0.05) and estimate > 1
 
 
 def test_fewer_pixels_cost_fewer_tokens_and_another_fingerprint(family: Family) -> None:

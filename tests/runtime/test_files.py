@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.planning import validate_spec
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
-from fgvr.runtime.spec import checked
 from fgvr.types import ModelSpec
 
 
@@ -140,7 +140,7 @@ assert not {{"torch", "transformers", "open_clip"}} & set(sys.modules)
 
 def test_values_of_a_spec_are_checked_together() -> None:
     good = ModelSpec("mllm", "transformers", "tiny")
-    assert checked(good) is good
+    assert validate_spec(good) is good
     with pytest.raises(ConfigError) as caught:
-        checked(replace(good, dtype="fp8", quantization="int3"))
+        validate_spec(replace(good, dtype="fp8", quantization="int3"))
     assert all(word in str(caught.value) for word in ("dtype=fp8", "quantization=int3"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fgvr
@@ -100,6 +102,14 @@ def test_a_measurement_that_cannot_be_kept_is_no_failure_of_the_load(tmp_path: P
     assert "could not be kept" in caplog.text and work_of(pool, spec) == 17 * MIB
 
 
+def test_other_batches_lie_on_the_lines_through_those_that_were_measured(tmp_path: Path) -> None:
+    probes, loader = Probes(tmp_path), FakeLoader()
+    probes.keep(loader, MLLM, "cpu", {1: 60, 2: 100, 4: 200})  # preparing its picture is the widest moment of one item
+    assert [probes.work(loader, replace(MLLM, batch_size=size), "cpu") for size in (1, 2, 3, 8)] == [60, 100, 150, 400]
+    probes.keep(loader, MLLM, "cpu", {1: 60})
+    assert probes.work(loader, MLLM, "cpu") == 240, "no more is known than one item"
+
+
 def test_damaged_measurements_are_as_none(tmp_path: Path) -> None:
     probes, loader = Probes(tmp_path), FakeLoader()
     probes.keep(loader, MLLM, "cpu", {1: 10, 4: 40})
@@ -122,15 +132,35 @@ def test_the_plan_says_what_is_an_estimate_and_measures_when_asked(tmp_path: Pat
     assert {part.name: part.bytes for part in after.parts} == {part["name"]: part["bytes"] for part in shown["parts"]}
 
 
-def test_what_is_measured_again_is_the_same_within_noise(tmp_path: Path) -> None:
-    """The process's own memory on the CPU; libraries keep buffers, so small models vary more than large ones."""
+def test_what_is_measured_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    """Tensors of the call are counted, neither its weights nor the process."""
     from fgvr.runtime.loaders.clip import LOADER
 
     spec, device = ModelSpec("encoder", "clip", "tiny", batch_size=32), CpuDevice()
     model = LOADER.load(spec, device)
-    first, second = (take(model, spec, device) for _ in range(2))
-    assert 0 < first[1] <= first[32] and second[32] == pytest.approx(first[32], rel=0.5)
-    assert device.peak() >= device.allocated() // 2
+    first, second, simulated = (take(model, spec, one) for one in (device, device, SimulatedDevice(1000 * MIB)))
+    assert first == second == simulated and 0 < first[1] <= first[32], "64 texts are the widest"
     probes = Probes(tmp_path)
     probes.keep(LOADER, spec, device.name, first)
     assert need(spec, "cpu", probes).work == first[32]
+
+
+def test_what_makes_no_tensors_is_looked_at_from_outside() -> None:
+    blocks: list[bytearray] = []
+    assert CpuDevice().measure(lambda: blocks.append(bytearray(b"x") * (64 * MIB))) > 32 * MIB
+
+
+def test_tensors_are_counted_once_and_until_they_are_freed() -> None:
+    import torch
+
+    weight, count = torch.ones(MIB), CpuDevice().measure
+
+    def of_pixels() -> None:
+        pixels = torch.from_numpy(np.ones(MIB, np.float32))
+        seen = pixels * 2  # 4 MiB beside the 4 MiB of the pixels
+        del pixels
+        seen = seen.view(1024, 1024) @ weight.view(1024, 1024)  # beside the 4 MiB of its factor
+        seen.t().add_(1)
+
+    assert count(of_pixels) == 8 * MIB
+    assert count(lambda: [torch.ones(MIB) for _ in range(3)]) == 12 * MIB

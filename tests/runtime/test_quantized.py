@@ -18,6 +18,7 @@ from PIL import Image
 from fgvr import load_config
 from fgvr.errors import ConfigError, ModelLoadError, RuntimeConflict
 from fgvr.planning import plan as plan_of
+from fgvr.planning import validate_spec
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
@@ -28,14 +29,12 @@ from fgvr.runtime.plan import plan
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
 from fgvr.runtime.sizes import qwen as sizes
-from fgvr.runtime.spec import checked
 from fgvr.session import Session
 from fgvr.store.cache import MemoryCache
 from fgvr.store.cached_models import CachedMLLM
 from fgvr.types import ModelSpec, Picture
 
 from .helpers import module_of
-from .tensor_trace import peak_of
 
 TINY = ModelSpec("mllm", "transformers", "tiny", batch_size=4)
 SEVEN = ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
@@ -143,11 +142,11 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
     batch = sizes.Batch(4, pixels, 4, prompt=tokens - pixels // 784, new=8, unpacked=True)
     shape = sizes.read_shape(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
     if action == "generate":
-        peak = peak_of(lambda: model.generate(images, prompts, max_new_tokens=8), module_of(model))
-        moments = (sizes.prepare, sizes.tower, sizes.prefill, sizes.decode)
+        peak = CpuDevice().measure(lambda: model.generate(images, prompts, max_new_tokens=8))
+        moments = (sizes.prepare, sizes.tower, sizes.prefill)
     else:
         texts = [["A bird with red crown and"] * sizes.CANDIDATES] * 4
-        peak = peak_of(lambda: model.score(images, prompts, texts), module_of(model))
+        peak = CpuDevice().measure(lambda: model.score(images, prompts, texts))
         moments = (sizes.prepare, sizes.tower, sizes.prefill, sizes.score)
     forecast = max(sum(part.bytes for part in moment(shape, batch)) for moment in moments)
     assert 0.5 * forecast < peak <= 1.02 * forecast
@@ -286,11 +285,11 @@ def test_weights_that_were_saved_in_fewer_bits_are_refused_with_a_cure(mllm_fold
 
 
 def test_only_known_kinds_and_only_the_mllm() -> None:
-    assert checked(quantised("int4")) == quantised("nf4")
+    assert validate_spec(quantised("int4")) == quantised("nf4")
     with pytest.raises(ConfigError, match="write null, int8 or nf4"):
-        checked(quantised("int3"))
+        validate_spec(quantised("int3"))
     with pytest.raises(ConfigError, match=r"only models\.mllm can be quantised"):
-        checked(ModelSpec("encoder", "clip", "tiny", quantization="int8"))
+        validate_spec(ModelSpec("encoder", "clip", "tiny", quantization="int8"))
     with pytest.raises(ModelLoadError, match="known are int8, nf4"):
         LOADER.estimate(quantised("int2"))
 

@@ -20,8 +20,6 @@ from fgvr.runtime.sizes import footprint
 from fgvr.runtime.sizes.timm import PACKAGED
 from fgvr.types import ModelSpec
 
-from .tensor_trace import peak_of
-
 LITE0 = ModelSpec("encoder", "timm", "efficientnet_lite0", batch_size=2)
 
 
@@ -70,7 +68,7 @@ def test_what_the_plan_says_of_packaged_weights_is_what_they_weigh() -> None:
     assert load(LITE0).nbytes == timm_loader.LOADER.estimate(LITE0) + counters
     module = timm.create_model(PACKAGED["efficientnet_lite0"].architecture, pretrained=False, num_classes=0).eval()
     with torch.inference_mode():
-        assert peak_of(lambda: module(torch.zeros(2, 3, 224, 224)), module) == 2 * PACKAGED["efficientnet_lite0"].widest
+        assert CpuDevice().measure(lambda: module(torch.zeros(2, 3, 224, 224))) == 2 * PACKAGED["efficientnet_lite0"].widest
 
 
 def test_a_file_that_is_not_the_published_one_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +98,7 @@ def test_a_folder_in_timms_form_is_loaded_without_its_classifier(folder: Path) -
     assert sizes.weight_bytes == encoder.nbytes + head
     module = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2).eval()
     with torch.inference_mode():
-        traced = peak_of(lambda: module(torch.zeros(3, 3, 32, 32)), module)
+        traced = CpuDevice().measure(lambda: module(torch.zeros(3, 3, 32, 32)))
     assert traced <= sizes.work_bytes <= 2 * traced
 
 

@@ -75,7 +75,7 @@ def test_a_model_whose_place_is_waited_for_is_shown_as_draining(make_pool: PoolM
 
     def shown() -> tuple[str, str, int]:
         (row,) = status_records.models(pool, [MLLM])
-        return row.state, row.tier, status_records.stats(pool, Monitor(pool)).total_models
+        return row["state"], row["tier"], status_records.stats(pool, Monitor(pool))["total_models"]
 
     with ThreadPoolExecutor(1) as thread:
         with pool.lease("mllm"):

@@ -21,7 +21,7 @@ from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_group import PoolGroup
 from fgvr.server.app import Server, make_app
-from fgvr.server.knowledge import Knowledge, KnownClass
+from fgvr.server.knowledge import Knowledge
 from fgvr.server.running import Process, config_of
 from fgvr.server.settings import Settings, Tokens
 from fgvr.types import Candidate, Decision, FastResult, History, ModelSpec, Prediction, Sample
@@ -115,7 +115,7 @@ def serve() -> Iterator[Serve]:
 
         def open_knowledge() -> Knowledge:
             made = build()
-            return made if isinstance(made, Knowledge) else Knowledge(made, (KnownClass("1", "crow", 3),), "0" * 64)
+            return made if isinstance(made, Knowledge) else Knowledge(made, ({"id": "1", "name": "crow", "photographs": 3},), "0" * 64)
 
         chosen = Settings(port=0, **settings)
         server = make_app(pool, specs, chosen, Tokens("secret-admin", reader), open_knowledge=open_knowledge, to_row=to_row, bundle=bundle)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fgvr.errors import KnowledgeError
-from fgvr.server.knowledge import Knowledge, KnownClass
+from fgvr.server.knowledge import Knowledge
 from fgvr.types import Prediction, Sample
 
 from .conftest import ADMIN, FakeRecognizer, Serve, Served, png, until
@@ -33,7 +33,7 @@ class Named(FakeRecognizer):
 
 
 def base(name: str, *photographs: int) -> Knowledge:
-    classes = tuple(KnownClass(str(i), f"{name} {i}", count) for i, count in enumerate(photographs))
+    classes = tuple({"id": str(i), "name": f"{name} {i}", "photographs": count} for i, count in enumerate(photographs))
     return Knowledge(Named(name), classes, f"hash of {name}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Self
 
-from fgvr.errors import ConfigError
+from fgvr.errors import ConfigError, causes
 
 HALF_AN_HOUR = 1800.0
 _LOOK_SECONDS = 0.002
@@ -149,16 +149,12 @@ _OOM_WORDS = (
 
 def is_oom(error: BaseException) -> bool:
     """Whether an error or one of its causes reports exhausted memory, judged without importing any library."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, MemoryError) or type(current).__name__ == "OutOfMemoryError":
-            return True
-        if isinstance(current, RuntimeError | OSError) and any(word in str(current).lower() for word in _OOM_WORDS):
-            return True
-        current = current.__cause__ or current.__context__
-    return False
+    return any(
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"
+        or (isinstance(cause, RuntimeError | OSError) and any(word in str(cause).lower() for word in _OOM_WORDS))
+        for cause in causes(error)
+    )
 
 
 def held_by_others(device: Device) -> int:

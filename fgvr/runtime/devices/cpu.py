@@ -14,9 +14,9 @@ import psutil
 from fgvr.runtime.devices import processor
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cgroup import Allowance, allowance
+from fgvr.runtime.devices.live_tensors import peak_of_tensors
 from fgvr.runtime.devices.mlx_memory import MLX
 
-_RESET = Path("/proc/self/clear_refs")
 _CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -30,7 +30,6 @@ class CpuDevice(Device):
     def __init__(self, *, cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> None:
         self._cgroup, self._membership = cgroup, membership
         self._process = psutil.Process()
-        self._peak_before = 0  # before the kernel's mark was set back
 
     @classmethod
     def fastest_dtype(cls, argument: str) -> str:
@@ -58,19 +57,11 @@ class CpuDevice(Device):
     def peak(self) -> int:
         """The most that was resident, shared pages included: the kernel keeps no other high-water mark."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return max(self._peak_before, peak if sys.platform == "darwin" else peak * 1024)
+        return peak if sys.platform == "darwin" else peak * 1024
 
     def measure(self, call: Callable[[], object]) -> int:
-        """What the process grows by, its libraries' own buffers included. Linux keeps the mark, and lets us set it back."""
-        self.empty_cache()
-        self._peak_before = self.peak()
-        try:
-            _RESET.write_text("5")
-        except OSError:  # another system
-            return super().measure(call)
-        before = self._process.memory_info().rss
-        call()
-        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+        """Tensors; what makes none (MLX, other libraries) is looked at from outside, called once more for it."""
+        return peak_of_tensors(call) or super().measure(call)
 
     def limit(self, size: int) -> None:
         """MLX's guideline only: a cap on the process would also hit what is not ours."""

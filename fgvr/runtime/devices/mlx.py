@@ -27,7 +27,7 @@ class MlxDevice(Device):
         """`host`: PyTorch's device in the same memory; None: this machine's."""
         if find_spec("mlx") is None:
             raise ConfigError(f"device mlx needs MLX: {INSTALL}; runtime.device=cpu always works")
-        self._host, self._mlx = host or _unified(), mlx
+        self._host, self._mlx = host or (MpsDevice() if MpsDevice.is_here() else CpuDevice()), mlx
         self.torch_name = self._host.torch_name
 
     @property
@@ -54,8 +54,3 @@ class MlxDevice(Device):
 
     def empty_cache(self) -> None:
         self._host.empty_cache()
-
-
-def _unified() -> Device:
-    """Main memory, and the GPU that shares it."""
-    return MpsDevice() if MpsDevice.is_here() else CpuDevice()

@@ -11,6 +11,7 @@ from typing import Self
 from fgvr.errors import ConfigError
 from fgvr.runtime.budget import parse_bytes
 from fgvr.runtime.devices.base import Device
+from fgvr.runtime.devices.live_tensors import peak_of_tensors
 
 
 class Block:
@@ -76,16 +77,17 @@ class SimulatedDevice(Device):
         return self._peak
 
     def measure(self, call: Callable[[], object]) -> int:
+        """Blocks, and the tensors of real models."""
         with self._lock:
             self._drain()
             before, highest = self._allocated, self._peak
             self._peak = before
         try:
-            call()
+            tensors = peak_of_tensors(call)
         finally:
             with self._lock:
-                found, self._peak = self._peak - before, max(self._peak, highest)
-        return found
+                blocks, self._peak = self._peak - before, max(self._peak, highest)
+        return blocks + tensors
 
     def limit(self, size: int) -> None:
         with self._lock:

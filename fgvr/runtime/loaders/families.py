@@ -18,6 +18,7 @@ from typing import Any
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.base import SANE_PIXELS
+from fgvr.types import ModelSpec
 
 _MAPPING = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -146,6 +147,14 @@ def image_settings(folder: Path | None) -> Mapping[str, Any]:
             settings = files.read_config(folder / name)
             return settings.get("image_processor", settings)
     return {}
+
+
+def max_pixels(spec: ModelSpec, folder: Path | None, kind: Any) -> int | None:
+    """The cap on a picture's pixels in force; None: whatever the processor does by itself."""
+    profile = PROFILES.get(str(kind))
+    if spec.max_pixels is not None or profile is None or profile.most is None:
+        return spec.max_pixels
+    return min(profile.pixels(image_settings(folder)), profile.most)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ class TransformersLoader(FolderLoader):
         return super().fingerprint(replace(spec, loader=_FIRST_NAME))
 
     def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
-        pixels = general.max_pixels(spec, folder, families.read_config(folder))
+        pixels = families.max_pixels(spec, folder, families.read_config(folder)["model_type"])
         return (pixels, quantized.kind_of(spec.quantization).recipe) if spec.quantization else pixels
 
     def open_processor(self, spec: ModelSpec, folder: Path) -> Prompts:
@@ -73,7 +73,7 @@ class TransformersLoader(FolderLoader):
         processor.tokenizer.padding_side = "left"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        profile, pixels = families.PROFILES.get(config["model_type"]), general.max_pixels(spec, folder, config)
+        profile, pixels = families.PROFILES.get(config["model_type"]), families.max_pixels(spec, folder, config["model_type"])
         if profile is not None and pixels is not None:
             profile.limit_pixels(processor.image_processor, pixels)
         context = Limit(qwen.context(spec, folder), f"{spec.source}'s context")

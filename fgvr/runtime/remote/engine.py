@@ -154,7 +154,8 @@ class Engine:
                 f"{str(client.base_url).rstrip('/')} has no model {self._model!r}; it has {', '.join(names) or 'none'}. "
                 f"Name one: models.{self.spec.role}.model={(names or ['MODEL'])[0]}"
             )
-        return Identity(name, _fingerprint(self._addresses[0], name), False)
+        known = hashlib.sha256(f"{self._addresses[0]}#{name}".encode()).hexdigest()[:12]  # its name and where it is: no more can be known
+        return Identity(name, f"remote-{known}", False)
 
     def _verify(self, client: OpenAI) -> None:
         known = self._identity
@@ -178,8 +179,3 @@ def _listed(found: Any) -> list[dict[str, Any]]:
     """The models of a list in the API's form, or of a bare one."""
     rows = found if isinstance(found, list) else found["data"]
     return [{**row, "id": str(row["id"])} for row in rows]
-
-
-def _fingerprint(address: str, name: str) -> str:
-    """All that can be known of a foreign engine's model: its name and where it is."""
-    return f"remote-{hashlib.sha256(f'{address}#{name}'.encode()).hexdigest()[:12]}"

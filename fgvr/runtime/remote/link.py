@@ -32,6 +32,7 @@ KEYS = ("FGVR_API_KEY", "FGVR_TOKEN", "OPENAI_API_KEY")  # the first that is set
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds; doubled with each failure in a row
 READ_SECONDS = 600.0  # a long batch on a slow machine
 _AWAY = (502, 503, 504)
+_PASSING = (408, 429, 500, *_AWAY)  # the same request may succeed later
 _FAULTS = 3  # times that an engine's own error (500) is tried
 
 
@@ -106,7 +107,7 @@ class Link:
             except openai.APIStatusError as error:
                 faults += error.status_code == 500
                 why, told = f"answered {error.status_code}: {_words(error, place.address)}", _retry_after(error)
-                if not _passing(error.status_code) or faults >= _FAULTS:
+                if error.status_code not in _PASSING or faults >= _FAULTS:
                     raise RemoteError(f"{place.address} {why}", error.status_code) from None
                 away = error.status_code in _AWAY
             except openai.APIConnectionError as error:
@@ -191,11 +192,6 @@ def client(address: str) -> OpenAI:
 
 def _keys(address: str) -> Sequence[str]:
     return KEYS[::-1] if (urlsplit(address).hostname or "").endswith("openai.com") else KEYS
-
-
-def _passing(status: int) -> bool:
-    """Whether the same request may succeed later."""
-    return status in (408, 429, 500, *_AWAY)
 
 
 def _retry_after(error: APIStatusError) -> float | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.runtime.remote import replies
+from fgvr.runtime.remote.engine import Engine
 from fgvr.runtime.remote.wire import Message
 from fgvr.types import Scores
-
-if TYPE_CHECKING:
-    from fgvr.runtime.remote.engine import Engine
 
 _TOGETHER = 128  # continuations in one request: our server takes 256 by default
 _CURE = "write slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"

@@ -1,12 +1,12 @@
 """Qwen2.5-VL: exact weights from headers or config.json, and the widest moment of a batch as loaders/transformers.py runs it.
 
+The moments are those of any model that reads pictures as tokens; sizes/general.py uses them for other families.
+
 Weights: counted per tensor, so that they equal the index of the real files (7B: 16,584,333,312 bytes); the rotary tables, in no file, are
 672 bytes more. Working memory: the largest of
 
-- prepare (CPU only: main memory is the device): the image processor's copies of the pixels;
 - tower: pixels + rotary tables + the wider of attention (queries and keys turn in float32) and MLP, for all patches of the batch;
 - prefill: what the tower left + key-value cache + the widest layer, for all tokens; logits of the last position only;
-- decode: the cache grown by the answer + one layer of it twice (it grows by concatenation);
 - score: the prompts' cache + as many copies of one prompt's as the cap allows + repeated heads, or the logits of all those positions.
 
 `s` is bytes per value, `P` patches, `T` tokens, `H I` hidden and MLP width, `w m` the tower's.
@@ -21,8 +21,7 @@ from typing import Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.devices.base import Device
-from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import files, quantized
+from fgvr.runtime.loaders import families, files, quantized
 from fgvr.runtime.loaders.base import SANE_PIXELS
 from fgvr.runtime.sizes.footprint import Footprint, count_values, layer_bytes, origin, published, total, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
@@ -138,7 +137,7 @@ def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Foo
     batch = Batch(spec.batch_size, max_pixels(spec, folder), size, unpacked=bool(spec.quantization))
     return Footprint(
         weights=_weights(spec, shape, shards, size),
-        work=work(shape, batch, device),
+        work=work(shape, batch),
         facts=tuple(_facts(shape, batch)),
         host=_host(spec, folder, shape, batch, device),
         layers=layer_bytes(shards, size) or ((shape.counts()["language layers"] - shape.hidden) // shape.layers * size,) * shape.layers,
@@ -168,16 +167,7 @@ def context(spec: ModelSpec, folder: Path | None) -> int:
 
 def max_pixels(spec: ModelSpec, folder: Path | None) -> int:
     """The cap in force: the spec's, else the file's but never above 1,280 vision tokens (an uncapped photo once asked for 37 GiB)."""
-    if spec.max_pixels is not None:
-        return spec.max_pixels
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if folder is not None and (folder / name).is_file():
-            config = files.read_config(folder / name)
-            config = config.get("image_processor", config)
-            longest = config.get("max_pixels") or (config.get("size") or {}).get("longest_edge")
-            if longest:
-                return min(int(longest), SANE_PIXELS)
-    return SANE_PIXELS
+    return families.max_pixels(spec, folder, FAMILY) or SANE_PIXELS
 
 
 # --- weights -----------------------------------------------------------------------------------------------------------------
@@ -220,10 +210,9 @@ class Batch:
     unpacked: bool = False  # quantised: each matrix is made whole again while it is used
 
 
-def work(shape: Shape, batch: Batch, device: type[Device] = CpuDevice) -> tuple[PlanPart, ...]:
-    """The widest of the moments on this device."""
-    moments = (tower(shape, batch), prefill(shape, batch), decode(shape, batch), score(shape, batch))
-    return widest(*moments) if device.has_own_memory else widest(*moments, prepare(shape, batch))
+def work(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+    """The widest of the moments. Drawing an answer takes less than scoring, and preparing pictures less than reading prompts as planned."""
+    return widest(tower(shape, batch), prefill(shape, batch), score(shape, batch))
 
 
 def prepare(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
@@ -252,20 +241,9 @@ def prefill(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
     logits = batch.count * shape.vocabulary * (s + 8)
     return (
         PlanPart("pixels", _patches(shape, batch) * shape.patch_values * 4),
-        PlanPart("vision tower's output", _patches(shape, batch) * shape.width * s + 2 * _image_tokens(shape, batch) * shape.hidden * s),
+        PlanPart("vision tower's output", _patches(shape, batch) * shape.width * s + 2 * image_tokens(shape, batch) * shape.hidden * s),
         PlanPart("key-value cache", rows * shape.cache_bytes(s)),
         PlanPart("widest layer", rows * inner * s + mask + logits),
-        *_unpacked(shape, batch),
-    )
-
-
-def decode(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
-    rows = batch.count * (_tokens(shape, batch) + batch.new)
-    cache = rows * shape.cache_bytes(batch.size)
-    return (
-        PlanPart("pixels", _patches(shape, batch) * shape.patch_values * 4),
-        PlanPart("key-value cache", cache + cache // shape.layers),
-        PlanPart("logits", batch.count * shape.vocabulary * (batch.size + 8)),
         *_unpacked(shape, batch),
     )
 
@@ -295,9 +273,10 @@ def candidates(shape: Shape, batch: Batch, rows: int, width: int) -> tuple[PlanP
     repeated = rows * (tokens + width) * 2 * shape.hidden * s + rows * width * tokens * s
     values = rows * width * shape.vocabulary
     attention = (PlanPart("copies of the cache", grown + grown // shape.layers), PlanPart("repeated heads", repeated))
+    mlp = (PlanPart("copies of the cache", grown), PlanPart("widest layer", rows * width * (4 * shape.hidden + 3 * shape.inner) * s))
     head = (PlanPart("copies of the cache", grown), PlanPart("logits", values * s + 2 * rows * width * shape.hidden * s))
     summed = PlanPart("logits", values * s + 2 * min(values * 4, LOGIT_BYTES))
-    return widest(attention, head, (summed,))
+    return widest(attention, mlp, head, (summed,))
 
 
 def _unpacked(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
@@ -309,7 +288,7 @@ def _patches(shape: Shape, batch: Batch) -> int:
     return batch.count * batch.pixels // shape.patch**2
 
 
-def _image_tokens(shape: Shape, batch: Batch) -> int:
+def image_tokens(shape: Shape, batch: Batch) -> int:
     return _patches(shape, batch) // shape.merge**2
 
 
@@ -327,7 +306,7 @@ def _facts(shape: Shape, batch: Batch) -> Iterator[str]:
         f"{shape.head} x {batch.size} bytes), {format_bytes(per_token * tokens * batch.count)} for {batch.count} x {tokens} tokens"
     )
     yield (
-        f"per image at {batch.pixels:,} pixels ({_patches(shape, image):,} patches, {_image_tokens(shape, image):,} tokens): "
+        f"per image at {batch.pixels:,} pixels ({_patches(shape, image):,} patches, {image_tokens(shape, image):,} tokens): "
         f"{format_bytes(total(tower(shape, image)))} in the vision tower, "
         f"{format_bytes(total(prefill(shape, image)))} in the language model"
     )
