@@ -62,10 +62,10 @@ UNPROBED = Probes()
 
 
 def on_lines(measured: Mapping[int, int], batch: int) -> int:
-    """Bytes of a batch, between two measured ones or beyond the last two. Raises ValueError where nothing was measured."""
-    sizes = sorted(measured)
-    if len(sizes) < 2:
-        return max(1, batch) * max(measured.values())
+    """Bytes of a batch, between two measured ones or beyond the last two of three. Raises ValueError where nothing was measured."""
+    sizes, most = sorted(measured), max(measured)
+    if batch >= most and len(sizes) < 3:
+        return round(measured[most] * batch / most)  # at most: a batch of one tells too little for a line
     low, high = next((pair for pair in pairwise(sizes) if pair[1] >= batch), (sizes[-2], sizes[-1]))
     return round(measured[low] + (measured[high] - measured[low]) * (batch - low) / (high - low))
 

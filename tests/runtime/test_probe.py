@@ -106,8 +106,9 @@ def test_other_batches_lie_on_the_lines_through_those_that_were_measured(tmp_pat
     probes, loader = Probes(tmp_path), FakeLoader()
     probes.keep(loader, MLLM, "cpu", {1: 60, 2: 100, 4: 200})  # preparing its picture is the widest moment of one item
     assert [probes.work(loader, replace(MLLM, batch_size=size), "cpu") for size in (1, 2, 3, 8)] == [60, 100, 150, 400]
-    probes.keep(loader, MLLM, "cpu", {1: 60})
-    assert probes.work(loader, MLLM, "cpu") == 240, "no more is known than one item"
+    for few in ({1: 60}, {1: 60, 2: 120}):
+        probes.keep(loader, MLLM, "cpu", few)
+        assert probes.work(loader, MLLM, "cpu") == 240, "too little is known for a line"
 
 
 def test_damaged_measurements_are_as_none(tmp_path: Path) -> None:
