@@ -230,7 +230,7 @@ def another_family(tmp_path: Path) -> ModelSpec:
     from mlx_vlm.models import qwen2_vl
     from mlx_vlm.utils import update_module_configs
 
-    tower = {"model_type": "qwen2_vl", "depth": 2, "embed_dim": 32, "hidden_size": 128, "num_heads": 2, "mlp_ratio": 2, "in_channels": 3}
+    tower = {"model_type": "qwen2_vl", "depth": 2, "embed_dim": 32, "hidden_size": 192, "num_heads": 2, "mlp_ratio": 2, "in_channels": 3}
     spec = copy_of_tiny(tmp_path / "qwen2_vl", model_type="qwen2_vl", vision_config=tower)
     config = json.loads(Path(spec.source, "config.json").read_text())
     typed = qwen2_vl.ModelConfig.from_dict(dict(config))
