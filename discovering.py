@@ -2,7 +2,7 @@
 
 import sys
 
-from fgvr.cli import main
+from fgvr.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program(sys.argv[1:]))

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pkgutil
 import shutil
@@ -70,6 +72,13 @@ COMMANDS = {
 }
 """Commands whose words are their own: name -> function of the words that returns an exit code, and its line in --help. Every mode is a
 command, too (`fgvr evaluate` is mode=evaluate): those stand in `fgvr.modes.MODES`."""
+
+
+def program(words: Sequence[str]) -> int:
+    """`main` for a process that ends with it. What is alive then is not searched for garbage: after a server's work that took up to ten
+    seconds of its stop."""
+    atexit.register(gc.freeze)
+    return main(words)
 
 
 def main(words: Sequence[str], job: Callable[[Config], Any] | None = None) -> int:

@@ -28,7 +28,7 @@ def main() -> int:
     """The `fgvr` command."""
     from fgvr import cli
 
-    return cli.main(sys.argv[1:] or ["--help"])
+    return cli.program(sys.argv[1:] or ["--help"])
 
 
 def bird(words: Sequence[str]) -> int:
