@@ -182,4 +182,4 @@ def test_a_model_of_480_mib_answers_within_200(tmp_path: Path) -> None:
     assert max(sample.uss or 0 for sample in samples) - (samples[0].uss or 0) < 350 * MIB, "the process, libraries' growth included"
     told = plan_specs([spec], 200 * MIB, offload="auto").facts
     passing = next(float(found[1]) for fact in told if (found := re.search(r"about ([\d.]+) s", fact)))
-    assert passing / 5 < seconds < 5 * passing, "the plan's word, of a disk on which nothing is known"
+    assert passing / 20 < seconds < 5 * passing, "the plan says 1 GB/s of a disk; files that are in the page cache come quicker"
