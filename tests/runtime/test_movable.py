@@ -90,16 +90,22 @@ def test_the_device_counts_the_buffer_and_gets_it_back() -> None:
     assert device.allocated() == 0
 
 
+def anonymous() -> int:
+    """Bytes of this process that no file backs; the kernel takes back pages of files whenever it likes."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - getattr(memory, "shared", 0)  # macOS does not say
+
+
 def test_parking_really_returns_main_memory_on_a_device_that_computes_there() -> None:
     device, module = SimulatedDevice(1000 * MIB), torch.nn.Linear(4096, 4096, bias=False).requires_grad_(False)
     movable = place(module, device)
     assert movable is not None
     movable.park()
     movable.restore(device)  # the host copy exists from here on
-    process = psutil.Process()
-    resident = process.memory_full_info().uss
+    gc.collect()
+    resident = anonymous()
     movable.park()
-    assert 60 * MIB < resident - process.memory_full_info().uss < 68 * MIB
+    assert 48 * MIB < resident - anonymous() < 80 * MIB
 
 
 def test_no_room_leaves_the_module_whole_or_parked() -> None:
