@@ -140,7 +140,7 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
     tokens = model.inputs(asks)["input_ids"].shape[1]
     pixels = 112 * 140  # as the processor scales 112 x 112
     batch = sizes.Batch(4, pixels, 4, prompt=tokens - pixels // 784, new=8, unpacked=True)
-    shape = sizes.read_shape(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
+    shape = sizes.read_dimensions(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
     if action == "generate":
         peak = CpuDevice().measure(lambda: model.generate(images, prompts, max_new_tokens=8))
         moments = (sizes.prepare, sizes.tower, sizes.prefill)

@@ -54,7 +54,7 @@ def test_the_7b_weighs_what_its_index_says_by_part() -> None:
 @pytest.mark.skipif(not (DATA / "config.json").is_file(), reason=f"no {DATA}")
 @pytest.mark.parametrize(("file", "source"), [("config.json", "7B"), ("config_3b.json", "3B")])
 def test_the_shapes_known_offline_are_those_of_the_published_files(file: str, source: str) -> None:
-    assert qwen.read_shape(json.loads((DATA / file).read_text())) == qwen.KNOWN[f"Qwen/Qwen2.5-VL-{source}-Instruct"]
+    assert qwen.read_dimensions(json.loads((DATA / file).read_text())) == qwen.KNOWN[f"Qwen/Qwen2.5-VL-{source}-Instruct"]
 
 
 @pytest.mark.skipif(not (DATA / "model.safetensors.index.json").is_file(), reason=f"no {DATA}")
@@ -157,8 +157,8 @@ def test_continuations_of_any_length_fit_in_what_is_forecast(count: int, size: i
             assert cache + rows * (width - 1) * (shape.vocabulary + shape.hidden) * size <= forecast, (width, rows)
 
 
-def _shape(folder: Path) -> qwen.Shape:
-    return qwen.read_shape(json.loads((folder / "config.json").read_text()))
+def _shape(folder: Path) -> qwen.Dimensions:
+    return qwen.read_dimensions(json.loads((folder / "config.json").read_text()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
