@@ -60,7 +60,6 @@ class ModelStatus:
     error: str = ""
     host_bytes: int = 0  # held in main memory, for a quick way back to the device
     priority: int = 0  # the higher, the longer it stays
-    next_use: int | None = None  # stages until it is expected to be used; None = not expected
     return_seconds: float = 0.0  # what it took to bring it in when that was last done; 0 = never done
     gap_seconds: float = 0.0  # usual time between two uses; 0 = used once at most
     working_sizes: tuple[tuple[str, int], ...] = ()  # (call, largest batch) learned when memory ran out

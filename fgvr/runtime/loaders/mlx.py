@@ -17,8 +17,8 @@ from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.mlx_memory import INSTALL, MLX
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.base import Loader
-from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.loaders.chat_processor import Limit
+from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes.footprint import Footprint, total
 from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Dimensions, context, find_dimensions, max_pixels, read_dimensions, work
 from fgvr.types import ModelSpec

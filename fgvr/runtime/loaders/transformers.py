@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, families, quantized
+from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.loaders.chat_processor import Limit, ChatProcessor, smart_tokens
 from fgvr.runtime.sizes import general, qwen
 from fgvr.types import ModelSpec
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.conversation import Answer, Conversation, Conversing, Watch
-from fgvr.runtime.loaders.decoding import decode
 from fgvr.runtime.loaders.chat_processor import ChatProcessor
+from fgvr.runtime.loaders.decoding import decode
 from fgvr.runtime.loaders.scoring import continue_prefix, prefill
 from fgvr.runtime.loaders.torch_model import TorchModel
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
