@@ -31,10 +31,10 @@ from fgvr.errors import FgvrError, LeaseTimeout, OutOfBudget, RuntimeConflict, W
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import Block, SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .helpers import Inside
 

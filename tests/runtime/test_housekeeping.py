@@ -16,9 +16,9 @@ import pytest
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.housekeeping import NAME, Housekeeping
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
 from .helpers import state, until, used

@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fgvr.errors import ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.leases import Lease
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .helpers import Inside
 from .storm import OutOfMemoryError
