@@ -13,6 +13,7 @@ from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Sample
 from fgvr.utils.files import short_hash
+from fgvr.utils.images import ImageSource
 from fgvr.utils.text import natural
 
 ROLES = ("support", "test", "calibration")
@@ -37,6 +38,14 @@ class Split:
     def __iter__(self) -> Any:
         """(role, sample) pairs."""
         return ((role, sample) for role in ROLES for sample in getattr(self, role))
+
+    @property
+    def known(self) -> dict[str, list[ImageSource]]:
+        """Support images by class id, for the pictures of pages."""
+        known: dict[str, list[ImageSource]] = {}
+        for sample in self.support:
+            known.setdefault(str(sample.label), []).append(sample.image)
+        return known
 
     @property
     def split_hash(self) -> str:

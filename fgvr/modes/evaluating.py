@@ -37,8 +37,7 @@ from fgvr.runtime.pool import ModelPool
 from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
-from fgvr.types import DeviceUse, Prediction, Report, Sample
-from fgvr.utils.images import ImageSource
+from fgvr.types import DeviceUse, Prediction, Report
 from fgvr.utils.progress import track
 
 log = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ def _report(
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
         config=cfg.to_dict(),
         pictures=pictures_of(dataset.split.test),
-        known=_known(dataset.split.support),
+        known=dataset.split.known,
         provenance={
             **provenance(),
             "models": ", ".join(f"{one.role} {one.source} {one.dtype}" for one in (session.specs[role] for role in planning.used(cfg))),
@@ -226,12 +225,3 @@ def _devices(pool: ModelPool) -> tuple[DeviceUse, ...]:
     """What each device did, where there are several."""
     members = pool.members if len(pool.members) > 1 else ()
     return tuple(DeviceUse(one.device.name, one.budget, one.peak_bytes, dict(one.loads)) for one in members)
-
-
-def _known(support: Sequence[Sample]) -> dict[str, list[ImageSource]]:
-    """Support images by class id, for the report's pictures."""
-    known: dict[str, list[ImageSource]] = {}
-    for sample in support:
-        if sample.label is not None:
-            known.setdefault(sample.label, []).append(sample.image)
-    return known

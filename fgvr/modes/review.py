@@ -53,10 +53,7 @@ def write_page(
     base, asked = session.knowledge, session.config.slow.candidates
     doubtful = person.waiting(predictions)
     review = Review.of(doubtful, {record.id: record.name for record in base.classes}, base.path)
-    known: dict[str, list[ImageSource]] = {}
-    for sample in session.dataset.split.support:
-        known.setdefault(str(sample.label), []).append(sample.image)
-    probable = session.config.trigger_name == Calibrator.name
+    known, probable = session.dataset.split.known, session.config.trigger_name == Calibrator.name
     candidates = review_page.CANDIDATES if asked == "all" else asked
     page = review_page.render(review, doubtful, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable)
     review_page.write(review, page, folder)
