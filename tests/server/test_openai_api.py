@@ -11,9 +11,9 @@ import numpy as np
 import openai
 import pytest
 
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.types import Picture
 from fgvr.utils.images import read_image
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import MIB, SPECS, Serve, Served, chat, data_url, png
 

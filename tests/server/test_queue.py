@@ -20,9 +20,10 @@ from typing import Any
 import httpx
 import pytest
 
-from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
+from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.server.batching import BatchQueue, Job
 from fgvr.server.http_errors import HttpError
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ADMIN, MIB, FakeRecognizer, Serve, chat, data_url, idle_failures, png, until
 
