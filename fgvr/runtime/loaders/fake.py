@@ -58,7 +58,8 @@ class FakeLoader(Loader):
 
 def allocate(device: Device, nbytes: int) -> Any:
     """Simulated bytes; they weigh nothing on a device that does not simulate."""
-    return device.allocate(nbytes) if hasattr(device, "allocate") else nbytes
+    simulated = getattr(device, "allocate", None)
+    return simulated(nbytes) if simulated else nbytes
 
 
 class _Fake:
