@@ -180,7 +180,7 @@ class Discover(Group):
 class Dataset(Leaf):
     root: Annotated[Text, Must(NEEDED["dataset.root"])] = ABSENT
     name: Text = ABSENT
-    shots: Count = ABSENT
+    shots: Count | Literal["all"] = ABSENT
     tail_shots: Count | None = ABSENT
     test_per_class: Natural | None = ABSENT
     calibration: Natural = ABSENT

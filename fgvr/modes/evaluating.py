@@ -38,6 +38,7 @@ from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import DeviceUse, Prediction, Report
+from fgvr.utils.files import file_size
 from fgvr.utils.progress import track
 
 log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def _report(
     tracker: Tracker,
 ) -> reports.RunReport:
     cfg, dataset, base = session.config, session.dataset, session.knowledge
-    recorded = timeline.read(folder / timeline.FILE) if (folder / timeline.FILE).exists() else None
+    recorded = timeline.read(folder / timeline.FILE) if file_size(folder / timeline.FILE) else None  # empty: the disk had no room for it
     return reports.make_report(
         predictions,
         classes={category.id: category.name for category in dataset.catalog.categories},

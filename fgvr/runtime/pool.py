@@ -144,8 +144,11 @@ class ModelPool:
         self._lifecycle.recheck_unreturned()
         return released
 
-    def reset(self, model: str) -> None:
-        """Forget a failed load at once instead of waiting for its back-off, and the batch sizes learned when memory ran out."""
+    def reset(self, model: str) -> str:
+        """Forget a failed load at once instead of waiting for its back-off, and the batch sizes learned when memory ran out.
+
+        Returns the model's key.
+        """
         with self._condition:
             entry = self._ledger.find(model)
             entry.fails, entry.retry_at = 0, 0.0
@@ -153,6 +156,7 @@ class ModelPool:
             entry.failure = None
             if entry.state == "failed":
                 entry.state = entry.at_rest
+            return entry.key
 
     def close(self) -> None:
         """Refuse new leases and drop what is idle; what is leased goes when it comes back."""
@@ -225,8 +229,8 @@ class ModelPool:
         with self._condition:
             entries = [self._resolve(m) for m in models] or [self._ledger.find(role) for role in self._ledger.aliases]
             specs = {entry: entry.spec for entry in entries}
-        self._sizing.measure(specs)
-        needs = [Need(spec, entry.size, entry.works[spec.batch_size]) for entry, spec in specs.items()]
+        works = self._sizing.measure(specs)
+        needs = [Need(spec, entry.size, works[entry]) for entry, spec in specs.items()]
         return describe(needs, self._ledger.limit, reserve=self._ledger.reserve)
 
     def status(self) -> PoolStatus:
@@ -290,9 +294,9 @@ class ModelPool:
         with self._condition:
             chosen = [self._resolve(m) for m in models]
             specs = {entry: entry.spec for entry in chosen}  # another thread may name another batch size from here on
-        self._sizing.measure(specs)
+        works = self._sizing.measure(specs)
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
-        needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
+        needed = sum(works.values()) if work is None else work
         grant = self._leases.acquire(batches, needed, began, timeout, stop)
         lent = {entry: self._lent(entry) for entry in specs}
         return grant, [lent[entry] for entry in chosen]

@@ -168,11 +168,12 @@ class PoolGroup(ModelPool):
     def cleanup(self) -> int:
         return sum(member.cleanup() for member in self._members)
 
-    def reset(self, model: str) -> None:
-        for member in self._members:
-            member.reset(model)
+    def reset(self, model: str) -> str:
+        """Devices that it was left out on have it again."""
+        known = {"", *(member.reset(model) for member in self._members)}
         with self._lock:
-            self._left_out = {(member, key): why for (member, key), why in self._left_out.items() if key not in (model, "")}
+            self._left_out = {(member, key): why for (member, key), why in self._left_out.items() if key not in known}
+        return max(known)
 
     def loader(self, spec: ModelSpec) -> Loader:
         return self._members[0].loader(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,24 +87,32 @@ def test_half_precision_on_a_cpu_is_float32_in_name_too(small: ModelSpec) -> Non
     assert computed_in(on_gpu) == "float16", "whoever loads it loads what the fingerprint says"
 
 
-def test_large_files_of_half_precision_are_told_apart_likewise(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def from_here_all_files_are_large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Of a large file only the header is hashed."""
+    return lambda: monkeypatch.setattr(files, "HASH_WHOLE", 0)
+
+
+def test_large_files_of_half_precision_are_told_apart_likewise(
+    encoder_folder: Path, from_here_all_files_are_large: Callable[[], None]
+) -> None:
     """The encoder's file has float16; small ones are computed in float32 anywhere."""
     asked = ModelSpec("encoder", "clip", str(encoder_folder))
     assert on_device(asked, "cpu") is on_device(asked, "cuda:0") is asked
-    monkeypatch.setattr(files, "HASH_WHOLE", 0)
+    from_here_all_files_are_large()
     assert on_device(asked, "cpu").dtype == computed_in(on_device(asked, "cpu")) == "float32"
     assert on_device(asked, "simulated:1GiB").dtype == "float32"
     assert on_device(asked, "cuda:0") is asked and computed_in(asked) == "float16"
 
 
 def test_fingerprints_of_other_types_stay_what_they_were(
-    small: ModelSpec, joint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: ModelSpec, joint_folder: Path, tmp_path: Path, from_here_all_files_are_large: Callable[[], None]
 ) -> None:
     for dtype in ("float32", "bfloat16"):
         assert on_device(replace(small, dtype=dtype), "cpu") == replace(small, dtype=dtype)
     mllm = ModelSpec("mllm", "transformers", "tiny", dtype="float16")
     assert on_device(mllm, "cpu") is mllm, "an MLLM is loaded as asked"
-    monkeypatch.setattr(files, "HASH_WHOLE", 0)
+    from_here_all_files_are_large()
     joint = ModelSpec("joint", "blip", str(joint_folder))  # bfloat16 or float32 in its file
     assert on_device(joint, "cpu") is joint
     damaged = tmp_path / "model.safetensors"

@@ -59,7 +59,7 @@ class FakeLoader(Loader):
 def allocate(device: Device, nbytes: int) -> Any:
     """Simulated bytes; they weigh nothing on a device that does not simulate."""
     simulated = getattr(device, "allocate", None)
-    return nbytes if simulated is None else simulated(nbytes)
+    return simulated(nbytes) if simulated else nbytes
 
 
 class _Fake:
