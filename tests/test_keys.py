@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_written_is_no_bug(tmp_path: Path, capsys) -> Non
     (tmp_path / "file").write_text("")
     assert main(["mode=build_knowledge_base", "models=fake", "dataset.genera=[2]", f"paths.home={tmp_path / 'file'}"]) == 3
     said = capsys.readouterr().err
-    assert "file" in said and "Traceback" not in said and "bug" not in said
+    assert "choose another home: paths.home=FOLDER" in said and "Traceback" not in said and "bug" not in said
 
 
 def test_one_shot_is_refused_before_anything_is_built(tmp_path: Path, capsys) -> None:
