@@ -20,7 +20,7 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
 from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
-from fgvr.data.splits import OnBadImage, SplitRequest, split_few_shot
+from fgvr.data.splits import OnBadImage, Shots, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.paths import user_path
@@ -73,7 +73,7 @@ def open_benchmark(
     *,
     name: str,
     root: Path | str,
-    shots: int | None = 4,
+    shots: Shots = 4,
     tail_shots: int | None = None,
     test_per_class: int | None = None,
     calibration: int = 0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -58,7 +58,7 @@ class ModelPool:
         self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device, sizing)
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
-        self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events, sizing)
+        self._housekeeping = Housekeeping(condition, ledger, lifecycle)
         self._housekeeping.set_ttl(settings.ttl)
 
     @property
@@ -107,22 +107,6 @@ class ModelPool:
         """A model of its role's protocol that takes a lease for each call. Registers the spec; loads nothing until the first call."""
         self.register(spec)
         return BY_ROLE[spec.role](spec, self._loaders(spec), lend=partial(self.lease, timeout=timeout, stop=stop))
-
-    def prefetch(self, *models: str | ModelSpec) -> None:
-        """Have these ready when there is room, smallest first, in the background. Evicts only what is not planned to be used sooner."""
-        with self._condition:
-            entries = [self._resolve(m) for m in models]
-        self._housekeeping.prefetch(entries)
-
-    def expect(self, *stages: Sequence[str]) -> None:
-        """The order in which models (roles or keys) are used, over and over: `expect(["encoder"], ["mllm"])`; nothing = forget it.
-
-        While one stage's models are leased the next stage's are brought in if there is room, and what is used soonest is evicted last.
-        """
-        with self._condition:
-            for name in (name for stage in stages for name in stage):
-                self._ledger.find(name)
-            self._ledger.stages, self._ledger.stage = tuple(frozenset(stage) for stage in stages if stage), 0
 
     def pin(self, model: str) -> None:
         """Never evict it under pressure; a pin on a role follows the role."""
@@ -314,8 +298,6 @@ class ModelPool:
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
         needed = sum(works.values()) if work is None else work
         grant = self._leases.acquire(batches, needed, began, timeout, stop)
-        if self._ledger.stages:
-            self._housekeeping.look_ahead(grant.entries)
         lent = {entry: self._lent(entry) for entry in specs}
         return grant, [lent[entry] for entry in chosen]
 

@@ -150,8 +150,7 @@ class PoolGroup(ModelPool):
                     self._leave_out(failed, spec, error)
                 return found
 
-    prefetch, expect, close = _on_each(ModelPool.prefetch), _on_each(ModelPool.expect), _on_each(ModelPool.close)
-    pin, unpin = _on_each(ModelPool.pin), _on_each(ModelPool.unpin)
+    close, pin, unpin = _on_each(ModelPool.close), _on_each(ModelPool.pin), _on_each(ModelPool.unpin)
     refuse_other_allocator = _on_each(ModelPool.refuse_other_allocator)
 
     def evict(self, model: str, *, park: bool = False) -> int:

@@ -38,7 +38,7 @@ def answer(error: BaseException) -> int | None:
     if isinstance(error, FgvrError):
         return tell(f"error: {error}", 2 if isinstance(error, ConfigError) else 3)
     if isinstance(error, KeyboardInterrupt):
-        return tell("Interrupted. What is done is saved; the same command resumes.", 130)
+        return tell(str(error) or "Interrupted. What is done is saved; the same command resumes.", 130)
     if isinstance(error, MemoryError):
         return tell("error: main memory is full; write a smaller batch size (models.mllm.batch_size=1), or close other programs", 3)
     if isinstance(error, OSError):

@@ -191,6 +191,13 @@ def test_without_a_test_part_the_shots_leave_the_test_and_copies_count_once(tmp_
     assert any("1 exact copies" in note for note in found.notes) and any("2 images are in two classes" in note for note in found.notes)
 
 
+def test_all_shots_leave_only_the_test_that_is_asked_for(tmp_path: Path) -> None:
+    shard(tmp_path / "s" / "a.tar", images(0, 6))
+    for tests in (0, 2):
+        split = open_at("webdataset", tmp_path / "s", tmp_path, shots="all", test_per_class=tests or None).split
+        assert (len(split.support), len(split.test)) == (18 - 3 * tests, 3 * tests)
+
+
 def test_validation_shards_are_the_test_where_there_is_no_other(tmp_path: Path) -> None:
     shard(tmp_path / "s" / "x-train-0.tar", images(0, 3))
     shard(tmp_path / "s" / "x-val-0.tar", images(500, 2))
@@ -327,7 +334,7 @@ def test_a_row_that_went_after_the_listing_is_an_error_of_that_image(make: Calla
     for kind in ("webdataset", "parquet"):
         _, root = make(kind)
         sample = open_at(kind, root, tmp_path, shots=1).split.test[0]
-        next(root.glob("test*")).unlink()
+        min(root.glob("test*")).unlink()
         with pytest.raises(ImageError, match="test-0"):
             read_image(sample.image)
 

@@ -17,10 +17,10 @@ from fgvr.runtime.devices import device_names, pick_devices
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_group import PoolGroup
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 GIB = 1 << 30
 BUDGET = 18 * GIB

@@ -17,11 +17,11 @@ from fgvr.cli import main
 from fgvr.planning import plan
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.plan import need
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.probe import Probes, take
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeEncoder, FakeLoader
 
 MIB = 1 << 20
 MLLM = ModelSpec("mllm", "fake", "fake 40MiB", batch_size=4)

@@ -17,7 +17,7 @@ from fgvr.data.catalog import Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import BadImage
 from fgvr.data.listing import NO_SUPPORT
-from fgvr.data.splits import OnBadImage, Split, SplitRequest, cut, shots_taken
+from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, cut, shots_taken
 from fgvr.data.streams.formats import Format
 from fgvr.data.streams.index import StreamIndex
 from fgvr.data.streams.samples import StreamSamples
@@ -39,7 +39,7 @@ def open_stream(
     stream: Format,
     *,
     root: Path,
-    shots: int = 4,
+    shots: Shots = 4,
     tail_shots: int | None = None,
     test_per_class: int | None = None,
     calibration: int = 0,
@@ -69,11 +69,12 @@ def open_stream(
     dropped = contradictions if test != pool else np.union1d(copies, contradictions)
     if test == pool and len(copies):
         notes.append(f"{len(copies):,} exact copies of other images were left out")
-    wanted = {label: count + calibration for label, count in (request.shots_of(catalog.ids) or {}).items()}
+    counts = request.shots_of(catalog.ids)
+    wanted = parts[pool] if counts is None else {label: counts[label] + calibration for label in catalog.ids}
     numbers, best = _best(index, stream, pool, wanted, split_seed, dropped)
     usable, unreadable = _usable(best, wanted)
     try:
-        taken = shots_taken(catalog, usable, request, notes)
+        taken = shots_taken(catalog, usable, request, notes, (test_per_class or 0) if shots == "all" and test == pool else 0)
     except DatasetError as error:
         told = [f"{len(unreadable):,} images cannot be decoded, the first: {next(iter(unreadable.values()))}"] if unreadable else []
         raise DatasetError(". ".join([str(error), *notes, *told])) from error
