@@ -9,6 +9,7 @@ import os
 import pickle
 import sqlite3
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -456,6 +457,16 @@ def test_an_index_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match="is damaged .*; delete it"):
             use()
+
+
+def test_two_that_begin_an_index_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.3, other.execute, ("COMMIT",)).start()
+    index = StreamIndex(tmp_path / "new.sqlite")
+    index.update(Counted((3,)), strict=True)
+    assert index.last == 3
+    other.close()
 
 
 class Flaky(Counted):

@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 import unicodedata
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from fgvr.utils.text import printable
 
 COMMIT = 20_000
 _KEYS = 500  # ids of one query
+_PATIENCE = 60.0  # seconds until another process lets go
 _READ = "end the other process that holds it, or mend the disk that it lies on"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
@@ -60,11 +62,22 @@ class StreamIndex:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._asked("opened", "make it writable, or end the other process that holds it"):
-            self._base = sqlite3.connect(file, check_same_thread=False, timeout=60)
-            self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
+            self._base = sqlite3.connect(file, check_same_thread=False, timeout=_PATIENCE)
+            self._begin(time.monotonic() + _PATIENCE)
         self._turn = threading.RLock()
         self._order: int | None = None  # `_orders` when this process last listed the stream
         weakref.finalize(self, self._base.close)
+
+    def _begin(self, until: float) -> None:
+        """The switch to WAL does not wait for another process that begins the same index, so it is tried again."""
+        while True:
+            try:
+                self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     # --- listing -----------------------------------------------------------------------------------------------------------
 
