@@ -373,6 +373,21 @@ def test_a_missing_image_is_a_fault_of_its_row_and_the_listing_goes_on(kind: str
     assert len(found.split.support) == 3 and len(found.split.test) == 5
 
 
+@pytest.mark.parametrize("size, kept", [(10, 128), (4 << 20, 16)])
+def test_a_reader_keeps_fewer_large_images(size: int, kept: int) -> None:
+    begun: list[int] = []
+
+    def start(place: int) -> Iterator[bytes]:
+        begun.append(place)
+        return (bytes(size) for _ in range(place, 200))
+
+    reader = ForwardReader(start)
+    assert [len(reader(place)) for place in (*range(150), *range(149, 149 - kept, -1))] == [size] * (150 + kept)
+    assert begun == [0]
+    reader(149 - kept)
+    assert begun == [0, 149 - kept]
+
+
 def test_a_reader_that_broke_begins_anew() -> None:
     trouble = [OSError("EIO")]
 
