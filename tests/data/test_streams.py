@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -482,6 +482,30 @@ def test_two_that_begin_an_index_at_once_wait_for_each_other(tmp_path: Path) -> 
     index.update(Counted((3,)), strict=True)
     assert index.last == 3
     other.close()
+
+
+class ImageBytes(bytes):
+    """Counts how many of it are there."""
+
+    alive: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def __init__(self, *_: object) -> None:
+        ImageBytes.alive += 1
+        ImageBytes.most = max(self.most, self.alive)
+
+    def __del__(self) -> None:
+        ImageBytes.alive -= 1
+
+
+def test_listing_holds_one_image_at_a_time(tmp_path: Path) -> None:
+    class Large(Counted):
+        def rows(self, shard: Shard) -> Iterator[Row | Fault]:
+            return (Row(f"{i}", "a", ImageBytes(b"%d" % i), i) for i in range(500))
+
+    index = StreamIndex(tmp_path / "large.sqlite")
+    index.update(Large((500,)), strict=True)
+    assert index.last == 500 and ImageBytes.most <= 3
 
 
 class Flaky(Counted):
