@@ -201,6 +201,17 @@ def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_pa
     assert code == 2 and "there is something already" in err
 
 
+@pytest.mark.parametrize("made", [True, False])
+def test_photographs_are_sorted_to_where_a_link_leads(said, kites: Path, tmp_path: Path, made: bool) -> None:
+    link, place = tmp_path / "link", tmp_path / "elsewhere"
+    link.symlink_to(place)
+    if made:
+        place.mkdir()
+    code, _, err = said("sort", str(kites), "--into", str(link), "trigger=never")
+    assert code == 0, err
+    assert link.is_symlink() and len(list(place.rglob("*.png"))) == len(list(kites.rglob("*.png")))
+
+
 class Thief:
     """Never thinks slowly; takes a photograph away as soon as it is answered."""
 

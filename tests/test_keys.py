@@ -157,11 +157,23 @@ def test_an_empty_path_is_not_the_folder_one_is_in(capsys) -> None:
     assert "image=: must be an image or a folder of images" in capsys.readouterr().err
 
 
+def test_a_name_that_begins_as_a_home_folder_does_is_a_name(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("models.encoder.source", "models.mllm.source"):
+        assert main(["mode=plan", "models=tiny", f"{key}=~nobody-here/model"]) == 3
+        assert "~nobody-here/model" in capsys.readouterr().err
+    monkeypatch.setenv("HF_HUB_CACHE", "~nobody-here")
+    assert main(["mode=plan", "models=tiny", "models.mllm.source=some/model"]) == 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FGVR_HOME", "~nobody-here")
+    assert main(["memory", "stats"]) == 0
+    assert "bug" not in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_no_bug(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert main(["mode=build_knowledge_base", "models=fake", "dataset.genera=[2]", f"paths.home={tmp_path / 'file'}"]) == 3
     said = capsys.readouterr().err
-    assert "file" in said and "Traceback" not in said and "bug" not in said
+    assert "choose another home: paths.home=FOLDER" in said and "Traceback" not in said and "bug" not in said
 
 
 def test_one_shot_is_refused_before_anything_is_built(tmp_path: Path, capsys) -> None:

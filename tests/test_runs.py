@@ -15,6 +15,7 @@ from PIL import Image
 
 import fgvr
 from fgvr import modes
+from fgvr.errors import DatasetError
 from fgvr.modes import runs
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.pool import close_shared
@@ -136,6 +137,27 @@ def test_a_first_batch_without_a_readable_image_stops_nothing(folder: Path):
     os.utime(first, ns=(there.st_atime_ns, there.st_mtime_ns))
     report = fgvr.evaluate(load(folder, "evaluation.batch_size=1", "store.enabled=false"))
     assert answered(report) == images(folder)[1:] and report.skipped == 1
+    assert any(note.startswith("1 test images could not be read any more, the first: ") and first.name in note for note in report.notes)
+
+
+def test_images_whose_disk_goes_away_end_the_run_and_are_answered_when_it_is_back(folder: Path, intercept):
+    fgvr.build_knowledge_base(load(folder))
+    away, calls = folder.with_name("away"), []
+
+    def encode(original, model, pictures):
+        calls.append(pictures)
+        if len(calls) == 2 and folder.exists():
+            folder.rename(away)
+        return original(model, pictures)
+
+    with intercept(FakeEncoder, "encode", encode), pytest.raises(DatasetError, match="was there when this run began, and is not any more"):
+        fgvr.evaluate(load(folder))
+    (rows,) = (folder.parent / "home/runs/evaluate").glob("*/predictions.jsonl")
+    kept = rows.read_bytes()
+    away.rename(folder)
+    report = fgvr.evaluate(load(folder))
+    assert kept and rows.read_bytes().startswith(kept)
+    assert sorted(answered(report)) == images(folder) and report.skipped == 0
 
 
 def test_a_replay_says_first_that_the_recorded_test_had_leaks(folder: Path):

@@ -143,7 +143,8 @@ def _new_samples(base: KnowledgeBase, category: Category, photos: Sequence[Path]
     if other:
         sample, image = other[0]
         raise DatasetError(
-            f"{sample.key} is in the base already, as {base.records[image.category].name} ({image.key}); a photograph has one class"
+            f"{sample.key} is in the base already, as {base.records[image.category].name} ({image.key}); a photograph has one class, "
+            "so leave it out"
         )
     fresh = {sample.sha256: sample for sample in inspector.seen if sample.sha256 not in there}
     if not fresh:

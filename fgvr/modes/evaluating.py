@@ -20,7 +20,7 @@ from fgvr.data import leaks
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap
 from fgvr.data.streams.samples import pictures_of, position_of
-from fgvr.errors import DatasetError
+from fgvr.errors import DatasetError, ImageError
 from fgvr.evaluation import prediction_table
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_history import memory_history
@@ -80,12 +80,13 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
             foreign = _foreign_overlaps(session.knowledge, session.dataset)
             session, overlaps = _apart(session, foreign, knowledge=session.knowledge), [*overlaps, *foreign]
             recognizer = build(session) if build else session.recognizer
-            predictions = _recognise(session, file, recognizer, tracker, build)
+            predictions, unreadable = _recognise(session, file, recognizer, tracker, build)
         slow_right = _slow_right(predictions, recognizer)
         leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
         split, world = session.dataset.split, session.dataset.world
         asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test))  # a person
-        notes = (*leaked, *asked, *_notes(session, recognizer))
+        lost = [f"{len(unreadable):,} test images could not be read any more, the first: {unreadable[0]}"] if unreadable else []
+        notes = (*leaked, *lost, *asked, *_notes(session, recognizer))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
         tracker.finish(report)
         prediction_table.write(folder, predictions)
@@ -93,29 +94,40 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
     return report
 
 
-def _recognise(session: Session, file: RunFile, recognizer: Recognizer, tracker: Tracker, build: Build | None) -> Sequence[Prediction]:
-    """All predictions, those of an earlier, interrupted run included; they stay in the run's file."""
+def _recognise(
+    session: Session, file: RunFile, recognizer: Recognizer, tracker: Tracker, build: Build | None
+) -> tuple[Sequence[Prediction], Sequence[ImageError]]:
+    """All predictions, those of an earlier, interrupted run included, which stay in the run's file; and what could not be read in this one.
+
+    Raises DatasetError where the images themselves have gone, as with a disk that is away.
+    """
     oracle, dataset = session.policy, session.dataset
     samples = dataset.split.test
     if not samples:
         raise DatasetError(f"{dataset.name} at {dataset.root} has no test images; give some a test/ folder, or lower dataset.shots")
     made: dict[int, Prediction] = {}
+    unreadable: list[ImageError] = []
     with _lessons(file.path.parent, recognizer, file.done()):
         rows = file.done()
         first = len(rows)
         # Batches that an earlier run has answered: up to the one that holds its last row.
         done = position_of(samples, rows[-1]["image"]) // recognizer.batch_size + 1 if rows else 0
         tracker.resume(Recorded(rows))
-        stream = session.engine.predictions(recognizer, partial(job_of, session, build), samples, done=done, unreadable=[])
+        stream = session.engine.predictions(recognizer, partial(job_of, session, build), samples, done=done, unreadable=unreadable)
         left = len(samples) - done * recognizer.batch_size
         for predictions in track(stream, "test images", left, weigh=len):
+            if unreadable and (gone := [path for path in some_files(samples) if not path.exists()]):
+                raise DatasetError(
+                    f"{gone[0]} was there when this run began, and is not any more ({unreadable[0]}): is its disk away? "
+                    "What is done is kept; the same command goes on with the images that are there then"
+                )
             if isinstance(oracle, Oracle):
                 predictions = [oracle.redecide(prediction, recognizer.names) for prediction in predictions]
             file.append(to_row(prediction) for prediction in predictions)
             tracker.batch(predictions)
             place = first + len(made)
             made.update(enumerate(map(as_recorded, predictions[: max(0, KEPT - place)]), place))
-        return Recorded(file.done(), recognizer.names, made)
+        return Recorded(file.done(), recognizer.names, made), unreadable
 
 
 @contextmanager

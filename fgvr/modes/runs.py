@@ -12,6 +12,7 @@ from fgvr import planning
 from fgvr.config import composing
 from fgvr.config.configuration import Config
 from fgvr.data.streams.samples import contents_of
+from fgvr.errors import StoreError
 from fgvr.evaluation import prediction_table, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import to_row
@@ -42,13 +43,19 @@ def run_folder(session: Session, *, mode: str | None = None) -> Iterator[Path]:
     config = session.config
     own, job = mode or config.mode, composing.sweep_folder()
     folder = session.home / "runs" / own / config.key if job is None else session.home / job / own.partition("/")[2]
-    folder.mkdir(parents=True, exist_ok=True)
-    changed = (folder / ".key").exists() and (folder / ".key").read_text() != config.key
-    if (config.run.fresh or changed) and mode != "replay":  # which empties it by itself
-        _empty(folder)
-    atomic_write(folder / ".key", config.key)
-    atomic_write(folder / CONFIG, composing.to_yaml(config))
-    setup_logging(level=config.logging.level, quiet=config.logging.quiet, file=folder / LOG)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        changed = (folder / ".key").exists() and (folder / ".key").read_text() != config.key
+        if (config.run.fresh or changed) and mode != "replay":  # which empties it by itself
+            _empty(folder)
+        atomic_write(folder / ".key", config.key)
+        atomic_write(folder / CONFIG, composing.to_yaml(config))
+        setup_logging(level=config.logging.level, quiet=config.logging.quiet, file=folder / LOG)
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}); make room there and make it writable, "
+            "or choose another home: paths.home=FOLDER, or FGVR_HOME"
+        ) from error
     yield folder
 
 

@@ -43,7 +43,7 @@ def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
     `into` appears when it is whole, with predictions.csv. A photograph that has gone meanwhile is named and stops no other. ConfigError
     where `into` holds something or lies within the originals.
     """
-    source, into = user_path(session.config.image), Path(os.path.abspath(user_path(into)))
+    source, into = user_path(session.config.image), Path(os.path.realpath(user_path(into)))
     _check(source, into)
     predictions = classify(session)
     partial = into.with_name(f".{into.name}.partial")
@@ -66,8 +66,8 @@ def _check(source: Path, into: Path) -> None:
         raise ConfigError(f"--into {into}: there is something already; name a folder that is new or empty")
     if stream_at(source.absolute()) is not None:
         raise ConfigError(f"{source} holds shards, and fgvr sort copies files; mode=classify image={source} answers them")
-    here, there = Path(os.path.realpath(source)), Path(os.path.realpath(into))
-    if there == here or here in there.parents:
+    here = Path(os.path.realpath(source))
+    if into == here or here in into.parents:
         raise ConfigError(f"--into {into} lies within {source}; name a folder outside, so that the originals stay by themselves")
 
 

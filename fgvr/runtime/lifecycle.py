@@ -156,9 +156,7 @@ class Lifecycle:
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
                 place(self._device)
-        if self._ledger.settings.probe:
-            with CONSTRUCT.write(timeout):  # nothing else computes while a batch is measured
-                self._sizing.probe(entry, model)
+        self._sizing.probe(entry, model, timeout)
         if self._ledger.preallocate:
             self._prepare(entry, model)
         return model

@@ -12,6 +12,7 @@ from fgvr.runtime import offload
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.gc_tools import clear_frames
 from fgvr.runtime.ledger import Entry, Ledger
+from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.probe import take
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec
@@ -64,10 +65,10 @@ class Sizing:
             entry.works[spec.batch_size] = work
         return work
 
-    def probe(self, entry: Entry, model: Any) -> None:
+    def probe(self, entry: Entry, model: Any, timeout: float) -> None:
         """Measure the widest batch of a model that was just loaded and that nobody has yet, where that is wanted and was not done.
 
-        It has the place that its estimate says: where there is none now, the next load will see.
+        It has the place that its estimate says, and nothing else computes: where there is no such place or moment, the next load will see.
         """
         settings, spec = self._ledger.settings, entry.spec
         if not settings.probe or entry.offloaded or entry.loader.elsewhere or self._measured(entry, spec) is not None:
@@ -79,7 +80,8 @@ class Sizing:
             entry.charge += work
             self._ledger.update_peak()
         try:
-            measured = take(model, spec, self._device)
+            with CONSTRUCT.write(timeout), self._device.current():
+                measured = take(model, spec, self._device)
         except Exception as error:  # no failure of the load: the estimate holds
             log.warning("%s: its working memory could not be measured, the estimate holds: %s: %s", entry.key, type(error).__name__, error)
             clear_frames(error)

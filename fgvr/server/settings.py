@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.budget import parse_bytes
+from fgvr.utils.paths import user_path
 
 
 def _variable(*names: str) -> Any:
@@ -110,7 +111,7 @@ class Settings:
     image_hosts: Names = ()
     health_model: Literal["mllm", "encoder", "joint"] = "mllm"
     health_seconds: Seconds = 5.0
-    logs: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    logs: Annotated[Path, AfterValidator(user_path)] | None = None
     log_days: Count = 14
 
     @classmethod

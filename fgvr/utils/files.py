@@ -34,7 +34,7 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a failing write does not say where
+        if error.errno is not None and error.filename2 is None:  # a failing write does not say where
             error.filename = os.fspath(path)
         raise
     finally:

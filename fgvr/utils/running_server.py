@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fgvr.utils.files import atomic_write
+from fgvr.utils.paths import user_path
 
 _NAME = "server.json"
 
@@ -25,7 +26,7 @@ class RunningServer:
 
 def default_home() -> Path:
     """As configs/paths/default.yaml has it."""
-    return Path(os.environ.get("FGVR_HOME") or "fgvr_home").expanduser()
+    return user_path(os.environ.get("FGVR_HOME") or "fgvr_home")
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import os
 import pickle
 import sqlite3
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -372,6 +373,21 @@ def test_a_missing_image_is_a_fault_of_its_row_and_the_listing_goes_on(kind: str
     assert len(found.split.support) == 3 and len(found.split.test) == 5
 
 
+@pytest.mark.parametrize("size, kept", [(10, 128), (4 << 20, 16)])
+def test_a_reader_keeps_fewer_large_images(size: int, kept: int) -> None:
+    begun: list[int] = []
+
+    def start(place: int) -> Iterator[bytes]:
+        begun.append(place)
+        return (bytes(size) for _ in range(place, 200))
+
+    reader = ForwardReader(start)
+    assert [len(reader(place)) for place in (*range(150), *range(149, 149 - kept, -1))] == [size] * (150 + kept)
+    assert begun == [0]
+    reader(149 - kept)
+    assert begun == [0, 149 - kept]
+
+
 def test_a_reader_that_broke_begins_anew() -> None:
     trouble = [OSError("EIO")]
 
@@ -456,6 +472,40 @@ def test_an_index_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match="is damaged .*; delete it"):
             use()
+
+
+def test_two_that_begin_an_index_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.3, other.execute, ("COMMIT",)).start()
+    index = StreamIndex(tmp_path / "new.sqlite")
+    index.update(Counted((3,)), strict=True)
+    assert index.last == 3
+    other.close()
+
+
+class ImageBytes(bytes):
+    """Counts how many of it are there."""
+
+    alive: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def __init__(self, *_: object) -> None:
+        ImageBytes.alive += 1
+        ImageBytes.most = max(self.most, self.alive)
+
+    def __del__(self) -> None:
+        ImageBytes.alive -= 1
+
+
+def test_listing_holds_one_image_at_a_time(tmp_path: Path) -> None:
+    class Large(Counted):
+        def rows(self, shard: Shard) -> Iterator[Row | Fault]:
+            return (Row(f"{i}", "a", ImageBytes(b"%d" % i), i) for i in range(500))
+
+    index = StreamIndex(tmp_path / "large.sqlite")
+    index.update(Large((500,)), strict=True)
+    assert index.last == 500 and ImageBytes.most <= 3
 
 
 class Flaky(Counted):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +32,7 @@ from fgvr.runtime.sizes import Footprint, footprint
 from fgvr.runtime.timeline import read
 from fgvr.types import ModelSpec, PlanPart
 
+from .tiny_families import write_family
 from .tiny_random import write_mllm
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -67,6 +71,22 @@ def test_an_offloaded_model_answers_as_the_whole_one(spec: ModelSpec, make: Call
         np.testing.assert_allclose(model.score(*SCORED)[0].log_likelihoods, whole.score(*SCORED)[0].log_likelihoods, rtol=1e-5)
         assert model.nbytes < 0.6 * whole.nbytes
         assert model.model.movable is None
+
+
+def test_converted_layers_leave_the_disk_with_their_model(tmp_path: Path) -> None:
+    folder = write_family("qwen3_vl_moe", tmp_path / "mllm")
+    spec = ModelSpec("mllm", "transformers", str(folder), batch_size=1, offloaded=1)
+
+    def there() -> list[Path]:
+        return list(Path(tempfile.gettempdir()).glob(f"fgvr-offload-{os.getpid()}-*"))
+
+    gc.collect()
+    before, model = there(), LOADER.load(spec, CpuDevice())
+    (own,) = set(there()) - set(before)
+    assert any(own.iterdir())
+    del model
+    gc.collect()
+    assert own not in there()
 
 
 def test_what_is_on_the_device_is_charged_and_comes_back(spec: ModelSpec) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fgvr.cli import main
 from fgvr.planning import plan
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
+from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.plan import need
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.probe import Probes, take
@@ -110,6 +112,55 @@ def test_a_probe_beside_a_lease_of_another_batch_size_disturbs_neither(tmp_path:
     with pool.lease(encoder, joint):
         assert pool.status().used == (10 + 10 + 50 + 50) * MIB
     assert work_of(pool, replace(encoder, batch_size=8)) == 17 * MIB
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_probe_without_a_moment_when_nothing_else_computes_fails_no_load(measured: bool, tmp_path: Path) -> None:
+    spec, computing, ended = ModelSpec("encoder", "fake", "e 10MiB", batch_size=8), threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with CONSTRUCT.read():
+            computing.set()
+            ended.wait(30)
+
+    class Placed(GrowingLoader):
+        def load(self, spec: ModelSpec, device: Any) -> Any:
+            model = super().load(spec, device)
+            model.place = lambda device: (threading.Thread(target=compute).start(), computing.wait(10))
+            return model
+
+    loader = Placed()
+    if measured:
+        Probes(tmp_path / "probes").keep(loader, spec, "simulated", {1: MIB, 8: 9 * MIB})
+    pool = pool_of(tmp_path / "probes", loader)
+    try:
+        with pool.lease(spec, timeout=0.2):
+            assert pool.status()[0].state == "resident"
+    finally:
+        ended.set()
+    assert work_of(pool, spec) == (9 if measured else 100) * MIB
+
+
+def test_a_probe_computes_on_the_device_of_the_model(tmp_path: Path) -> None:
+    on = [False]
+
+    class Numbered(SimulatedDevice):
+        @contextmanager
+        def current(self) -> Iterator[None]:
+            on[0] = True
+            yield
+            on[0] = False
+
+    class Watching(FakeEncoder):
+        def encode(self, images: Sequence[Any]) -> Any:
+            assert on[0], "what names no device goes to another one"
+            return super().encode(images)
+
+    loader = GrowingLoader()
+    loader.kinds["encoder"] = Watching
+    pool = ModelPool(Numbered(1000 * MIB), budget=500 * MIB, probe=True, probes=Probes(tmp_path), loaders=lambda _: loader)
+    with pool.lease(ModelSpec("encoder", "fake", "e 10MiB", batch_size=8)):
+        assert list(tmp_path.iterdir()), "it was measured"
 
 
 def test_a_measurement_that_cannot_be_kept_is_no_failure_of_the_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

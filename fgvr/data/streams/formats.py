@@ -16,6 +16,7 @@ from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES
 from fgvr.errors import DatasetError
 
 _NEAR = 128  # rows that were read in advance and are kept for threads that ask in another order
+_FEW, _BYTES = 16, 32 << 20  # so many of them where all together have more bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class ForwardReader:
                     self._next = -1
                     raise
                 self._next += 1
-                if len(self._near) > _NEAR:
+                while len(self._near) > (_NEAR if sum(map(len, self._near.values())) <= _BYTES else _FEW):
                     self._near.popitem(last=False)
             if not self._near[place]:
                 del self._near[place]  # asked for again, it is tried again

@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 import unicodedata
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from fgvr.utils.text import printable
 
 COMMIT = 20_000
 _KEYS = 500  # ids of one query
+_PATIENCE = 60.0  # seconds until another process lets go
 _READ = "end the other process that holds it, or mend the disk that it lies on"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
@@ -60,11 +62,22 @@ class StreamIndex:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._asked("opened", "make it writable, or end the other process that holds it"):
-            self._base = sqlite3.connect(file, check_same_thread=False, timeout=60)
-            self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
+            self._base = sqlite3.connect(file, check_same_thread=False, timeout=_PATIENCE)
+            self._begin(time.monotonic() + _PATIENCE)
         self._turn = threading.RLock()
         self._order: int | None = None  # `_orders` when this process last listed the stream
         weakref.finalize(self, self._base.close)
+
+    def _begin(self, until: float) -> None:
+        """The switch to WAL does not wait for another process that begins the same index, so it is tried again."""
+        while True:
+            try:
+                self._base.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-32768; {_SCHEMA}")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     # --- listing -----------------------------------------------------------------------------------------------------------
 
@@ -101,18 +114,16 @@ class StreamIndex:
 
     def _list(self, shard: Shard, number: int, taken: int, stream: Format, *, strict: bool) -> None:
         whole = True
-        for some in chunks(islice(stream.rows(shard), taken, None), COMMIT):
+        for some in chunks(map(_hashed, islice(stream.rows(shard), taken, None)), COMMIT):
             broken = sum(not row.key for row in some)  # a fault of the shard is no row: whoever lists it again finds rows in its place
             taken, whole = taken + len(some) - broken, whole and not broken
-            rows = [replace(row, key=printable(row.key), label=row.label and _name(row.label)) for row in some if isinstance(row, Row)]
-            faults = [(shard.name, printable(fault.key), printable(fault.reason)) for fault in some if isinstance(fault, Fault)]
+            rows = [row for row in some if isinstance(row, Row)]
+            faults = [(shard.name, fault.key, fault.reason) for fault in some if isinstance(fault, Fault)]
             if strict and faults:
                 raise DatasetError(f"{faults[0][0]}, {faults[0][1]}: {faults[0][2]}; mend it, or set dataset.on_bad_image=skip")
             labels = self._label_numbers({row.label for row in rows if row.label is not None})
             first = self.last + 1
-            tuples = [
-                (number, row.key, labels.get(row.label or ""), row.place, row.size, hashlib.sha256(row.data).digest()) for row in rows
-            ]
+            tuples = [(number, row.key, labels.get(row.label or ""), row.place, row.size, row.data) for row in rows]
             counted = np.unique([one[2] for one in tuples if one[2] is not None], return_counts=True)
             self._write(
                 ("DELETE FROM facts", [()] if rows else []),
@@ -317,9 +328,13 @@ class StreamIndex:
                 self._base.executemany(statement, rows)
 
 
-def _name(label: str) -> str:
-    """As it can be written anywhere, accents composed: the same class may be written apart in another shard."""
-    return unicodedata.normalize("NFC", printable(label))
+def _hashed(row: Row | Fault) -> Row | Fault:
+    """With the hash in place of the image, and names as they can be written anywhere. Accents of a label are composed: the same class may
+    be written apart in another shard."""
+    if isinstance(row, Fault):
+        return Fault(printable(row.key), printable(row.reason))
+    label = row.label and unicodedata.normalize("NFC", printable(row.label))
+    return replace(row, key=printable(row.key), label=label, data=hashlib.sha256(row.data).digest())
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +55,10 @@ class CpuDevice(Device):
 
     def peak(self) -> int:
         """The most that was resident, shared pages included: the kernel keeps no other high-water mark."""
+        if sys.platform == "win32":  # which has no such module
+            return self._process.memory_info().peak_wset
+        import resource
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

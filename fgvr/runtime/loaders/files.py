@@ -16,7 +16,7 @@ from typing import Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.types import ModelSpec
-from fgvr.utils.paths import PACKAGE
+from fgvr.utils.paths import PACKAGE, user_path
 
 HASH_WHOLE = 64 << 20  # smaller weights are hashed whole, larger ones by header, size and samples
 _SAMPLES, _SAMPLE = 16, 64 << 10
@@ -51,7 +51,7 @@ def locate(spec: ModelSpec, repository: str | None = None) -> Path | None:
     """The folder a spec means: shipped, local, or in the Hugging Face cache (`repository` when the source is an alias). None: nowhere."""
     if spec.source == "tiny":
         return PACKAGE / "models_tiny" / spec.role
-    folder = Path(spec.source).expanduser()
+    folder = user_path(spec.source)
     if folder.is_dir():
         return folder
     return cached_snapshot(repository or spec.source, spec.revision)
@@ -77,7 +77,7 @@ def is_repository(source: str) -> bool:
 
 def hub_cache() -> Path:
     home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
+    return user_path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
 def offline() -> bool:
@@ -92,7 +92,7 @@ def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = Non
     folder = locate(spec, repository)
     hub = repository or spec.source
     if folder is None:
-        if (file := Path(spec.source).expanduser()).is_file():
+        if (file := user_path(spec.source)).is_file():
             raise ModelLoadError(
                 f"{spec.role} {spec.source!r} is a file; models.{spec.role}.source takes the folder of a model: {file.parent}"
             )
@@ -118,7 +118,7 @@ def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None)
 
 
 def _absent(spec: ModelSpec, repository: str | None) -> ModelLoadError:
-    hub, looked = repository or spec.source, [str(Path(spec.source).expanduser().absolute())]
+    hub, looked = repository or spec.source, [str(user_path(spec.source).absolute())]
     if _REPOSITORY.fullmatch(hub):
         looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
     return ModelLoadError(

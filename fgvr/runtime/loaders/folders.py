@@ -13,6 +13,7 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import complete, files, libraries
 from fgvr.runtime.loaders.base import Loader
 from fgvr.types import ModelSpec
+from fgvr.utils.paths import user_path
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
@@ -64,7 +65,7 @@ class FolderLoader(Loader):
         return files.read_config(folder / "config.json")
 
     def hub_repository(self, spec: ModelSpec) -> str | None:
-        if spec.source == "tiny" or Path(spec.source).expanduser().exists():
+        if spec.source == "tiny" or user_path(spec.source).exists():
             return None
         return self.repository(spec) or (spec.source if files.is_repository(spec.source) else None)
 

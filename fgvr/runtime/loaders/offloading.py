@@ -5,8 +5,11 @@ Such a model cannot be parked: it has no flat buffer (`movable`), and its hooks 
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
-from functools import cache
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.sizes.footprint import layer_index
@@ -17,19 +20,25 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
 
 
-def options(skeleton: torch.nn.Module, count: int, device: Device) -> dict[str, Any]:
-    """For `from_pretrained`: the last `count` language layers beside the device, all else on it. `skeleton`: the module without values."""
+def load(read: Callable[..., torch.nn.Module], skeleton: torch.nn.Module, count: int, device: Device) -> torch.nn.Module:
+    """The module with its last `count` language layers beside the device, and all else on it.
+
+    Args:
+        read: `from_pretrained`, which is told where everything lies.
+        skeleton: the module without values.
+    """
     names = {name for name, _ in skeleton.named_modules() if layer_index(name) is not None and name.rpartition(".")[2].isdigit()}
     away = set(sorted(names, key=lambda name: layer_index(name) or 0)[-count:])
     place = "disk" if device.torch_name == "cpu" else device.offload_place
-    # Layers are read from the model's own files; the folder is for what has to be converted first.
-    return {"device_map": _places(skeleton, away, device.torch_name, place), "offload_folder": tempfile.mkdtemp(dir=_folder().name)}
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Of this process, which removes it at its end."""
-    return tempfile.TemporaryDirectory(prefix="fgvr-offload-")
+    # Layers are read from the model's own files; the folder is for what has to be converted first. It goes with the module.
+    folder = tempfile.mkdtemp(prefix=f"fgvr-offload-{os.getpid()}-")
+    try:
+        module = read(device_map=_places(skeleton, away, device.torch_name, place), offload_folder=folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(module, shutil.rmtree, folder, ignore_errors=True)
+    return module
 
 
 def _places(module: torch.nn.Module, away: set[str], here: str, there: str, prefix: str = "") -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,12 @@ class TransformersLoader(FolderLoader):
         # Without values, so that what does not fit is named before memory is taken.
         skeleton = load(device_map="meta", ignore_mismatched_sizes=True)
         require_decoder(folder, type(skeleton))
-        options: dict[str, Any] = {"dtype": tensors.torch_dtype(dtype)}
+        read = partial(load, dtype=tensors.torch_dtype(dtype))
         if spec.offloaded:
-            options |= offloading.options(skeleton, spec.offloaded, device)
+            return offloading.load(read, skeleton, spec.offloaded, device)
         if not spec.quantization:
-            return load(**options)
-        module = load(**options, **quantized.options(spec.quantization, dtype, device, quantized.kept(skeleton)))
+            return read()
+        module = read(**quantized.options(spec.quantization, dtype, device, quantized.kept(skeleton)))
         quantized.keep_layout(module)
         return module
 
