@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fgvr import __version__
@@ -75,14 +75,21 @@ def memory(words: Sequence[str]) -> int:
         modes.run(load_config("mode=memory", f"action={asked.action}", *(["logging=json"] if asked.json else [])))
         return 0
     server = Service.at(url, token)
-    if asked.action == "events":
-        for event in server.events("/api/v1/memory/events"):
-            sys.stdout.write(json.dumps(event) + "\n" if asked.json else _sentence(event))
-            sys.stdout.flush()
-        return 0
     wish = {name: value for name in ("models", "target", "size", "model") if (value := getattr(asked, name, None))}
-    _repeated(lambda: admin_client.ask(server, asked.action, **wish), server.url, asked)
+    try:
+        if asked.action == "events":
+            _tell_events(server.events("/api/v1/memory/events"), as_json=asked.json)
+        else:
+            _repeated(lambda: admin_client.ask(server, asked.action, **wish), server.url, asked)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted; the server goes on.") from None
     return 0
+
+
+def _tell_events(events: Iterable[dict[str, Any]], *, as_json: bool) -> None:
+    for event in events:
+        sys.stdout.write(json.dumps(event) + "\n" if as_json else _sentence(event))
+        sys.stdout.flush()
 
 
 def _repeated(ask: Callable[[], Any], url: str, asked: argparse.Namespace) -> None:

@@ -255,6 +255,8 @@ def http() -> Iterator[str]:
                         for name, one in schema.get("properties", {}).items()
                     ],
                 )
+            if answered := list(_answered(_of_json(operation["responses"].get("200", {})), found)):
+                yield from table(("field of the answer", "type", "what it is"), answered)
             yield "Answers: " + ", ".join(f"{code} {one.get('description', '')}" for code, one in operation["responses"].items()) + ".\n"
 
 
@@ -266,6 +268,20 @@ def _bodies(operation: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
             if one.get("properties") and one not in seen:
                 seen.append(one)
                 yield one
+
+
+def _of_json(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return body.get("content", {}).get("application/json", {}).get("schema", {})
+
+
+def _answered(schema: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every field that is described, with its path."""
+    for name, one in _resolved(schema, found).get("properties", {}).items():
+        if described := one.get("description"):
+            yield (f"`{prefix}{name}`", _kind(one), described)
+        inner, path = (one["items"], f"{prefix}{name}[].") if "items" in one else (one, f"{prefix}{name}.")
+        if "$ref" in inner:
+            yield from _answered(inner, found, path)
 
 
 def _resolved(schema: Mapping[str, Any], found: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -41,7 +41,6 @@ SETTINGS = {
 HEADS = ("set", "images", "top-1", "left out", "AUROC", "ECE of the confidence, of the score", "unsure")
 REVIEWED = (0.1, 0.2, 0.3, 0.5)
 SPLITS = 10
-EVERY = 1_000_000  # more shots than any class has
 
 
 def base_of(known: Features, support: np.ndarray, *, mirrored: bool) -> Prototypes:
@@ -85,7 +84,7 @@ def classifiers(folder: Path, shots: int | None, words: Sequence[str]) -> list[s
 
 def trusted(folder: Path, encoder: str, shots: int | None, words: Sequence[str]) -> str:
     """A line of the table, of an evaluation by the default settings."""
-    given = ("dataset=folder", f"dataset.root={folder}", f"dataset.shots={shots or EVERY}", f"models/encoder={encoder}")
+    given = ("dataset=folder", f"dataset.root={folder}", f"dataset.shots={shots or 'all'}", f"models/encoder={encoder}")
     session = Session(fgvr.load_config("mode=evaluate", *given, *words))
     report = evaluate(session)
     seen = records.outcomes(records.read(report.path / PREDICTIONS))

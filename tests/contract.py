@@ -112,7 +112,7 @@ def test_the_pool_offers_what_notebooks_use() -> None:
 
 WORLD = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0"]
 PREDICTION = {
-    "": "image sha256 label prediction name confidence by fast history decision slow abstention cost",
+    "": "image sha256 label prediction name confidence by unsure fast history decision slow abstention cost",
     "fast": "candidates confidence margin entropy agreement",
     "history": "seen correct total",
     "decision": "escalate score threshold terms",

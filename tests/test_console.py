@@ -147,7 +147,7 @@ def test_watching_asks_again_and_outlives_a_server_that_is_away(server, monkeypa
 
     intercept(console.time, "sleep", nap)
     code, text, complaint = ask(monkeypatch, capsys, "memory", "stats", "--url", server.url, "--json", "--watch", "0.5")
-    assert code == 130 and naps == [0.5] * 4
+    assert code == 130 and naps == [0.5] * 4 and complaint.endswith("Interrupted; the server goes on.\n")
     assert len(text.splitlines()) == 2 and complaint.count("no server answers") == 2
 
 

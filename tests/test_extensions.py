@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+import fgvr
 from fgvr.config.factories import locate
 from fgvr.errors import ConfigError
 
@@ -58,6 +59,17 @@ def test_parts_from_outside_make_an_evaluation_together(folder: Path) -> None:
     assert found["n"] > 0 and found["config"]["runtime"]["device"] == "modest.Modest"
     assert found["slow_rate"] == 1, "shy.Shy was asked (nothing is surer than 2), and so was brief.Brief"
     assert found["top1"] == 1, "colours tell coloured squares apart"
+
+
+@pytest.mark.parametrize(("word", "theirs", "ours"), [
+    ("trigger=shi", "shy", "calibrated"), ("trigger=null", "shy", "calibrated"), ("dataset=square", "squares", "produce"),
+    ("models/mllm=brif", "brief", "ollama"), ("runtime=3", "modest", "default"),
+])  # fmt: skip
+def test_a_mistyped_option_is_answered_with_the_users_own_and_the_packages(folder: Path, word: str, theirs: str, ours: str) -> None:
+    with pytest.raises(ConfigError, match="no such option") as refused:
+        fgvr.load_config(f"hydra.searchpath=[{folder}]", word)
+    listed = str(refused.value).rpartition(": ")[2].split(", ")
+    assert theirs in listed and ours in listed and listed == sorted(listed)
 
 
 def test_an_installed_package_registers_short_names(folder: Path) -> None:

@@ -57,6 +57,19 @@ def test_photographs_get_the_image_encoder_and_no_mllm_birds_keep_their_own(fold
     assert fgvr.load_config("experiment=sare_cub200").models.encoder.source == "ViT-B-32/openai"
 
 
+def test_all_photographs_help_where_all_are_asked_for(folder: Path) -> None:
+    words = ("dataset=folder", f"dataset.root={folder / 'train'}", "dataset.shots=all")
+    everything = Session(fgvr.load_config(*words)).dataset.split
+    assert len(everything.support) == len(list((folder / "train").rglob("*.png"))) and not everything.test
+    kept = Session(fgvr.load_config(*words, "dataset.test_per_class=1")).dataset.split
+    assert (len(kept.test), len(kept.support)) == (len(COLOURS), len(everything.support) - len(COLOURS))
+    for word in ("null", "0", "every"):
+        with pytest.raises(ConfigError, match=rf"dataset\.shots={word}.* or all"):
+            fgvr.load_config("dataset=folder", f"dataset.root={folder}", f"dataset.shots={word}")
+    with pytest.raises(ConfigError, match="no end of rendered birds"):
+        Session(fgvr.load_config("dataset.shots=all")).dataset  # noqa: B018
+
+
 def test_an_mllm_beside_the_image_encoder_is_asked(folder: Path) -> None:
     cfg = fgvr.load_config(*photos(folder, "models/mllm=fake"))
     assert (cfg.models.encoder.source, cfg.slow.decoder) == ("efficientnet_lite0", "score")
@@ -94,6 +107,10 @@ def test_doubtful_photographs_keep_the_fast_answer_and_are_unsure(folder: Path) 
     text, page, body = shown.export_text(), (report.path / "report.html").read_text(), json.loads((report.path / "report.json").read_text())
     assert ("unsure, and nobody has looked again" in text) == report.unsure
     assert ("accuracy if a person looked at the unsure, at most" in text) == report.unsure
+    sure = sum(not p["decision"]["escalate"] for p in map(json.loads, (report.path / "predictions.jsonl").read_text().splitlines()))
+    assert body["sure"] == ({"images": sure, "top1": 1.0, "interval": [1.0, 1.0]} if report.unsure and sure else None)
+    assert (f"accuracy where it is sure ({sure:,} images)" in text) == (body["sure"] is not None)
+    assert ("Right where it is sure" in page and f"of {sure:,} images; 95% interval" in page) == (body["sure"] is not None)
     assert "upper bound: the person is always right" in page and "What a review could bring" in page and "share of images reviewed" in page
     assert "Accuracy against the escalated share" not in page and "What System 2 changed" not in page
     assert [(one["share"], one["ours"], one["oracle"]) for one in body["reviewed"]] == [(s, 1.0, 1.0) for s in (0.05, 0.1, 0.2, 0.3, 0.5)]

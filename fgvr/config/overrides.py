@@ -111,7 +111,7 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -
     if "." in key and key.replace(".", "/") in known:
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
     if key in known and _NO_NAME.fullmatch(value) and not (value == "null" and key in OPTIONAL):
-        raise ConfigError(_no_such_option(key, value, known))
+        return f"{name}='{value}'"  # which Hydra reads as a name, and does not find
     if key in PATHS_KEYS or (key.endswith(".source") and value[:1] == "["):  # the addresses of one model
         return f"{name}={_tidy_lists(value, sweep)}"
     return f"{name}={_tidy_path(key, value, sweep)}" if _is_path(key) else word
@@ -195,14 +195,14 @@ def explain(error: Any, words: Sequence[str], tree: Path | None = None) -> str:
         return f"{error.override}: {error.message.splitlines()[0]}\nA value with such characters needs quotes of its own: \"key='value'\""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if group in known:
-            return _no_such_option(group, option, known)
+        if error.options:  # also those in the folders of hydra.searchpath
+            return _no_such_option(group, option, error.options)
     return "\n".join(_unknown_keys(words, known, tree, error)) or "\n".join(dict.fromkeys(_lines(error)))
 
 
-def _no_such_option(group: str, option: str, known: Mapping[str, list[str]]) -> str:
-    near = _list("Nearest", nearest(option, known[group]))
-    return f"{group}={option}: no such option. {near}".rstrip() + f"\nThe options of {group}: {', '.join(known[group])}"
+def _no_such_option(group: str, option: str, options: Sequence[str]) -> str:
+    near = _list("Nearest", nearest(option, options))
+    return f"{group}={option}: no such option. {near}".rstrip() + f"\nThe options of {group}: {', '.join(sorted(options))}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> list[str]:

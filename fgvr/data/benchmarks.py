@@ -20,7 +20,7 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
 from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
-from fgvr.data.splits import OnBadImage, SplitRequest, split_few_shot
+from fgvr.data.splits import OnBadImage, Shots, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.paths import user_path
@@ -73,7 +73,7 @@ def open_benchmark(
     *,
     name: str,
     root: Path | str,
-    shots: int | None = 4,
+    shots: Shots = 4,
     tail_shots: int | None = None,
     test_per_class: int | None = None,
     calibration: int = 0,
@@ -265,8 +265,8 @@ def _entries(path: Path) -> Iterator[Entry]:
             for part, entries in json.loads(text).items():
                 yield from ((str(file), _part(part), str(label)) for file, label, *_ in entries)
         else:
-            yield from ((row["filename"], _part(row["split"]), "") for row in csv.DictReader(text.splitlines()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield from ((row["filename"], _part(row["split"]), "") for row in csv.DictReader(text.splitlines(), restval=""))
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise DatasetError(
             f"{path} is no split file ({error!r}); expected JSON with train, val and test lists of [path, label, name], "
             "or CSV with the columns split and filename"

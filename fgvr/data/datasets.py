@@ -19,7 +19,7 @@ from fgvr.data.catalog import Catalog
 from fgvr.data.folder import BadImage, Inspector, describe_bad_images, read_listing
 from fgvr.data.label_table import TABLE
 from fgvr.data.listing import Listing
-from fgvr.data.splits import OnBadImage, Split, SplitRequest, choose_shots, leave_out_contradictions, split_few_shot
+from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, choose_shots, leave_out_contradictions, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
@@ -63,7 +63,7 @@ class Dataset:
 def open_folder(
     *,
     root: Path | str,
-    shots: int | None = 4,
+    shots: Shots = 4,
     test_per_class: int | None = None,
     split_seed: int = 0,
     calibration: int = 0,
@@ -77,7 +77,7 @@ def open_folder(
 
     An official test part is kept; `shots` and `calibration` images per class then come from the support part. Without one, images that
     are there twice count once, and what `shots` and `calibration` leave of each class is the test. `test_per_class` (at most so many,
-    0: none) and the shots are chosen by `split_seed`. `shots=None` takes all that is not wanted elsewhere; `tail_shots` makes the
+    0: none) and the shots are chosen by `split_seed`. `shots="all"` takes all that is not wanted elsewhere; `tail_shots` makes the
     support long-tailed (`SplitRequest`).
     A class with fewer images gives what it has; with `strict` that is a DatasetError. A photograph in two classes is left out.
     Content hashes are remembered below `cache_dir`. Classes without images, unreadable layouts: DatasetError.
@@ -110,7 +110,7 @@ def open_example(*, name: str, **settings: Any) -> Dataset:
 def open_birds(
     *,
     root: Path | str,
-    shots: int = 4,
+    shots: Shots = 4,
     test_per_class: int = 20,
     calibration: int = 4,
     tail_shots: int | None = None,
@@ -126,6 +126,8 @@ def open_birds(
     are always the same. Files that have gone or changed size count as bad images.
     """
     request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots)
+    if shots == "all":
+        raise ConfigError("dataset.shots=all: there is no end of rendered birds; write a number, such as dataset.shots=4")
     try:
         world = birds.make_world(seed=seed, genera=tuple(genera), difficulty=difficulty)
     except ValueError as error:

@@ -101,6 +101,7 @@ def _some(counts: Mapping[str, int]) -> str:
 # --- few-shot splits -----------------------------------------------------------------------------------------------------------
 
 OnBadImage = Literal["skip", "error"]
+Shots = int | Literal["all"]
 INSPECT_ALL = 20_000
 """Of an official split with more images than this, only the images in use are opened."""
 
@@ -109,13 +110,13 @@ INSPECT_ALL = 20_000
 class SplitRequest:
     """Images per class and role; an invalid number is a ConfigError.
 
-    `shots` support images (None: all that the other roles leave), `calibration` images that nothing learns from, at most
+    `shots` support images ("all": all that the other roles leave), `calibration` images that nothing learns from, at most
     `test_per_class` test images (None: all). With `tail_shots` the support is long-tailed: `shots` for the most frequent class,
     `tail_shots` for the rarest. `seed` chooses the images and the order of the tail. A class with fewer images gives what it has, at least
     one; with `strict` that is an error.
     """
 
-    shots: int | None = 4
+    shots: Shots = 4
     test_per_class: int | None = None
     calibration: int = 0
     seed: int = 0
@@ -123,24 +124,18 @@ class SplitRequest:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.shots is not None and self.shots < 1:
-            raise ConfigError(f"dataset.shots must be at least 1, not {self.shots}")
-        if self.test_per_class is not None and self.test_per_class < 0:
-            raise ConfigError(f"dataset.test_per_class must not be negative, not {self.test_per_class}")
-        if self.calibration < 0:
-            raise ConfigError(f"dataset.calibration must not be negative, not {self.calibration}")
-        if self.tail_shots is not None and not (self.shots is not None and 1 <= self.tail_shots <= self.shots):
+        if self.tail_shots is not None and not (self.shots != "all" and 1 <= self.tail_shots <= self.shots):
             raise ConfigError(f"dataset.tail_shots must be from 1 to dataset.shots={self.shots}, not {self.tail_shots}")
 
     def shots_of(self, ids: Sequence[str]) -> dict[str, int] | None:
         """Support images per class id; None: all."""
-        if self.shots is None:
+        if self.shots == "all":
             return None
         return dict.fromkeys(ids, self.shots) if self.tail_shots is None else long_tail(ids, self.shots, self.tail_shots, self.seed)
 
     def describe(self, tested: int = 0) -> str:
         """The request in the words of the configuration."""
-        head = f"dataset.shots={'all' if self.shots is None else self.shots}"
+        head = f"dataset.shots={self.shots}"
         if self.tail_shots is not None:
             head += f" and dataset.tail_shots={self.tail_shots}"
         more = [f"dataset.calibration={self.calibration}"] * bool(self.calibration) + [f"{tested} to test"] * bool(tested)
@@ -214,9 +209,9 @@ def _seeded(listing: Listing, inspector: Inspector, request: SplitRequest, notes
         notes.append(f"{len(usable) - len(unique)} exact copies of other images were left out")
     pools = {label: rank(samples, request.seed) for label, samples in _by_class(listing.catalog, unique).items()}
     limit, held = request.test_per_class, request.calibration
-    tested = (limit or 0) if request.shots is None else min(1, 1 if limit is None else limit)
+    tested = (limit or 0) if request.shots == "all" else min(1, 1 if limit is None else limit)
     taken = shots_taken(listing.catalog, pools, request, notes, tested)
-    if request.shots is None:
+    if request.shots == "all":
         test = [s for samples in pools.values() for s in _in_order(samples[len(samples) - tested :])]
     else:
         test = [s for label, samples in pools.items() for s in _in_order(samples[taken[label] + held :][:limit])]

@@ -6,11 +6,12 @@ they differ in nothing else.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -58,7 +59,7 @@ class Row:
 
     run: str
     trigger: str
-    shots: int | None
+    shots: int | Literal["all"] | None
     seed: str
     n: int
     top1: float
@@ -74,7 +75,7 @@ class Cell:
     """Runs that differ in their seeds alone."""
 
     trigger: str
-    shots: int | None
+    shots: int | Literal["all"] | None
     settings: str  # what else tells it from the other cells, such as `trigger.target=slow_rate:0.2`
     seeds: int  # different ones
     mean: float  # over the means of each seed
@@ -222,7 +223,9 @@ def _cells(runs: Sequence[Run], rows: Sequence[Row]) -> tuple[Cell, ...]:
     for run, row in zip(runs, rows, strict=True):
         groups[canonical_json([row.trigger, {key: value for key, value in run.settings.items() if key not in _DRAWS}])].append((run, row))
     cells = [_cell(group, varied) for group in groups.values()]
-    return tuple(sorted(cells, key=lambda c: (c.trigger, c.shots or 0))) if any(cell.seeds > 1 for cell in cells) else ()
+    if all(cell.seeds == 1 for cell in cells):
+        return ()
+    return tuple(sorted(cells, key=lambda c: (c.trigger, math.inf if c.shots == "all" else c.shots or 0)))
 
 
 def _cell(group: Sequence[tuple[Run, Row]], varied: Sequence[str]) -> Cell:

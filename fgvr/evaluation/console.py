@@ -26,7 +26,7 @@ def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
     table.add_column("value", justify="right")
     total = int(base.statistics.confusion.sum())
     table.add_row("classes", f"{len(base.classes)}")
-    table.add_row("support images", f"{len(base.support)} ({base.origin.shots} per class)")
+    table.add_row("support images", f"{len(base.support)} ({base.origin.shots} of each class)")
     failed = f", to be asked for again: {', '.join(base.failed)}" if base.failed else ""
     table.add_row("descriptions", f"{base.described}{failed}")
     accepted = sum(rule.status == "accepted" for rule in base.experience)

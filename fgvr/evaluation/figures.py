@@ -22,6 +22,15 @@ WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 """Kinds of work that are counted both as asked of the models and as computed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sure:
+    """The images that the trigger did not escalate, where nobody has looked at the others."""
+
+    images: int
+    top1: float
+    interval: Interval  # 95 %, over images
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RunFigures:
     """The figures of a run's report besides the fields of `Report`."""
@@ -35,6 +44,7 @@ class RunFigures:
     abstention: Mapping[str, Any] | None
     unreadable: int  # images that were sent to System 2 and got no readable answer
     stage_seconds: Mapping[str, Mapping[str, float]] | None
+    sure: Sure | None  # None where an MLLM was asked, or every image was escalated
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,11 @@ class RunReport(Report):
     @property
     def unsure(self) -> bool:
         return self.alone and self.slow_rate > 0
+
+    @property
+    def sure(self) -> Sure | None:
+        """The images whose answers stand by themselves; None where none is unsure."""
+        return self.figures.sure if self.unsure else None
 
     @property
     def reviewed(self) -> tuple[routers.Reviewed, ...]:
@@ -94,6 +109,8 @@ def make_report(
     """
     seen = outcomes(predictions)
     measured = scoring_protocols.measured(seen, measure, sentences)
+    total = sum((p.cost for p in predictions), Cost())
+    asked = {} if total.asked is None else _work(total.asked)  # empty where a prediction does not tell
     auroc = metrics.auroc(seen.score, seen.fast_right) if len(np.unique(seen.score)) > 1 else math.nan
     figures = RunFigures(
         intervals=_intervals(measured, seen),
@@ -105,8 +122,8 @@ def make_report(
         abstention=_abstention(predictions),
         unreadable=sum(p.slow.status == "unreadable" for p in predictions if p.decision.escalate and p.slow is not None),
         stage_seconds=_stage_seconds(memory),
+        sure=None if asked.get("mllm_calls") else _sure(seen.right[~seen.escalated]),
     )
-    total = sum((p.cost for p in predictions), Cost())
     optional = {"decode_wait": None if decode_wait is None else round(decode_wait, 3), "cache_hits": cache_hits}
     cost = _work(total) | {"seconds": round(total.seconds, 3)} | {key: value for key, value in optional.items() if value is not None}
     return RunReport(
@@ -118,7 +135,7 @@ def make_report(
         fixed=int(seen.fixed.sum()),
         broken=int(seen.broken.sum()),
         protocols={name: scoring_protocols.get(name).scored(value, seen.labels) for name, value in measured.items()},
-        asked={} if total.asked is None else _work(total.asked),  # empty where a prediction does not tell
+        asked=asked,
         cost=cost,
         notes=(*notes, *scoring_protocols.remarks(measure, tuple(classes.values()), sentences)),
         classes=dict(classes),
@@ -143,6 +160,10 @@ def _intervals(measured: Mapping[str, np.ndarray | float], seen: Outcomes) -> di
     ]
     pairs = zip(worth, over_images, over_classes, strict=True)
     return {name: {"image_bootstrap": images, "class_bootstrap": classes} for name, images, classes in pairs}
+
+
+def _sure(right: np.ndarray) -> Sure | None:
+    return Sure(len(right), metrics.accuracy(right), uncertainty.image_bootstrap(right)) if len(right) else None
 
 
 def _work(work: Asked | Cost) -> dict[str, float]:

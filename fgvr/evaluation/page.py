@@ -65,7 +65,8 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nu
 
 def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     """Name, value and explanation of what stands first."""
-    held = report.figures.abstention
+    held, sure = report.figures.abstention, report.sure
+    told = "of {:,} images; 95% interval {:.1%} to {:.1%}".format(sure.images, *sure.interval) if sure else ""
     asked = [
         ("Fixed by System 2", f"{report.fixed:,}", "fast was wrong, final is right"),
         ("Broken by System 2", f"{report.broken:,}", "fast was right, final is wrong"),
@@ -74,6 +75,7 @@ def _tiles(report: RunReport) -> list[tuple[str, str, str]]:
     return [
         ("System 1 alone", f"{report.figures.fast_top1:.1%}", "top-1 accuracy without System 2"),
         ("Unsure" if report.unsure else "Escalated to System 2", f"{report.slow_rate:.1%}", f"of {report.n:,} images"),
+        *([("Right where it is sure", f"{sure.top1:.1%}", told)] if sure else []),
         *([("Answers given", f"{held['answered']:.1%}", f"{held['answered_and_wrong']:.1%} of all answered and wrong")] if held else []),
         *([] if report.unsure else asked),  # nobody was asked
     ]

@@ -41,6 +41,7 @@ def to_row(prediction: Prediction) -> dict[str, Any]:
         "name": prediction.name,  # its name
         "confidence": _plain(prediction.confidence, _rounded),  # of the answer
         "by": prediction.by,  # fast, slow or person
+        "unsure": prediction.unsure,  # not to be relied on: withheld, or the trigger doubts it and nobody has looked again
         "fast": fast,  # System 1
         "history": history,  # of the class that System 1 names
         "decision": _plain(prediction.decision, _rounded),  # of the trigger

@@ -52,6 +52,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "calibration_error": figures.reliability.error,  # expected calibration error
             "routers": None if figures.routers is None else asdict(figures.routers),  # accuracy at equal budget
             "reviewed": [asdict(one) for one in report.reviewed] or None,  # where nobody was asked: accuracy if a person looked, at most
+            "sure": None if report.sure is None else asdict(report.sure),  # where nobody was asked: the images that are not unsure
             "abstention": figures.abstention,  # shares answered and withheld
             "unreadable": figures.unreadable,  # replies of System 2 that name no candidate
             "asked": dict(report.asked) or None,
@@ -105,10 +106,11 @@ def terminal(report: Report) -> RenderableType:
         table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
     table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
     table.add_row("unsure, and nobody has looked again" if report.unsure else "escalated to System 2", f"{report.slow_rate:.1%}")
-    if report.unsure and isinstance(report, RunReport) and report.slow_rate < 1:
-        sure = report.seen.right[~report.seen.escalated]
-        table.add_row("accuracy where it is sure", f"{sure.mean():.3f}")
-        table.add_row("accuracy if a person looked at the unsure, at most", f"{sure.sum() / report.n + report.slow_rate:.3f}")
+    if isinstance(report, RunReport) and (sure := report.sure):
+        low, high = sure.interval
+        table.add_row(f"accuracy where it is sure ({sure.images:,} images)", f"{sure.top1:.3f}  [{low:.3f}, {high:.3f}]")
+        at_most = sure.top1 * sure.images / report.n + report.slow_rate
+        table.add_row("accuracy if a person looked at the unsure, at most", f"{at_most:.3f}")
     if figures and (held := figures.abstention):
         table.add_row("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; accuracies count their best guesses too)")
         table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")

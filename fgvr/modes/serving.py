@@ -18,6 +18,7 @@ from fgvr.errors import ConfigError
 from fgvr.evaluation.records import to_row
 from fgvr.runtime.monitor import watch
 from fgvr.session import Session
+from fgvr.utils import terminal
 
 if TYPE_CHECKING:
     from fgvr.server.knowledge import Knowledge
@@ -45,6 +46,8 @@ def serve(session: Session) -> None:
     bundle = {key: value for key, value in config.models.to_dict().items() if key not in session.specs}
     server = make_app(pool, specs, settings, tokens, open_knowledge=partial(open_served, session), to_row=to_row, bundle=bundle)
     try:
+        if notice := config.models.notice:
+            tell(notice)
         server.classifier.begin(tell)
         run(server, settings, tokens, session.home)
     finally:
@@ -79,9 +82,13 @@ def _leave(busy: Sequence[str]) -> None:
     """The last resort; all is saved and closed by now. At its own end Python unwinds the stack of a daemon thread that comes back from
     native code, and C++ frames on that stack abort the process ("terminate called without an active exception")."""
     log.warning("still computing: %s; the process ends without it", ", ".join(busy))
+    error = sys.exception()
+    code = 0 if error is None else terminal.answer(error)
+    if code is None:
+        return  # a bug: its traceback is worth more than a quiet end
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(130 if isinstance(sys.exception(), KeyboardInterrupt) else 0)
+    os._exit(code)
 
 
 def tell(words: str) -> None:

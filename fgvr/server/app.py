@@ -87,6 +87,7 @@ def make_app(
     classifier = Classifier(engine, open_knowledge, to_row)
     server = Server(app, Middleware(app, settings, metrics, engine.why_full), engine, broadcast, classifier)
     app.state.settings, app.state.tokens, app.state.bundle = settings, tokens, bundle
+    app.state.warnings = [notice] if bundle and (notice := bundle.get("notice")) else []
     app.state.engine, app.state.broadcast, app.state.classifier = engine, broadcast, classifier
     app.state.readiness = ReadinessProbe(engine, lambda: classifier.is_starting)
     for part in (openai, classify, knowledge, admin, events, health):

@@ -16,7 +16,7 @@ from fgvr.server.background import in_thread
 from fgvr.server.engine import EncoderSlot, MllmSlot
 from fgvr.server.http_errors import bad_request, invalid_request
 from fgvr.server.knowledge import PATIENCE, classifier_of
-from fgvr.server.schemas import ClassifyRequest, QueryRequest, Success, codes
+from fgvr.server.schemas import Classification, Classified, ClassifyRequest, QueryRequest, Success, codes
 from fgvr.server.settings import Settings
 from fgvr.types import Sample
 
@@ -35,7 +35,7 @@ _BODY = {"requestBody": {"required": True, "content": _CONTENT}}
 
 
 @router.post("/classify", responses=_COMPUTED, openapi_extra=_BODY)
-async def classify(request: Request, slot: EncoderSlot) -> Success:
+async def classify(request: Request, slot: EncoderSlot) -> Classified:
     """Predictions with all their reasons (rows of predictions.jsonl, and names), in the order of the images."""
     settings = slot.engine.settings
     sources = await _sources(request, settings)
@@ -46,7 +46,8 @@ async def classify(request: Request, slot: EncoderSlot) -> Success:
         picture = await in_thread(request_images.open_picture, source, slot, param=param)
         samples.append(Sample(picture, key=name))  # type: ignore[arg-type] (a recognizer looks at a Picture as it is)
     await classifier_of(request).ready(min(PATIENCE, settings.deadline))
-    return Success(data={"predictions": await slot.compute("classify", samples)})
+    found = await slot.compute("classify", samples)
+    return Classified(data=Classification(predictions=found, warnings=request.app.state.warnings))
 
 
 async def _sources(request: Request, settings: Settings) -> list[tuple[str, str, bytes | str]]:

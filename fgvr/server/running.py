@@ -26,6 +26,8 @@ from fgvr.utils.running_server import announced
 log = logging.getLogger(__name__)
 _SWITCH = 0.0005  # seconds a computing thread keeps the interpreter while the loop wants it; Python's own 5 ms make every socket wait
 
+_STOPPED = "fgvr serve has stopped; the same command starts it again."
+
 
 class Process(uvicorn.Server):
     """Drains on the first signal."""
@@ -58,7 +60,7 @@ class Process(uvicorn.Server):
 def serve(server: Server, settings: Settings, tokens: Tokens, home: Path | None = None) -> None:
     """Until a signal. A file in `home` tells other terminals where it is.
 
-    Raises ConfigError: the address cannot be had; KeyboardInterrupt after Ctrl-C."""
+    Raises ConfigError: the address cannot be had; KeyboardInterrupt with the last words after Ctrl-C."""
     process = Process(config_of(server, settings), server)
     written = log_files(settings.logs, days=settings.log_days) if settings.logs is not None else contextlib.nullcontext()
     with _listen(settings) as listening, written:
@@ -70,7 +72,8 @@ def serve(server: Server, settings: Settings, tokens: Tokens, home: Path | None 
             _announce(address, settings, tokens)
             process.run(sockets=[listening])
     if process.interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(_STOPPED)
+    sys.stderr.write(f"{_STOPPED}\n")
 
 
 def config_of(server: Server, settings: Settings) -> uvicorn.Config:

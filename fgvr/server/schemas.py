@@ -315,6 +315,28 @@ class Success(BaseModel):
     data: Any
 
 
+class ClassifiedImage(BaseModel, extra="allow"):
+    """A row of predictions.jsonl, and the answer in words."""
+
+    image: str = Field(description="name of the file, or the one that was given")
+    prediction: str = Field(description="class id of the answer")
+    name: str = Field(description="its name")
+    answer: str = Field(description="the answer in words: its name, that it is unsure, or that none is given")
+    confidence: float = Field(description="of the answer")
+    by: Literal["fast", "slow", "person"] = Field(description="which system answered")
+    unsure: bool = Field(description="not to be relied on: withheld, or the trigger doubts it and nobody has looked again")
+    names: dict[str, str] = Field(description="class id -> name of each candidate")
+
+
+class Classification(BaseModel):
+    predictions: list[ClassifiedImage] = Field(description="in the order of the images")
+    warnings: list[str] = Field(description="what holds for every answer of these models, such as that they know rendered birds only")
+
+
+class Classified(Success):
+    data: Classification
+
+
 class ClassifyRequest(Strict):
     """One of `images` and `image`."""
 

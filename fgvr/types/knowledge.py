@@ -36,7 +36,7 @@ class Manifest:
     dataset: str  # its name
     world: str  # which rendered world or folder the dataset is
     split_hash: str  # of the support images by class
-    shots: int  # support images per class
+    shots: int | Literal["all"]  # support images per class
     split_seed: int  # which shots
     models: Mapping[str, str]  # role -> fingerprint
     prompts: str  # fingerprint of every prompt

@@ -244,8 +244,20 @@ class Prediction:
 
     @property
     def unsure(self) -> bool:
-        """Whether the trigger doubts System 1's answer and nobody has looked again: no System 2, or a person who has not answered yet."""
+        """Whether the answer is not to be relied on: it is withheld; or the trigger doubts it and nobody has looked again, because there
+        is no System 2, or a person who has not answered yet."""
+        return self.abstention.withheld if self.abstention is not None else self._waits
+
+    @property
+    def _waits(self) -> bool:
         return self.decision.escalate and self.by == "fast" and self.slow is None
+
+    @property
+    def verdict(self) -> str:
+        """For people: what became of the trigger's decision."""
+        if not self.decision.escalate:
+            return "answered by System 1"
+        return "unsure, and nobody has looked again" if self._waits else "escalated to System 2"
 
     @property
     def answer(self) -> str:
@@ -263,15 +275,14 @@ class Prediction:
         return [(self.names.get(category, category), probability) for category, probability in ordered]
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer in plain values. `unsure`: the answer is withheld, or the trigger doubted it and nobody looked again."""
-        held = self.abstention
+        """The answer in plain values."""
         return {
             "file": self.image,
             "class": self.name,
             "class_id": self.category,
             "confidence": float(self.confidence),
             "by": self.by,
-            "unsure": held.withheld if held is not None else self.unsure,
+            "unsure": self.unsure,
             "label": None if self.label is None else self.names.get(self.label, self.label),
             "correct": self.correct,
             "top": [{"class": name, "probability": float(probability)} for name, probability in self.ranked(5)],
@@ -280,12 +291,10 @@ class Prediction:
     @property
     def reason(self) -> str:
         """Why the image was escalated to System 2 or not, in words."""
-        decision = self.decision
-        escalated = "unsure, and nobody has looked again" if self.unsure else "escalated to System 2"
-        verdict, place = (escalated, "below") if decision.escalate else ("answered by System 1", "not below")
+        decision, place = self.decision, "below" if self.decision.escalate else "not below"
         terms = ", ".join(f"{name.replace('_', ' ')} {value:+.2f}" for name, value in decision.terms.items())
         why = f"score {decision.score:.3f} is {place} the threshold {decision.threshold:.3f}"
-        return f"{verdict}: {why}" + (f" ({terms})" if terms else "")
+        return f"{self.verdict}: {why}" + (f" ({terms})" if terms else "")
 
     def __str__(self) -> str:
         return f"{self.image}: {self.answer} ({self.confidence:.2f}, {self.by})"

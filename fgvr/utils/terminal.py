@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -10,6 +11,7 @@ from contextlib import suppress
 
 from fgvr.errors import ConfigError, FgvrError
 
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}  # Windows has no quota
 PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -36,14 +38,15 @@ def answer(error: BaseException) -> int | None:
     if isinstance(error, FgvrError):
         return tell(f"error: {error}", 2 if isinstance(error, ConfigError) else 3)
     if isinstance(error, KeyboardInterrupt):
-        return tell("Interrupted. What is done is saved; the same command resumes.", 130)
+        return tell(str(error) or "Interrupted. What is done is saved; the same command resumes.", 130)
     if isinstance(error, MemoryError):
         return tell("error: main memory is full; write a smaller batch size (models.mllm.batch_size=1), or close other programs", 3)
     if isinstance(error, OSError):
         if isinstance(error, BrokenPipeError) or (error.filename is None and _output_failed()):
             raise error
         where = error.filename or "standard output, or a file of this run"  # a failing write does not say where
-        return tell(f"error: {where}: {error.strerror or error}", 3)
+        cure = "; make room, then run the same command again" if error.errno in _FULL else ""
+        return tell(f"error: {where}: {error.strerror or error}{cure}", 3)
     return None
 
 

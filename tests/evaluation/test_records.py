@@ -63,7 +63,7 @@ def test_a_line_is_one_line_and_writing_it_again_gives_the_same_bytes(prediction
 
 def test_the_keys_are_those_of_the_file_format_in_its_order(run):
     row = to_row(next(p for p in run() if p.slow))
-    assert list(row) == ("image sha256 label prediction name confidence by fast history decision slow abstention cost names".split())
+    assert list(row) == ("image sha256 label prediction name confidence by unsure fast history decision slow abstention cost names".split())
     assert list(row["fast"]) == "candidates confidence margin entropy agreement".split()
     assert list(row["fast"]["candidates"][0]) == (
         "category probability image_score text_score name_score joint_score image_rank text_rank".split()

@@ -22,9 +22,13 @@ END = "<|im_end|>"
 
 @dataclass
 class Engine:
-    """`ours`: speaks as our server does. `images`, `scores`: what a foreign one can. `troubles`: answers given before all others."""
+    """`ours`: speaks as our server does, and lends `roles`.
+
+    `images`, `scores`: what a foreign one can. `troubles`: answers given before all others.
+    """
 
     ours: bool = True
+    roles: tuple[str, ...] = tuple(SPECS)
     images: bool = True
     scores: bool = True
     names: tuple[str, ...] = ("vision-7b",)
@@ -46,7 +50,11 @@ class Engine:
         if self.ours:
             prints = {role: f"{self.fingerprint}-{role}" for role in SPECS} | self.fingerprints
             scales = {"encoder": self.logit_scale}
-            rows = [{"id": s.key, "role": r, "fingerprint": prints[r], "logit_scale": scales.get(r)} for r, s in SPECS.items()]
+            rows = [
+                {"id": s.key, "role": r, "fingerprint": prints[r], "logit_scale": scales.get(r)}
+                for r, s in SPECS.items()
+                if r in self.roles
+            ]
         else:
             rows = [{"id": name} for name in self.names]
         return {"object": "list", "data": [row | {"object": "model", "created": 0, "owned_by": "x"} for row in rows]}

@@ -106,6 +106,25 @@ def test_what_the_other_side_lacks_is_said_with_the_cure(pool: ModelPool) -> Non
         fgvr.runtime.loaders.remote.LOADER.fingerprint(ModelSpec("mllm", "remote", "None#mllm"))
 
 
+def test_a_role_that_a_server_does_not_lend_is_answered_with_what_it_lends_and_what_works_without(pool: ModelPool, tmp_path) -> None:
+    with serving(Engine(roles=("encoder",))) as server:
+        encoder = SPECS["encoder"].key
+        for role, cure in (("mllm", r"models/mllm=none slow=person"), ("joint", r"models/joint=none")):
+            with pytest.raises(RemoteError, match=rf"it has {encoder} \(encoder\).*{cure}") as refused:
+                pool.leased(spec(server, role)).fingerprint  # noqa: B018
+            assert f"models.{role}.model=" not in str(refused.value), "an encoder is no MLLM"
+        with pytest.raises(RemoteError, match=rf"models\.encoder\.model={encoder}$"):
+            pool.leased(spec(server, "encoder", "gone")).fingerprint  # noqa: B018
+        words = ["models=remote", f"server.url={server.url}", "dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2"]
+        words += ["dataset.calibration=0", f"paths.home={tmp_path}"]
+        with pytest.raises(RemoteError, match="models/mllm=none slow=person"):
+            fgvr.evaluate(fgvr.load_config("mode=evaluate", *words))
+        close_shared()
+        report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *words, "models/mllm=none", "slow=person"))
+        assert report.n > 0 and report.asked["mllm_calls"] == 0, "the advice works as it is written"
+    close_shared()
+
+
 def test_a_busy_engine_is_asked_again_after_the_seconds_it_names(pool: ModelPool) -> None:
     engine = Engine()
     with serving(engine) as server:

@@ -49,6 +49,7 @@ def test_the_tutorials_block_works_as_it_is_typed(tmp_path: Path) -> None:
             if "ready: images are classified" in line:
                 break
         assert any("is being built or opened" in line for line in said), said
+        assert any("these models know only rendered birds" in line for line in said), said
         record = tmp_path / "home" / "server.json"
         assert record.stat().st_mode & 0o777 == 0o600
         assert json.loads(record.read_text())["url"] == f"http://127.0.0.1:{port}"
@@ -64,15 +65,17 @@ def test_the_tutorials_block_works_as_it_is_typed(tmp_path: Path) -> None:
             answers.append(done.stdout)
         _, classified, models, limit, curled, query, cleanup = answers
         row = json.loads(curled)["data"]["predictions"][0]
+        assert "know only rendered birds" in curled and row["unsure"] is False
         assert row["name"] in classified and "mllm-" in models and "8.00 GiB" in limit
         assert json.loads(query)["data"]["answer"] and "released" in cleanup
         env.pop("FGVR_SERVER_URL")  # the controls find the server without it, too
         done = subprocess.run(["fgvr", "memory", "pin", "encoder", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0 and json.loads(done.stdout)["server"].endswith(str(port)), done.stderr
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=60)
-    assert server.returncode == 0 and not record.exists()
+        server.send_signal(signal.SIGINT)
+        told = server.communicate(timeout=60)[1]
+    assert server.returncode == 130 and not record.exists()
+    assert told.endswith("fgvr serve has stopped; the same command starts it again.\n") and "resumes" not in told
 
 
 def test_a_server_that_has_died_or_that_others_can_read_is_not_found(tmp_path: Path) -> None:

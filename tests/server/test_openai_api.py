@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -11,11 +13,11 @@ import numpy as np
 import openai
 import pytest
 
-from fgvr.runtime.loaders.fake import FakeLoader
-from fgvr.types import Picture
+from fgvr.types import Decision, Picture, Prediction, Sample
 from fgvr.utils.images import read_image
+from tests.runtime.fakes import FakeLoader
 
-from .conftest import MIB, SPECS, Serve, Served, chat, data_url, png
+from .conftest import MIB, SPECS, FakeRecognizer, Serve, Served, chat, data_url, png
 
 
 def client(served: Served, key: str = "none") -> openai.OpenAI:
@@ -240,9 +242,30 @@ def test_classification_by_upload_and_by_data_url(serve_once: Serve) -> None:
     files = [("images", ("my crow.png", png(), "image/png")), ("images", ("other.png", png(seed=1), "image/png"))]
     uploaded = served.post("/api/v1/classify", files=files).json()["data"]["predictions"]
     assert [row["image"] for row in uploaded] == ["my crow.png", "other.png"]
-    assert {"prediction", "name", "fast", "decision", "slow", "confidence", "by", "cost", "names"} <= set(uploaded[0])
+    assert {"prediction", "name", "fast", "decision", "slow", "confidence", "by", "unsure", "cost", "names"} <= set(uploaded[0])
     sent = served.post("/api/v1/classify", {"images": [data_url()], "names": ["a"]}).json()["data"]["predictions"]
     assert (sent[0]["image"], sent[0]["name"], sent[0]["names"]) == ("a", "crow", {"1": "crow"})
+
+
+@dataclass
+class Doubting(FakeRecognizer):
+    """Never sure, and without a System 2."""
+
+    def batch(self, images: Sequence[Sample]) -> list[Prediction]:
+        return [replace(p, decision=Decision(True, 0.4, 0.5)) for p in super().batch(images)]
+
+
+def test_a_classification_says_in_one_field_whether_it_is_unsure_and_what_holds_for_all_its_answers(serve: Serve) -> None:
+    notice = "these models know only rendered birds"
+    sure, doubting = serve(bundle={"notice": None}), serve(recognizer=Doubting(), bundle={"notice": notice})
+    told = {}
+    for served in (sure, doubting):
+        data = served.post("/api/v1/classify", {"image": data_url()}).json()["data"]
+        told[served.url] = (data["predictions"][0]["unsure"], data["predictions"][0]["answer"], data["warnings"])
+    assert told == {sure.url: (False, "crow", []), doubting.url: (True, "crow (unsure)", [notice])}
+    schemas = sure.get("/openapi.json").json()["components"]["schemas"]
+    assert "nobody has looked again" in schemas["ClassifiedImage"]["properties"]["unsure"]["description"]
+    assert schemas["Classification"]["required"] == ["predictions", "warnings"]
 
 
 def test_one_image_is_classified_by_its_own_name(serve_once: Serve) -> None:

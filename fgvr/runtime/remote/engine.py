@@ -150,10 +150,7 @@ class Engine:
             names if len(names) == 1 and not ours and self._model in ROLES else [self._model, f"{self._model}:latest"]
         )  # as Ollama does
         if (name := next((name for name in wanted if name in names), None)) is None:
-            raise RemoteError(
-                f"{str(client.base_url).rstrip('/')} has no model {self._model!r}; it has {', '.join(names) or 'none'}. "
-                f"Name one: models.{self.spec.role}.model={(names or ['MODEL'])[0]}"
-            )
+            raise RemoteError(f"{str(client.base_url).rstrip('/')} has {_instead(self._model, self.spec.role, rows)}")
         known = hashlib.sha256(f"{self._addresses[0]}#{name}".encode()).hexdigest()[:12]  # its name and where it is: no more can be known
         return Identity(name, f"remote-{known}", False)
 
@@ -164,6 +161,24 @@ class Engine:
                 f"{str(client.base_url).rstrip('/')} came back with another {self.spec.role} ({found}; it was {known}). "
                 "Answers of two models are not mixed: start the run again"
             )
+
+
+_WITHOUT: Mapping[str, str] = {
+    "mllm": "go without an MLLM (models/mllm=none slow=person, or slow=none), or name a server that has one: models.mllm.source=URL",
+    "encoder": "take one that runs here (models/encoder=efficientnet_lite0), or name a server that has one: models.encoder.source=URL",
+    "joint": "take the one that runs here: models/joint=blip_itm_base, or go without: models/joint=none",
+}
+"""What to do where the other side has no model for a role."""
+
+
+def _instead(wanted: str, role: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which models of another's list may be taken for a role, or what to do where none can. An engine that is not ours names no roles."""
+    fit = [row["id"] for row in rows if row.get("role", role) == role]
+    others = [f"{row['id']} ({row['role']})" if "role" in row else row["id"] for row in rows]
+    listed = f"it has {', '.join(others) or 'none'}"
+    if fit:
+        return f"no model {wanted!r}; {listed}. Name one: models.{role}.model={fit[0]}"
+    return f"no {'MLLM' if role == 'mllm' else role}; {listed}. Write what to do without: {_WITHOUT[role]}"
 
 
 def _unless_refused(ask: Callable[[], T]) -> T | None:

@@ -43,13 +43,13 @@ async function classify(file, said, answer, failed) {
   const began = performance.now();
   const mine = ++newest;
   try {
-    const { predictions } = await patiently(form, (why) => mine === newest && tell(said, `${file.name}: ${why} …`));
+    const { predictions, warnings } = await patiently(form, (why) => mine === newest && tell(said, `${file.name}: ${why} …`));
     if (mine !== newest) return;
     if (shownUrl) URL.revokeObjectURL(shownUrl);
     shownUrl = URL.createObjectURL(file);
     const row = predictions[0];
     answer.replaceChildren(way(row, shownUrl));
-    tell(said, `${row.answer}: ${percent(row.confidence)}, after ${((performance.now() - began) / 1000).toFixed(2)} s`);
+    tell(said, [`${row.answer}: ${percent(row.confidence)}, after ${((performance.now() - began) / 1000).toFixed(2)} s`, ...warnings].join("; "));
   } catch (error) {
     if (mine !== newest) return;
     answer.replaceChildren();
@@ -93,7 +93,8 @@ function looked(row, name) {
 
 function decided(row) {
   const { decision } = row;
-  const verdict = decision.escalate ? "escalated to System 2" : "answered by System 1";
+  const escalated = row.slow || row.by !== "fast" ? "escalated to System 2" : "unsure, and nobody has looked again";
+  const verdict = decision.escalate ? escalated : "answered by System 1";
   const sign = decision.escalate ? "<" : "≥";
   const title = heading(`The trigger decides: ${verdict}`, `score ${number(decision.score)} ${sign} threshold ${number(decision.threshold)}`);
   const terms = Object.entries(decision.terms);
