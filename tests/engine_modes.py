@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from itertools import cycle
 from math import log
 from typing import Any
 
@@ -80,25 +81,28 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {  # and what the error quot
 
 
 class Generating:
-    """`alternatives`: gives top_logprobs, with this share on B. `replies`: what it writes, in turn, instead of one text."""
+    """`modes`: how its chats are answered, in turn. `alternatives`: gives top_logprobs, with this share on B. `replies`: what it writes, in
+    turn, instead of one text."""
 
-    def __init__(self, mode: str, *, alternatives: float | None = None, replies: tuple[str, ...] = ()) -> None:
-        self._mode, self._alternatives, self._replies, self.chats = mode, alternatives, list(replies), 0
+    def __init__(self, *modes: str, alternatives: float | None = None, replies: tuple[str, ...] = ()) -> None:
+        self._modes, self._alternatives, self._replies, self.chats = modes, alternatives, list(replies), 0
+        self._turns = cycle(modes)
 
     def __call__(self, asked: Asked) -> Any:
         if asked.path == "/v1/models":
             row = {"id": "q", "object": "model", "created": 0, "owned_by": "x"}
-            if self._mode == "bare":
+            if "bare" in self._modes:
                 return [row]
-            return {"object": "list", "data": None if self._mode == "nulldata" else [row]}
+            return {"object": "list", "data": None if "nulldata" in self._modes else [row]}
         if asked.path != "/v1/chat/completions":
-            return Answer(200, b"<html>open webui</html>", HTML) if self._mode == "html" else Answer(404, {"detail": "Not Found"})
+            return Answer(200, b"<html>open webui</html>", HTML) if "html" in self._modes else Answer(404, {"detail": "Not Found"})
         return self._chat(asked.body)
 
     def _chat(self, body: Any) -> Any:
-        if self._mode in REFUSED:
-            return REFUSED[self._mode][0]()
-        found = json.loads(json.dumps((ANSWERED | UNREADABLE)[self._mode]()))
+        mode = next(self._turns)
+        if mode in REFUSED:
+            return REFUSED[mode][0]()
+        found = json.loads(json.dumps((ANSWERED | UNREADABLE)[mode]()))
         parts = [part for turn in body["messages"] if isinstance(turn["content"], list) for part in turn["content"]]
         images = sum(part["type"] == "image_url" for part in parts)
         if isinstance(found.get("usage"), dict) and "prompt_tokens" in found["usage"]:

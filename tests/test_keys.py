@@ -82,7 +82,11 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         fgvr.load_config("fusion.top_k=0", "slow.rules=-1")
 
 
-OPTIONS = [f"{group}={name}" for group, names in groups().items() for name in names if group.partition("/")[0] not in ("hydra", "local")]
+GROUPS = {group: names for group, names in groups().items() if group.partition("/")[0] not in ("hydra", "local")}
+ALONE = ("mode", "models", "experiment")  # which choose among the others' options
+SETS = [[f"{group}={name}"] for group in ALONE for name in GROUPS[group]]
+for _number in range(max(len(names) for group, names in GROUPS.items() if group not in ALONE)):
+    SETS.append([f"{group}={names[_number % len(names)]}" for group, names in GROUPS.items() if group not in ALONE])
 NEEDED = {
     "image": "a.jpg",
     "predictions": "a.jsonl",
@@ -93,20 +97,23 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_binds_to_its_target_and_has_a_type_for_every_key(option: str) -> None:
+@pytest.mark.parametrize("options", SETS, ids=lambda options: options[0])
+def test_every_option_composes_binds_to_its_target_and_has_a_type_for_every_key(options: list[str]) -> None:
     """A new key must be a field of its group in fgvr/config/groups.py, or a wrong value of it would end in a traceback."""
-    group, _, name = option.partition("=")
-    file = config_dir() / group / f"{name}.yaml"  # an experiment is a row of a table
-    written = file.read_text() if file.exists() else ""
-    needed = [f"{key}={value}" for key, value in NEEDED.items() if f"\n{key.rpartition('.')[2]}: ???" in written]
-    cfg = fgvr.load_config(*(["mode=evaluate"] if group == "trigger" else []), option, *needed)
+    needed = [word for option in options for word in _needed(*option.split("="))]
+    cfg = fgvr.load_config(*(["mode=evaluate", "models.force=true"] if len(options) > 1 else []), *options, *needed)
     unknown = list(_untyped(cfg))
-    assert bool(unknown) == (option == "mode=serve"), f"fgvr.server.settings judges mode=serve alone: {unknown}"
+    assert bool(unknown) == (options == ["mode=serve"]), f"fgvr.server.settings judges mode=serve alone: {unknown}"
     leaves = [leaf for _, leaf in [*cfg, *cfg.models] if isinstance(leaf, Leaf)]
     assert len(leaves) == 6
     for leaf in leaves:
         inspect.signature(locate(leaf.factory)).bind(**leaf.arguments)
+
+
+def _needed(group: str, name: str) -> list[str]:
+    file = config_dir() / group / f"{name}.yaml"  # an experiment is a row of a table
+    written = file.read_text() if file.exists() else ""
+    return [f"{key}={value}" for key, value in NEEDED.items() if f"\n{key.rpartition('.')[2]}: ???" in written]
 
 
 def _untyped(group: Group, prefix: str = "") -> Iterator[str]:

@@ -57,7 +57,7 @@ ANSWERED: dict[str, Callable[[Path], object]] = {
     "on its side.jpg": rotated,
     "one pixel.png": lambda p: Image.new("RGB", (1, 1), "red").save(p),
     "very wide.png": lambda p: bird((3000, 10)).save(p),
-    "huge.png": lambda p: Image.new("RGB", (9000, 9000), "green").save(p),
+    "huge.png": lambda p: Image.new("RGB", (9000, 9000), "green").save(p, compress_level=1),
     "wrong suffix é=[1].jpg": lambda p: bird().save(p, "PNG"),
     "one bit.bmp": lambda p: bird().convert("1").save(p),
 }
@@ -69,11 +69,17 @@ NAMED: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A home with a base for all of them."""
+    return f"paths.home={tmp_path_factory.mktemp('known')}"
+
+
 @pytest.fixture
-def classify(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def classify(known: str, caplog: pytest.LogCaptureFixture):
     def run(folder: Path) -> tuple[dict[str, fgvr.Prediction], str]:
         caplog.clear()
-        cfg = fgvr.load_config("mode=classify", f"image='{folder}'", *WORLD, f"paths.home={tmp_path / 'home'}")
+        cfg = fgvr.load_config("mode=classify", f"image='{folder}'", *WORLD, known)
         with caplog.at_level("ERROR", logger="fgvr"):
             return {prediction.image: prediction for prediction in modes.perform(cfg)}, caplog.text
 
@@ -102,12 +108,12 @@ def test_the_real_edge_cases_are_answered(classify) -> None:
     assert errors == ""
 
 
-def test_very_long_pictures_are_thought_over_beside_the_others(tmp_path: Path) -> None:
+def test_very_long_pictures_are_thought_over_beside_the_others(known: str, tmp_path: Path) -> None:
     folder = tmp_path / "asked"
     folder.mkdir()
     for name, size in (("wide.png", (3000, 10)), ("tall.png", (1, 5000)), ("column.png", (1, 1_000_000)), ("bird.png", (112, 112))):
         Image.new("RGB", size, "green").save(folder / name)
-    cfg = fgvr.load_config("mode=classify", f"image='{folder}'", "trigger=always", *WORLD, f"paths.home={tmp_path / 'home'}")
+    cfg = fgvr.load_config("mode=classify", f"image='{folder}'", "trigger=always", *WORLD, known)
     try:
         answered = modes.perform(cfg)
     finally:

@@ -16,7 +16,7 @@ import pytest
 from fgvr.utils.logging import adopt_libraries, own_terminal, setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0", "logging.quiet=true"]
+SMALL = ["dataset.genera=[2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0", "logging.quiet=true"]
 RUNS = {
     "build": ["mode=build_knowledge_base"],
     "evaluate": ["mode=evaluate", "trigger=always"],

@@ -33,6 +33,8 @@ SETTINGS = {
     "everything at once": ("fusion.image_weight=0.7", "trigger.target=precision:0.9", "slow.answer_fusion=slow"),
 }
 
+COVERED = {"another threshold", "gates", "random", "never", "another fusion weight", "fewer options"}  # by the others
+
 
 @pytest.fixture(autouse=True)
 def own_pool():
@@ -70,7 +72,10 @@ def verdicts(report: fgvr.Report) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("words", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, id=name, marks=pytest.mark.slow if name in COVERED else ()) for name, words in SETTINGS.items()],
+)
 def test_a_replay_is_the_fresh_run_to_the_last_digit(world: Path, tmp_path: Path, words: tuple[str, ...]):
     file = recorded(world, "all")
     home = tmp_path / "fresh"

@@ -86,16 +86,18 @@ def change(folder: Path, how: str) -> None:
         draw(folder / "test/Blau/1.png", KINDS["Rot"], 78)
 
 
-@pytest.mark.parametrize("how", ["added", "removed", "replaced"])
-def test_a_finished_run_is_made_anew_when_its_test_images_have_changed(folder: Path, how: str, caplog: pytest.LogCaptureFixture):
+def test_a_finished_run_is_made_anew_when_its_test_images_have_changed(folder: Path, caplog: pytest.LogCaptureFixture):
     first = fgvr.evaluate(load(folder))
-    before = (first.path / runs.PREDICTIONS).read_text()
-    change(folder, how)
-    with caplog.at_level("INFO", logger="fgvr"):
-        again = fgvr.evaluate(load(folder))
-    assert "complete already" not in caplog.text and "changed since this run was begun: images; starting anew" in caplog.text
-    assert again.path == first.path and sorted(answered(again)) == images(folder)
-    assert (again.path / runs.PREDICTIONS).read_text() != before
+    for how in ("added", "replaced", "removed"):
+        before = (first.path / runs.PREDICTIONS).read_text()
+        change(folder, how)
+        caplog.clear()
+        with caplog.at_level("INFO", logger="fgvr"):
+            again = fgvr.evaluate(load(folder))
+        assert "complete already" not in caplog.text, how
+        assert "changed since this run was begun: images; starting anew" in caplog.text, how
+        assert again.path == first.path and sorted(answered(again)) == images(folder), how
+        assert (again.path / runs.PREDICTIONS).read_text() != before, how
     with caplog.at_level("INFO", logger="fgvr"):
         fgvr.evaluate(load(folder))
     assert "complete already" in caplog.text

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fgvr import cli
 from tests.fetch.publisher import Halfway, Publisher, publishing
 
 CONFIG = b'{"model_type": "qwen2_5_vl"}'
@@ -112,27 +113,40 @@ def test_a_model_that_the_hub_lacks_and_a_hub_that_is_away_are_named(tmp_path):
     assert offline.returncode == 3 and "HF_HUB_OFFLINE forbids downloads" in offline.stderr
 
 
-def test_a_data_set_with_another_content_than_the_published_one_is_refused(tmp_path):
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """The same in this process, for what asks no hub: exit code and what was said."""
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("FGVR_DATA", str(tmp_path / "data"))
+        code = cli.main(["fetch", *words])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_a_data_set_with_another_content_than_the_published_one_is_refused(tmp_path, here):
     with publishing(Publisher({"/dtd-r1.0.1.tar.gz": b"<html>moved</html>"})) as publisher:
-        found = fgvr("fetch", "--yes", "dataset=dtd47", f"fetch.mirror={publisher.url}", f"paths.data={tmp_path}/data", home=tmp_path)
-    assert found.returncode == 3 and "is not the file that was published" in found.stderr, found.stderr
+        code, _, err = here("--yes", "dataset=dtd47", f"fetch.mirror={publisher.url}")
+    assert code == 3 and "is not the file that was published" in err, err
     assert list((tmp_path / "data" / "dtd47").glob("*")) == [tmp_path / "data" / "dtd47" / ".downloads"]
 
 
-def test_what_no_program_can_get_says_who_must_be_asked(tmp_path):
-    found = fgvr("fetch", "--yes", "dataset=imagenet1k", home=tmp_path)
-    assert found.returncode == 3 and "image-net.org gives it to people" in found.stderr
+def test_what_no_program_can_get_says_who_must_be_asked(here):
+    code, _, err = here("--yes", "dataset=imagenet1k")
+    assert code == 3 and "image-net.org gives it to people" in err
 
 
-def test_nothing_to_fetch_is_said(tmp_path):
-    found = fgvr("fetch", home=tmp_path)
-    assert found.returncode == 0 and "everything that this configuration needs is on this machine" in found.stdout
+def test_nothing_to_fetch_is_said(here):
+    code, out, err = here()
+    assert code == 0 and "everything that this configuration needs is on this machine" in out, err
 
 
 @pytest.mark.parametrize("mirror", ["ftp://x", "5", "nowhere"])
-def test_a_mirror_that_is_no_address_is_refused(tmp_path, mirror):
-    found = fgvr("fetch", "--yes", "dataset=dtd47", f"fetch.mirror={mirror}", home=tmp_path)
-    assert found.returncode == 2 and "fetch.mirror" in found.stderr
+def test_a_mirror_that_is_no_address_is_refused(here, mirror):
+    code, _, err = here("--yes", "dataset=dtd47", f"fetch.mirror={mirror}")
+    assert code == 2 and "fetch.mirror" in err
 
 
 def test_no_other_mode_asks_anybody(tmp_path):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
@@ -57,3 +60,11 @@ def test_what_was_there_when_libraries_came_can_still_leave(monkeypatch: pytest.
     libraries.import_libraries(LOADER)
     assert gc.get_freeze_count() <= frozen and kept.itself, "once: a model that is dropped later must be found"
     assert drop_reference(entry)() is None
+
+
+def test_a_model_that_needs_no_library_brings_none(python: Callable[..., CompletedProcess[str]], home: Path) -> None:
+    words = ["mode=evaluate", "models=fake", "dataset.genera=[2]", "dataset.shots=2", "dataset.test_per_class=1", "logging=quiet"]
+    said = python(
+        "-c", f"import sys; from fgvr.cli import main; assert main({words}) == 0; print({{'torch', 'transformers'}} & set(sys.modules))"
+    )
+    assert said.stdout.endswith("set()\n"), said.stderr

@@ -202,11 +202,11 @@ def test_the_plan_says_what_is_an_estimate_and_measures_when_asked(tmp_path: Pat
     assert {part.name: part.bytes for part in after.parts} == {part["name"]: part["bytes"] for part in shown["parts"]}
 
 
-def test_what_is_measured_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
+def test_what_is_measured_again_is_the_same_to_the_byte(tmp_path: Path, encoder_folder: Path) -> None:
     """Tensors of the call are counted, neither its weights nor the process."""
     from fgvr.runtime.loaders.clip import LOADER
 
-    spec, device = ModelSpec("encoder", "clip", "tiny", batch_size=32), CpuDevice()
+    spec, device = ModelSpec("encoder", "clip", str(encoder_folder), batch_size=32), CpuDevice()
     model = LOADER.load(spec, device)
     first, second, simulated = (take(model, spec, one) for one in (device, device, SimulatedDevice(1000 * MIB)))
     assert first == second == simulated and 0 < first[1] <= first[32], "64 texts are the widest"

@@ -6,8 +6,6 @@ Needs ../shared/data/qwen2_5_vl_7b (or FGVR_TEST_DATA); skipped where the proces
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +18,13 @@ from fgvr.runtime.devices import pick_device
 from fgvr.runtime.loaders.transformers import LOADER
 from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
 from fgvr.types import ModelSpec
+from scripts import make_random_models
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("FGVR_TEST_DATA", ROOT.parent / "shared" / "data")) / "qwen2_5_vl_7b"
+WORDS = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "max_window_layers": 4,
+         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}  # fmt: skip
+VISION = {"depth": 4, "hidden_size": 96, "num_heads": 3, "intermediate_size": 256, "out_hidden_size": 128, "fullatt_block_indexes": [1, 3]}
 pytestmark = [
     pytest.mark.skipif(not (DATA / "tokenizer.json").is_file(), reason=f"no processor files in {DATA}"),
     pytest.mark.timeout(400),
@@ -31,11 +33,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def mllm_spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    """Qwen2.5-VL of 126 M random parameters behind the real processor."""
-    out = tmp_path_factory.mktemp("models") / "random-150m"
-    command = [sys.executable, "scripts/make_random_models.py", "150m", "--only", "mllm", "--processor", str(DATA), "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    return ModelSpec("mllm", "transformers", str(out / "mllm"), dtype="float32", max_pixels=1280 * 28 * 28)
+    """Qwen2.5-VL of 20 M random parameters, nearly all of them words, behind the real processor."""
+    folder = tmp_path_factory.mktemp("models") / "mllm"
+    with pytest.MonkeyPatch.context() as patch:
+        for sizes, smaller in ((make_random_models.SMALL, WORDS), (make_random_models.SMALL_VISION, VISION)):
+            for name, value in smaller.items():
+                patch.setitem(sizes, name, value)
+        make_random_models.make_mllm(folder, DATA, small=True, seed=0)
+    return ModelSpec("mllm", "transformers", str(folder), dtype="float32", max_pixels=1280 * 28 * 28)
 
 
 @pytest.fixture(scope="module")

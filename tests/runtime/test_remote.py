@@ -240,7 +240,7 @@ def test_an_evaluation_with_the_tiny_models_elsewhere_equals_the_one_in_process(
 
     def evaluate(home: str, *words: str) -> dict[str, dict]:
         close_shared()
-        small = ("dataset.genera=[2,2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0", "trigger=always")
+        small = ("dataset.genera=[2]", "dataset.test_per_class=2", "dataset.shots=2", "dataset.calibration=0", "trigger=always")
         report = fgvr.evaluate(fgvr.load_config("mode=evaluate", *small, *words, f"paths.home={tmp_path / home}"))
         assert (sum(report.model_loads.values()) == 0) == (home == "remote")
         rows = [json.loads(line) for line in (report.path / "predictions.jsonl").read_text().splitlines()]

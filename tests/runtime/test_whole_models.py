@@ -20,7 +20,6 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 from fgvr.utils.paths import PACKAGE
-from tests.runtime.tiny_random import write_encoder, write_joint, write_mllm
 
 FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "another kind of model": ({"model_type": "bert", "architectures": ["BertModel"]}, r"holds BertModel \(bert\), which is no image-text"),
@@ -33,31 +32,47 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def copied(folder: Path, place: Path) -> Path:
+    return shutil.copytree(folder, place / "model")
+
+
+def foreign(folder: Path, kind: str) -> Path:
+    changed = json.loads((folder / "config.json").read_text()) | FOREIGN[kind][0]
+    (folder / "config.json").write_text(json.dumps(changed))
+    return folder
+
+
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_folder_is_refused_by_name(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_mllm(tmp_path / "model")
-    changes, said = FOREIGN[kind]
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
-    spec = ModelSpec("mllm", "transformers", str(folder))
+def test_a_foreign_folder_is_refused_by_name(kind: str, mllm_folder: Path, tmp_path: Path) -> None:
+    spec = ModelSpec("mllm", "transformers", str(foreign(copied(mllm_folder, tmp_path), kind)))
     loader = find_loader(spec)
     for look in (loader.check, loader.estimate, lambda spec: loader.load(spec, CpuDevice())):
-        with pytest.raises(ModelLoadError, match=said):
+        with pytest.raises(ModelLoadError, match=FOREIGN[kind][1]):
             look(spec)
-    for mode in ("plan", "doctor"):
-        assert main([f"mode={mode}", "models=tiny", f"models.mllm.source={folder}", f"paths.home={tmp_path}", "logging.json=true"]) == 3
-        printed = capsys.readouterr()
-        assert re.search(said, " ".join((printed.out + printed.err).split())) and "Traceback" not in printed.err
 
 
-def test_a_folder_without_a_chat_template_is_refused(tmp_path: Path) -> None:
-    folder = write_mllm(tmp_path / "model")
+@pytest.mark.parametrize("mode", ["plan", "doctor"])
+def test_a_foreign_folder_is_refused_by_every_command(
+    mode: str, mllm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = foreign(copied(mllm_folder, tmp_path), "another head")
+    assert main([f"mode={mode}", "models=tiny", f"models.mllm.source={folder}", f"paths.home={tmp_path}", "logging.json=true"]) == 3
+    printed = capsys.readouterr()
+    said = " ".join((printed.out + printed.err).split())
+    assert re.search(FOREIGN["another head"][1], said) and "Traceback" not in printed.err
+
+
+def test_a_folder_without_a_chat_template_is_refused(mllm_folder: Path, tmp_path: Path) -> None:
+    folder = copied(mllm_folder, tmp_path)
     (folder / "chat_template.jinja").unlink()
     spec = ModelSpec("mllm", "transformers", str(folder))
     with pytest.raises(ModelLoadError, match=r"Qwen2_5_VLForConditionalGeneration .*without a chat template"):
         find_loader(spec).check(spec)
 
 
-def test_a_family_that_reads_pictures_from_outside_the_prompt_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+def test_a_family_that_reads_pictures_from_outside_the_prompt_is_refused_before_its_weights_are_read(
+    mllm_folder: Path, tmp_path: Path
+) -> None:
     from transformers import MllamaConfig, MllamaForConditionalGeneration
 
     text = {
@@ -77,7 +92,7 @@ def test_a_family_that_reads_pictures_from_outside_the_prompt_is_refused_before_
         "intermediate_size": 32,
         "image_size": 28,
     }
-    folder = write_mllm(tmp_path / "model")
+    folder = copied(mllm_folder, tmp_path)
     (folder / "model.safetensors").unlink()
     MllamaForConditionalGeneration(MllamaConfig(text_config=text, vision_config=vision | {"vision_output_dim": 64})).save_pretrained(folder)
     spec = ModelSpec("mllm", "transformers", str(folder))
@@ -135,9 +150,11 @@ def taken() -> Iterator[list[int]]:
         (cut("o_proj.weight"), r"2 mismatched \(.*o_proj.weight"),
     ],
 )
-def test_an_mllm_whose_tensors_do_not_fit_is_refused(change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path) -> None:
+def test_an_mllm_whose_tensors_do_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], object], said: str, mllm_folder: Path, tmp_path: Path
+) -> None:
     """Before memory is taken: tensors made on the way have no values."""
-    spec = ModelSpec("mllm", "transformers", str(edited(write_mllm(tmp_path / "model"), change)))
+    spec = ModelSpec("mllm", "transformers", str(edited(copied(mllm_folder, tmp_path), change)))
     loader = find_loader(spec)
     loader.prepare(spec)
     with pytest.raises(ModelLoadError, match=said) as refused, taken() as seen:
@@ -154,8 +171,10 @@ def test_an_mllm_whose_tensors_do_not_fit_is_refused(change: Callable[[dict[str,
         (cut("token_embedding"), r"1 mismatched \(token_embedding"),
     ],
 )
-def test_an_encoder_whose_tensors_do_not_fit_is_refused(change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path) -> None:
-    folder = edited(write_encoder(tmp_path / "model"), change, "open_clip_model.safetensors")
+def test_an_encoder_whose_tensors_do_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], object], said: str, encoder_folder: Path, tmp_path: Path
+) -> None:
+    folder = edited(copied(encoder_folder, tmp_path), change, "open_clip_model.safetensors")
     spec = ModelSpec("encoder", "clip", str(folder))
     with pytest.raises(ModelLoadError, match=said):
         find_loader(spec).load(spec, CpuDevice())
@@ -165,14 +184,16 @@ def test_an_encoder_whose_tensors_do_not_fit_is_refused(change: Callable[[dict[s
     ("change", "said"),
     [(without("layers.0."), r"missing \(.*layers\.0\."), (more, r"1 unexpected"), (cut("itm_head.weight"), r"1 mismatched \(itm_head")],
 )
-def test_a_matcher_whose_tensors_do_not_fit_is_refused(change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path) -> None:
-    spec = ModelSpec("joint", "blip", str(edited(write_joint(tmp_path / "model"), change)))
+def test_a_matcher_whose_tensors_do_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], object], said: str, joint_folder: Path, tmp_path: Path
+) -> None:
+    spec = ModelSpec("joint", "blip", str(edited(copied(joint_folder, tmp_path), change)))
     with pytest.raises(ModelLoadError, match=said):
         find_loader(spec).load(spec, CpuDevice())
 
 
-def test_an_encoder_folder_that_describes_none_is_refused(tmp_path: Path) -> None:
-    folder = write_encoder(tmp_path / "model")
+def test_an_encoder_folder_that_describes_none_is_refused(encoder_folder: Path, tmp_path: Path) -> None:
+    folder = copied(encoder_folder, tmp_path)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 4}}))
     spec = ModelSpec("encoder", "clip", str(folder))
     with pytest.raises(ModelLoadError, match="no encoder in open_clip's form"):

@@ -122,8 +122,8 @@ def test_whoever_waits_for_memory_and_leaves_leaves_the_queue(serve: Serve) -> N
 
 
 def test_a_deadline_ends_waiting_and_computing(serve: Serve, slow_words: SlowWords) -> None:
-    slow_words(0.3)  # a fake's answer has some ten words
-    served = serve(deadline=1.0)
+    slow_words(0.2)  # a fake's answer has some ten words
+    served = serve(deadline=0.6)
     answer = served.post("/v1/chat/completions", chat(max_tokens=100))
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
     until(lambda: not idle_failures(served))
@@ -291,7 +291,7 @@ def test_nothing_is_left_of_a_storm(serve: Serve, slow_words: SlowWords) -> None
     ended = threading.Event()
 
     def ask(n: int) -> None:
-        for i in range(n, n + 20):
+        for i in range(n, n + 12):
             path, body = kinds[i % len(kinds)]
             with served.web() as web, contextlib.suppress(httpx.TimeoutException):
                 codes.append(web.post(path, json=body, timeout=0.02 if i % 7 == 0 else 90).status_code)

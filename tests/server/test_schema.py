@@ -9,7 +9,6 @@ import pytest
 
 from .conftest import ADMIN, Serve
 
-schemathesis = pytest.importorskip("schemathesis")
 PAPER = {"/api/v1/memory/events"}  # a stream without an end
 EXAMPLES = 12
 
@@ -41,6 +40,7 @@ def test_every_operation_is_documented_with_its_refusals(document: tuple[str, di
 
 
 def test_no_request_is_a_server_error_and_every_code_is_documented(document: tuple[str, dict[str, Any]]) -> None:
+    schemathesis = pytest.importorskip("schemathesis")  # here, not in every process that collects this file: 2 s
     from schemathesis.checks import CHECKS, load_all_checks
 
     load_all_checks()

@@ -7,7 +7,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from fgvr.runtime.loaders.base import Loader, find_loader
 from fgvr.types import ModelSpec
@@ -35,7 +35,12 @@ def _freeze() -> None:
 
 
 def import_libraries(loader: Loader) -> None:
-    """Import the libraries of one loader, as its first load would. Raises ImportError as that would."""
+    """Import the libraries of one loader, as its first load would. Raises ImportError as that would.
+
+    Models that are elsewhere, and fakes, have none: their process saves two seconds and 300 MB of torch.
+    """
+    if not loader.libraries:
+        return
     with _without_collection():
         if _freezes:
             _import_torch()
@@ -61,7 +66,7 @@ def prepare(spec: ModelSpec) -> None:
     """Libraries, and what the loader keeps for this model (tokenizers). Raises what the load would."""
     loader = find_loader(spec)
     import_libraries(loader)
-    with _without_collection():
+    with _without_collection() if loader.libraries else nullcontext():
         loader.prepare(spec)
 
 
