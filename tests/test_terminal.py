@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -103,6 +104,28 @@ def test_a_trigger_that_is_never_sure_says_so(capsys: pytest.CaptureFixture[str]
     assert "sent every image to System 2: with 4 images per class" in " ".join(capsys.readouterr().out.split())
     assert cli.main(["mode=evaluate", "trigger=always", "dataset.shots=4", *SMALL]) == 0
     assert "never sure enough" not in capsys.readouterr().out
+
+
+def test_more_doubt_than_the_trigger_expected_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for i in range(16):
+        Image.fromarray(noise.integers(0, 256, (64, 64, 3), np.uint8)).save(images / f"{i}.png")
+    words = [
+        "dataset.genera=[2,2,2]",
+        "dataset.test_per_class=4",
+        "dataset.shots=6",
+        "dataset.calibration=0",
+        "slow=none",
+        "models/mllm=none",
+    ]
+    words += ["trigger.target=slow_rate:0.1"]
+    told = {}
+    for name, mode in {"like the support": ["mode=evaluate"], "others": ["mode=classify", f"image={images}"]}.items():
+        assert cli.main([*mode, *words]) == 0
+        told[name] = " ".join(" ".join(capsys.readouterr()).split())
+    assert "of these images and expected 11%: they are harder than the support images" in told["others"]
+    assert "harder than the support" not in told["like the support"]
 
 
 def test_classify_says_what_the_models_do_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def classify(session: Session) -> Recorded:
         notes = [config.models.notice] if config.models.notice else []
         notes += write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples))
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), notes)))
-    for note in [*notes, *surprises(answered, config)]:
+    for note in [*notes, *surprises(answered, session)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:
