@@ -1,4 +1,4 @@
-"""Slurm: the ready launchers, what is said without it, the script that starts Ray in an allocation, with stand-ins for its commands."""
+"""Slurm: the ready launchers, what is said without it, the script that starts Ray in an allocation; and a machine's own limit."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def test_a_sweep_on_slurm_without_slurm_is_one_line(launcher: str, capsys, monke
     assert cli.main(["-m", "mode=evaluate", "trigger=never,always", f"hydra/launcher={launcher}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "sbatch and srun not found" in said and "hydra/launcher=submitit_local" in said
+
+
+def test_more_workers_than_this_machine_can_start_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mode=evaluate", "models=fake", "dataset.genera=[2,2]", "engine=ray", "engine.workers=5000"]) == 2
+    assert "engine.workers=5000 with engine.cpus=1 want 5000 cores; this machine has" in capsys.readouterr().err
 
 
 def test_the_ready_launchers_are_submitits_with_values_that_can_be_changed() -> None:

@@ -48,7 +48,9 @@ def classify(session: Session) -> Recorded:
         prediction_table.write(folder, answered)
         notes = [config.models.notice] if config.models.notice else []
         notes += write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples))
-        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), notes)))
+        by = _answered_with(session)
+        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), [by, *notes])))
+    log.info("%s", by)
     for note in [*notes, *surprises(answered, session)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
@@ -57,6 +59,12 @@ def classify(session: Session) -> Recorded:
     if not answered:
         raise ImageError(f"none of {len(samples)} images could be read: {unreadable[0]}")
     return answered
+
+
+def _answered_with(session: Session) -> str:
+    models, base = session.config.models, session.knowledge
+    by = " and ".join(models[role].source for role in ("encoder", "mllm") if role in models.present)
+    return f"answered with {by}, among the {len(base.classes)} classes of {base.origin.dataset}"
 
 
 def stream_at(path: Path) -> Format | None:

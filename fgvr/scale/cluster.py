@@ -46,6 +46,9 @@ def joined(engine: Engine) -> Iterator[ModuleType]:
     if ray.is_initialized():  # by the program around us, whose cluster it stays
         yield ray
         return
+    cores, here = (engine.workers or 0) * engine.cpus, os.cpu_count() or 1
+    if own and cores > max(8, 4 * here):  # a few too many wait for each other, thousands take the machine down
+        raise ConfigError(f"engine.workers={engine.workers} with engine.cpus={engine.cpus} want {cores} cores; this machine has {here}")
     for left in reversed(range(_TRIES if own else 1)):
         try:
             _connect(ray, engine)
