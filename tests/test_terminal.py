@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import fgvr
 from fgvr import cli
+from fgvr.agents.calibration import Calibrated, Expectation, Logistic
+from fgvr.modes.runs import surprises
+from fgvr.types import Candidate, Decision, FastResult, History, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=3", "dataset.calibration=0"]
@@ -106,26 +112,18 @@ def test_a_trigger_that_is_never_sure_says_so(capsys: pytest.CaptureFixture[str]
     assert "never sure enough" not in capsys.readouterr().out
 
 
-def test_more_doubt_than_the_trigger_expected_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    noise, images = np.random.default_rng(0), tmp_path / "images"
-    images.mkdir()
-    for i in range(16):
-        Image.fromarray(noise.integers(0, 256, (64, 64, 3), np.uint8)).save(images / f"{i}.png")
-    words = [
-        "dataset.genera=[2,2,2]",
-        "dataset.test_per_class=4",
-        "dataset.shots=6",
-        "dataset.calibration=0",
-        "slow=none",
-        "models/mllm=none",
-    ]
-    words += ["trigger.target=slow_rate:0.1"]
-    told = {}
-    for name, mode in {"like the support": ["mode=evaluate"], "others": ["mode=classify", f"image={images}"]}.items():
-        assert cli.main([*mode, *words]) == 0
-        told[name] = " ".join(" ".join(capsys.readouterr()).split())
-    assert "of these images and expected 11%: they are harder than the support images" in told["others"]
-    assert "harder than the support" not in told["like the support"]
+def test_more_doubt_than_the_trigger_expected_is_said() -> None:
+    def told(doubted: int, of: int = 160) -> list[str]:
+        fast = FastResult("0" * 64, (Candidate("1", 0.9, 0.5, 0.5),), 0.9, 0.9, 0.1, True, History(3, 2, 9))
+        seen = [Prediction(str(i), "0" * 64, None, "1", "crow", 0.9, "fast", fast, Decision(i < doubted, 0.4, 0.5)) for i in range(of)]
+        return surprises(seen, session)
+
+    model = Logistic(*np.zeros((3, 5)), intercept=0.0)
+    trigger = Calibrated(model, 0.5, Expectation(slow_rate=0.3, precision=0.96, n=160))
+    session: Any = SimpleNamespace(config=fgvr.load_config(), trigger=trigger)
+    [said] = told(84)
+    assert "doubts 52.5% of these images and expected 30%: they are harder than the support images" in said
+    assert told(60) == [] == told(6, of=8), "which chance alone can bring about"
 
 
 def test_classify_says_what_the_models_do_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

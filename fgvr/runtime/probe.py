@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 FOLDER = "probes"
 WORDS = "a bird with a red crown and a black wing "
 CANDIDATES, NEW_TOKENS = 5, 256  # of a shortlist; the longest that is scored or written
+_SPARE = 4  # tokens of a prompt that are left for its answer: a batch of one has room for no more
 _TEXTS = 64  # an encoder's texts at once
 _PIXELS = 1024 * 1024  # of a picture: more than most processors keep
 _SHAPES = (1.0, 4 / 3)  # width by height: some processors cut a square into the most tiles, some a picture
@@ -128,5 +129,5 @@ def _repeats(model: Any, picture: Any) -> Sequence[int]:
     """How often the words fill a prompt, and the longest continuation: counted by the model's own tokenizer."""
     few, more = (model.score([picture], [WORDS * count], [[WORDS]])[0].prompt_tokens for count in (4, 8))
     each = max(1.0, (more - few) / 4)
-    room = getattr(model, "tokens_per_item", more) - few
+    room = getattr(model, "tokens_per_item", more) - few - _SPARE
     return max(1, 4 + int(room / each)), max(1, round(NEW_TOKENS / each))
