@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from fgvr.agents.targets import Target
 from fgvr.config.configuration import Config
-from fgvr.errors import ConfigError
 from fgvr.runtime import offload
 from fgvr.runtime.budget import as_bytes, parse_budget, parse_bytes
 from fgvr.runtime.devices import ALL, AUTO, device_class, device_names, fastest_dtype, pick_devices
@@ -18,10 +17,6 @@ from fgvr.runtime.probe import FOLDER, Probes
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.paths import user_path
 from fgvr.utils.text import format_bytes
-
-DTYPES = ("auto", "fastest", "float32", "bfloat16", "float16")
-QUANTIZATIONS = (None, "int8", "nf4")
-_ALSO = {"int4": "nf4"}  # what people write
 
 
 def plan(config: Config) -> MemoryPlan:
@@ -96,28 +91,14 @@ def optional_roles(config: Config) -> tuple[str, ...]:
 
 def spec(config: Config, role: str) -> ModelSpec:
     device = device_names(config.runtime.device)[0]
-    found = validate_spec(ModelSpec(**config.models[role].arguments), device)
+    found = on_device(ModelSpec(**config.models[role].arguments), device)
     offload.check(found, config.runtime.offload, device)
     return found
 
 
-def validate_spec(spec: ModelSpec, device: str = "auto") -> ModelSpec:
-    """The spec, once its values are among the known ones, and its dtype is what this device (a `runtime.device`) computes in: what
-    `fastest` means there, and float32 where a small model's float16 would be emulated. So key and fingerprint tell the two apart.
-
-    Raises ConfigError listing all that is wrong.
-    """
-    if spec.quantization in _ALSO:
-        spec = replace(spec, quantization=_ALSO[spec.quantization])
-    wrong = []
-    if spec.dtype not in DTYPES:
-        wrong.append(f"models.{spec.role}.dtype={spec.dtype}: write one of {', '.join(DTYPES)}")
-    if spec.quantization not in QUANTIZATIONS:
-        wrong.append(f"models.{spec.role}.quantization={spec.quantization}: write null, int8 or nf4 (4 bits)")
-    elif spec.quantization and spec.role != "mllm":
-        wrong.append(f"models.{spec.role}.quantization={spec.quantization}: only models.mllm can be quantised")
-    if wrong:
-        raise ConfigError("; ".join(wrong))
+def on_device(spec: ModelSpec, device: str = "auto") -> ModelSpec:
+    """The spec, its dtype what this device (a `runtime.device`) computes in: what `fastest` means there, and float32 where a small model's
+    float16 would be emulated. So key and fingerprint tell the two apart."""
     if spec.dtype == "fastest":
         return replace(spec, dtype=fastest_dtype(device))
     loader = find_loader(spec)

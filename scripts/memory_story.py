@@ -29,7 +29,7 @@ from fgvr.errors import OutOfBudget
 from fgvr.runtime import pool as pools
 from fgvr.runtime.devices.simulated import Block, SimulatedDevice
 from fgvr.runtime.loaders.base import Loader
-from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM, FakeWeights
+from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint, qwen, towers
 from fgvr.types import ModelSpec, PlanPart
@@ -99,7 +99,7 @@ class _Sized:
 
 class StoryEncoder(_Sized, FakeEncoder):
     def __init__(self, spec: ModelSpec, fingerprint: str, nbytes: int, device: Any) -> None:
-        FakeEncoder.__init__(self, fingerprint, FakeWeights(nbytes, device), 0, device)
+        FakeEncoder.__init__(self, fingerprint, nbytes, 0, device)
         self._device, self._towers = device, towers.KNOWN[spec.source.split("/")[0]]
 
     def _work(self, count: int) -> Any:
@@ -117,7 +117,7 @@ class StoryEncoder(_Sized, FakeEncoder):
 
 class StoryMLLM(_Sized, FakeMLLM):
     def __init__(self, spec: ModelSpec, fingerprint: str, nbytes: int, device: Any) -> None:
-        FakeMLLM.__init__(self, fingerprint, FakeWeights(nbytes, device), 0, device)
+        FakeMLLM.__init__(self, fingerprint, nbytes, 0, device)
         self._device, self._spec, self._shape = device, spec, qwen.KNOWN[spec.source]
 
     def generate(self, images: Any, prompts: Any, **options: Any) -> Any:

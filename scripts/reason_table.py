@@ -6,6 +6,8 @@
 Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
 names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
 tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
+Rules are learned in the same world with fewer, larger genera and more support images (`RULES`): a rule about two species is tried on images
+that list both, and eight of them are the least evidence.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from reply_sheet import Shown, draw_sheet
 from scipy import stats
 
 import fgvr
@@ -36,6 +39,8 @@ from fgvr.utils.files import atomic_write
 
 SIZE = 50
 """Images per call."""
+RULES = ("dataset.genera=[6,6,6,6]", "dataset.shots=12", "dataset.calibration=0", "experience.failures=48")
+"""The world in which rules are learned and tried."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +77,9 @@ def fitting(said: dict[int, int], question: Question) -> list[int]:
     return [i for i, count in enumerate(shared) if count == max(shared)]
 
 
-def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """What the free replies say, without rules and with the candidates in an order that tells nothing; and each reply as a row."""
+def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> tuple[dict[str, float], list[Shown]]:
+    """What the free replies say, without rules and with the candidates in an order that tells nothing; and each reply."""
+    called = {record.id: record.name for record in session.knowledge.classes}
     chance, labels, limit = random.Random(0), iter(seen.labels), session.config.slow.max_new_tokens
     decoder, rows = session.decoder("bird"), []
     each: dict[str, list[float]] = {name: [] for name in ("letter", "readable", "telling", "seen", "compared", "tokens", "new tokens")}
@@ -82,7 +88,9 @@ def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> 
         questions = [Question(tuple(chance.sample(some, len(some)))) for some in shown]
         asked = [choice("bird", q, ending="reason") for q in questions]
         written = session.mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=limit)
-        for question, judgement, prompt, reply in zip(questions, decoder(pictures, questions), asked, written, strict=True):
+        for picture, question, judgement, prompt, reply in zip(
+            pictures, questions, decoder(pictures, questions), asked, written, strict=True
+        ):
             label, ids = next(labels), [o.category for o in question.options]
             read, said = read_answer(str(reply), [o.name for o in question.options]), attributes_of(rationale_of(str(reply)))
             chosen = ids[read] if read is not None else None
@@ -96,12 +104,12 @@ def replies(session: Session, seen: Seen, truth: dict[str, tuple[int, ...]]) -> 
             each["compared"].append(read in fitting(said, question))
             each["tokens"].append(reply.prompt_tokens + reply.new_tokens)
             each["new tokens"].append(reply.new_tokens)
-            rows.append({"label": label, "asked": prompt, "reply": str(reply)})
+            rows.append(Shown(picture.image, called[label], prompt, str(reply), chosen == label))
     return {name: float(np.mean(values)) for name, values in each.items() if values}, rows
 
 
-def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """All quantities of one world."""
+def measure(seed: int, words: Sequence[str]) -> tuple[dict[str, float], list[Shown]]:
+    """The quantities of one world, without rules."""
     world = ("dataset=birds", f"dataset.seed={seed}", *words)
     session = Session(fgvr.load_config("mode=evaluate", "slow=reason", "trigger=always", *world))
     truth = {s.name: s.attributes for s in birds.make_world(seed, tuple(session.config.dataset.genera)).species}
@@ -114,33 +122,39 @@ def measure(seed: int, words: Sequence[str], *, rules: bool) -> tuple[dict[str, 
     fast = np.array([r.top.category for part in seen.fast for r in part]) == labels
     scored = Session(fgvr.load_config("mode=evaluate", "slow=score", "trigger=always", "slow.rules=0", *world))
     by_score = np.array(answers(scored, seen, SlowThinking(scored.decoder("bird"), scored.shortlist))) == labels
-    found |= {"fast": float(fast.mean()), "reason": float(without.mean()), "score": float(by_score.mean())}
-    if rules:
-        found |= experience(session, world, seen, without)
-    return found, rows
+    return found | {"fast": float(fast.mean()), "reason": float(without.mean()), "score": float(by_score.mean())}, rows
 
 
-def experience(session: Session, world: Sequence[str], seen: Seen, without: np.ndarray) -> dict[str, float]:
-    """Rules learned on the support images: how many, and what the accepted ones change on the test images they speak of."""
-    base = modes.perform(fgvr.load_config("mode=build_experience_base", "slow=reason", "trigger=always", *world))
+def experience(seed: int, words: Sequence[str]) -> dict[str, float]:
+    """Rules learned on the support images: how many, and what the accepted ones change on the test images of the classes they speak of."""
+    world = ("slow=reason", "trigger=always", "dataset=birds", f"dataset.seed={seed}", *RULES, *words)
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", *world))
     accepted = [rule for rule in base.experience if rule.status == "accepted"]
-    found: dict[str, float] = {"proposed": len(base.experience), "accepted": len(accepted)}
+    found: dict[str, float] = {"proposed": len(base.experience), "accepted": len(accepted), "gain": 0.0, "gain shuffled": 0.0}
     for rule in base.experience:
-        print(
-            f"  {rule.status}: {rule.rule} n={rule.n} p={rule.p:.3f} gain={rule.gain} fixed={rule.fixed} broken={rule.broken}", flush=True
-        )
-    if not accepted:
-        return found | {"gain": 0.0, "gain shuffled": 0.0}
+        evidence = f"n={rule.n} p={rule.p:.4f} gain={rule.gain} fixed={rule.fixed} broken={rule.broken}"
+        print(f"  {rule.status} {rule.pair}: {rule.rule} {evidence}", flush=True)
+    session = Session(fgvr.load_config("mode=evaluate", *world))
+    seen = about(look(session), {c for rule in accepted for c in rule.pair})
+    if not seen.labels:
+        return found
     sentences = [rule.rule for rule in accepted]
     random.Random(0).shuffle(sentences)
     shuffled = [replace(rule, rule=text) for rule, text in zip(accepted, sentences, strict=True)]
-    labels, pairs = np.array(seen.labels), {c for rule in accepted for c in rule.pair}
-    doubtful = np.isin(labels, sorted(pairs))
-    for name, library in {"gain": accepted, "gain shuffled": shuffled}.items():
+    labels, right = np.array(seen.labels), {}
+    for name, library in {"without": [], "gain": accepted, "gain shuffled": shuffled}.items():
         think = SlowThinking(session.decoder("bird"), session.shortlist, Library(library, most=session.config.slow.rules))
-        right = np.array(answers(session, seen, think)) == labels
-        found[name] = float(right[doubtful].mean() - without[doubtful].mean())
-    return found | {"doubtful": float(doubtful.mean())}
+        right[name] = np.array(answers(session, seen, think)) == labels
+    found |= {name: float(right[name].mean() - right["without"].mean()) for name in ("gain", "gain shuffled")}
+    return found | {"doubtful": len(labels), "without": float(right["without"].mean())}
+
+
+def about(seen: Seen, classes: set[str]) -> Seen:
+    """The images of some classes only."""
+    flat = zip((p for part in seen.pictures for p in part), seen.labels, (r for part in seen.fast for r in part), strict=True)
+    kept = list(chunks([one for one in flat if one[1] in classes], SIZE))
+    pictures, fast = (tuple(tuple(one[place] for one in part) for part in kept) for place in (0, 2))
+    return Seen(pictures, tuple(label for part in kept for _, label, _ in part), fast)
 
 
 def interval(values: Sequence[float]) -> str:
@@ -153,9 +167,10 @@ def interval(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", default="9050-9054", help="one seed, or FIRST-LAST")
-    parser.add_argument("--no-rules", action="store_true", help="learn no rules")
+    parser.add_argument("--only", choices=("replies", "rules"), help="one of the two parts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="quantities by world, and every reply")
     parser.add_argument("--show", type=int, default=9, help="replies printed, the first ones, unselected")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="these replies with their pictures")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides for every run")
     options = parser.parse_args(arguments)
     first, _, last = options.worlds.partition("-")
@@ -163,16 +178,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(seed in range(9070, 9100) for seed in seeds):
         parser.error("worlds 9070-9099 are never run")
     for seed in seeds:
-        found, replied = measure(seed, options.overrides, rules=not options.no_rules)
+        found, shown = measure(seed, options.overrides) if options.only != "rules" else ({}, [])
+        found |= experience(seed, options.overrides) if options.only != "replies" else {}
         table.append(found)
-        rows.append(replied)
+        rows.append(shown)
         print(seed, json.dumps({k: round(v, 4) for k, v in found.items()}), flush=True)
-    for row in rows[0][: options.show]:
-        print(f"--- {row['label']} ---\n{row['asked']}\n>>> {row['reply']}")
-    for name in table[0]:
+    for one in rows[0][: options.show]:
+        print(f"--- {one.name} ---\n{one.asked}\n>>> {one.reply}")
+    for name in dict.fromkeys(name for found in table for name in found):
         print(f"{name:14} {interval([found[name] for found in table if name in found])}")
+    if options.sheet and rows[0]:
+        draw_sheet(rows[0][: options.show]).save(options.sheet, optimize=True)
     if options.json:
-        atomic_write(options.json, json.dumps({"worlds": dict(zip(map(str, seeds), table, strict=True)), "replies": rows}, indent=1) + "\n")
+        written = [[{"label": one.name, "asked": one.asked, "reply": one.reply, "right": one.right} for one in shown] for shown in rows]
+        worlds = dict(zip(map(str, seeds), table, strict=True))
+        atomic_write(options.json, json.dumps({"worlds": worlds, "replies": written}, indent=1) + "\n")
     return 0
 
 

@@ -6,6 +6,8 @@ import functools
 import gc
 import logging
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from omegaconf import DictConfig
 
@@ -22,9 +25,12 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other core is the other process's
 
-os.fsync = lambda fd: (
-    None
-)  # no test survives a power cut, and a killed process loses nothing: waiting for the disk took a tenth of the suite
+# No test survives a power cut, and a killed process loses nothing. Waiting for the disk took a tenth of the suite, and SQLite waits too:
+# what tests write lies in main memory where there is room (1 GiB, taken away at the end), also for other processes.
+os.fsync = lambda fd: None
+MEMORY = "/dev/shm"
+if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > 8 << 30 and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = tuple(moved())
@@ -62,19 +68,54 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
-    """The same words are composed once by Hydra (.2 s): many tests share them. What depends on the environment is resolved when read."""
+    """Hydra composes each choice among the groups' options once (.1 s); plain values are set on a copy of it, as our own sweeper does.
+    What depends on the environment is resolved when read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override, OverrideType
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    from fgvr.config import composing
+    from fgvr.config import composing, overrides
 
-    original, known = composing.composed, {}
+    original, options = composing.composed, overrides.groups()
+    parsed = functools.cache(OverridesParser.create().parse_override)
+    known: dict[tuple[str, ...], bytes] = {}
+
+    def is_value(override: Override) -> bool:
+        plain = override.type is OverrideType.CHANGE and not override.is_hydra_override() and not override.is_sweep_override()
+        return plain and override.package is None and override.key_or_group not in options
 
     def composed(words: Sequence[str], tree: Path | None = None) -> DictConfig:
-        if (key := tuple(words)) not in known:
-            known[key] = original(words, tree)
-        return known[key]
+        try:
+            values = [override for word in words if is_value(override := parsed(word))]
+            choices = tuple(word for word in words if not is_value(parsed(word)))
+            if choices not in known:
+                known[choices] = pickle.dumps(original(choices, tree))
+            cfg: DictConfig = pickle.loads(known[choices])
+            for override in values:
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+            return cfg
+        except (HydraException, OmegaConfBaseException):
+            return original(words, tree)  # it has the words for what is wrong
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(composing, "composed", composed)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measured_quickly() -> Iterator[None]:
+    """What this process holds is taken for its anonymous pages: the kernel walks all its pages for the exact figure (13 ms with torch), and
+    each run asks five times. Other processes, and tests with figures of their own, do it as ever."""
+    from fgvr.runtime import machine
+
+    def memory_of(process: psutil.Process | None = None) -> machine.ProcessMemory:
+        memory = (process or psutil.Process()).memory_info()
+        return machine.ProcessMemory(memory.rss - getattr(memory, "shared", 0), memory.rss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "memory_of", memory_of)
         yield
 
 

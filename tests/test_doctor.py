@@ -10,7 +10,7 @@ import pytest
 
 import fgvr
 from fgvr.cli import main
-from fgvr.runtime.cures import Room, cure
+from fgvr.runtime.checkup import Room, cure
 from fgvr.runtime.pool import close_shared
 from fgvr.session import Session
 from fgvr.types import ModelSpec

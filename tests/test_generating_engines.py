@@ -180,6 +180,8 @@ def test_the_doctor_says_what_an_engine_can_do(tmp_path: Path, capsys: pytest.Ca
         ("Answer: A tern (C)", 2),
         ("Answer: a long-tailed one", None),
         ("Answer: A because of its tail", 0),
+        ("Answer: A because a tern has no such tail", 0),
+        ("answer: a since a tern has another tail", 0),
         ("Answer: D", None),
         ("Answer: Great Kite or Tern", None),
         ("<think>Answer: A", None),

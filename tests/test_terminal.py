@@ -19,6 +19,8 @@ from fgvr import cli
 from fgvr.agents.calibration import Calibrated, Expectation, Logistic
 from fgvr.modes.runs import surprises
 from fgvr.types import Candidate, Decision, FastResult, History, Prediction
+from fgvr.utils.files import atomic_write
+from fgvr.utils.logging import setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=3", "dataset.calibration=0"]
@@ -132,3 +134,25 @@ def test_classify_says_what_the_models_do_not_know(tmp_path: Path, capsys: pytes
     assert cli.main(["mode=classify", f"image={tmp_path / 'photo.png'}", "trigger=never", *small]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "these models know only rendered birds" in said and "answered with tiny and tiny, among the" in said
+
+
+def test_a_full_disk_is_named_with_file_and_cure_and_its_log_ends_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def job(cfg: object) -> None:
+        logger = setup_logging(file=tmp_path / "log.txt")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        for _ in range(4):
+            logger.info("a line that fills the log")
+        atomic_write(tmp_path / "result.json", b"x" * 200)
+
+    try:
+        assert cli.main(["mode=plan"], job=job) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        setup_logging()
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"error: {tmp_path / 'result.json'}: File too large; make room, then run the same command again" in said
+    assert "Logging error" not in said and said.count("is written no further") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]

@@ -20,7 +20,7 @@ DOUBT = 0.1  # share of a reply that is spread evenly over the options, as one l
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"\banswer(?:\W*\s+is)?\W*[:=]\W*|\banswer\s+is\W*", re.IGNORECASE)
 _LETTER = re.compile(r"\W*(?:option\s+)?([A-Z])(?![\w'])", re.IGNORECASE)
-_ARTICLE = re.compile(r"\W*(an?)\s+\w", re.IGNORECASE)  # "The answer is a kite"
+_ARTICLE = re.compile(r"\W*(an?)\s+(?!(?:as|because|but|due|given|since|with)\b)\w", re.IGNORECASE)  # "The answer is a kite"
 _FIRST = re.compile(r"[\W_]*([A-Z])(?:[.):\]*]|\s*$)")  # "A. kite" or "(A)", not "A bird"
 
 

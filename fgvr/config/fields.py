@@ -105,6 +105,7 @@ Webhook = Annotated[
 Level = Annotated[
     Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v)
 ]
+Quantization = Annotated[Literal["int8", "nf4"], BeforeValidator(lambda value: "nf4" if value == "int4" else value)]
 Learning = Annotated[
     Literal["off", "statistics", "prototypes"],
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML's reading of a bare off

@@ -21,6 +21,7 @@ from fgvr.config.fields import (
     NotNegative,
     Number,
     Positive,
+    Quantization,
     Share,
     Size,
     Temperature,
@@ -205,8 +206,8 @@ class Model(Leaf):
     loader: Text
     source: Addresses | None
     revision: Text | None = ABSENT
-    dtype: Text = ABSENT
-    quantization: Text | None = ABSENT
+    dtype: Literal["auto", "fastest", "float32", "bfloat16", "float16"] = ABSENT
+    quantization: Quantization | None = ABSENT
     max_pixels: Annotated[int, Field(ge=28 * 28)] | None = ABSENT
     batch_size: Count
     patience: NotNegative = ABSENT
@@ -219,10 +220,12 @@ class MLLM(Model):
 
 class Encoder(Model):
     role: Literal["encoder"]
+    quantization: Annotated[None, Must("null: only models.mllm can be quantised")] = ABSENT
 
 
 class Joint(Model):
     role: Literal["joint"]
+    quantization: Annotated[None, Must("null: only models.mllm can be quantised")] = ABSENT
 
 
 class Models(Group):

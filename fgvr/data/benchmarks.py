@@ -265,8 +265,8 @@ def _entries(path: Path) -> Iterator[Entry]:
             for part, entries in json.loads(text).items():
                 yield from ((str(file), _part(part), str(label)) for file, label, *_ in entries)
         else:
-            yield from ((row["filename"], _part(row["split"]), "") for row in csv.DictReader(text.splitlines()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield from ((row["filename"], _part(row["split"]), "") for row in csv.DictReader(text.splitlines(), restval=""))
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise DatasetError(
             f"{path} is no split file ({error!r}); expected JSON with train, val and test lists of [path, label, name], "
             "or CSV with the columns split and filename"

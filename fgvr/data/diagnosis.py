@@ -1,9 +1,8 @@
-"""Is a dataset what it should be? Counts, files, labels, class order, and images that stand in two roles; each fault with its cure."""
+"""Is a dataset what it should be? Counts, files, class order, and images that stand in two roles; each fault with its cure."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +69,6 @@ def _archive_findings(dataset: Dataset, listing: Listing, gone: list[Sample]) ->
         yield _counted(dataset, listing)
     if listing.official_names:
         yield _class_order(listing)
-    yield _labels(listing, listed)
     if listing.checksums:
         yield _checksums(dataset, listing.checksums)
     yield Finding(
@@ -105,7 +103,7 @@ def _checksums(dataset: Dataset, expected: Mapping[str, str]) -> Finding:
     return Finding("checksums", not changed, f"{len(looked) - len(changed):,} of {len(looked):,} are as published", cure)
 
 
-# --- labels ------------------------------------------------------------------------------------------------------------------
+# --- classes -----------------------------------------------------------------------------------------------------------------
 
 
 def _class_order(listing: Listing) -> Finding:
@@ -122,32 +120,6 @@ def _class_order(listing: Listing) -> Finding:
             wrong.append(f"class {category.id} is {category.name}, but the archive calls it {own}")
     cure = f"{'; '.join(wrong[:_SHOWN])}: the class list was changed or is of another version; extract it again" if wrong else ""
     return Finding("class order", not wrong, f"{len(ids)} classes" + ("" if wrong else ", official"), cure)
-
-
-def _labels(listing: Listing, listed: Sequence[Sample]) -> Finding:
-    """Labels against what file names and folders say, where they say something."""
-    said = {normalise_name(word): id for id, own in listing.own_names.items() for word in (own, id) if not word.isdecimal()}
-    against: list[str] = []
-    folders: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in listed:
-        label, path = str(sample.label), Path(sample.key)
-        folders[path.parent.as_posix()][label] += 1
-        shown = said.get(normalise_name(_first_words(path.stem)))
-        if shown not in (None, label):
-            against.append(f"{sample.key} is labelled {listing.catalog[label].name}")
-    if len(folders) > 2:  # class folders, not one folder for all or for each part
-        for name, labels in folders.items():
-            minority = labels.total() - max(labels.values())
-            if 0 < minority < labels.total() / 2:  # a folder of evenly many classes is a flat one
-                against.append(f"folder {name} holds images of {len(labels)} classes ({minority} against the rest)")
-    cure = f"{_some(against)}: labels or folders were exchanged; extract lists and images again" if against else ""
-    return Finding("labels and file names", not against, f"{len(against)} contradictions", cure)
-
-
-def _first_words(stem: str) -> str:
-    """The part of a file name that may be a class: `Black_Footed_Albatross_0046_18`, `v_YoYo_g01_c02`, `n02085620_199`."""
-    synset = re.match(r"n\d{8}(?=_)", stem)
-    return synset[0] if synset else re.sub(r"(_g)?[_-]?\d.*$", "", stem.removeprefix("v_"))
 
 
 # --- leaks -------------------------------------------------------------------------------------------------------------------

@@ -124,12 +124,6 @@ class SplitRequest:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.shots != "all" and self.shots < 1:
-            raise ConfigError(f"dataset.shots must be at least 1, or all, not {self.shots}")
-        if self.test_per_class is not None and self.test_per_class < 0:
-            raise ConfigError(f"dataset.test_per_class must not be negative, not {self.test_per_class}")
-        if self.calibration < 0:
-            raise ConfigError(f"dataset.calibration must not be negative, not {self.calibration}")
         if self.tail_shots is not None and not (self.shots != "all" and 1 <= self.tail_shots <= self.shots):
             raise ConfigError(f"dataset.tail_shots must be from 1 to dataset.shots={self.shots}, not {self.tail_shots}")
 

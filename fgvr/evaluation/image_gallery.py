@@ -1,9 +1,8 @@
-"""`report.html` of `mode=discover`: every kind that was found, with pictures that show it. Also tables for terminal and notebook."""
+"""`report.html` of `mode=discover`: every kind that was found, with pictures that show it. Also its table in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,7 +11,6 @@ from rich.text import Text
 from fgvr.agents.discover import Discovered
 from fgvr.evaluation import html
 from fgvr.utils.images import ImageSource
-from fgvr.utils.text import html_table
 
 SHOWN, IN_ALL = 8, 4000
 """Pictures of one kind, and of the whole page."""
@@ -35,12 +33,6 @@ def vote(found: Discovered) -> str:
     return (
         f"{found.guesses:,} different guesses; one stays if the images would lose more than {found.complexity_penalty:.1f} nats without it."
     )
-
-
-def table(found: Discovered) -> str:
-    """For a notebook."""
-    rows = ((kind.name, f"{len(kind.pictures):,}", f"{kind.votes:,}", kind.description) for kind in found.kinds)
-    return f"<p>{escape(headline(found))}</p>" + html_table(("name", "images", "guessed", "description"), rows)
 
 
 def terminal(found: Discovered, notes: Sequence[str], lines: Sequence[str], most: int = 30) -> list[RenderableType]:

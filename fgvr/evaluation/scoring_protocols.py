@@ -10,7 +10,6 @@ FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -110,27 +109,15 @@ def _cacc(outcomes: Outcomes) -> float:
     return metrics.clustering_accuracy(outcomes.answers[given], outcomes.labels[given]) * float(np.mean(given))
 
 
-def _random_choice(outcomes: Outcomes) -> np.ndarray:
-    """The other options are fixed per class by a hash of ids, as easy as in KARL: three random wrong classes."""
-    classes = outcomes.classes
-    others = {
-        label: sorted((c for c in classes if c != label), key=lambda c: hashlib.sha256(f"{label}\0{c}".encode()).digest())
-        for label in set(outcomes.labels.tolist())
-    }
-    return _choice(outcomes, others)
+def _multiple_choice(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
+    """Whether an image's truth stands before its three rivals in the final ranking; a truth that is not ranked counts as wrong.
 
-
-def _hard_choice(outcomes: Outcomes, sentences: Sentences) -> np.ndarray:
-    """The other options are the three wrong classes whose names the encoder puts nearest, as in FOCI (there by CLIP ViT-L-14)."""
+    The rivals are the three wrong classes whose names the encoder puts nearest, as in FOCI (there by CLIP ViT-L-14).
+    """
     classes = list(outcomes.classes)
     vectors = sentences.encode([outcomes.classes[c] for c in classes])
     alike = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")
     others = {label: [classes[i] for i in alike[row] if i != row] for row, label in enumerate(classes)}
-    return _choice(outcomes, others)
-
-
-def _choice(outcomes: Outcomes, others: dict[str, list[str]]) -> np.ndarray:
-    """Whether an image's truth stands before its three rivals in the final ranking; a truth that is not ranked counts as wrong."""
     options = {label: {label, *rivals[: OPTIONS - 1]} for label, rivals in others.items()}
     pairs = zip(outcomes.labels.tolist(), outcomes.rankings, strict=True)
     return np.array([next((c for c in ranked if c in options[label]), None) == label for label, ranked in pairs])
@@ -178,8 +165,7 @@ PROTOCOLS = {
         Protocol("top5", 1, "Top-5 accuracy", lambda outcomes: metrics.among(outcomes.place, 5)),
         Protocol("macro", 1, "Macro accuracy", lambda outcomes: outcomes.right, by_class=True),
         Protocol("cacc", 1, "Clustering accuracy: answers matched one-to-one with classes (Hungarian)", _cacc),
-        Protocol("multiple_choice@random", 1, "Four options, three of them random; chance 1/4", _random_choice),
-        Protocol("multiple_choice", 1, _HARD, _hard_choice, encoder=True),
+        Protocol("multiple_choice", 1, _HARD, _multiple_choice, encoder=True),
         Protocol("sacc", 1, "Mean cosine of the answered and the true name's embeddings", _sacc, encoder=True),
         Protocol("text_inclusion", 1, "The true name is a piece of the answered one", lambda o: _accepted(o, includes), includes),
     )

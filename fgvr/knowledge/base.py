@@ -44,7 +44,7 @@ class Origin:
     dataset: str
     world: str
     split_hash: str
-    shots: int
+    shots: int | str  # of each class, or "all"
     split_seed: int
     models: Mapping[str, str]  # role -> fingerprint
     prompts: str

@@ -68,9 +68,6 @@ class Discovery:
     def __repr__(self) -> str:
         return f"Discovery({len(self.images)} images, {len(self.names)} kinds of {self.found.superclass}, {self.path})"
 
-    def _repr_html_(self) -> str:
-        return image_gallery.table(self.found)
-
 
 def discover(session: Session) -> Discovery:
     """Identify, howto, describe, guess, postprocess; then a knowledge base of what was found. The same command goes on where it was."""

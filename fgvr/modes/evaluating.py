@@ -38,6 +38,7 @@ from fgvr.scale import job_of, some_files, working
 from fgvr.session import Session
 from fgvr.store.journal import RunFile
 from fgvr.types import DeviceUse, Prediction, Report, Sample
+from fgvr.utils.files import file_size
 from fgvr.utils.images import ImageSource
 from fgvr.utils.progress import track
 
@@ -80,8 +81,7 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
             foreign = _foreign_overlaps(session.knowledge, session.dataset)
             session, overlaps = _apart(session, foreign, knowledge=session.knowledge), [*overlaps, *foreign]
             recognizer = build(session) if build else session.recognizer
-            with session.looking_ahead(*([] if build else session.stages)):
-                predictions = _recognise(session, file, recognizer, tracker, build)
+            predictions = _recognise(session, file, recognizer, tracker, build)
         slow_right = _slow_right(predictions, recognizer)
         leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
         split, world = session.dataset.split, session.dataset.world
@@ -192,7 +192,7 @@ def _report(
     tracker: Tracker,
 ) -> reports.RunReport:
     cfg, dataset, base = session.config, session.dataset, session.knowledge
-    recorded = timeline.read(folder / timeline.FILE) if (folder / timeline.FILE).exists() else None
+    recorded = timeline.read(folder / timeline.FILE) if file_size(folder / timeline.FILE) else None  # empty: the disk had no room for it
     return reports.make_report(
         predictions,
         classes={category.id: category.name for category in dataset.catalog.categories},

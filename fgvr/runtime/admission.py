@@ -73,28 +73,6 @@ class Admission:
             return self._reserve(ask, absent[0]) if absent else Wait(self._next_look(now))
         return self._make_room(ask, short, now, nested=nested)
 
-    def decide_ahead(self, ask: Request) -> Load | Evict | None:
-        """The next step to have one model ready before it is asked for; None when that is done, or would be at others' cost.
-
-        Takes no ticket, drains nothing, evicts only what is planned to be used later still, and keeps out of the way of whoever waits.
-        """
-        (entry,) = ask.batches
-        if self._queue or entry.state not in ("absent", "parked"):
-            return None
-        together = self._ledger.needed_together([entry], [])
-        if sum(e.charge or e.size for e in together) + ask.work + self._ledger.reserve > self._ledger.limit:
-            return None
-        short = self._ledger.shortage([entry], ask.work)
-        if not short:
-            return self._reserve(ask, entry)
-        mine, now = self._ledger.stage_of(entry), time.monotonic()
-        idle = self._ledger.idle(besides=[entry], now=now)
-        spare = [e for e in idle if not self._ledger.spared_seconds(e, ask.holder, now) and self._is_used_later(e, mine)]
-        victims = self._ledger.victims(spare, short)
-        if sum(e.charge for e in victims) < short.bytes or len(victims) < short.slots:
-            return None
-        return self._evict(ask, victims)
-
     def withdraw(self, ask: Request) -> bool:
         """Takes back what a request that is granted, refused, timed out or interrupted has marked: its ticket, drains, half-done moves.
 
@@ -217,11 +195,6 @@ class Admission:
         for entry in victims:
             entry.state, entry.mover = "evicting", ask
         return Evict(victims)
-
-    def _is_used_later(self, entry: Entry, stage: int | None) -> bool:
-        """Whether the plan has no use for this model, or only after the given stage."""
-        planned = self._ledger.stage_of(entry)
-        return planned is None or (stage is not None and planned > stage)
 
     def _next_look(self, now: float) -> float | None:
         """Seconds after which a look is worth it although nothing was reported: memory may come back, a model may have stayed enough."""

@@ -173,8 +173,6 @@ class Ledger:
         self.pins = set(settings.pin)  # as given: a pin on a role follows the role
         self.priorities = dict(settings.priority)  # as given, likewise
         self.grants: set[Request] = set()  # running leases
-        self.stages: tuple[frozenset[str], ...] = ()  # names, in the order in which they are used, over and over
-        self.stage = 0  # the one that runs
         self.unreturned = 0  # bytes of evicted models that the device does not show as free
         self.peak = 0
         self.apply(settings)
@@ -224,12 +222,6 @@ class Ledger:
 
     def in_transition(self) -> bool:
         return any(e.state in ("loading", "evicting") for e in self.entries.values())
-
-    def stage_of(self, entry: Entry) -> int | None:
-        """Stages until its next use as planned: 0 = in the running one; None = not planned."""
-        names = {entry.key, *(role for role, key in self.aliases.items() if key == entry.key)}
-        ranks = [(i - self.stage) % len(self.stages) for i, stage in enumerate(self.stages) if stage & names]
-        return min(ranks, default=None)
 
     # --- how much ----------------------------------------------------------------------------------------------------------
 
@@ -319,7 +311,6 @@ class Ledger:
             error=error,
             host_bytes=entry.host_charge,
             priority=self.priority(entry),
-            next_use=self.stage_of(entry) if self.stages else None,
             return_seconds=entry.restore_seconds if entry.restores else entry.load_seconds,
             gap_seconds=entry.gap,
             working_sizes=tuple(entry.sizes.items()),

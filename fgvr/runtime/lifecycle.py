@@ -41,15 +41,12 @@ class Lifecycle:
         self._baseline: int | None = None  # what the process had on the device before the first load
         self.closed = False
 
-    def load(self, entry: Entry, timeout: float, *, patient: bool = False) -> None:
-        """Makes the entry resident or failed, or what it was when interrupted. After an OOM all idle models go, and it is tried once more.
-
-        `patient`: wait for a moment when nothing computes instead of asking for one.
-        """
+    def load(self, entry: Entry, timeout: float) -> None:
+        """Makes the entry resident or failed, or what it was when interrupted. An OOM is tried once more, without idle models."""
         box: list[Any] = []  # handed over by popping: no frame may still hold the model once others can evict it
         failure: LoadFailure | None = None
         restoring, began = entry.model is not None, time.monotonic()
-        bring = self._restore if restoring else functools.partial(self._construct, timeout=timeout, patient=patient)
+        bring = self._restore if restoring else functools.partial(self._construct, timeout=timeout)
         try:
             self._note_baseline()
             self._device.limit(self._ledger.limit)
@@ -152,15 +149,15 @@ class Lifecycle:
             clear_frames(error)
         return failure
 
-    def _construct(self, entry: Entry, timeout: float, patient: bool) -> Any:
-        with CONSTRUCT.write(timeout, patient=patient), self._device.current():
+    def _construct(self, entry: Entry, timeout: float) -> Any:
+        with CONSTRUCT.write(timeout), self._device.current():
             spec = replace(entry.spec, offloaded=entry.offloaded) if entry.offloaded else entry.spec
             model = entry.loader.load(spec, self._device)
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
                 place(self._device)
         if self._ledger.settings.probe:
-            with CONSTRUCT.write(timeout, patient=patient):  # nothing else computes while a batch is measured
+            with CONSTRUCT.write(timeout):  # nothing else computes while a batch is measured
                 self._sizing.probe(entry, model)
         if self._ledger.preallocate:
             self._prepare(entry, model)

@@ -43,24 +43,21 @@ class ConstructLock:
                     self._condition.notify_all()
 
     @contextmanager
-    def write(self, timeout: float, *, patient: bool = False) -> Iterator[None]:
-        """Around the construction of a model. Raises LeaseTimeout after `timeout` seconds, WouldDeadlock inside a model call.
-
-        `patient`: let new readers go first, for work that nobody waits for.
-        """
+    def write(self, timeout: float) -> Iterator[None]:
+        """Around the construction of a model. Raises LeaseTimeout after `timeout` seconds, WouldDeadlock inside a model call."""
         me = threading.get_ident()
         deadline = time.monotonic() + timeout
         with self._condition:
             if me in self._readers or self._writer == me:
                 raise WouldDeadlock("a model cannot be loaded from inside another model's call; take both in one lease")
-            self._writers_waiting += not patient
+            self._writers_waiting += 1
             try:
-                while self._writer is not None or self._readers or (patient and self._writers_waiting):
+                while self._writer is not None or self._readers:
                     if not self._condition.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
                         raise LeaseTimeout(f"running model calls left no moment to load a model within {timeout:g} s")
                 self._writer = me
             finally:
-                self._writers_waiting -= not patient
+                self._writers_waiting -= 1
                 self._condition.notify_all()
         try:
             yield

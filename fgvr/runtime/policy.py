@@ -1,7 +1,6 @@
 """Whom to evict: pure functions of a snapshot, so that a policy can be tested, replayed and swapped without a pool.
 
-A policy compares models that are alike in what a person and the plan say about them; `choose` puts that first: what the plan does not
-expect goes before what it expects, low priority before high, and of the expected ones the farthest in the future.
+A policy compares models of the same priority; `choose` lets those of a lower priority go first.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ POLICIES: dict[str, Policy] = {"lru": lru, "cost_aware": cost_aware}
 def choose(policy: Policy, idle: Iterable[ModelStatus], short: int, slots: int = 0) -> tuple[str, ...]:
     """Keys to evict, in order, until `short` bytes and `slots` places are free (or nothing idle is left)."""
 
-    def worth(m: ModelStatus) -> tuple[bool, int, int, float, float, str]:
-        return (m.next_use is not None, m.priority, -(m.next_use or 0), policy(m), -m.idle_seconds, m.key)
+    def worth(m: ModelStatus) -> tuple[int, float, float, str]:
+        return (m.priority, policy(m), -m.idle_seconds, m.key)
 
     chosen: list[str] = []
     for model in sorted(idle, key=worth):

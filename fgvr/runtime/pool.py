@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -58,7 +58,7 @@ class ModelPool:
         self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device, sizing)
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
-        self._housekeeping = Housekeeping(condition, ledger, admission, lifecycle, events, sizing)
+        self._housekeeping = Housekeeping(condition, ledger, lifecycle)
         self._housekeeping.set_ttl(settings.ttl)
 
     @property
@@ -108,22 +108,6 @@ class ModelPool:
         self.register(spec)
         return BY_ROLE[spec.role](spec, self._loaders(spec), lend=partial(self.lease, timeout=timeout, stop=stop))
 
-    def prefetch(self, *models: str | ModelSpec) -> None:
-        """Have these ready when there is room, smallest first, in the background. Evicts only what is not planned to be used sooner."""
-        with self._condition:
-            entries = [self._resolve(m) for m in models]
-        self._housekeeping.prefetch(entries)
-
-    def expect(self, *stages: Sequence[str]) -> None:
-        """The order in which models (roles or keys) are used, over and over: `expect(["encoder"], ["mllm"])`; nothing = forget it.
-
-        While one stage's models are leased the next stage's are brought in if there is room, and what is used soonest is evicted last.
-        """
-        with self._condition:
-            for name in (name for stage in stages for name in stage):
-                self._ledger.find(name)
-            self._ledger.stages, self._ledger.stage = tuple(frozenset(stage) for stage in stages if stage), 0
-
     def pin(self, model: str) -> None:
         """Never evict it under pressure; a pin on a role follows the role."""
         with self._condition:
@@ -160,8 +144,11 @@ class ModelPool:
         self._lifecycle.recheck_unreturned()
         return released
 
-    def reset(self, model: str) -> None:
-        """Forget a failed load at once instead of waiting for its back-off, and the batch sizes learned when memory ran out."""
+    def reset(self, model: str) -> str:
+        """Forget a failed load at once instead of waiting for its back-off, and the batch sizes learned when memory ran out.
+
+        Returns the model's key.
+        """
         with self._condition:
             entry = self._ledger.find(model)
             entry.fails, entry.retry_at = 0, 0.0
@@ -169,6 +156,7 @@ class ModelPool:
             entry.failure = None
             if entry.state == "failed":
                 entry.state = entry.at_rest
+            return entry.key
 
     def close(self) -> None:
         """Refuse new leases and drop what is idle; what is leased goes when it comes back."""
@@ -241,8 +229,8 @@ class ModelPool:
         with self._condition:
             entries = [self._resolve(m) for m in models] or [self._ledger.find(role) for role in self._ledger.aliases]
             specs = {entry: entry.spec for entry in entries}
-        self._sizing.measure(specs)
-        needs = [Need(spec, entry.size, entry.works[spec.batch_size]) for entry, spec in specs.items()]
+        works = self._sizing.measure(specs)
+        needs = [Need(spec, entry.size, works[entry]) for entry, spec in specs.items()]
         return describe(needs, self._ledger.limit, reserve=self._ledger.reserve)
 
     def status(self) -> PoolStatus:
@@ -306,12 +294,10 @@ class ModelPool:
         with self._condition:
             chosen = [self._resolve(m) for m in models]
             specs = {entry: entry.spec for entry in chosen}  # another thread may name another batch size from here on
-        self._sizing.measure(specs)
+        works = self._sizing.measure(specs)
         batches = {entry: spec.batch_size for entry, spec in specs.items()}
-        needed = sum(entry.works[size] for entry, size in batches.items()) if work is None else work
+        needed = sum(works.values()) if work is None else work
         grant = self._leases.acquire(batches, needed, began, timeout, stop)
-        if self._ledger.stages:
-            self._housekeeping.look_ahead(grant.entries)
         lent = {entry: self._lent(entry) for entry in specs}
         return grant, [lent[entry] for entry in chosen]
 

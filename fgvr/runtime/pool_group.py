@@ -150,8 +150,7 @@ class PoolGroup(ModelPool):
                     self._leave_out(failed, spec, error)
                 return found
 
-    prefetch, expect, close = _on_each(ModelPool.prefetch), _on_each(ModelPool.expect), _on_each(ModelPool.close)
-    pin, unpin = _on_each(ModelPool.pin), _on_each(ModelPool.unpin)
+    close, pin, unpin = _on_each(ModelPool.close), _on_each(ModelPool.pin), _on_each(ModelPool.unpin)
     refuse_other_allocator = _on_each(ModelPool.refuse_other_allocator)
 
     def evict(self, model: str, *, park: bool = False) -> int:
@@ -169,11 +168,12 @@ class PoolGroup(ModelPool):
     def cleanup(self) -> int:
         return sum(member.cleanup() for member in self._members)
 
-    def reset(self, model: str) -> None:
-        for member in self._members:
-            member.reset(model)
+    def reset(self, model: str) -> str:
+        """Devices that it was left out on have it again."""
+        known = {"", *(member.reset(model) for member in self._members)}
         with self._lock:
-            self._left_out = {(member, key): why for (member, key), why in self._left_out.items() if key not in (model, "")}
+            self._left_out = {(member, key): why for (member, key), why in self._left_out.items() if key not in known}
+        return max(known)
 
     def loader(self, spec: ModelSpec) -> Loader:
         return self._members[0].loader(spec)

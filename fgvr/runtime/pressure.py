@@ -52,10 +52,6 @@ class HostMarks:
     used: float = 0.85
     margin: float = 0.05
 
-    def __post_init__(self) -> None:
-        if self.free < 0 or not 0 < self.used <= 1:
-            raise ConfigError(f"runtime.host_low free={self.free}, used={self.used:g}: write bytes from 0 up, and a share in (0, 1]")
-
     def why_low(self, host: Host, *, before: bool = False) -> str:
         """In words, or "" when it is not; once low, it has to get better by `margin` of the total."""
         slack = self.margin if before else 0.0

@@ -45,7 +45,14 @@ class Probes:
             return None
         try:
             return on_lines({int(size): int(value) for size, value in read_json(self._path(loader, spec, device)).items()}, spec.batch_size)
-        except (FgvrError, ValueError, AttributeError):  # never probed, or by hand; the next probe writes it anew
+        except (
+            FgvrError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+        ):  # never probed, or by hand; the next probe writes it anew
             return None
 
     def keep(self, loader: Loader, spec: ModelSpec, device: str, measured: dict[int, int]) -> None:

@@ -25,12 +25,13 @@ class Sizing:
     def __init__(self, condition: Condition, ledger: Ledger, device: Device) -> None:
         self._condition, self._ledger, self._device = condition, ledger, device
 
-    def measure(self, specs: Mapping[Entry, ModelSpec]) -> None:
-        """Have `size` and `works[spec.batch_size]` of each entry known."""
-        for entry, spec in specs.items():
-            terms = self._terms(entry)
-            if terms != entry.terms or spec.batch_size not in entry.works:
-                self._note(entry, spec, terms)
+    def measure(self, specs: Mapping[Entry, ModelSpec]) -> dict[Entry, int]:
+        """Bytes of one batch of `spec.batch_size` of each entry; its `size` is then known, too. Other threads may change both again."""
+        return {entry: self._work(entry, spec) for entry, spec in specs.items()}
+
+    def _work(self, entry: Entry, spec: ModelSpec) -> int:
+        terms, known = self._terms(entry), entry.works.get(spec.batch_size)
+        return known if known is not None and terms == entry.terms else self._note(entry, spec, terms)
 
     def _terms(self, entry: Entry) -> tuple[object, ...]:
         """On what the division of a model depends; that of a loaded one stands until it is loaded again."""
@@ -40,7 +41,7 @@ class Sizing:
         asked = ledger.settings.offload if entry.loader.offloads else offload.NONE
         return () if asked == offload.NONE else (asked, ledger.limit, ledger.reserve)
 
-    def _note(self, entry: Entry, spec: ModelSpec, terms: tuple[object, ...]) -> None:
+    def _note(self, entry: Entry, spec: ModelSpec, terms: tuple[object, ...]) -> int:
         fresh = not entry.works or terms != entry.terms
         if not terms:
             size, work, divided = (
@@ -61,6 +62,7 @@ class Sizing:
                 entry.size, entry.offloaded, entry.terms = size, divided.layers if divided else 0, terms
                 entry.works.clear()
             entry.works[spec.batch_size] = work
+        return work
 
     def probe(self, entry: Entry, model: Any) -> None:
         """Measure the widest batch of a model that was just loaded and that nobody has yet, where that is wanted and was not done.

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -140,8 +141,8 @@ def numbered(device: int) -> str:
 class Recorder:
     """Appends one process's rows to a file. Every method may be called from any thread; each row is one write.
 
-    While another process writes the file this one keeps silent (`mine` is False). A process that met nothing in the pool leaves no
-    rows behind those of an earlier one.
+    While another process writes the file, and from a row on that cannot be written, it keeps silent: a record is worth having, and no
+    reason to stop. A process that met nothing in the pool leaves no rows behind those of an earlier one.
     """
 
     def __init__(self, path: str | Path, start: Start, *, monotonic: float) -> None:
@@ -152,12 +153,10 @@ class Recorder:
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open for the life of this object
         try:
             self._alone = acquire_lock(self.path.with_name(f".{self.path.name}.lock"))
-        except StoreError as error:  # a record is worth having, and no reason to stop
+        except StoreError as error:
             log.info("memory is not recorded: %s", error)
             self._file.close()
-            self.mine = False
             return
-        self.mine = True
         self._earlier = self._cut_torn_line()
         self._write("start", monotonic, asdict(start))
 
@@ -180,16 +179,27 @@ class Recorder:
                 if self._earlier and not self._events:
                     self._file.truncate(self._earlier)
                 os.fsync(self._file.fileno())
-                self._file.close()
-                self._alone.release()
+                self._end()
+
+    def _end(self) -> None:
+        self._file.close()
+        self._alone.release()
 
     def _write(self, kind: str, monotonic: float, row: Mapping[str, Any]) -> None:
         t = round(monotonic - self._began, 6)
         line = json.dumps({"row": kind, "t": t, **row}, ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock:
-            if not self._file.closed:
-                self._file.write(line.encode("utf-8", "backslashreplace"))
+            if self._file.closed:
+                return
+            whole, data = self._file.seek(0, os.SEEK_END), line.encode("utf-8", "backslashreplace")
+            try:
+                if self._file.write(data) < len(data):  # the disk has taken a part
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._events += kind == "event"
+            except OSError as error:
+                log.warning("%s: memory is not recorded any more (%s)", self.path, error.strerror or error)
+                self._file.truncate(whole)
+                self._end()
 
     def _cut_torn_line(self) -> int:
         """What a crash has torn off; returns the size of what is whole."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -163,23 +163,6 @@ class Resources:
                 )
             return None
         return Sentences(f"{self.config.models.encoder.source} (the run's own text encoder)", lambda texts: self.encoder.encode_text(texts))
-
-    @property
-    def stages(self) -> list[tuple[str, ...]]:
-        """The models that a run uses for each batch, in order; no MLLM where System 2 is never asked."""
-        looks = [("encoder",), *([("joint",)] if self.config.fusion.joint else [])]
-        return [*looks, *([("mllm",)] if self.config.thinks else [])]
-
-    @contextmanager
-    def looking_ahead(self, *stages: Sequence[str]) -> Iterator[None]:
-        """Inside, the pool knows the order in which roles are used, over and over: the next stage's models are brought in while the
-        present one's work, if there is room, and what is used soonest is evicted last. Not for models that may not be needed: they would
-        be loaded."""
-        self.pool.expect(*stages)
-        try:
-            yield
-        finally:
-            self.pool.expect()
 
 
 @lru_cache(maxsize=1)

@@ -123,8 +123,7 @@ class WithKnowledge(Resources):
             describe_batch=models.mllm.batch_size,
             each=self.engine.map,
         )
-        with self.looking_ahead(("encoder",), *([("mllm",)] if "mllm" in models.present else [])):
-            build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, into, learned=learned)
+        build(self.origin, self.dataset.catalog.categories, self.dataset.split.support, components, into, learned=learned)
 
     @cached_property
     def support(self) -> list[Sample]:

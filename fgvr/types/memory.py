@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Literal, get_args
 
-from fgvr.utils.text import format_bytes, html_table
+from fgvr.utils.text import format_bytes
 
 Role = Literal["encoder", "mllm", "joint"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -60,7 +59,6 @@ class ModelStatus:
     error: str = ""
     host_bytes: int = 0  # held in main memory, for a quick way back to the device
     priority: int = 0  # the higher, the longer it stays
-    next_use: int | None = None  # stages until it is expected to be used; None = not expected
     return_seconds: float = 0.0  # what it took to bring it in when that was last done; 0 = never done
     gap_seconds: float = 0.0  # usual time between two uses; 0 = used once at most
     working_sizes: tuple[tuple[str, int], ...] = ()  # (call, largest batch) learned when memory ran out
@@ -102,7 +100,7 @@ class PlanPart:
     parts: tuple[PlanPart, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MemoryPlan:
     """What would be resident at once and whether it fits."""
 
@@ -143,13 +141,10 @@ class MemoryPlan:
         rows.append(("needed", self.needed, f"of {format_bytes(self.budget)}: {self.verdict}"))
         return rows + [row for part in self.optional for row in _part_rows(part, "")]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max(len(name) for name, _, _ in self.rows)
         lines = [f"{name:<{width}}  {format_bytes(size):>12}  {note}".rstrip() for name, size, note in self.rows]
         return "\n".join([*lines, *(f"- {line}" for line in self.advice)])
-
-    def _repr_html_(self) -> str:
-        return _plan_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +155,6 @@ class Finding:
     well: bool
     detail: str
     cure: str = ""
-
-
-def _plan_html(plan: MemoryPlan) -> str:
-    """The same as a table, with the facts per token and image, main memory, and what could be changed."""
-    shown = [(name.replace("  ", "\u2003"), format_bytes(size), note) for name, size, note in plan.rows]
-    host = [(f"main memory: {part.name}", format_bytes(part.bytes), part.note) for part in plan.host]
-    facts = "".join(f"<div>{escape(fact)}</div>" for fact in plan.facts)
-    advice = "".join(f"<li>{escape(line)}</li>" for line in plan.advice)
-    return f"<div>{html_table(('part', 'bytes', ''), [*shown, *host])}{facts}{f'<ul>{advice}</ul>' if advice else ''}</div>"
 
 
 def _part_rows(part: PlanPart, indent: str) -> list[tuple[str, int, str]]:

@@ -33,6 +33,10 @@ def atomic_write(path: str | Path, content: bytes | str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a failing write does not say where
+            error.filename = os.fspath(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)

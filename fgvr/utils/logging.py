@@ -6,6 +6,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -119,9 +120,24 @@ def _replace(logger: logging.Logger, handlers: list[logging.Handler]) -> None:
             logger.addHandler(handler)
 
 
+class _LogFile(logging.FileHandler):
+    """Ends where the disk is full, and says so once: a log is no reason to stop, and none for a traceback per line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error, ours = sys.exc_info()[1], logging.getLogger("fgvr")
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        for logger in (ours, logging.getLogger()):
+            logger.removeHandler(self)
+        with suppress(OSError):  # of what it could not write
+            self.close()
+        ours.warning("%s is written no further (%s)", self.baseFilename, error.strerror or error)
+
+
 def _file_handler(file: Path) -> logging.FileHandler:
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(file, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler
 

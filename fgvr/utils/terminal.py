@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -10,6 +11,7 @@ from contextlib import suppress
 
 from fgvr.errors import ConfigError, FgvrError
 
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}  # Windows has no quota
 PIPE_CLOSED = 141  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -43,7 +45,8 @@ def answer(error: BaseException) -> int | None:
         if isinstance(error, BrokenPipeError) or (error.filename is None and _output_failed()):
             raise error
         where = error.filename or "standard output, or a file of this run"  # a failing write does not say where
-        return tell(f"error: {where}: {error.strerror or error}", 3)
+        cure = "; make room, then run the same command again" if error.errno in _FULL else ""
+        return tell(f"error: {where}: {error.strerror or error}{cure}", 3)
     return None
 
 

@@ -97,7 +97,7 @@ def main(folder: Path) -> None:
     mllm = ModelSpec("mllm", "transformers", str(folder / "mllm"), dtype="float32", max_pixels=64 * 784, batch_size=2)
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8))  # at the cap exactly
-    shape = qwen.read_shape(json.loads((folder / "mllm" / "config.json").read_text()))
+    shape = qwen.read_dimensions(json.loads((folder / "mllm" / "config.json").read_text()))
     batch = qwen.Batch(mllm.batch_size, mllm.max_pixels or 0, 4)
     at_once, width = max(qwen.passes(shape, batch), key=lambda n: sum(p.bytes for p in qwen.candidates(shape, batch, *n)))
 

@@ -234,6 +234,14 @@ def test_a_split_file_of_something_else_is_refused(tmp_path, spoil, complaint):
         opened(tree, split_file=path)
 
 
+@pytest.mark.parametrize("row, complaint", [("train", "lists , which"), ("train," + "x" * 200_000, "is no split file")])
+def test_a_row_of_a_split_file_that_names_no_image_is_refused(tmp_path, row, complaint):
+    tree = TREES["dtd47"](tmp_path / "tree")
+    text(tmp_path / "split.csv", "split,filename", row)
+    with pytest.raises(DatasetError, match=complaint):
+        opened(tree, split_file=tmp_path / "split.csv")
+
+
 def test_a_split_file_that_is_not_there(tmp_path):
     with pytest.raises(DatasetError, match="cannot be read: No such file"):
         opened(TREES["dtd47"](tmp_path / "tree"), split_file=tmp_path / "absent.json")

@@ -113,11 +113,9 @@ def test_files_that_were_damaged_are_left_out_or_refused(tmp_path):
         open_birds(root=tmp_path, **SMALL, on_bad_image="error")
 
 
-def test_impossible_worlds_and_wishes_are_config_errors(home):
+def test_impossible_worlds_are_config_errors(home):
     with pytest.raises(ConfigError, match="difficulty"):
         open_birds(root=home, **SMALL, difficulty=2.0)
-    with pytest.raises(ConfigError, match=r"dataset\.shots"):
-        open_birds(root=home, **{**SMALL, "shots": 0})
 
 
 def test_the_files_open_as_a_plain_folder_too(dataset):

@@ -14,7 +14,7 @@ from fgvr.data import folder
 from fgvr.data.datasets import open_folder
 from fgvr.data.leaks import split_overlaps
 from fgvr.data.near_duplicates import PerceptualHash
-from fgvr.errors import ConfigError, DatasetError, ImageError
+from fgvr.errors import DatasetError, ImageError
 from fgvr.store.cache import NoCache
 
 
@@ -395,12 +395,6 @@ def test_some_folders_too_high_is_pointed_out(tmp_path, where):
 def test_one_class_in_a_deep_folder_is_one_class(tmp_path):
     classes(tmp_path / "kite", names=("a",))
     assert open_folder(root=tmp_path, shots=2).catalog.ids == ("kite",)
-
-
-@pytest.mark.parametrize("wish", [{"shots": 0}, {"calibration": -1}, {"test_per_class": -1}])
-def test_senseless_wishes_are_config_errors(tmp_path, wish):
-    with pytest.raises(ConfigError, match=f"dataset.{next(iter(wish))}"):
-        open_folder(root=classes(tmp_path), **wish)
 
 
 # --- the index ---------------------------------------------------------------------------------------------------------------

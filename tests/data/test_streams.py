@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 import sqlite3
 import tarfile
@@ -333,7 +334,7 @@ def test_a_row_that_went_after_the_listing_is_an_error_of_that_image(make: Calla
     for kind in ("webdataset", "parquet"):
         _, root = make(kind)
         sample = open_at(kind, root, tmp_path, shots=1).split.test[0]
-        next(root.glob("test*")).unlink()
+        min(root.glob("test*")).unlink()
         with pytest.raises(ImageError, match="test-0"):
             read_image(sample.image)
 
@@ -559,3 +560,64 @@ def test_shards_written_by_the_webdataset_library_are_read(tmp_path: Path) -> No
             writer.write({"__key__": f"{i:06d}", "png": data, "cls": list(KINDS).index(kind)})
     found = list(WebDataset(tmp_path / "s").rows(Shard("000.tar", tmp_path / "s" / "000.tar")))
     assert [row.label for row in found if isinstance(row, Row)] == ["0", "1", "2"] * 4
+
+
+# --- odd names, and what would be lost -----------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_utf_8_are_read_as_in_a_folder(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9 {a}")
+    members = {
+        f"{os.fsdecode(b'caf' + bytes([0xE0 + i]))}.{end}": part
+        for i, (kind, data) in enumerate(images(0, 5))
+        for end, part in (("png", data), ("json", json.dumps({"kind": f"Cafe\u0301 {kind}\ud800"}).encode()))
+    }
+    tar(root / os.fsdecode(b"caf\xe9.tar"), members)
+    dataset = open_at("webdataset", root, tmp_path, shots=2, label="json:kind")
+    samples = [*dataset.split.support, *dataset.split.test]
+    assert len(samples) == len({sample.key for sample in samples}) == 15
+    assert all("\n".join((sample.key, str(sample.label))).encode() for sample in samples)
+    assert {str(sample.label)[:4] for sample in samples} == {"Caf\u00e9"}
+    assert [read_image(sample.image)[1] for sample in samples] == [sample.sha256 for sample in samples]
+
+
+def test_rows_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    file = shard(tmp_path / "shards" / "000.tar", images(0, 4))
+    more = shard(tmp_path / "more.tar", images(1000, 4))
+    with tarfile.open(file, "a") as appended, tarfile.open(more) as archive:
+        for member in archive:
+            appended.addfile(member, archive.extractfile(member))
+    samples = open_at("webdataset", file.parent, tmp_path, shots=1).split.test
+    assert isinstance(samples, StreamSamples) and len(samples) == 24 - 3
+    assert [samples.position(sample.key) for sample in samples] == list(range(21))
+
+
+def test_images_of_no_part_are_left_out_with_a_note(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "test", "extra")):
+        shard(tmp_path / "shards" / f"{part}-0.tar", images(1000 * number, 4))
+    dataset = open_at("webdataset", tmp_path / "shards", tmp_path, shots=2)
+    assert any("12 images of shards whose names say no part" in note for note in dataset.notes)
+
+
+def test_a_folder_that_is_called_like_a_table_is_no_missing_shard(tmp_path: Path) -> None:
+    table(tmp_path / "tables" / "data.parquet" / "part-0.parquet", images(0, 4))
+    assert open_at("parquet", tmp_path / "tables", tmp_path, shots=2, on_bad_image="error").notes == ()
+
+
+def test_cells_that_are_no_images_are_faults(tmp_path: Path) -> None:
+    table(tmp_path / "tables" / "0.parquet", images(0, 4), number=[1 << 40] * 12)
+    with pytest.raises(DatasetError, match=r"12 rows .*\(int instead of bytes or a path"):
+        open_at("parquet", tmp_path / "tables", tmp_path, shots=2, image="number")
+
+
+def test_images_that_cannot_be_decoded_are_the_reason_for_too_few(tmp_path: Path) -> None:
+    table(tmp_path / "tables" / "0.parquet", [(kind, b"no image %d" % i) for i, (kind, _) in enumerate(images(0, 4))])
+    with pytest.raises(DatasetError, match="12 images cannot be decoded, the first: .*not an image"):
+        open_at("parquet", tmp_path / "tables", tmp_path, shots=2)
+
+
+def test_a_file_of_names_in_another_encoding_is_named(tmp_path: Path) -> None:
+    shard(tmp_path / "shards" / "0.tar", [(str(list(KINDS).index(kind)), data) for kind, data in images(0, 4)])
+    (tmp_path / "shards" / "classnames.txt").write_bytes("Bl\u00fcte\nb\nc\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"classnames\.txt cannot be read as UTF-8"):
+        open_at("webdataset", tmp_path / "shards", tmp_path, shots=2)

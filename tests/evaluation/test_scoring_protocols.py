@@ -100,16 +100,6 @@ def test_multiple_choice_asks_among_the_classes_most_alike_in_name():
     assert scoring_protocols.score(nobody, ["multiple_choice"], SENTENCES) == {"multiple_choice": 0}
 
 
-def test_random_multiple_choice_is_at_chance_for_a_random_ranking():
-    classes = {str(c): str(c) for c in range(40)}
-    labels = rng.integers(0, 40, 3000).astype(str).tolist()
-    rankings = tuple(rng.permutation(40).astype(str).tolist() for _ in labels)
-    score = scoring_protocols.get("multiple_choice@random").score(
-        seen([r[0] for r in rankings], labels, rankings=rankings, classes=classes)
-    )
-    assert abs(score - 0.25) < 4 * (0.25 * 0.75 / 3000) ** 0.5
-
-
 def test_names_and_rankings_come_with_the_predictions(run, classes):
     predictions = [replace(p, names=classes) for p in run(60)]
     everything = outcomes(predictions)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .tiny_random import write_encoder, write_joint, write_mllm
 

@@ -1,8 +1,8 @@
 """Seeded storms of threads with injected faults, and what must hold at every instant of them.
 
 Sequential property tests cannot see a lost wake-up or a ticket taken too late; many seeds of real threads can. Each seed draws its own
-pool (policy, host tier, TTL, slots, stage order) and its own faults: memory that runs out in a load, a restore or a forward pass,
-corrupt files, interrupts, waiters that are told to stop, models evicted, pinned and prefetched at any time.
+pool (policy, host tier, TTL, slots) and its own faults: memory that runs out in a load, a restore or a forward pass,
+corrupt files, interrupts, waiters that are told to stop, models evicted and pinned at any time.
 
     python -m tests.runtime.storm 300            # the whole set; the last line is the verdict
     python -m tests.runtime.storm 40 --first 100 --patience 5
@@ -31,10 +31,10 @@ from fgvr.errors import FgvrError, LeaseTimeout, OutOfBudget, RuntimeConflict, W
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import Block, SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .helpers import Inside
 
@@ -151,8 +151,6 @@ class Storm:
         )
         for spec in SPECS:
             self.pool.register(spec)
-        if draw.random() < 0.4:
-            self.pool.expect([SPECS[1].key], [SPECS[0].key, SPECS[4].key], [SPECS[2].key])
         self.pool.subscribe(self.hear)
         self.ledger = Inside(self.pool).ledger
         self.done = 0
@@ -253,8 +251,6 @@ class Storm:
             self.pool.unpin(key)
         elif draw < 0.15:
             self.pool.set_budget(rng.choice((80, 90)) * MIB)
-        elif draw < 0.20:
-            self.pool.prefetch(key)
         for spec in SPECS:
             self.pool.reset(spec.key)
 

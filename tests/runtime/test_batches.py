@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgvr.errors import OutOfBudget
-from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.types import ModelSpec
 from fgvr.utils.batches import longest_first, take
+from tests.runtime.fakes import FakeLoader, FakeMLLM
 
 from .conftest import MIB, PoolMaker
 from .helpers import PICTURE

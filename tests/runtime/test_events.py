@@ -10,9 +10,9 @@ import pytest
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
 

@@ -19,9 +19,9 @@ from fgvr.errors import ConfigError, LeaseTimeout, WouldDeadlock
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.execution_slots import ExecutionSlots
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool, close_shared
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, MIB, PoolMaker
 from .helpers import PICTURE, Inside, until

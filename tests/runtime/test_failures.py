@@ -6,9 +6,9 @@ import pytest
 
 from fgvr.errors import ModelLoadError, OutOfBudget
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
 from .helpers import state, used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import fgvr
 from fgvr import modes
-from fgvr.planning import validate_spec
+from fgvr.planning import on_device
 from fgvr.runtime.devices import cuda, fastest_dtype, processor
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
@@ -79,40 +80,48 @@ def test_half_precision_on_a_cpu_is_float32_in_name_too(small: ModelSpec) -> Non
     """Under one fingerprint vectors of a GPU and of a CPU would be remembered as the same."""
     fingerprint = find_loader(small).fingerprint
     half = replace(small, dtype="float16")
-    on_cpu, on_gpu = validate_spec(half, "cpu"), validate_spec(half, "cuda:0")
+    on_cpu, on_gpu = on_device(half, "cpu"), on_device(half, "cuda:0")
     assert fingerprint(on_cpu) == fingerprint(replace(small, dtype="float32")) != fingerprint(on_gpu)
-    assert (on_gpu, validate_spec(half, "mps")) == (half, half)
+    assert (on_gpu, on_device(half, "mps")) == (half, half)
     assert computed_in(on_cpu) == "float32"
     assert computed_in(on_gpu) == "float16", "whoever loads it loads what the fingerprint says"
 
 
-def test_large_files_of_half_precision_are_told_apart_likewise(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def from_here_all_files_are_large(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Of a large file only the header is hashed."""
+    return lambda: monkeypatch.setattr(files, "HASH_WHOLE", 0)
+
+
+def test_large_files_of_half_precision_are_told_apart_likewise(
+    encoder_folder: Path, from_here_all_files_are_large: Callable[[], None]
+) -> None:
     """The encoder's file has float16; small ones are computed in float32 anywhere."""
     asked = ModelSpec("encoder", "clip", str(encoder_folder))
-    assert validate_spec(asked, "cpu") is validate_spec(asked, "cuda:0") is asked
-    monkeypatch.setattr(files, "HASH_WHOLE", 0)
-    assert validate_spec(asked, "cpu").dtype == computed_in(validate_spec(asked, "cpu")) == "float32"
-    assert validate_spec(asked, "simulated:1GiB").dtype == "float32"
-    assert validate_spec(asked, "cuda:0") is asked and computed_in(asked) == "float16"
+    assert on_device(asked, "cpu") is on_device(asked, "cuda:0") is asked
+    from_here_all_files_are_large()
+    assert on_device(asked, "cpu").dtype == computed_in(on_device(asked, "cpu")) == "float32"
+    assert on_device(asked, "simulated:1GiB").dtype == "float32"
+    assert on_device(asked, "cuda:0") is asked and computed_in(asked) == "float16"
 
 
 def test_fingerprints_of_other_types_stay_what_they_were(
-    small: ModelSpec, joint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: ModelSpec, joint_folder: Path, tmp_path: Path, from_here_all_files_are_large: Callable[[], None]
 ) -> None:
     for dtype in ("float32", "bfloat16"):
-        assert validate_spec(replace(small, dtype=dtype), "cpu") == replace(small, dtype=dtype)
+        assert on_device(replace(small, dtype=dtype), "cpu") == replace(small, dtype=dtype)
     mllm = ModelSpec("mllm", "transformers", "tiny", dtype="float16")
-    assert validate_spec(mllm, "cpu") is mllm, "an MLLM is loaded as asked"
-    monkeypatch.setattr(files, "HASH_WHOLE", 0)
+    assert on_device(mllm, "cpu") is mllm, "an MLLM is loaded as asked"
+    from_here_all_files_are_large()
     joint = ModelSpec("joint", "blip", str(joint_folder))  # bfloat16 or float32 in its file
-    assert validate_spec(joint, "cpu") is joint
+    assert on_device(joint, "cpu") is joint
     damaged = tmp_path / "model.safetensors"
     damaged.write_bytes(b"no header")
-    assert validate_spec(replace(joint, source=str(tmp_path)), "cpu").dtype == "auto", "loading says that, and the doctor"
+    assert on_device(replace(joint, source=str(tmp_path)), "cpu").dtype == "auto", "loading says that, and the doctor"
 
 
 @pytest.mark.parametrize("capability,dtype", [(None, "float32"), ((8, 0), "float16")])
 def test_auto_asks_whether_there_is_a_gpu_that_can_be_used(small: ModelSpec, monkeypatch, capability, dtype) -> None:
     monkeypatch.setattr(cuda.CudaDevice, "may_be_here", lambda: True)
     monkeypatch.setattr(cuda, "_capability", lambda index: capability)
-    assert validate_spec(replace(small, dtype="float16"), "auto").dtype == dtype
+    assert on_device(replace(small, dtype="float16"), "auto").dtype == dtype

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.planning import validate_spec
+from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
@@ -136,11 +135,3 @@ assert not {{"torch", "transformers", "open_clip"}} & set(sys.modules)
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={"PATH": "/usr/bin"})
     assert time.monotonic() - began < 30
-
-
-def test_values_of_a_spec_are_checked_together() -> None:
-    good = ModelSpec("mllm", "transformers", "tiny")
-    assert validate_spec(good) is good
-    with pytest.raises(ConfigError) as caught:
-        validate_spec(replace(good, dtype="fp8", quantization="int3"))
-    assert all(word in str(caught.value) for word in ("dtype=fp8", "quantization=int3"))

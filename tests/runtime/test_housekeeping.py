@@ -1,4 +1,4 @@
-"""The pool's own thread: models idle for too long, loading ahead, stages; and the least stay that keeps two users from thrashing."""
+"""The pool's own thread: models idle for too long; and the least stay that keeps two users from thrashing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 
-from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.housekeeping import NAME, Housekeeping
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
-from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
-from .helpers import Gate, state, until, used
+from .conftest import ENCODER, MIB, MLLM, PoolMaker
+from .helpers import state, until, used
 
 
 def use(pool: ModelPool, role: str) -> None:
@@ -79,7 +78,7 @@ class Keeper(FakeLoader):
 def rounds(intercept) -> list[float]:
     """Grows with each look of the pools' own threads."""
     seen: list[float] = []
-    intercept(Housekeeping, "round", lambda look, keeper: (seen.append(time.monotonic()), look(keeper))[1])
+    intercept(Housekeeping, "expire", lambda look, keeper: (seen.append(time.monotonic()), look(keeper))[1])
     return seen
 
 
@@ -137,100 +136,6 @@ def test_the_thread_does_not_keep_a_forgotten_pool() -> None:
     del pool
     gc.collect()
     assert until(lambda: not keepers(before))
-
-
-# --- ahead of time -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_prefetch_loads_smallest_first_and_the_lease_finds_it_there(make_pool: PoolMaker) -> None:
-    order: list[str] = []
-    pool = make_pool(loader=FakeLoader(on_load=lambda spec: order.append(spec.role), work=0))
-    pool.prefetch("mllm", "joint", "encoder")
-    assert until(lambda: all(m.state == "resident" for m in pool.status()))
-    assert order == ["joint", "encoder", "mllm"]
-    with pool.lease("mllm", "joint", "encoder"):
-        pass
-    assert order == ["joint", "encoder", "mllm"]
-    with pytest.raises(ConfigError):
-        pool.prefetch("nobody")
-
-
-def test_a_prefetch_evicts_nothing_that_is_in_use_or_waited_for(make_pool: PoolMaker) -> None:
-    pool = make_pool(budget=60 * MIB, loader=FakeLoader(work=0))
-    with pool.lease("mllm"):
-        pool.prefetch("encoder")
-        pool.prefetch("joint")  # done after the encoder was looked at, and there is room for it
-        assert until(lambda: state(pool, JOINT) == "resident")
-        assert state(pool, ENCODER) == "absent"
-    assert pool.loads == {"mllm": 1, "encoder": 0, "joint": 1}
-
-
-def test_a_prefetch_that_fails_hurts_nobody(make_pool: PoolMaker) -> None:
-    def fail(spec: ModelSpec) -> None:
-        raise ModelLoadError("damaged")
-
-    pool = make_pool(loader=FakeLoader(on_load=fail))
-    pool.prefetch("mllm")
-    assert until(lambda: state(pool, MLLM) == "failed")
-    with pytest.raises(ModelLoadError, match="damaged"), pool.lease("mllm"):
-        pass
-    pool.prefetch("joint")
-    assert until(lambda: state(pool, JOINT) == "failed")  # the thread goes on
-
-
-def test_the_next_stage_is_loaded_while_this_one_works(make_pool: PoolMaker) -> None:
-    pool = make_pool()
-    pool.expect(["encoder"], ["mllm"])
-    with pool.lease("encoder"):
-        assert until(lambda: state(pool, MLLM) == "resident")
-    assert state(pool, JOINT) == "absent"
-    assert {m.role: m.next_use for m in pool.status()} == {"encoder": 0, "mllm": 1, "joint": None}
-    pool.expect()
-    assert all(m.next_use is None for m in pool.status())
-    with pytest.raises(ConfigError, match="known are"):
-        pool.expect(["encoder"], ["nobody"])
-
-
-def test_a_next_stage_of_unknown_size_hurts_nobody(make_pool: PoolMaker) -> None:
-    """Its files are missing, say: the present stage's lease comes back all the same, and who asks for that model is told."""
-
-    class Missing(FakeLoader):
-        def estimate(self, spec: ModelSpec) -> int:
-            if spec.role == "mllm":
-                raise ModelLoadError("no such folder")
-            return super().estimate(spec)
-
-    pool = make_pool(loader=Missing())
-    pool.expect(["encoder"], ["mllm"])
-    for _ in range(2):
-        with pool.lease("encoder"):
-            pass
-    pool.prefetch("mllm", "joint")
-    assert until(lambda: state(pool, JOINT) == "resident")
-    with pytest.raises(ModelLoadError, match="no such folder"), pool.lease("mllm"):
-        pass
-
-
-def test_what_is_used_next_is_evicted_last(make_pool: PoolMaker) -> None:
-    pool = make_pool(budget=95 * MIB, loader=FakeLoader(work=0))
-    pool.expect(["encoder"], ["mllm"], ["joint"])
-    for role in ("mllm", "joint", "encoder"):  # the MLLM is now the longest unused
-        with pool.lease(role):
-            pass
-    with pool.lease("encoder"), pool.lease(ModelSpec("joint", "fake", "another 20MiB")):
-        assert [state(pool, s) for s in (MLLM, JOINT, ENCODER)] == ["resident", "absent", "resident"]
-
-
-def test_loading_ahead_stands_back_for_who_waits(make_pool: PoolMaker) -> None:
-    """Room for one: the next stage's model must not take the place the present one's user comes back to."""
-    gate = Gate(only="mllm")
-    gate.open.set()
-    pool = make_pool(budget=45 * MIB, loader=FakeLoader(on_load=gate, work=0))
-    pool.expect(["encoder"], ["mllm"])
-    for _ in range(5):
-        with pool.lease("encoder"):
-            time.sleep(0.002)
-    assert pool.loads["encoder"] == 1 and not gate.entered.is_set()
 
 
 # --- the least stay ----------------------------------------------------------------------------------------------------------

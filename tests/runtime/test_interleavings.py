@@ -10,9 +10,9 @@ import pytest
 
 from fgvr.errors import FgvrError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
 from .helpers import PICTURE, Gate, Inside, state, until, used
@@ -82,19 +82,6 @@ def test_what_is_loading_or_moving_cannot_be_evicted_by_hand(make_pool: PoolMake
         assert used(pool) == 40 * MIB
         gate.open.set()
         assert loading.result(10)
-
-
-def test_a_lease_that_comes_while_its_model_is_fetched_ahead_causes_no_second_load(make_pool: PoolMaker) -> None:
-    gate = Gate()
-    pool = make_pool(loader=FakeLoader(on_load=gate))
-    pool.prefetch("mllm")
-    assert gate.entered.wait(10)
-    with ThreadPoolExecutor(1) as threads:
-        leasing = threads.submit(use, pool)
-        assert waits(leasing)
-        gate.open.set()
-        assert leasing.result(10)
-    assert pool.loads["mllm"] == 1
 
 
 def test_a_place_that_is_just_becoming_free_is_not_given_twice(make_pool: PoolMaker, device: SimulatedDevice) -> None:

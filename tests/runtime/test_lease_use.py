@@ -10,9 +10,9 @@ import pytest
 
 from fgvr.errors import FgvrError, LeaseTimeout, ModelLoadError, OutOfBudget, RuntimeConflict, WouldDeadlock
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeEncoder, FakeLoader
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
 from .helpers import EQUALLY_BIG, PICTURE, Inside, state

@@ -19,12 +19,12 @@ from fgvr.runtime.alerts import Alert, Alerts, Webhook
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.mlx import MlxDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.machine import Host, ProcessMemory
 from fgvr.runtime.monitor import Monitor, watch
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pressure import HostMarks, MonitorSettings, Watermarks, pressure
 from fgvr.runtime.timeline import read
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
 from .helpers import Inside

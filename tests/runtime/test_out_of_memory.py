@@ -14,9 +14,9 @@ import pytest
 from fgvr.errors import OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.simulated import Block, SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeEncoder, FakeLoader
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
 from .helpers import PICTURE, Inside, state, status, used

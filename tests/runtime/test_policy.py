@@ -35,17 +35,6 @@ def test_cost_aware_gives_up_what_is_cheap_to_bring_back_rare_and_large() -> Non
     assert choose(lru, [model("slow", idle_seconds=11, return_seconds=30.0), model("quick", return_seconds=0.5)], 1) == ("slow",)
 
 
-def test_what_is_expected_next_goes_last_and_the_farthest_of_it_first() -> None:
-    idle = [
-        model("next", next_use=1, idle_seconds=99),
-        model("later", next_use=2, idle_seconds=1),
-        model("now", next_use=0, idle_seconds=999),
-        model("unplanned", idle_seconds=0.1, priority=7),
-    ]
-    assert choose(lru, idle, 4 * GIB) == ("unplanned", "later", "next", "now")
-    assert choose(cost_aware, idle, GIB) == ("unplanned",)
-
-
 def test_a_higher_priority_outlives_a_longer_idle_one() -> None:
     idle = [model("dear", priority=1, idle_seconds=99), model("plain", idle_seconds=1)]
     assert choose(lru, idle, 1) == ("plain",)
@@ -61,7 +50,6 @@ SNAPSHOTS = st.lists(
         gap_seconds=st.floats(0, 1e6),
         return_seconds=st.floats(0, 100),
         priority=st.integers(-2, 2),
-        next_use=st.none() | st.integers(0, 3),
     ),
     max_size=8,
 )

@@ -12,10 +12,10 @@ import pytest
 
 from fgvr.errors import ConfigError, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool, close_shared, shared
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
 from .helpers import EQUALLY_BIG, state

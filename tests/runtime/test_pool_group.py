@@ -17,10 +17,10 @@ from fgvr.runtime.devices import device_names, pick_devices
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_group import PoolGroup
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 GIB = 1 << 30
 BUDGET = 18 * GIB
@@ -252,3 +252,23 @@ def test_all_are_those_of_the_machine() -> None:
     found = pick_devices("all")
     assert found and not isinstance(found[0], SimulatedDevice)
     assert len({device.name for device in found}) == len(found)
+
+
+@pytest.mark.parametrize("called", ["encoder", ENCODER.key])
+def test_a_reset_lets_a_device_have_a_model_again(called: str, make: Maker) -> None:
+    broken = [True]
+
+    class Loads(Loader):
+        def load(self, spec: ModelSpec, device: Device) -> Any:
+            if device.name == "simulated:1" and broken[0]:
+                raise ModelLoadError("its files cannot be read")
+            return super().load(spec, device)
+
+    loader = Loads()
+    pool = make(loader)
+    pool.leased(ENCODER).encode(NOISE)
+    assert len(pool.notes) == 1 and "simulated:1" not in loader.batches
+    broken[0] = False
+    pool.reset(called)
+    pool.leased(ENCODER).encode(NOISE)
+    assert not pool.notes and "simulated:1" in loader.batches

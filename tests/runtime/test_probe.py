@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from fgvr.cli import main
 from fgvr.planning import plan
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeEncoder, FakeLoader
 from fgvr.runtime.plan import need
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.probe import Probes, take
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeEncoder, FakeLoader
 
 MIB = 1 << 20
 MLLM = ModelSpec("mllm", "fake", "fake 40MiB", batch_size=4)
@@ -94,6 +95,23 @@ def test_a_probe_that_has_no_place_or_fails_leaves_the_estimate_and_the_model(tm
     assert (tmp_path / "b").exists(), "there was room after all"
 
 
+def test_a_probe_beside_a_lease_of_another_batch_size_disturbs_neither(tmp_path: Path) -> None:
+    encoder, joint = (ModelSpec(role, "fake", f"{role} 10MiB", batch_size=4) for role in ("encoder", "joint"))
+
+    class Meanwhile(GrowingLoader):
+        def work_bytes(self, spec: ModelSpec) -> int:
+            if spec.role == "joint":  # the encoder's need is known to this lease, and not yet used
+                other = threading.Thread(target=lambda: pool.leased(replace(encoder, batch_size=8)).encode([]))
+                other.start()
+                other.join()
+            return 50 * MIB
+
+    pool = pool_of(tmp_path / "probes", Meanwhile())
+    with pool.lease(encoder, joint):
+        assert pool.status().used == (10 + 10 + 50 + 50) * MIB
+    assert work_of(pool, replace(encoder, batch_size=8)) == 17 * MIB
+
+
 def test_a_measurement_that_cannot_be_kept_is_no_failure_of_the_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "probes").write_text("a file, where a folder should be")
     pool, spec = pool_of(tmp_path / "probes", GrowingLoader()), ModelSpec("encoder", "fake", "e 10MiB", batch_size=8)
@@ -115,7 +133,7 @@ def test_damaged_measurements_are_as_none(tmp_path: Path) -> None:
     probes, loader = Probes(tmp_path), FakeLoader()
     probes.keep(loader, MLLM, "cpu", {1: 10, 4: 40})
     assert probes.work(loader, MLLM, "cpu") == 40 and probes.work(loader, MLLM, "cuda:0") is None
-    for content in ("", "[]", "{}", '{"1": "x"}'):
+    for content in ("", "[]", "{}", '{"1": "x"}', '{"1": null}', '{"8": 10}', '{"0": 1}'):
         next(tmp_path.iterdir()).write_text(content)
         assert probes.work(loader, MLLM, "cpu") is None
 

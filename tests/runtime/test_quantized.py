@@ -18,7 +18,6 @@ from PIL import Image
 from fgvr import load_config
 from fgvr.errors import ConfigError, ModelLoadError, RuntimeConflict
 from fgvr.planning import plan as plan_of
-from fgvr.planning import validate_spec
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
@@ -140,7 +139,7 @@ def test_a_call_takes_what_the_formula_says_one_unpacked_matrix_included(kind: s
     tokens = model.inputs(asks)["input_ids"].shape[1]
     pixels = 112 * 140  # as the processor scales 112 x 112
     batch = sizes.Batch(4, pixels, 4, prompt=tokens - pixels // 784, new=8, unpacked=True)
-    shape = sizes.read_shape(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
+    shape = sizes.read_dimensions(json.loads((Path(tensors.__file__).parents[2] / "models_tiny/mllm/config.json").read_text()))
     if action == "generate":
         peak = CpuDevice().measure(lambda: model.generate(images, prompts, max_new_tokens=8))
         moments = (sizes.prepare, sizes.tower, sizes.prefill)
@@ -285,11 +284,12 @@ def test_weights_that_were_saved_in_fewer_bits_are_refused_with_a_cure(mllm_fold
 
 
 def test_only_known_kinds_and_only_the_mllm() -> None:
-    assert validate_spec(quantised("int4")) == quantised("nf4")
-    with pytest.raises(ConfigError, match="write null, int8 or nf4"):
-        validate_spec(quantised("int3"))
+    assert load_config("models.mllm.quantization=int4").models.mllm["quantization"] == "nf4"
+    for word, told in (("mllm.quantization=int3", "int8, nf4"), ("mllm.dtype=fp8", "auto, fastest, float32")):
+        with pytest.raises(ConfigError, match=f"{word}.* must be .*{told}"):
+            load_config(f"models.{word}")
     with pytest.raises(ConfigError, match=r"only models\.mllm can be quantised"):
-        validate_spec(ModelSpec("encoder", "clip", "tiny", quantization="int8"))
+        load_config("+models.encoder.quantization=int8")
     with pytest.raises(ModelLoadError, match="known are int8, nf4"):
         LOADER.estimate(quantised("int2"))
 

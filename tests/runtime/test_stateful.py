@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fgvr.errors import ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.leases import Lease
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.policy import POLICIES
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .helpers import Inside
 from .storm import OutOfMemoryError
@@ -39,7 +39,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = ModelPool(
             self.device, budget=80 * MIB, host_budget=60 * MIB, lease_timeout=5, min_residency=0.0, loaders=lambda spec: loader
         )
-        Inside(self.pool).housekeeping.stop()  # one thread: nothing is loaded ahead
+        Inside(self.pool).housekeeping.stop()
         self.keys = {name: self.pool.register(spec) for name, spec in SPECS.items()}
         self.limit = 80
         self.open: list[tuple[Lease, frozenset[str], int]] = []
@@ -124,11 +124,9 @@ class PoolMachine(RuleBasedStateMachine):
             assert kept <= limit
             self.limit = limit
 
-    @rule(policy=st.sampled_from(sorted(POLICIES)), stages=st.lists(st.lists(NAMES, max_size=2), max_size=3))
-    def settings_(self, policy: str, stages: list[list[str]]) -> None:
+    @rule(policy=st.sampled_from(sorted(POLICIES)))
+    def settings_(self, policy: str) -> None:
         self.pool.configure(replace(self.pool.settings, policy=POLICIES[policy]))
-        Inside(self.pool).ledger.stages = tuple(frozenset(self.keys[n] for n in stage) for stage in stages if stage)
-        Inside(self.pool).ledger.stage = 0
 
     @rule()
     def cleanup(self) -> None:

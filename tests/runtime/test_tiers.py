@@ -10,10 +10,10 @@ import pytest
 from fgvr.errors import ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.events import Event
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
 from .helpers import PICTURE, state, status, used

@@ -79,13 +79,31 @@ def test_a_process_that_met_nothing_leaves_nothing_behind_an_earlier_one(make_po
 
 def test_two_processes_do_not_mix_their_rows(make_pool: PoolMaker, tmp_path: Path) -> None:
     pool, other = make_pool(), make_pool()
-    with monitor_of(pool).record(tmp_path / "m.jsonl") as first:
-        with monitor_of(other).record(tmp_path / "m.jsonl") as second:
-            assert first.mine and not second.mine
+    with monitor_of(pool).record(tmp_path / "m.jsonl"):
+        with monitor_of(other).record(tmp_path / "m.jsonl"):
             use(other, "mllm")
         use(pool, "encoder")
     [session] = read(tmp_path / "m.jsonl").sessions
     assert {m.role for m in session.events} == {"encoder"}
+
+
+def test_a_full_disk_ends_the_record_and_nothing_else(make_pool: PoolMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resource = pytest.importorskip("resource")
+    pool, file, limits = make_pool(), tmp_path / "m.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    monitor = monitor_of(pool)
+    with monitor.record(file):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 40, limits[1]))  # the next row has room for a part of it
+            use(pool, "encoder")
+            monitor.sample()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        use(pool, "mllm")
+    assert caplog.text.count("memory is not recorded any more") == 1
+    with monitor.record(file):
+        use(pool, "joint")
+    first, second = read(file).sessions
+    assert not first.ended and second.ended and {event.role for event in second.events} >= {"joint"}
 
 
 @pytest.mark.parametrize(

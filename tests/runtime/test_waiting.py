@@ -12,12 +12,12 @@ import pytest
 from fgvr.errors import FgvrError, LeaseTimeout, WouldDeadlock
 from fgvr.runtime import status_records
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.locks import CONSTRUCT, ConstructLock
 from fgvr.runtime.monitor import Monitor
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.timeline import Start
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, MIB, MLLM, PoolMaker
 from .helpers import EQUALLY_BIG, PICTURE, Gate, Inside, state, status, until, used

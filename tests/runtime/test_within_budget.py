@@ -13,9 +13,9 @@ import pytest
 from fgvr.errors import ConfigError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ENCODER, JOINT, MIB, MLLM, PoolMaker
 from .helpers import EQUALLY_BIG, PICTURE, Gate, Inside, state, used

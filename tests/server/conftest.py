@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +65,7 @@ class Served:
     thread: threading.Thread
 
     def web(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=90, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=90, trust_env=False, verify=False, **options)  # no certificates are read: 20 ms
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         with self.web() as web:
@@ -85,9 +87,8 @@ class Served:
 Serve = Callable[..., Served]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """`serve(max_inflight=..., loader=..., budget=...)`: a server; at the end no lease, no place and no job may be left."""
+@contextmanager
+def servers() -> Iterator[Serve]:
     made: list[Served] = []
 
     def start(
@@ -135,6 +136,20 @@ def serve() -> Iterator[Serve]:
         until(lambda served=served: not idle_failures(served))
         served.stop()
         served.pool.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serve(max_inflight=..., loader=..., budget=...)`: a server; at the end no lease, no place and no job may be left."""
+    with servers() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_once() -> Iterator[Serve]:
+    """The same for tests that leave a server as it was: those of a file that ask for the same settings share one."""
+    with servers() as start:
+        yield functools.cache(start)
 
 
 def idle_failures(served: Served) -> list[str]:

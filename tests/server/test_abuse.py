@@ -127,10 +127,10 @@ def highest(read: Callable[[], int]) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM"])
 def test_the_server_reads_a_picture_as_everybody_does(form: str) -> None:
-    decoders = Decoders(Settings(decode_seconds=30.0))
+    decoders, quick = Decoders(Settings(decode_seconds=30.0)), {"compress_level": 1} if form == "PNG" else {}
     try:
         for size, kept in (((1000, 700), True), ((4000, 3000), False)):
-            data = encoded(Image.effect_noise(size, 50).convert("RGB"), form)
+            data = encoded(Image.effect_noise((100, 70), 50).resize(size).convert("RGB"), form, **quick)
             found = decoders.decode("a request", data, size, "RGB")
             decoders.leave("a request")
             assert decoders.used == 4 * found.image.width * found.image.height, "as long as somebody holds it"
@@ -274,15 +274,15 @@ def test_a_listener_that_stalls_is_dropped(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "TGA", "WEBP"])
-def test_formats_of_the_command_line_are_accepted(serve: Serve, form: str) -> None:
+def test_formats_of_the_command_line_are_accepted(serve_once: Serve, form: str) -> None:
     if form not in Image.SAVE:
         pytest.skip(f"this Pillow has no {form}")
     content = encoded(Image.new("RGB", (40, 30), "red"), form)
-    assert serve().post("/api/v1/classify", files={"images": ("a", content)}).status_code == 200
+    assert serve_once().post("/api/v1/classify", files={"images": ("a", content)}).status_code == 200
 
 
-def test_a_very_long_picture_is_answered(serve: Serve) -> None:
-    served, content = serve(), png(3000, 10)
+def test_a_very_long_picture_is_answered(serve_once: Serve) -> None:
+    served, content = serve_once(), png(3000, 10)
     assert served.post("/api/v1/classify", files={"images": ("a.png", content)}).status_code == 200
     assert served.post("/v1/chat/completions", chat("what", data_url(content), max_tokens=2)).status_code == 200
 
@@ -336,8 +336,8 @@ def test_pictures_go_with_their_request_and_wait_for_no_garbage_collection(serve
 
 
 def test_pictures_of_refused_late_and_left_requests_go_as_well(serve: Serve, slow_words: Callable[[float], None]) -> None:
-    slow_words(1.0)
-    served = serve(deadline=2.0)
+    slow_words(0.6)
+    served = serve(deadline=1.2)
     url = data_url(png(200, 200))
     broken = data_url(png()[:60])
     with no_garbage_collection():

@@ -49,8 +49,8 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_costly_body_is_refused_at_once_everywhere_and_others_are_answered(serve: Serve, name: str) -> None:
-    served = serve()
+def test_a_costly_body_is_refused_at_once_everywhere_and_others_are_answered(serve_once: Serve, name: str) -> None:
+    served = serve_once()
     waits: list[float] = []
     ended = threading.Event()
 
@@ -88,8 +88,8 @@ def test_a_costly_body_is_refused_at_once_everywhere_and_others_are_answered(ser
         (b'{"\\ud800": 1}', "unicode"),
     ],
 )
-def test_what_is_no_request_is_named(serve: Serve, content: bytes, said: str) -> None:
-    status, body, _ = send(serve(), CHAT, content)
+def test_what_is_no_request_is_named(serve_once: Serve, content: bytes, said: str) -> None:
+    status, body, _ = send(serve_once(), CHAT, content)
     assert status == 400 and said in failure(body)["message"], body
 
 
@@ -106,9 +106,9 @@ def test_lists_have_limits_that_are_named(serve: Serve) -> None:
 # --- chat histories ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_official_client_dumps_can_be_sent_again(serve: Serve) -> None:
+def test_what_the_official_client_dumps_can_be_sent_again(serve_once: Serve) -> None:
     openai = pytest.importorskip("openai")
-    served = serve()
+    served = serve_once()
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
         history: list[Any] = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "A bird?"}]
         first = client.chat.completions.create(model="mllm", messages=history)
@@ -128,17 +128,17 @@ def test_what_the_official_client_dumps_can_be_sent_again(serve: Serve) -> None:
         {"content": "x", "tool_calls": []},
     ],
 )
-def test_an_assistants_message_is_taken_in_all_its_forms(serve: Serve, said: dict[str, Any]) -> None:
+def test_an_assistants_message_is_taken_in_all_its_forms(serve_once: Serve, said: dict[str, Any]) -> None:
     turn = {"role": "user", "content": "A bird?"}
-    answer = serve().post(CHAT, {"messages": [turn, {"role": "assistant", **said}, turn]})
+    answer = serve_once().post(CHAT, {"messages": [turn, {"role": "assistant", **said}, turn]})
     assert answer.status_code == 200, answer.text
 
 
-def test_parameters_that_are_null_or_empty_are_as_if_they_were_not_there(serve: Serve) -> None:
+def test_parameters_that_are_null_or_empty_are_as_if_they_were_not_there(serve_once: Serve) -> None:
     names = ("temperature", "top_p", "n", "stream", "max_tokens", "max_completion_tokens", "stop", "seed", "logprobs", "top_logprobs",
              "stream_options", "response_format", "tools", "tool_choice", "user", "metadata", "store", "logit_bias", "functions", "audio",
              "parallel_tool_calls", "frequency_penalty", "presence_penalty", "modalities", "service_tier", "prediction")  # fmt: skip
-    served = serve()
+    served = serve_once()
     nothing = served.post(CHAT, chat(**dict.fromkeys(names)))
     assert nothing.status_code == 200, nothing.text
     empty = served.post(CHAT, chat(tools=[], logit_bias={}, metadata={"run": "7"}, modalities=["text"]))
@@ -147,8 +147,8 @@ def test_parameters_that_are_null_or_empty_are_as_if_they_were_not_there(serve: 
 
 
 @pytest.mark.parametrize("detail", ["low", "high", "auto", None])
-def test_images_are_taken_as_the_api_writes_them(serve: Serve, detail: str | None) -> None:
-    served = serve()
+def test_images_are_taken_as_the_api_writes_them(serve_once: Serve, detail: str | None) -> None:
+    served = serve_once()
     shown = [{"url": data_url(), "detail": detail}, data_url()]
     for image in shown:
         content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": "x"}]
@@ -171,8 +171,8 @@ def test_images_are_taken_as_the_api_writes_them(serve: Serve, detail: str | Non
         ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages.0.tool_calls"),
     ],
 )  # fmt: skip
-def test_a_refusal_names_the_field(serve: Serve, turn: dict[str, Any], param: str) -> None:
-    answer = serve().post(CHAT, {"messages": [turn, {"role": "user", "content": "x"}]})
+def test_a_refusal_names_the_field(serve_once: Serve, turn: dict[str, Any], param: str) -> None:
+    answer = serve_once().post(CHAT, {"messages": [turn, {"role": "user", "content": "x"}]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
@@ -188,9 +188,9 @@ def test_a_refusal_names_the_field(serve: Serve, turn: dict[str, Any], param: st
         ("frequency_penalty", "NaN"),
     ],
 )  # fmt: skip
-def test_an_extreme_is_refused_by_name(serve: Serve, name: str, value: str) -> None:
+def test_an_extreme_is_refused_by_name(serve_once: Serve, name: str, value: str) -> None:
     content = json.dumps(chat())[:-1] + f', "{name}": {value}}}'
-    status, body, _ = send(serve(), CHAT, content.encode())
+    status, body, _ = send(serve_once(), CHAT, content.encode())
     assert (status, failure(body)["param"]) == (400, name), body
 
 

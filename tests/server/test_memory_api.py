@@ -120,8 +120,8 @@ def test_limit_is_changed_live_and_refused_with_the_plan_below_what_is_leased(se
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "abc", "1e-12", "1e300", ""])
-def test_limits_that_are_none(serve: Serve, limit: str) -> None:
-    served = serve()
+def test_limits_that_are_none(serve_once: Serve, limit: str) -> None:
+    served = serve_once()
     assert served.change("/api/v1/memory/limit", params={"limit_gb": limit}).status_code == 400
     assert served.pool.budget == 100 * MIB
 

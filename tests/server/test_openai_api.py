@@ -13,9 +13,9 @@ import numpy as np
 import openai
 import pytest
 
-from fgvr.runtime.loaders.fake import FakeLoader
 from fgvr.types import Decision, Picture, Prediction, Sample
 from fgvr.utils.images import read_image
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import MIB, SPECS, FakeRecognizer, Serve, Served, chat, data_url, png
 
@@ -24,12 +24,15 @@ def client(served: Served, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0, http_client=openai.DefaultHttpxClient(trust_env=False))
 
 
+IDLE = {"budget": 99 * MIB}  # of the server of those tests that load nothing
+
+
 def turns(text: str = "Describe the bird.", *images: str) -> Any:
     return chat(text, *images)["messages"]
 
 
-def test_a_chat_with_an_image_is_what_the_model_says_in_process(serve: Serve) -> None:
-    served = serve()
+def test_a_chat_with_an_image_is_what_the_model_says_in_process(serve_once: Serve) -> None:
+    served = serve_once()
     picture = Picture(*read_image(png()))
     with served.pool.lease("mllm") as mllm:
         (here,) = mllm.generate([[picture]], ["Describe the bird."], max_new_tokens=32)
@@ -41,8 +44,8 @@ def test_a_chat_with_an_image_is_what_the_model_says_in_process(serve: Serve) ->
     assert there.usage.total_tokens == there.usage.prompt_tokens + there.usage.completion_tokens
 
 
-def test_a_stream_adds_up_to_the_answer(serve: Serve) -> None:
-    served = serve()
+def test_a_stream_adds_up_to_the_answer(serve_once: Serve) -> None:
+    served = serve_once()
     with client(served) as web:
         whole = web.chat.completions.create(model="mllm", messages=turns(), max_tokens=32)
         chunks = list(
@@ -56,8 +59,8 @@ def test_a_stream_adds_up_to_the_answer(serve: Serve) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
 
 
-def test_log_probabilities_with_their_rivals(serve: Serve) -> None:
-    served = serve()
+def test_log_probabilities_with_their_rivals(serve_once: Serve) -> None:
+    served = serve_once()
     with client(served) as web:
         answer = web.chat.completions.create(model="mllm", messages=turns(), max_tokens=4, logprobs=True, top_logprobs=3)
         streamed = list(
@@ -72,8 +75,8 @@ def test_log_probabilities_with_their_rivals(serve: Serve) -> None:
     assert told == logprobs.content
 
 
-def test_n_seeds_and_stop_words(serve: Serve) -> None:
-    served = serve()
+def test_n_seeds_and_stop_words(serve_once: Serve) -> None:
+    served = serve_once()
     with client(served) as web:
 
         def ask(**more: Any) -> list[str]:
@@ -120,8 +123,8 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_is_not_supported_is_a_400_that_names_the_parameter(serve: Serve, name: str) -> None:
-    served = serve()
+def test_what_is_not_supported_is_a_400_that_names_the_parameter(serve_once: Serve, name: str) -> None:
+    served = serve_once(**IDLE)
     answer = served.post("/v1/chat/completions", chat(**{name: UNSUPPORTED[name]}))
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -130,8 +133,8 @@ def test_what_is_not_supported_is_a_400_that_names_the_parameter(serve: Serve, n
     assert served.pool.loads["mllm"] == 0
 
 
-def test_what_a_client_sends_without_wanting_anything_is_accepted(serve: Serve) -> None:
-    served = serve()
+def test_what_a_client_sends_without_wanting_anything_is_accepted(serve_once: Serve) -> None:
+    served = serve_once()
     harmless = {"response_format": {"type": "text"}, "frequency_penalty": 0, "presence_penalty": 0, "n": 1, "user": "me", "stop": None,
                 "store": False, "logprobs": False, "temperature": 0, "top_p": 1, "seed": 3, "stream": False}  # fmt: skip
     assert served.post("/v1/chat/completions", chat(**harmless)).status_code == 200
@@ -152,14 +155,14 @@ def test_what_a_client_sends_without_wanting_anything_is_accepted(serve: Serve) 
         "hello",
     ],
 )
-def test_messages_that_cannot_be_answered_are_named(serve: Serve, messages: Any) -> None:
-    served = serve()
+def test_messages_that_cannot_be_answered_are_named(serve_once: Serve, messages: Any) -> None:
+    served = serve_once(**IDLE)
     answer = served.post("/v1/chat/completions", {"model": "mllm", "messages": messages})
     assert answer.status_code == 400 and answer.json()["error"]["param"].startswith("messages"), answer.text
 
 
-def test_several_turns_are_one_conversation(serve: Serve) -> None:
-    served = serve()
+def test_several_turns_are_one_conversation(serve_once: Serve) -> None:
+    served = serve_once()
     shown = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": data_url()}}]
     said = (("system", "You name birds."), ("user", "Hello."), ("assistant", "Yes?"), ("user", shown))
     messages = [{"role": role, "content": content} for role, content in said]
@@ -179,8 +182,8 @@ def test_an_engine_that_only_generates_says_what_it_cannot(serve: Serve) -> None
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
-def test_embeddings_of_texts_and_images_are_exact(serve: Serve) -> None:
-    served = serve()
+def test_embeddings_of_texts_and_images_are_exact(serve_once: Serve) -> None:
+    served = serve_once()
     picture = Picture(*read_image(png()))
     with served.pool.lease("encoder") as encoder:
         wanted = np.concatenate([encoder.encode_text(["a crow"]), encoder.encode([picture]), encoder.encode_text(["a jay"])])
@@ -203,8 +206,8 @@ def test_embeddings_of_texts_and_images_are_exact(serve: Serve) -> None:
         assert answer.status_code == 400 and answer.json()["error"]["param"].startswith(name), answer.text
 
 
-def test_scores_and_matches_are_those_of_the_process(serve: Serve) -> None:
-    served = serve()
+def test_scores_and_matches_are_those_of_the_process(serve_once: Serve) -> None:
+    served = serve_once()
     picture, texts = Picture(*read_image(png())), ["a crow", "a blue jay"]
     with served.pool.lease("mllm", "joint") as (mllm, joint):
         (wanted,) = mllm.score([[picture]], ["Which?"], [texts], system="Birds.")
@@ -218,8 +221,8 @@ def test_scores_and_matches_are_those_of_the_process(serve: Serve) -> None:
     assert served.post("/v1/score", {"messages": two_turns, "continuations": texts}).json()["error"]["param"] == "messages"
 
 
-def test_models_are_listed_with_what_identifies_them(serve: Serve) -> None:
-    served = serve()
+def test_models_are_listed_with_what_identifies_them(serve_once: Serve) -> None:
+    served = serve_once(**IDLE)
     with client(served) as web:
         rows = {row.to_dict()["role"]: row.to_dict() for row in web.models.list()}
         assert set(rows) == {"mllm", "encoder", "joint"}
@@ -234,8 +237,8 @@ def test_models_are_listed_with_what_identifies_them(serve: Serve) -> None:
     assert sum(served.pool.loads.values()) == 0, "listing loads nothing"
 
 
-def test_classification_by_upload_and_by_data_url(serve: Serve) -> None:
-    served = serve()
+def test_classification_by_upload_and_by_data_url(serve_once: Serve) -> None:
+    served = serve_once()
     files = [("images", ("my crow.png", png(), "image/png")), ("images", ("other.png", png(seed=1), "image/png"))]
     uploaded = served.post("/api/v1/classify", files=files).json()["data"]["predictions"]
     assert [row["image"] for row in uploaded] == ["my crow.png", "other.png"]
@@ -265,8 +268,8 @@ def test_a_classification_says_in_one_field_whether_it_is_unsure_and_what_holds_
     assert schemas["Classification"]["required"] == ["predictions", "warnings"]
 
 
-def test_one_image_is_classified_by_its_own_name(serve: Serve) -> None:
-    served = serve()
+def test_one_image_is_classified_by_its_own_name(serve_once: Serve) -> None:
+    served = serve_once()
     (expected,) = served.post("/api/v1/classify", {"images": [data_url()], "names": ["crow.png"]}).json()["data"]["predictions"]
     cost = expected.pop("cost")
     bodies = [{"json": {"image": data_url(), "names": ["crow.png"]}}]
@@ -311,8 +314,8 @@ def test_a_recognizer_that_cannot_be_built_is_told_and_tried_again(serve: Serve)
     assert served.post("/api/v1/classify", {"images": [data_url()]}).status_code == 200
 
 
-def test_query_with_and_without_an_image(serve: Serve) -> None:
-    served = serve()
+def test_query_with_and_without_an_image(serve_once: Serve) -> None:
+    served = serve_once()
     for body in ({"question": "Describe the bird."}, {"question": "Describe the bird.", "image": data_url()}):
         data = served.post("/api/v1/query", body).json()["data"]
         assert data["answer"].startswith("A bird with") and data["model"] == SPECS["mllm"].key

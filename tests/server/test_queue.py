@@ -20,9 +20,10 @@ from typing import Any
 import httpx
 import pytest
 
-from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
+from fgvr.runtime.loaders.fake import FakeMLLM
 from fgvr.server.batching import BatchQueue, Job
 from fgvr.server.http_errors import HttpError
+from tests.runtime.fakes import FakeLoader
 
 from .conftest import ADMIN, MIB, FakeRecognizer, Serve, chat, data_url, idle_failures, png, until
 
@@ -268,7 +269,7 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
         _, told = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 0 and told.endswith("fgvr serve has stopped; the same command starts it again.\n"), told
+    assert process.returncode == 0 and "fgvr serve has stopped; the same command starts it again.\n" in told, told
     assert f"http://127.0.0.1:{port}" in told and "very-secret-token" not in told
     logged = "".join(file.read_text() for file in (tmp_path / "logs").iterdir())
     assert "POST /v1/chat/completions 200" in logged and "loaded mllm" in logged and "very-secret" not in logged

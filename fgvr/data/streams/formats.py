@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -75,16 +76,17 @@ class Format(Protocol):
 
 def find_shards(root: Path, suffixes: tuple[str, ...]) -> Iterator[Shard | Fault]:
     """The files below a folder, one file, or those that a pattern such as `train-{000..127}.tar` names; what is missing is a Fault."""
-    if "{" in root.name:
+    if "{" in root.name and not root.exists():
         files, root = [root.parent / name for name in _expanded(root.name)], root.parent
     elif root.is_dir():
-        files = sorted(file for suffix in suffixes for file in root.rglob(f"*{suffix}") if not file.name.startswith("."))
+        found = (file for suffix in suffixes for file in root.rglob(f"*{suffix}"))
+        files = sorted(file for file in found if not file.name.startswith(".") and not file.is_dir())
     else:
         files, root = [root], root.parent
     if not any(file.is_file() for file in files):
         raise DatasetError(f"{root} has no {' or '.join(suffixes)} files; set dataset.root to a folder of shards, or to one shard")
     for file in files:
-        name = file.relative_to(root).as_posix()
+        name = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")  # such as can be written anywhere
         if file.is_file():
             status = file.stat()
             yield Shard(name, file, part_of(name), f"{status.st_size}-{status.st_mtime_ns}")

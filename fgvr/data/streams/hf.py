@@ -44,9 +44,10 @@ class HuggingFace:
         names: list[str] = list(getattr(rows.features[self.label], "names", None) or ()) if self.label else []
         place = 0
         try:
-            for place, row in enumerate(rows):
+            for row in rows:
                 label = row[self.label] if self.label else None
                 yield to_row(place, row[self.image], self.root, label, names, labelled=self.label is not None)
+                place += 1
         except Exception as error:  # each builder of `datasets` has errors of its own
             yield Fault("", f"ends early or is damaged after {place:,} images ({_first_line(error)}); fetch it again")
 

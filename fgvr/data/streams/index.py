@@ -7,12 +7,15 @@ on the disk, so the answers are exact.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sqlite3
 import threading
+import unicodedata
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from fgvr.errors import DatasetError, StoreError
 from fgvr.utils.batches import chunks
 from fgvr.utils.files import file_lock
 from fgvr.utils.progress import track
+from fgvr.utils.text import printable
 
 COMMIT = 20_000
 _KEYS = 500  # ids of one query
@@ -45,7 +49,7 @@ CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY);
 _ANEW = ("INSERT INTO orders DEFAULT VALUES", [()])
 """Noted whenever ids get another meaning, so that whoever holds some can tell."""
 _TABLES = ("shards", "rows", "spans", "labels", "counts", "faults", "facts")
-Item = tuple[str, str, str | None, int, int, str, str]
+Item = tuple[str, str, str | None, int, int, str, bytes]
 """Shard, key, label, place, size, content hash, path of the shard."""
 
 
@@ -81,12 +85,15 @@ class StreamIndex:
                 ("INSERT INTO faults VALUES (?, '', ?)", [(fault.key, fault.reason) for fault in found if isinstance(fault, Fault)]),
                 (
                     "INSERT OR IGNORE INTO shards (name, path, part, stamp) VALUES (?, ?, ?, ?)",
-                    [(shard.name, str(shard.path), shard.part, shard.stamp) for shard in shards],
+                    [(shard.name, os.fsencode(shard.path), shard.part, shard.stamp) for shard in shards],
                 ),
             )
             left = {name: (number, taken) for number, name, taken in self._all("SELECT id, name, taken FROM shards WHERE NOT done")}
+            before = self.last
             for shard in track([shard for shard in shards if shard.name in left], "listing shards"):
                 self._list(shard, *left[shard.name], stream, strict=strict)
+            if self.last > before:
+                self._tell_apart()
             self._arrange([shard.name for shard in shards])
             self._order = self._orders
             if strict and (fault := self._all("SELECT shard, key, reason FROM faults LIMIT 1")):
@@ -97,8 +104,8 @@ class StreamIndex:
         for some in chunks(islice(stream.rows(shard), taken, None), COMMIT):
             broken = sum(not row.key for row in some)  # a fault of the shard is no row: whoever lists it again finds rows in its place
             taken, whole = taken + len(some) - broken, whole and not broken
-            rows = [row for row in some if isinstance(row, Row)]
-            faults = [(shard.name, fault.key, fault.reason) for fault in some if isinstance(fault, Fault)]
+            rows = [replace(row, key=printable(row.key), label=row.label and _name(row.label)) for row in some if isinstance(row, Row)]
+            faults = [(shard.name, printable(fault.key), printable(fault.reason)) for fault in some if isinstance(fault, Fault)]
             if strict and faults:
                 raise DatasetError(f"{faults[0][0]}, {faults[0][1]}: {faults[0][2]}; mend it, or set dataset.on_bad_image=skip")
             labels = self._label_numbers({row.label for row in rows if row.label is not None})
@@ -122,6 +129,12 @@ class StreamIndex:
                 ("UPDATE shards SET taken = ? WHERE id = ?", [(taken, number)]),
             )
         self._write(("UPDATE shards SET done = ? WHERE id = ?", [(whole, number)]))
+
+    def _tell_apart(self) -> None:
+        """Gives rows of one shard that are called the same (of a tar file that was appended to) names of their own."""
+        numbered = "SELECT id, ROW_NUMBER() OVER (PARTITION BY shard, key ORDER BY id) AS number FROM rows"
+        twice = self._all(f"SELECT number, id FROM ({numbered}) WHERE number > 1")
+        self._write(("UPDATE rows SET key = key || ' (' || ? || ')' WHERE id = ?", twice))
 
     def _arrange(self, names: Sequence[str]) -> None:
         """Gives the rows ids in the order of the shards, whichever was listed first: one that was broken or absent is listed late."""
@@ -302,6 +315,11 @@ class StreamIndex:
         with self._asked("written", "make room, then run the same command again"), self._turn, self._base:
             for statement, rows in statements:
                 self._base.executemany(statement, rows)
+
+
+def _name(label: str) -> str:
+    """As it can be written anywhere, accents composed: the same class may be written apart in another shard."""
+    return unicodedata.normalize("NFC", printable(label))
 
 
 def _marks(values: Sequence[Any]) -> str:

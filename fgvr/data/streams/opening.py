@@ -73,9 +73,13 @@ def open_stream(
     wanted = parts[pool] if counts is None else {label: counts[label] + calibration for label in catalog.ids}
     numbers, best = _best(index, stream, pool, wanted, split_seed, dropped)
     usable, unreadable = _usable(best, wanted)
-    taken = shots_taken(catalog, usable, request, notes, (test_per_class or 0) if shots == "all" and test == pool else 0)
+    try:
+        taken = shots_taken(catalog, usable, request, notes, (test_per_class or 0) if shots == "all" and test == pool else 0)
+    except DatasetError as error:
+        told = [f"{len(unreadable):,} images cannot be decoded, the first: {next(iter(unreadable.values()))}"] if unreadable else []
+        raise DatasetError(". ".join([str(error), *notes, *told])) from error
     support, held = cut(usable, taken, calibration)
-    kept = [numbers[sample.key] for sample in (*support, *held, *unreadable)] if test == pool else []
+    kept = [numbers[key] for key in (*(sample.key for sample in (*support, *held)), *unreadable)] if test == pool else []
     gone = np.union1d(dropped, np.array(kept, np.uint32))
     if test_per_class is None:
         tested = index.ids(test)
@@ -119,8 +123,9 @@ def _official(parts: dict[str, dict[str, int]], notes: list[str]) -> tuple[str, 
             notes.append(f"shards of another part than {only or 'the unnamed one'} were left out: there is no training part")
         return only, only
     test = "test" if "test" in parts else "validation" if "validation" in parts else "support"
-    if test == "test" and "validation" in parts:
-        notes.append(f"{sum(parts['validation'].values()):,} images of a validation part are neither support nor test: left out")
+    for part in sorted(parts.keys() - {"support", test}):
+        whose = f"a {part} part" if part else "shards whose names say no part, such as train or test,"
+        notes.append(f"{sum(parts[part].values()):,} images of {whose} are neither support nor test: left out")
     return "support", test
 
 
@@ -130,7 +135,10 @@ def _names(root: Path, given: str | None) -> list[str]:
         if given:
             raise DatasetError(f"dataset.names={given} is not there; it is a file with one class name per line")
         return []
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read as UTF-8 text with one class name per line: {error}") from error
 
 
 def _catalog(labels: Iterable[str], superclass: str, names: Sequence[str]) -> Catalog:
@@ -177,10 +185,10 @@ def _ranked(index: StreamIndex, part: str, most: dict[str, int], seed: int, drop
     return json.loads(index.remembered(f"chosen {asked}", compute))
 
 
-def _usable(best: dict[str, list[Sample]], wanted: dict[str, int]) -> tuple[dict[str, list[Sample]], list[Sample]]:
-    """Of each class those that can be decoded, as many as are wanted; and those that cannot."""
+def _usable(best: dict[str, list[Sample]], wanted: dict[str, int]) -> tuple[dict[str, list[Sample]], dict[str, ImageError]]:
+    """Of each class those that can be decoded, as many as are wanted; and, by key, why others cannot."""
     usable: dict[str, list[Sample]] = {label: [] for label in best}
-    unreadable: list[Sample] = []
+    unreadable: dict[str, ImageError] = {}
     for label, samples in track(best.items(), "checking images"):
         for sample in samples:
             if len(usable[label]) >= wanted[label]:
@@ -190,5 +198,5 @@ def _usable(best: dict[str, list[Sample]], wanted: dict[str, int]) -> tuple[dict
                 usable[label].append(sample)
             except ImageError as error:
                 log.warning("%s", error)
-                unreadable.append(sample)
+                unreadable[sample.key] = error
     return usable, unreadable

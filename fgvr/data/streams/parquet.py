@@ -84,7 +84,11 @@ def image_bytes(value: Any, folder: Path) -> bytes:
     """Of a cell: bytes, a path below `folder`, or a record of both. Raises OSError."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    return (folder / value).read_bytes() if isinstance(value, str) else bytes(value or b"")
+    if isinstance(value, str):
+        return (folder / value).read_bytes()
+    if isinstance(value, bytes | None):
+        return value or b""
+    raise OSError(f"{type(value).__name__} instead of bytes or a path")
 
 
 def bytes_or_nothing(value: Any, folder: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,7 +91,7 @@ class StreamSamples(LazySequence[Sample]):
 
     def _samples(self, ids: Sequence[int] | np.ndarray) -> list[Sample]:
         return [
-            Sample(StreamImage(self._stream, Path(path), key, place, size), f"{shard}/{key}", label, content)
+            Sample(StreamImage(self._stream, Path(os.fsdecode(path)), key, place, size), f"{shard}/{key}", label, content)
             for shard, key, label, place, size, content, path in self._index.items([int(number) for number in ids])
         ]
 

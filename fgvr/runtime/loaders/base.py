@@ -23,20 +23,6 @@ SHIPPED["qwen"] = SHIPPED["transformers"]  # its name in configurations of older
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
 
-class Model(Protocol):
-    """A loaded model: one of protocols.Encoder, MLLM or JointEncoder that knows its size. One call is one batch."""
-
-    @property
-    def nbytes(self) -> int:
-        """Weights, each storage counted once."""
-        ...
-
-    @property
-    def movable(self) -> Movable | None:
-        """How it moves to main memory and back, once placed; None: on its device or nowhere (quantised, unified memory, plain CPU)."""
-        ...
-
-
 class Movable(Protocol):
     """A model that can leave its device and come back without being loaded again. Never moved while it computes."""
 
@@ -121,7 +107,12 @@ class Loader:
         raise ConfigError(f"{spec.source} is no encoder: it has no logit scale")
 
     def load(self, spec: ModelSpec, device: Device) -> Any:
-        """The model. The pool calls this while nothing else computes, and then the model's `place(device)`, if it has one."""
+        """One of protocols.Encoder, MLLM or JointEncoder. The pool calls this while nothing else computes, and then the model's
+        `place(device)`, if it has one.
+
+        It has `nbytes` (weights, each storage counted once) and `movable`, once placed; None: it stays on its device or nowhere
+        (quantised, unified memory, plain CPU).
+        """
         raise NotImplementedError
 
     def prepare(self, spec: ModelSpec) -> Any:

@@ -1,4 +1,4 @@
-"""Models without weights: deterministic answers from what they are shown, in microseconds, with declared sizes and faults on request.
+"""Models without weights: deterministic answers from what they are shown, in microseconds, with declared sizes.
 
 `models/encoder=fake models/mllm=fake` runs the whole command line with them. A size in the source counts: `ModelSpec("mllm", "fake",
 "big 16GiB")` weighs 16 GiB on the ledger (and on a simulated device), nothing in memory. They recognise nothing and their reports say so.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,22 +34,11 @@ _PARTS = ("crown", "back", "belly", "breast", "beak", "wing", "tail", "legs")
 
 
 class FakeLoader(Loader):
-    """`on_load(spec)` runs inside each load, `on_move(spec, way)` inside each move (prepare, park, restore) of a `movable` model:
-    raise in them to fail it, sleep in them to slow it down."""
-
     converses = True
 
-    def __init__(
-        self,
-        *,
-        on_load: Callable[[ModelSpec], None] | None = None,
-        on_move: Callable[[ModelSpec, str], None] | None = None,
-        seconds: float = 0.0,
-        work: int = 1 << 20,
-        movable: bool = False,
-    ) -> None:
+    def __init__(self, *, work: int = 1 << 20) -> None:
         self.kinds: dict[str, type[_Fake]] = {"encoder": FakeEncoder, "mllm": FakeMLLM, "joint": FakeJoint}
-        self._on_load, self._on_move, self._seconds, self._work, self._movable = on_load, on_move, seconds, work, movable
+        self._work = work
 
     def estimate(self, spec: ModelSpec) -> int:
         return parse_bytes(spec.source.split()[-1]) or _DEFAULT_BYTES[spec.role]
@@ -63,69 +53,30 @@ class FakeLoader(Loader):
         return FakeEncoder.logit_scale
 
     def load(self, spec: ModelSpec, device: Device) -> _Fake:
-        time.sleep(self._seconds)
-        if self._on_load is not None:
-            self._on_load(spec)
-        hook = self._on_move
-        weights = FakeWeights(self.estimate(spec), device, lambda way: hook(spec, way) if hook else None)
-        model = self.kinds[spec.role](self.fingerprint(spec), weights, self._work, device)
-        model.movable = weights if self._movable else None
-        return model
+        return self.kinds[spec.role](self.fingerprint(spec), self.estimate(spec), self._work, device)
 
 
-class FakeWeights:
-    """Some simulated bytes on a device; they weigh nothing on one that does not simulate. loaders.base.Movable, whole or not at all."""
-
-    def __init__(self, nbytes: int, device: Device, on_move: Callable[[str], None] = lambda way: None) -> None:
-        self.nbytes = self.host_needed = nbytes
-        self.host_nbytes = 0
-        self._on_move = on_move
-        self._fill(device)
-
-    @property
-    def parked(self) -> bool:
-        return self.block is None
-
-    def prepare(self) -> int:
-        self._on_move("prepare")
-        self.host_nbytes = self.nbytes
-        return self.nbytes
-
-    def park(self) -> int:
-        self._on_move("park")
-        self.block = None
-        self.host_nbytes = self.nbytes  # and stays: weights are only read, so the next time nothing is copied
-        return self.nbytes
-
-    def restore(self, device: Device) -> int:
-        self._on_move("restore")
-        self._fill(device)
-        return self.nbytes
-
-    def _fill(self, device: Device) -> None:
-        allocate = getattr(device, "allocate", None)
-        self.block: Any = allocate(self.nbytes) if allocate else self.nbytes
+def allocate(device: Device, nbytes: int) -> Any:
+    """Simulated bytes; they weigh nothing on a device that does not simulate."""
+    simulated = getattr(device, "allocate", None)
+    return simulated(nbytes) if simulated else nbytes
 
 
 class _Fake:
-    """Size and simulated memory; `fault`, when set, is raised by the next call."""
+    """Size and simulated memory."""
 
-    def __init__(self, fingerprint: str, weights: FakeWeights, work: int, device: Device) -> None:
-        self.fingerprint, self.nbytes = fingerprint, weights.nbytes
-        self.fault: Exception | None = None
-        self.movable: FakeWeights | None = None
-        self.weights, self._work = weights, work
-        self._allocate: Callable[[int], Any] = getattr(device, "allocate", lambda size: None)
+    movable = None
+
+    def __init__(self, fingerprint: str, nbytes: int, work: int, device: Device) -> None:
+        self.fingerprint, self.nbytes = fingerprint, nbytes
+        self.weights: Any = allocate(device, nbytes)
+        self._allocate = partial(allocate, device)
+        self._work_bytes = work
 
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Holds working memory."""
-        if self.weights.parked:
-            raise RuntimeError("computing with weights that are not on the device")
-        if self.fault is not None:
-            fault, self.fault = self.fault, None
-            raise fault
-        work = self._allocate(self._work)
+        work = self._allocate(self._work_bytes)
         yield
         del work
 

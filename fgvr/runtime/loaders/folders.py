@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import complete, files, libraries, processor_cache
+from fgvr.runtime.loaders import complete, files, libraries
 from fgvr.runtime.loaders.base import Loader
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
+
+
+_making = threading.Lock()
+_kept: dict[str, tuple[Any, threading.Lock]] = {}  # by the fingerprint of a model, which covers the files of its processor
+
+
+def _once(fingerprint: str, make: Callable[[], Any]) -> tuple[Any, threading.Lock]:
+    """What `make` returned the first time, and its lock: tokenizers change their own settings in each call, and models share them.
+
+    Qwen2.5-VL's tokenizer takes 80 MiB and a second. A model that returns from disk finds it here and returns sooner, and its memory is
+    part of what the process holds before the first load.
+    """
+    with _making:
+        if fingerprint not in _kept:
+            _kept[fingerprint] = (make(), threading.Lock())
+        return _kept[fingerprint]
 
 
 class Opened(NamedTuple):
@@ -69,7 +85,7 @@ class FolderLoader(Loader):
 
     def prepare(self, spec: ModelSpec) -> tuple[Any, threading.Lock]:
         folder = self.fetch(spec)
-        return processor_cache.once(self.fingerprint(spec), lambda: self.open_processor(spec, folder))
+        return _once(self.fingerprint(spec), lambda: self.open_processor(spec, folder))
 
     def open(self, spec: ModelSpec, device: Device) -> Opened:
         """All that a loaded model needs. Raises ModelLoadError."""

@@ -17,10 +17,10 @@ from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.mlx_memory import INSTALL, MLX
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.base import Loader
+from fgvr.runtime.loaders.chat_processor import Limit
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.loaders.prompts import Limit
 from fgvr.runtime.sizes.footprint import Footprint, total
-from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Shape, context, find_shape, max_pixels, read_shape, work
+from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Dimensions, context, find_dimensions, max_pixels, read_dimensions, work
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MlxLoader(FolderLoader):
         folder = files.locate(spec)
         if folder is not None and (shards := files.weight_files(folder)):
             return files.read_weights(shards).bytes_as(spec.dtype)
-        counts = _shape(spec, folder).counts()
+        counts = _dimensions(spec, folder).counts()
         tower, values = counts["vision tower"], sum(counts.values())
         known = _COMMUNITY.fullmatch(spec.source)
         per_value = int(known[2]) / 8 + _SCALES if known and known[2] else files.DTYPE_BYTES.get(spec.dtype, 2)
@@ -72,7 +72,7 @@ class MlxLoader(FolderLoader):
         folder = files.locate(spec)
         shards = files.weight_files(folder) if folder else []
         dtype = files.resolve_dtype(spec.dtype, files.read_weights(shards)) if shards else spec.dtype
-        shape, size, pixels = _shape(spec, folder), files.DTYPE_BYTES.get(dtype, 2), max_pixels(spec, folder)
+        shape, size, pixels = _dimensions(spec, folder), files.DTYPE_BYTES.get(dtype, 2), max_pixels(spec, folder)
         tokens = pixels // (shape.patch * shape.merge) ** 2 + PROMPT_TOKENS
         return total(work(shape, Batch(1, pixels, size))) + tokens * shape.vocabulary * size
 
@@ -110,7 +110,7 @@ class MlxLoader(FolderLoader):
             from mlx_vlm.utils import load_model
 
             from fgvr.runtime.loaders.mlx_model import MlxMLLM
-            from fgvr.runtime.loaders.mlx_prompts import open_prompts
+            from fgvr.runtime.loaders.mlx_processor import open_processor
 
             try:
                 module = load_model(folder, lazy=True)
@@ -124,21 +124,21 @@ class MlxLoader(FolderLoader):
             module.set_dtype(getattr(core, dtype))
             core.eval(module.parameters())  # arrays are lazy: only now the weights are read
             limit = Limit(context(spec, folder), f"{spec.source}'s context")
-            prompts = open_prompts(folder, config, module.config, max_pixels=max_pixels(spec, folder), limit=limit)
+            prompts = open_processor(folder, config, module.config, max_pixels=max_pixels(spec, folder), limit=limit)
         return MlxMLLM(self.fingerprint(spec), module, prompts)
 
 
-def _shape(spec: ModelSpec, folder: Path | None) -> Shape:
+def _dimensions(spec: ModelSpec, folder: Path | None) -> Dimensions:
     """Of the folder, or of the published model. Other families: their language model beside a vision tower as large as Qwen's."""
     if folder is not None and (folder / "config.json").is_file():
         config = files.read_config(folder / "config.json")
         if config.get("model_type") == "qwen2_5_vl":
-            return read_shape(config)
+            return read_dimensions(config)
         text = config.get("text_config") or config.get("llm_config") or config
         known = {field: text[key] for field, key in _TEXT_KEYS.items() if isinstance(text.get(key), int)}
         return replace(KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"], **known)
     published = _COMMUNITY.fullmatch(spec.source)
-    return find_shape(replace(spec, source=f"Qwen/{published[1]}") if published else spec, None)
+    return find_dimensions(replace(spec, source=f"Qwen/{published[1]}") if published else spec, None)
 
 
 def _has_module(config: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import Conversation
-from fgvr.runtime.loaders.mlx_prompts import Inputs, Prompts
+from fgvr.runtime.loaders.mlx_processor import Inputs, MlxProcessor
 from fgvr.runtime.loaders.scoring import parts, rows_at_once
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
 from fgvr.types import Reply, Scores
@@ -32,7 +32,7 @@ class Prefix:
 class MlxMLLM:
     """One prompt at a time. Not safe for two calls at once (the module keeps positions); the pool lets one in at a time."""
 
-    def __init__(self, fingerprint: str, module: Any, prompts: Prompts) -> None:
+    def __init__(self, fingerprint: str, module: Any, prompts: MlxProcessor) -> None:
         from mlx.utils import tree_flatten
 
         self.fingerprint = fingerprint

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, families, files, quantized
+from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.loaders.prompts import Limit, Prompts, smart_tokens
 from fgvr.runtime.sizes import general, qwen
 from fgvr.types import ModelSpec
 
@@ -65,7 +65,7 @@ class TransformersLoader(FolderLoader):
         pixels = families.max_pixels(spec, folder, families.read_config(folder)["model_type"])
         return (pixels, quantized.kind_of(spec.quantization).recipe) if spec.quantization else pixels
 
-    def open_processor(self, spec: ModelSpec, folder: Path) -> Prompts:
+    def open_processor(self, spec: ModelSpec, folder: Path) -> ChatProcessor:
         """Pads on the left, and scales pictures down to the cap in force."""
         import transformers
 
@@ -83,8 +83,8 @@ class TransformersLoader(FolderLoader):
             profile.limit_pixels(processor.image_processor, pixels)
         context = Limit(qwen.context(spec, folder), f"{spec.source}'s context")
         if profile is not None and profile.resizes_smartly:
-            return Prompts(processor, context, image_tokens=smart_tokens(processor.image_processor))
-        return Prompts(processor, context, max_pixels=pixels if profile is None else None)
+            return ChatProcessor(processor, context, image_tokens=smart_tokens(processor.image_processor))
+        return ChatProcessor(processor, context, max_pixels=pixels if profile is None else None)
 
     def build(self, spec: ModelSpec, folder: Path, config: dict[str, Any], dtype: str, device: Device) -> Any:
         from transformers import AutoModelForImageTextToText

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.conversation import Answer, Conversation, Conversing, Watch
+from fgvr.runtime.loaders.chat_processor import ChatProcessor
 from fgvr.runtime.loaders.decoding import decode
-from fgvr.runtime.loaders.prompts import Prompts
 from fgvr.runtime.loaders.scoring import continue_prefix, prefill
 from fgvr.runtime.loaders.torch_model import TorchModel
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
@@ -25,7 +25,7 @@ _ASKED = ("input_ids", "attention_mask", "position_ids", "use_cache", "logits_to
 class TransformersMLLM(TorchModel, Conversing):
     """Batches are padded on the left. Answers are greedy whatever the folder recommends."""
 
-    def __init__(self, fingerprint: str, module: Any, prompts: Prompts, batch_size: int, *, quantized: bool = False) -> None:
+    def __init__(self, fingerprint: str, module: Any, prompts: ChatProcessor, batch_size: int, *, quantized: bool = False) -> None:
         super().__init__(fingerprint, module, prompts.lock)
         self._prompts, self._tokenizer = prompts, prompts.tokenizer
         self._batch_size, self._quantized = batch_size, quantized

@@ -13,7 +13,7 @@ from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
 from fgvr.types import ModelSpec, PlanPart
 
-Shape = TypeVar("Shape")
+Known = TypeVar("Known")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 
 
@@ -82,7 +82,7 @@ def origin(shards: Sequence[Path]) -> str:
     return f"{len(shards)} file" + "s" * (len(shards) > 1) if shards else "by its published configuration"
 
 
-def published(spec: ModelSpec, name: str, known: Mapping[str, Shape]) -> Shape:
+def published(spec: ModelSpec, name: str, known: Mapping[str, Known]) -> Known:
     """The shape of a published model that is not on this machine. Raises ModelLoadError for an unknown one."""
     if name in known:
         return known[name]

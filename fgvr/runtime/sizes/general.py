@@ -30,7 +30,7 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
         raise ModelLoadError(f"the size of {spec.source!r} is unknown until its weights are here.\n{files.how_to_get(spec)}")
     size = value_bytes(spec, shards)
     shapes = {name: shape for file in shards for name, shape in files.tensor_shapes(file).items()}
-    shape, pixels = _read_shape(shapes, config), _pixels(spec, families.image_settings(folder), config)
+    shape, pixels = _read_dimensions(shapes, config), _pixels(spec, families.image_settings(folder), config)
     batch = qwen.Batch(spec.batch_size, pixels, size, unpacked=bool(spec.quantization))
     work = tuple(replace(part, bytes=math.ceil(_MARGIN * part.bytes)) for part in qwen.work(shape, batch))
     weights = _quantized(spec.quantization, shapes, size) if spec.quantization else files.read_weights(shards).bytes_as(spec.dtype)
@@ -51,7 +51,7 @@ def _pixels(spec: ModelSpec, settings: Mapping[str, Any], config: Mapping[str, A
     return pixels + (0 if config.get("mm_tokens_per_image") else _first((config.get("vision_config") or {}).get("image_size"), 0) ** 2)
 
 
-def _read_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> qwen.Shape:
+def _read_dimensions(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> qwen.Dimensions:
     """What bytes depend on. Heads are taken as one value wide, since only products of width and number count."""
     vision, text = config.get("vision_config") or {}, families.text_config(config)
     words = max((shape for name, shape in shapes.items() if "embed_tokens." in name and len(shape) == 2), default=[1, 1])
@@ -62,7 +62,7 @@ def _read_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> q
     if fixed := config.get("mm_tokens_per_image"):
         merge = side / patch / math.sqrt(fixed)
     width = int(vision.get("embed_dim") or vision.get("hidden_size") or words[1])
-    return qwen.Shape(
+    return qwen.Dimensions(
         hidden=words[1],
         layers=max(len(set(map(layer_index, matrices))), int(text.get("num_hidden_layers") or 1)),
         heads=words[1],

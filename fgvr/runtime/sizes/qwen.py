@@ -39,7 +39,7 @@ _HOST = 16  # bytes in memory per byte of tokenizer file, processor included: 11
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Dimensions:
     """The sizes in a config.json that bytes depend on."""
 
     hidden: int
@@ -99,17 +99,17 @@ class Shape:
 
 # Published configurations, so that plans need neither network nor files.
 KNOWN = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": Shape(2048, 36, 16, 2, 11008, 151936, True, 1280, 32, 16, 3420, 2048),
-    "Qwen/Qwen2.5-VL-7B-Instruct": Shape(3584, 28, 28, 4, 18944, 152064, False, 1280, 32, 16, 3420, 3584),
-    "Qwen/Qwen2.5-VL-32B-Instruct": Shape(5120, 64, 40, 8, 27648, 152064, False, 1280, 32, 16, 3456, 5120),
-    "Qwen/Qwen2.5-VL-72B-Instruct": Shape(8192, 80, 64, 8, 29568, 152064, False, 1280, 32, 16, 3456, 8192),
+    "Qwen/Qwen2.5-VL-3B-Instruct": Dimensions(2048, 36, 16, 2, 11008, 151936, True, 1280, 32, 16, 3420, 2048),
+    "Qwen/Qwen2.5-VL-7B-Instruct": Dimensions(3584, 28, 28, 4, 18944, 152064, False, 1280, 32, 16, 3420, 3584),
+    "Qwen/Qwen2.5-VL-32B-Instruct": Dimensions(5120, 64, 40, 8, 27648, 152064, False, 1280, 32, 16, 3456, 5120),
+    "Qwen/Qwen2.5-VL-72B-Instruct": Dimensions(8192, 80, 64, 8, 29568, 152064, False, 1280, 32, 16, 3456, 8192),
 }
 
 
-def read_shape(config: dict[str, Any]) -> Shape:
+def read_dimensions(config: dict[str, Any]) -> Dimensions:
     """From a config.json, flat (as published) or nested (as transformers 5 writes it)."""
     text, vision = config.get("text_config") or config, config["vision_config"]
-    return Shape(
+    return Dimensions(
         hidden=text["hidden_size"],
         layers=text["num_hidden_layers"],
         heads=text["num_attention_heads"],
@@ -131,7 +131,7 @@ def read_shape(config: dict[str, Any]) -> Shape:
 
 def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Footprint:
     """Raises ModelLoadError when the folder is not here and the source is not a published one."""
-    shape = find_shape(spec, folder)
+    shape = find_dimensions(spec, folder)
     shards = files.weight_files(folder) if folder else []
     size = value_bytes(spec, shards, "bfloat16")
     batch = Batch(spec.batch_size, max_pixels(spec, folder), size, unpacked=bool(spec.quantization))
@@ -147,14 +147,14 @@ def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Foo
 def require_sizes(folder: Path, config: dict[str, Any]) -> None:
     """Raises ModelLoadError when a config.json lacks a size."""
     try:
-        read_shape(config)
+        read_dimensions(config)
     except (KeyError, TypeError) as error:
         raise ModelLoadError(f"{folder / 'config.json'} does not say {error}, which every {CLASS} has; get it again") from None
 
 
-def find_shape(spec: ModelSpec, folder: Path | None) -> Shape:
+def find_dimensions(spec: ModelSpec, folder: Path | None) -> Dimensions:
     if folder is not None and (folder / "config.json").is_file():
-        return read_shape(files.read_config(folder / "config.json"))
+        return read_dimensions(files.read_config(folder / "config.json"))
     return published(spec, spec.source, KNOWN)
 
 
@@ -173,7 +173,7 @@ def max_pixels(spec: ModelSpec, folder: Path | None) -> int:
 # --- weights -----------------------------------------------------------------------------------------------------------------
 
 
-def _weights(spec: ModelSpec, shape: Shape, shards: list[Path], size: int) -> tuple[PlanPart, ...]:
+def _weights(spec: ModelSpec, shape: Dimensions, shards: list[Path], size: int) -> tuple[PlanPart, ...]:
     def part(tensor: str) -> str:
         if tensor.endswith("lm_head.weight"):
             return "" if shape.tied else "output head"
@@ -187,7 +187,7 @@ def _weights(spec: ModelSpec, shape: Shape, shards: list[Path], size: int) -> tu
     return tuple(PlanPart(name, value, notes.get(name, "")) for name, value in parts.items())
 
 
-def _quantized(name: str, shape: Shape, values: int, size: int) -> int:
+def _quantized(name: str, shape: Dimensions, values: int, size: int) -> int:
     """Matrices of the language layers in fewer bits, with their scales; norms and biases keep `size` bytes per value."""
     kind = quantized.kind_of(name)
     small = sum(kind.matrix_bytes(rows, columns) for rows, columns in shape.matrices)
@@ -210,17 +210,17 @@ class Batch:
     unpacked: bool = False  # quantised: each matrix is made whole again while it is used
 
 
-def work(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+def work(shape: Dimensions, batch: Batch) -> tuple[PlanPart, ...]:
     """The widest of the moments. Drawing an answer takes less than scoring, and preparing pictures less than reading prompts as planned."""
     return widest(tower(shape, batch), prefill(shape, batch), score(shape, batch))
 
 
-def prepare(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+def prepare(shape: Dimensions, batch: Batch) -> tuple[PlanPart, ...]:
     """The image processor's copies of the pixels, in main memory: scaled, normalised, cut into patches (2.25 times as measured)."""
     return (PlanPart("pixels, prepared", _patches(shape, batch) * shape.patch_values * 4 * 9 // 4),)
 
 
-def tower(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+def tower(shape: Dimensions, batch: Batch) -> tuple[PlanPart, ...]:
     """`P (6 s w + (8 if s < 4) w + 16 w)` at the rotation, `P (4 s w + 3 s m)` in the MLP, whichever is more."""
     patches, s, w = _patches(shape, batch), batch.size, shape.width
     turned = w * (5 * s + 16 + (8 if s < 4 else 0))
@@ -232,7 +232,7 @@ def tower(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
     )
 
 
-def prefill(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+def prefill(shape: Dimensions, batch: Batch) -> tuple[PlanPart, ...]:
     """`T (4 H + 3 I) s` in an MLP or `T (8 H) s` in an attention, the mask and its float copy, and what the tower left."""
     tokens, s = _tokens(shape, batch), batch.size
     rows = batch.count * tokens
@@ -248,7 +248,7 @@ def prefill(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
     )
 
 
-def score(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+def score(shape: Dimensions, batch: Batch) -> tuple[PlanPart, ...]:
     """Candidates of few tokens make many copies of the cache, those of many tokens large logits: the worse of the two."""
     tokens = _tokens(shape, batch)
     kept = (
@@ -259,14 +259,14 @@ def score(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
     return kept + widest(*(candidates(shape, batch, rows, width) for rows, width in passes(shape, batch)))
 
 
-def passes(shape: Shape, batch: Batch) -> Iterator[tuple[int, int]]:
+def passes(shape: Dimensions, batch: Batch) -> Iterator[tuple[int, int]]:
     """Continuations at once, as many as the cap allows, and the most tokens of which that many fit."""
     cache = _tokens(shape, batch) * shape.cache_bytes(batch.size)
     for rows in range(1, min(batch.count * CANDIDATES, max(1, SCORING_BYTES // cache)) + 1):
         yield rows, max(2, min(batch.new, SCORING_BYTES // (3 * rows * shape.vocabulary * 4)))
 
 
-def candidates(shape: Shape, batch: Batch, rows: int, width: int) -> tuple[PlanPart, ...]:
+def candidates(shape: Dimensions, batch: Batch, rows: int, width: int) -> tuple[PlanPart, ...]:
     """`rows` continuations of `width` tokens each, each behind a copy of its prompt's cache."""
     tokens, s = _tokens(shape, batch), batch.size
     grown = rows * (tokens + width) * shape.cache_bytes(s)
@@ -279,25 +279,25 @@ def candidates(shape: Shape, batch: Batch, rows: int, width: int) -> tuple[PlanP
     return widest(attention, mlp, head, (summed,))
 
 
-def _unpacked(shape: Shape, batch: Batch) -> tuple[PlanPart, ...]:
+def _unpacked(shape: Dimensions, batch: Batch) -> tuple[PlanPart, ...]:
     largest = max(rows * columns for rows, columns in shape.matrices) * batch.size
     return (PlanPart("one matrix, unpacked", largest),) if batch.unpacked else ()
 
 
-def _patches(shape: Shape, batch: Batch) -> int:
+def _patches(shape: Dimensions, batch: Batch) -> int:
     return batch.count * batch.pixels // shape.patch**2
 
 
-def image_tokens(shape: Shape, batch: Batch) -> int:
+def image_tokens(shape: Dimensions, batch: Batch) -> int:
     return _patches(shape, batch) // shape.merge**2
 
 
-def _tokens(shape: Shape, batch: Batch) -> int:
+def _tokens(shape: Dimensions, batch: Batch) -> int:
     """Of one prompt, its image included."""
     return batch.pixels // (shape.patch * shape.merge) ** 2 + batch.prompt
 
 
-def _facts(shape: Shape, batch: Batch) -> Iterator[str]:
+def _facts(shape: Dimensions, batch: Batch) -> Iterator[str]:
     per_token = shape.cache_bytes(batch.size)
     tokens = _tokens(shape, batch) + batch.new
     image = Batch(1, batch.pixels, batch.size, prompt=0, new=1)
@@ -315,7 +315,7 @@ def _facts(shape: Shape, batch: Batch) -> Iterator[str]:
 # --- main memory -------------------------------------------------------------------------------------------------------------
 
 
-def _host(spec: ModelSpec, folder: Path | None, shape: Shape, batch: Batch, device: type[Device]) -> tuple[PlanPart, ...]:
+def _host(spec: ModelSpec, folder: Path | None, shape: Dimensions, batch: Batch, device: type[Device]) -> tuple[PlanPart, ...]:
     tokenizer = folder / "tokenizer.json" if folder else None
     words = tokenizer.stat().st_size if tokenizer and tokenizer.is_file() else 46 * shape.vocabulary  # as the published file has per word
     parts = [PlanPart("tokenizer", _HOST * words)]

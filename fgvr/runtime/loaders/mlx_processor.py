@@ -11,7 +11,7 @@ from typing import Any
 from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import pil
-from fgvr.runtime.loaders.prompts import Limit
+from fgvr.runtime.loaders.chat_processor import Limit
 
 _MARK = "fgvr-answer"
 _PIXELS_PER_TOKEN = 28 * 28  # as Qwen's; families with tiles take fewer tokens, or about as many
@@ -27,7 +27,7 @@ class Inputs:
     extra: dict[str, Any]
 
 
-class Prompts:
+class MlxProcessor:
     """Any family, by mlx-vlm's own templates and preprocessing. Pictures above `max_pixels` are scaled down before it sees them.
 
     Whether pictures stand before the text or after it is as mlx-vlm has it for the family (Qwen2-VL: after).
@@ -88,7 +88,7 @@ class Prompts:
         return image if scale >= 1 else image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
-class QwenPrompts(Prompts):
+class QwenProcessor(MlxProcessor):
     """Qwen2.5-VL by transformers' own processor, so that it sees the very pixels and tokens that PyTorch's loader sees.
 
     mlx-vlm's port resizes with another library and differs by one grey level here and there.
@@ -107,7 +107,7 @@ class QwenPrompts(Prompts):
         return self._processor.apply_chat_template(ask.for_template(), add_generation_prompt=open_end, tokenize=False)
 
 
-def open_prompts(folder: Path, config: dict[str, Any], module_config: Any, *, max_pixels: int, limit: Limit) -> Prompts:
+def open_processor(folder: Path, config: dict[str, Any], module_config: Any, *, max_pixels: int, limit: Limit) -> MlxProcessor:
     """For a model folder; called while mlx-vlm's processors are in place."""
     stops = _stops(folder, config)
     if config.get("model_type") == "qwen2_5_vl":
@@ -115,11 +115,11 @@ def open_prompts(folder: Path, config: dict[str, Any], module_config: Any, *, ma
 
         processor = Qwen2_5_VLProcessor.from_pretrained(folder, local_files_only=True)
         processor.image_processor.size = dict(processor.image_processor.size) | {"longest_edge": max_pixels}
-        return QwenPrompts(processor, module_config, stops, max_pixels, limit)
+        return QwenProcessor(processor, module_config, stops, max_pixels, limit)
     from mlx_vlm.utils import load_processor
 
     processor = load_processor(folder, False, trust_remote_code=False)
-    return Prompts(processor, module_config, stops, max_pixels, limit)
+    return MlxProcessor(processor, module_config, stops, max_pixels, limit)
 
 
 def _stops(folder: Path, config: dict[str, Any]) -> list[int]:

@@ -70,7 +70,7 @@ def smart_tokens(image_processor: Any) -> Callable[[int, int], int]:
     return count
 
 
-class Prompts:
+class ChatProcessor:
     """The processor of one model, used by one thread at a time: tokenizers change their own settings in each call."""
 
     def __init__(
