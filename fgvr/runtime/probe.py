@@ -96,7 +96,7 @@ def take(model: Any, spec: ModelSpec, device: Device, most_pixels: int = 0) -> d
     picture = max(shown, key=lambda one: max(device.measure(call) for call in widest(model, [one]))) if len(shown) > 1 else shown[0]
     measured: dict[int, int] = {}
     for size in sorted({1, (spec.batch_size + 1) // 2, spec.batch_size}):
-        measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, [picture] * size))])
+        measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, [picture.copy() for _ in range(size)]))])
     log.info("%s: measured working memory by batch size: %s", spec.key, measured)
     return measured
 
