@@ -84,7 +84,7 @@ def forecasts(model: Any, spec: ModelSpec, folder: Path, *, probed: int, tried: 
 
     loader, device, probes = find_loader(spec), CpuDevice(), Probes(folder / "probes")
     measured = replace(spec, batch_size=probed)
-    probes.keep(loader, measured, device.name, take(model, measured, device))
+    probes.keep(loader, measured, device.name, take(model, measured, device, loader.most_pixels(measured)))
     found = []
     for size in tried:
         one, peak = replace(spec, batch_size=size), max(device.measure(call) for call in widest_calls(model, size))

@@ -98,6 +98,6 @@ def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:
     def inline(match: re.Match[str]) -> str:
         drawing = (Path(config.docs_dir) / page.file.src_uri).parent / match[2]
         label = f'<svg class="drawing" role="img" aria-label="{escape(match[1])}" '
-        return f'<div class="drawn">{drawing.read_text(encoding="utf-8").replace("<svg ", label, 1)}</div>'
+        return f'<div class="drawn" tabindex="0">{drawing.read_text(encoding="utf-8").replace("<svg ", label, 1)}</div>'
 
     return re.sub(r'<img alt="([^"]*)" src="([^"]*drawings/[^"]*\.svg)"\s*/?>', inline, html)

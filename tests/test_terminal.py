@@ -7,11 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import fgvr
 from fgvr import cli
+from fgvr.agents.calibration import Calibrated, Expectation, Logistic
+from fgvr.modes.runs import surprises
+from fgvr.types import Candidate, Decision, FastResult, History, Prediction
 from fgvr.utils.files import atomic_write
 from fgvr.utils.logging import setup_logging
 
@@ -105,6 +112,20 @@ def test_a_trigger_that_is_never_sure_says_so(capsys: pytest.CaptureFixture[str]
     assert "sent every image to System 2: with 4 images per class" in " ".join(capsys.readouterr().out.split())
     assert cli.main(["mode=evaluate", "trigger=always", "dataset.shots=4", *SMALL]) == 0
     assert "never sure enough" not in capsys.readouterr().out
+
+
+def test_more_doubt_than_the_trigger_expected_is_said() -> None:
+    def told(doubted: int, of: int = 160) -> list[str]:
+        fast = FastResult("0" * 64, (Candidate("1", 0.9, 0.5, 0.5),), 0.9, 0.9, 0.1, True, History(3, 2, 9))
+        seen = [Prediction(str(i), "0" * 64, None, "1", "crow", 0.9, "fast", fast, Decision(i < doubted, 0.4, 0.5)) for i in range(of)]
+        return surprises(seen, session)
+
+    model = Logistic(*np.zeros((3, 5)), intercept=0.0)
+    trigger = Calibrated(model, 0.5, Expectation(slow_rate=0.3, precision=0.96, n=160))
+    session: Any = SimpleNamespace(config=fgvr.load_config(), trigger=trigger)
+    [said] = told(84)
+    assert "doubts 52.5% of these images and expected 30%: they are harder than the support images" in said
+    assert told(60) == [] == told(6, of=8), "which chance alone can bring about"
 
 
 def test_classify_says_what_the_models_do_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def classify(session: Session) -> Recorded:
         by = _answered_with(session)
         atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), [by, *notes])))
     log.info("%s", by)
-    for note in [*notes, *surprises(answered, config)]:
+    for note in [*notes, *surprises(answered, session)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
     for error in unreadable:

@@ -86,7 +86,7 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
         split, world = session.dataset.split, session.dataset.world
         asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test))  # a person
         lost = [f"{len(unreadable):,} test images could not be read any more, the first: {unreadable[0]}"] if unreadable else []
-        notes = (*leaked, *lost, *asked, *_notes(session, recognizer))
+        notes = (*leaked, *lost, *asked, *_notes(session, recognizer), *(() if build else surprises(predictions, session)))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
         tracker.finish(report)
         prediction_table.write(folder, predictions)
@@ -209,7 +209,7 @@ def _report(
         classes={category.id: category.name for category in dataset.catalog.categories},
         dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
         trigger=cfg.trigger_name,
-        notes=(*notes, *surprises(predictions, cfg)),
+        notes=notes,
         model_loads=session.engine.loads,
         peak_device_bytes=session.engine.peak_bytes,
         devices=_devices(session.pool),

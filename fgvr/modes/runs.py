@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fgvr import planning
+from fgvr.agents.calibration import Calibrated, Expectation
 from fgvr.config import composing
-from fgvr.config.configuration import Config
 from fgvr.data.streams.samples import contents_of
 from fgvr.errors import StoreError
 from fgvr.evaluation import prediction_table, review_page
@@ -137,17 +138,29 @@ def _forget(folder: Path, *more: str) -> None:
 
 _FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate
 _FEW = 10  # images below which a share says nothing
+_CHANCE = 3.0  # standard errors by which the escalated share may exceed the expected one
 
 
-def surprises(predictions: Sequence[Prediction], config: Config) -> list[str]:
-    """What a default has done that its user may not expect: a trigger that is unsure of every image."""
-    name = config.trigger_name
-    if name not in _FIXED or len(predictions) < _FEW or not all(p.decision.escalate for p in predictions):
+def surprises(predictions: Sequence[Prediction], session: Session) -> list[str]:
+    """What a trigger has done that its user may not expect: it is unsure of every image, or of far more than it said."""
+    name, trigger, n = session.config.trigger_name, session.trigger, len(predictions)
+    escalated = sum(p.decision.escalate for p in predictions)
+    if n < _FEW:
         return []
-    return [
-        f"trigger={name} sent every image to System 2: with {config.dataset.shots} images per class it is never sure enough. "
-        "Write trigger=calibrated, or give more images per class (dataset.shots)"
-    ]
+    if name in _FIXED and escalated == n:
+        return [
+            f"trigger={name} sent every image to System 2: with {session.config.dataset.shots} images per class it is never sure enough. "
+            "Write trigger=calibrated, or give more images per class (dataset.shots)"
+        ]
+    if isinstance(trigger, Calibrated) and isinstance(expected := trigger.expectation, Expectation):
+        likely = expected.slow_rate + _CHANCE * math.sqrt(expected.slow_rate * (1 - expected.slow_rate) * (1 / n + 1 / expected.n))
+        if escalated / n > likely:
+            return [
+                f"the trigger doubts {escalated / n:.1%} of these images and expected {expected.slow_rate:.0%}: they are harder than the "
+                "support images that it was fitted on, as when they were taken elsewhere. Its other estimates are then too good, too. "
+                "Support images like them help"
+            ]
+    return []
 
 
 to_json.register(Report, lambda result: json.loads((result.path / reports.FILE).read_text()))

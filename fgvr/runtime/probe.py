@@ -7,6 +7,7 @@ no padding, and preparing its picture may be its widest moment. Until there is a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,14 +20,17 @@ from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.files import read_json, write_json
+from fgvr.utils.images import REDUCE_ABOVE
 
 log = logging.getLogger(__name__)
 
 FOLDER = "probes"
 WORDS = "a bird with a red crown and a black wing "
 CANDIDATES, NEW_TOKENS = 5, 256  # of a shortlist; the longest that is scored or written
+_SPARE = 4  # tokens of a prompt that are left for its answer: a batch of one has room for no more
 _TEXTS = 64  # an encoder's texts at once
-_SIDE = 1024  # pixels of a picture: more than most processors keep
+_PIXELS = 1024 * 1024  # of a picture: more than most processors keep
+_SHAPES = (1.0, 4 / 3)  # width by height: some processors cut a square into the most tiles, some a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,9 @@ class Probes:
 
     def _path(self, loader: Loader, spec: ModelSpec, device: str) -> Path:
         assert self.folder is not None
-        return self.folder / f"{loader.fingerprint(spec)}-{device.partition(':')[0]}.json"
+        pixels = loader.most_pixels(spec)
+        larger = f"-{pixels}px" if pixels > _PIXELS else ""
+        return self.folder / f"{loader.fingerprint(spec)}-{device.partition(':')[0]}{larger}.json"
 
 
 UNPROBED = Probes()
@@ -77,41 +83,45 @@ def on_lines(measured: Mapping[int, int], batch: int) -> int:
     return round(measured[low] + (measured[high] - measured[low]) * (batch - low) / (high - low))
 
 
-def take(model: Any, spec: ModelSpec, device: Device) -> dict[int, int]:
-    """Bytes at the widest moment of a batch of one, of half of `spec.batch_size`, and of all. Nothing else may compute meanwhile."""
+def take(model: Any, spec: ModelSpec, device: Device, most_pixels: int = 0) -> dict[int, int]:
+    """Bytes at the widest moment of a batch of one, of half of `spec.batch_size`, and of all. Nothing else may compute meanwhile.
+
+    Args: most_pixels: of the largest picture that the model sees in full.
+    """
     widest = {"encoder": _encoder_calls, "mllm": _mllm_calls, "joint": _joint_calls}[spec.role]
-    for call in widest(model, 1):  # libraries make what they make once
+    pixels = min(max(_PIXELS, most_pixels), REDUCE_ABOVE)
+    shown = [_picture(pixels, shape) for shape in (_SHAPES if spec.role == "mllm" else _SHAPES[:1])]
+    for call in widest(model, shown[:1]):  # libraries make what they make once
         call()
+    picture = max(shown, key=lambda one: max(device.measure(call) for call in widest(model, [one]))) if len(shown) > 1 else shown[0]
     measured: dict[int, int] = {}
     for size in sorted({1, (spec.batch_size + 1) // 2, spec.batch_size}):
-        measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, size))])
+        measured[size] = max([*measured.values(), *(device.measure(call) for call in widest(model, [picture.copy() for _ in range(size)]))])
     log.info("%s: measured working memory by batch size: %s", spec.key, measured)
     return measured
 
 
-def _pictures(count: int) -> list[Any]:
+def _picture(pixels: int, shape: float) -> Any:
     import numpy as np
     from PIL import Image
 
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8)) for _ in range(count)]
+    height = math.ceil(math.sqrt(pixels / shape))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, math.ceil(pixels / height), 3), np.uint8))
 
 
-def _encoder_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
-    pictures = _pictures(size)
+def _encoder_calls(model: Any, pictures: Sequence[Any]) -> Iterator[Callable[[], Any]]:
     yield lambda: model.encode(pictures)
     if getattr(model, "has_text", True):
         yield lambda: model.encode_text([WORDS] * _TEXTS)
 
 
-def _joint_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
-    pictures = _pictures(size)
-    yield lambda: model.match(pictures, [WORDS * 4] * size)
+def _joint_calls(model: Any, pictures: Sequence[Any]) -> Iterator[Callable[[], Any]]:
+    yield lambda: model.match(pictures, [WORDS * 4] * len(pictures))
 
 
-def _mllm_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
+def _mllm_calls(model: Any, pictures: Sequence[Any]) -> Iterator[Callable[[], Any]]:
     """Reading prompts as long as the plan reckons with, then scoring short and long continuations of a shortlist."""
-    pictures, repeats = _pictures(size), _repeats(model)
+    size, repeats = len(pictures), _repeats(model, pictures[0])
     prompts = [WORDS * repeats[0]] * size
 
     def scored(text: str) -> Callable[[], Any]:
@@ -122,10 +132,9 @@ def _mllm_calls(model: Any, size: int) -> Iterator[Callable[[], Any]]:
     yield scored(WORDS * repeats[1])
 
 
-def _repeats(model: Any) -> Sequence[int]:
+def _repeats(model: Any, picture: Any) -> Sequence[int]:
     """How often the words fill a prompt, and the longest continuation: counted by the model's own tokenizer."""
-    picture = _pictures(1)
-    few, more = (model.score(picture, [WORDS * count], [[WORDS]])[0].prompt_tokens for count in (4, 8))
+    few, more = (model.score([picture], [WORDS * count], [[WORDS]])[0].prompt_tokens for count in (4, 8))
     each = max(1.0, (more - few) / 4)
-    room = getattr(model, "tokens_per_item", more) - few
+    room = getattr(model, "tokens_per_item", more) - few - _SPARE
     return max(1, 4 + int(room / each)), max(1, round(NEW_TOKENS / each))

@@ -81,7 +81,7 @@ class Sizing:
             self._ledger.update_peak()
         try:
             with CONSTRUCT.write(timeout), self._device.current():
-                measured = take(model, spec, self._device)
+                measured = take(model, spec, self._device, entry.loader.most_pixels(spec))
         except Exception as error:  # no failure of the load: the estimate holds
             log.warning("%s: its working memory could not be measured, the estimate holds: %s: %s", entry.key, type(error).__name__, error)
             clear_frames(error)

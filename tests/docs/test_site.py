@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +58,29 @@ def test_a_long_key_breaks_after_its_signs_only() -> None:
     page = '<td><code>models.mllm=qwen2_5</code></td><pre class="x"><code class="y">a.b</code></pre>'
     assert "<code>models.<wbr>mllm=<wbr>qwen2_<wbr>5</code>" in docs_site.on_post_page(page)
     assert "a.b" in docs_site.on_post_page(page)
+
+
+def test_a_drawing_wider_than_a_phone_can_be_moved_and_says_so(tmp_path: Path) -> None:
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    chromium = shutil.which("chromium") or pytest.skip("no chromium here: python3 scripts/dev.py browser")
+    place, config = SimpleNamespace(file=SimpleNamespace(src_uri="explanation/architecture.md")), SimpleNamespace(docs_dir=ROOT / "docs")
+    html = docs_site.on_page_content('<img alt="who calls whom" src="drawings/architecture.svg">', place, config)
+    style = "html { font-size: 20px }" + (ROOT / "docs/assets/site.css").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(f'<style>{style}</style><div class="md-typeset">{html}</div>', encoding="utf-8")
+    shown = {}
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for width in (390, 1100):
+            page = opened.new_page(viewport={"width": width, "height": 844})
+            page.goto((tmp_path / "page.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself stays where it is"
+            drawn = page.locator(".drawn")
+            moved = drawn.evaluate(
+                "box => { box.scrollLeft = 1000; box.focus(); return box.scrollLeft > 0 && document.activeElement === box }"
+            )
+            shown[width] = (moved, "sideways" in drawn.evaluate("box => getComputedStyle(box, '::before').content"))
+        opened.close()
+    assert shown == {390: (True, True), 1100: (False, False)}
 
 
 def test_every_page_of_docs_is_in_the_navigation_or_said_to_be_outside_it() -> None:

@@ -71,6 +71,12 @@ def test_an_image_given_many_times_is_looked_at_once(
     assert looked == [3, 2]
 
 
+def test_large_pictures_are_prepared_one_by_one(matcher: BlipMatcher) -> None:
+    large = [Image.effect_noise((2400, 1800), 90).convert("RGB") for _ in range(6)]
+    one, six = (CpuDevice().measure(lambda shown=shown: matcher.match(shown, ["a bird"] * len(shown))) for shown in (large[:1], large))
+    assert six < 1.5 * one, "a picture of four megapixels takes more before it is scaled than all that follows"
+
+
 def test_a_text_beyond_the_context_is_read_in_parts(matcher: BlipMatcher, images: list[Image.Image]) -> None:
     first, second = " ".join(["red", "bird"] * 9), " ".join(["blue", "tail"] * 9)  # 18 words each; the context has room for 22
     whole = matcher.match(images[:1], [f"{first} {second}"])

@@ -18,6 +18,7 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.loaders.families import PROFILES
+from fgvr.runtime.probe import take
 from fgvr.types import ModelSpec
 
 from .tiny_families import ANSWERS, FAMILIES, PROMPTS, SYSTEM, WITHOUT_PROFILE, Plain, write_family
@@ -50,6 +51,28 @@ def family(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Fa
 def shown(images: list[Image.Image]) -> list[list[Image.Image]]:
     """One picture, several, none: so that rows differ in length, and are padded on the left."""
     return [images[:1], images[1:], []]
+
+
+def test_the_processor_is_transformers_own_before_and_after_mlx_vlm_takes_the_place_of_auto_processor(
+    folders: Callable[[str], Path], shown: list[list[Image.Image]]
+) -> None:
+    from transformers import AutoProcessor
+
+    folder = folders("qwen2_vl")
+
+    def scores(max_pixels: int) -> object:  # of another processor each time, as another cap is another model
+        spec = ModelSpec("mllm", "transformers", str(folder), batch_size=4, max_pixels=max_pixels)
+        return find_loader(spec).load(spec, CpuDevice()).score(shown, PROMPTS, ANSWERS, system=SYSTEM)
+
+    own, before = vars(AutoProcessor)["from_pretrained"], scores(1_000_000)
+    try:
+        mlx = pytest.importorskip("mlx_vlm.models.base")
+        theirs = pytest.importorskip("mlx_vlm.models.qwen2_vl.processing_qwen2_vl").Qwen2VLProcessor
+        mlx.install_auto_processor_patch("qwen2_vl", theirs)
+        assert isinstance(AutoProcessor.from_pretrained(folder), theirs), "whoever asks AutoProcessor gets another's"
+        assert scores(1_000_001) == before
+    finally:
+        AutoProcessor.from_pretrained = own
 
 
 def test_every_profile_is_tested() -> None:
@@ -111,6 +134,16 @@ def test_a_probe_forecasts_another_batch_within_5_percent(name: str, folders: Ca
     model = find_loader(spec).load(spec, CpuDevice())
     ((_, estimate, probed),) = forecasts(model, spec, tmp_path, probed=2, tried=[3])
     assert probed == pytest.approx(1, abs=0.05) and estimate > 1
+
+
+def test_a_picture_as_large_as_max_pixels_allows_takes_no_more_than_the_probe_says(folders: Callable[[str], Path]) -> None:
+    spec, device = ModelSpec("mllm", "transformers", str(folders("qwen2_5_vl")), batch_size=1, max_pixels=1_170_000), CpuDevice()
+    loader = find_loader(spec)
+    model = loader.load(spec, device)
+    measured = take(model, spec, device, loader.most_pixels(spec))[1]
+    for size in ((1081, 1081), (1248, 936), (936, 1248)):
+        picture = Image.effect_noise(size, 90).convert("RGB")
+        assert device.measure(lambda shown=picture: model.score([[shown]], ["describe"], [["red"]])) <= measured, size
 
 
 def test_fewer_pixels_cost_fewer_tokens_and_another_fingerprint(family: Family) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgvr.runtime.loaders.families import open_processor
 from tests.runtime.tiny_random import CHAT, MARKS, _bpe, _fast
 
 if TYPE_CHECKING:
@@ -318,11 +319,11 @@ class Plain:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
         self.torch = torch
 
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = open_processor(folder, AutoConfig.from_pretrained(folder).model_type)
         self.module = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
     def inputs(self, images: list[Image], prompt: str, answer: list[int]) -> dict[str, torch.Tensor]:

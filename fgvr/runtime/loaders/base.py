@@ -94,6 +94,10 @@ class Loader:
         weights, work = self.estimate(spec), self.work_bytes(spec)
         return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
 
+    def most_pixels(self, spec: ModelSpec) -> int:
+        """Of the largest picture that a model sees in full."""
+        return spec.max_pixels or SANE_PIXELS
+
     def fingerprint(self, spec: ModelSpec) -> str:
         """Identity of weights, dtype and preprocessing. Cheap: nothing is loaded."""
         raise NotImplementedError

@@ -55,8 +55,10 @@ class BlipMatcher(TorchModel):
         return np.array([part.mean() for part in np.split(matched, ends[:-1])], np.float32)
 
     def _look(self, images: Sequence[Any]) -> Any:
-        """Tokens of the vision tower, (images, tokens, width)."""
-        pixels = self._images(images=list(images), return_tensors="pt")["pixel_values"]
+        """Tokens of the vision tower, (images, tokens, width). Pictures are prepared one by one: whole, each takes 6 bytes a pixel."""
+        import torch
+
+        pixels = torch.cat([self._images(images=[image], return_tensors="pt")["pixel_values"] for image in images])
         return self._module.vision_model(pixel_values=pixels.to(self._module.device, self._module.dtype)).last_hidden_state
 
     def _parts(self, text: str) -> list[list[int]]:

@@ -21,6 +21,7 @@ from fgvr.runtime.loaders.base import SANE_PIXELS
 from fgvr.types import ModelSpec
 
 _MAPPING = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _INSTEAD = "Have an engine hold this model (models/mllm=remote; models/mllm=mlx where mlx-vlm reads it), or take models=tiny"
 
@@ -140,6 +141,18 @@ def support(config: Mapping[str, Any]) -> str:
     return "supported" if kind in PROFILES else "supported by the general path, which is not tested with this family"
 
 
+def open_processor(folder: Path, model_type: Any) -> Any:
+    """The processor of a folder by transformers' own class. `AutoProcessor` is asked last: other packages replace its `from_pretrained` for
+    the whole process (mlx-vlm, wherever one of its models is imported), and register classes of theirs."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    told = (files.read_config(folder / name).get("processor_class") for name in _PROCESSOR_FILES if (folder / name).is_file())
+    name = next(filter(None, told), None) or PROCESSOR_MAPPING_NAMES.get(model_type)
+    own = getattr(transformers, name, None) if isinstance(name, str) else None
+    return (own or transformers.AutoProcessor).from_pretrained(folder, local_files_only=True)
+
+
 def image_settings(folder: Path | None) -> Mapping[str, Any]:
     """What the folder says about its image processor; empty when nothing does."""
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -152,9 +165,14 @@ def image_settings(folder: Path | None) -> Mapping[str, Any]:
 def max_pixels(spec: ModelSpec, folder: Path | None, kind: Any) -> int | None:
     """The cap on a picture's pixels in force; None: whatever the processor does by itself."""
     profile = PROFILES.get(str(kind))
-    if spec.max_pixels is not None or profile is None or profile.most is None:
+    if spec.max_pixels is not None or (profile is not None and profile.most is None):
         return spec.max_pixels
-    return min(profile.pixels(image_settings(folder)), profile.most)
+    return SANE_PIXELS if profile is None or profile.most is None else min(profile.pixels(image_settings(folder)), profile.most)
+
+
+def most_pixels(spec: ModelSpec, folder: Path | None, kind: Any) -> int:
+    """Of the largest picture that a model sees in full, by its cap or by its processor's."""
+    return max_pixels(spec, folder, kind) or PROFILES[str(kind)].pixels(image_settings(folder))
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
-from fgvr.runtime.loaders import complete, families, quantized
+from fgvr.runtime.loaders import complete, families, files, quantized
 from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
 from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes import general, qwen
@@ -54,6 +54,11 @@ class TransformersLoader(FolderLoader):
             return qwen.footprint(spec, folder, device)
         return general.footprint(spec, folder, config, device)
 
+    def most_pixels(self, spec: ModelSpec) -> int:
+        folder = self.locate(spec)
+        config = files.read_config(folder / "config.json") if folder is not None and (folder / "config.json").is_file() else {}
+        return families.most_pixels(spec, folder, config.get("model_type"))
+
     def fingerprint(self, spec: ModelSpec) -> str:
         return super().fingerprint(replace(spec, loader=_FIRST_NAME))
 
@@ -68,7 +73,7 @@ class TransformersLoader(FolderLoader):
         config = self.read_config(spec, folder)
         getattr(transformers, str(families.class_of(config["model_type"])))  # its modules are imported before anything is measured
         try:
-            processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+            processor = families.open_processor(folder, config["model_type"])
         except ImportError as error:  # SmolVLM's asks for num2words
             raise ModelLoadError(f"{folder}: the processor of {complete.family(config)} needs another package: {error}") from error
         processor.tokenizer.padding_side = "left"
