@@ -72,6 +72,13 @@ def test_a_mistyped_option_is_answered_with_the_users_own_and_the_packages(folde
     assert theirs in listed and ours in listed and listed == sorted(listed)
 
 
+def test_a_folder_of_options_that_is_not_there_is_named(folder: Path) -> None:
+    for value in (f"[{folder}/absent]", f"{folder}/absent", f"[{folder},'file://{folder}/absent']"):
+        with pytest.raises(ConfigError, match=r"hydra\.searchpath: .*absent is no folder"):
+            fgvr.load_config(f"hydra.searchpath={value}", "trigger=shy")
+    assert fgvr.load_config(f"hydra.searchpath=[file://{folder},pkg://fgvr]", "trigger=shy").get("trigger.least") == 0.9
+
+
 def test_an_installed_package_registers_short_names(folder: Path) -> None:
     metadata = folder / "strange-1.0.dist-info"
     metadata.mkdir()

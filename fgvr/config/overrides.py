@@ -112,9 +112,19 @@ def _tidy(word: str, before: str, known: Mapping[str, list[str]], sweep: bool) -
         raise ConfigError(f"{key} is a group of configurations: write {name.replace('.', '/')}={value} (slash, not dot)")
     if key in known and _NO_NAME.fullmatch(value) and not (value == "null" and key in OPTIONAL):
         return f"{name}='{value}'"  # which Hydra reads as a name, and does not find
+    if key == "hydra.searchpath":
+        _check_searched(value)
     if key in PATHS_KEYS or (key.endswith(".source") and value[:1] == "["):  # the addresses of one model
         return f"{name}={_tidy_lists(value, sweep)}"
     return f"{name}={_tidy_path(key, value, sweep)}" if _is_path(key) else word
+
+
+def _check_searched(value: str) -> None:
+    """Raises ConfigError for a folder that is not there, which Hydra passes over with a warning."""
+    for path in split_paths(value.strip("[]")):
+        place = path.strip("'\"").removeprefix("file://")
+        if "://" not in place and not Path(place).is_dir():
+            raise ConfigError(f"hydra.searchpath: {place} is no folder; name the one that holds your trigger/NAME.yaml and the like")
 
 
 def _tidy_path(key: str, value: str, sweep: bool) -> str:

@@ -81,7 +81,7 @@ def _busy_threads(seconds: float) -> list[str]:
 def _leave(busy: Sequence[str]) -> None:
     """The last resort; all is saved and closed by now. At its own end Python unwinds the stack of a daemon thread that comes back from
     native code, and C++ frames on that stack abort the process ("terminate called without an active exception")."""
-    log.warning("still computing: %s; the process ends without it", ", ".join(busy))
+    log.info("still computing: %s; the process ends without it", ", ".join(busy))
     error = sys.exception()
     code = 0 if error is None else terminal.answer(error)
     if code is None:
