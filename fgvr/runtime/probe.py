@@ -20,7 +20,6 @@ from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.files import read_json, write_json
-from fgvr.utils.images import REDUCE_ABOVE
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +87,8 @@ def take(model: Any, spec: ModelSpec, device: Device, most_pixels: int = 0) -> d
 
     Args: most_pixels: of the largest picture that the model sees in full.
     """
+    from fgvr.utils.images import REDUCE_ABOVE  # with NumPy and Pillow, which a plan does without
+
     widest = {"encoder": _encoder_calls, "mllm": _mllm_calls, "joint": _joint_calls}[spec.role]
     pixels = min(max(_PIXELS, most_pixels), REDUCE_ABOVE)
     shown = [_picture(pixels, shape) for shape in (_SHAPES if spec.role == "mllm" else _SHAPES[:1])]
