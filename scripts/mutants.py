@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "models are built beside computing",
         "lifecycle.py",
-        "with CONSTRUCT.write(timeout, patient=patient):",
-        "with CONSTRUCT.read():",
+        "with CONSTRUCT.write(timeout), self._device.current():",
+        "with CONSTRUCT.read(), self._device.current():",
         "test_waiting.py::test_building_a_model_excludes_computing_and_waits_for_it",
     ),
     Mutant(

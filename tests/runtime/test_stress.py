@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,9 @@ def test_three_hundred_storms(caplog: pytest.LogCaptureFixture) -> None:
 def weather(seeds: range, caplog: pytest.LogCaptureFixture) -> Verdict:
     with caplog.at_level(logging.CRITICAL), quick_gc():
         return storms(seeds)
+
+
+def test_each_mutant_finds_its_place_in_the_sources() -> None:
+    root = Path(__file__).resolve().parents[2]
+    for mutant in runpy.run_path(str(root / "scripts" / "mutants.py"))["MUTANTS"]:
+        assert (root / "fgvr" / "runtime" / mutant.file).read_text().count(mutant.old) == 1, f"scripts/mutants.py: {mutant.name}"
