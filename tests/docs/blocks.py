@@ -139,9 +139,11 @@ def prepared(folder: Path) -> Path:
     kinds = ("Lemon", "Lime", "Orange", "Royal_Gala")
     for name in ("examples", "scripts"):
         (folder / name).symlink_to(ROOT / name)
-    for part in ("train", "test"):
+    for part, count in (("train", 8), ("test", 3)):
         for kind in kinds:
-            shutil.copytree(ROOT / "examples/produce" / part / kind, folder / "few" / part / kind)
+            (folder / "few" / part / kind).mkdir(parents=True)
+            for photograph in sorted((ROOT / "examples/produce" / part / kind).iterdir())[:count]:
+                shutil.copy(photograph, folder / "few" / part / kind)
     shutil.copytree(folder / "few/train", folder / "my_photos")
     (folder / "holiday").mkdir()
     for kind in kinds:

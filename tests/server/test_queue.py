@@ -254,6 +254,7 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as web:
 
             def healthy() -> bool:
+                time.sleep(0.1)  # asking takes computing time from its start
                 try:
                     return web.get("/health").status_code == 200
                 except httpx.TransportError:
