@@ -6,8 +6,10 @@
 Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
 names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
 tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
+
 Rules are learned in the same world with fewer, larger genera and more support images (`RULES`): a rule about two species is tried on images
-that list both, and eight of them are the least evidence.
+that list both, and eight of them are the least evidence. A third of the species is described wrong, in one attribute each (`--as-described`
+leaves that out): rules can teach only what System 2 gets wrong again and again, and what the tiny MLLM misreads is mostly noise.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +35,27 @@ from fgvr.agents.replies import rationale_of, read_answer
 from fgvr.agents.slow import Question, SlowThinking, choice
 from fgvr.data import birds
 from fgvr.data.pictures import open_picture
+from fgvr.knowledge.base import KnowledgeBase
+from fgvr.knowledge.classes import Description
 from fgvr.knowledge.experience import Library
 from fgvr.session import Session
-from fgvr.types import Picture
+from fgvr.types import Experience, Picture
 from fgvr.utils.batches import chunks
 from fgvr.utils.files import atomic_write
 
 SIZE = 50
 """Images per call."""
-RULES = ("dataset.genera=[6,6,6,6]", "dataset.shots=12", "dataset.calibration=0", "experience.failures=48")
-"""The world in which rules are learned and tried."""
+RULES = (
+    "dataset.genera=[6,6]",
+    "dataset.shots=16",
+    "dataset.calibration=0",
+    "dataset.test_per_class=20",
+    "knowledge.leave_one_out=false",
+    "slow.weight=0.5",
+)
+"""The world in which rules are learned and tried. Nothing is fitted on System 2's answers, as the descriptions change afterwards."""
+MISDESCRIBED = 2
+"""Species of a genus that are described wrong."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,36 +140,77 @@ def measure(seed: int, words: Sequence[str]) -> tuple[dict[str, float], list[Sho
     return found | {"fast": float(fast.mean()), "reason": float(without.mean()), "score": float(by_score.mean())}, rows
 
 
-def experience(seed: int, words: Sequence[str]) -> dict[str, float]:
-    """Rules learned on the support images: how many, and what the accepted ones change on the test images of the classes they speak of."""
-    world = ("slow=reason", "trigger=always", "dataset=birds", f"dataset.seed={seed}", *RULES, *words)
-    base = modes.perform(fgvr.load_config("mode=build_experience_base", *world))
-    accepted = [rule for rule in base.experience if rule.status == "accepted"]
-    found: dict[str, float] = {"proposed": len(base.experience), "accepted": len(accepted), "gain": 0.0, "gain shuffled": 0.0}
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """The rules of a world that were accepted, and the test images of the classes that they speak of."""
+
+    session: Session
+    seen: Seen
+    accepted: tuple[Experience, ...]
+
+    def right(self, rules: Sequence[Experience]) -> np.ndarray:
+        """Who is answered right with these rules."""
+        think = SlowThinking(self.session.decoder("bird"), self.session.shortlist, Library(rules, most=self.session.config.slow.rules))
+        return np.array(answers(self.session, self.seen, think)) == np.array(self.seen.labels)
+
+
+def experience(seed: int, words: Sequence[str], folder: Path, *, planted: bool) -> tuple[dict[str, float], Learned]:
+    """Rules learned on the support images: how many. Args: folder: for the knowledge base."""
+    world = ("slow=reason", "trigger=always", "dataset=birds", f"dataset.seed={seed}", *RULES, *words, f"knowledge.path={folder}")
+    base = modes.perform(fgvr.load_config("mode=build_knowledge_base", *world))
+    if planted:
+        species = birds.make_world(seed, tuple(fgvr.load_config("mode=evaluate", *world).dataset.genera)).species
+        misdescribed(base, species, seed).save(folder, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=0.0)
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", "experience.failures=48", *world))
     for rule in base.experience:
         evidence = f"n={rule.n} p={rule.p:.4f} gain={rule.gain} fixed={rule.fixed} broken={rule.broken}"
         print(f"  {rule.status} {rule.pair}: {rule.rule} {evidence}", flush=True)
-    session = Session(fgvr.load_config("mode=evaluate", *world))
+    session, accepted = Session(fgvr.load_config("mode=evaluate", *world)), [r for r in base.experience if r.status == "accepted"]
     seen = about(look(session), {c for rule in accepted for c in rule.pair})
-    if not seen.labels:
-        return found
-    sentences = [rule.rule for rule in accepted]
-    random.Random(0).shuffle(sentences)
-    shuffled = [replace(rule, rule=text) for rule, text in zip(accepted, sentences, strict=True)]
-    labels, right = np.array(seen.labels), {}
-    for name, library in {"without": [], "gain": accepted, "gain shuffled": shuffled}.items():
-        think = SlowThinking(session.decoder("bird"), session.shortlist, Library(library, most=session.config.slow.rules))
-        right[name] = np.array(answers(session, seen, think)) == labels
-    found |= {name: float(right[name].mean() - right["without"].mean()) for name in ("gain", "gain shuffled")}
-    return found | {"doubtful": len(labels), "without": float(right["without"].mean())}
+    return {"proposed": len(base.experience), "accepted": len(accepted)}, Learned(session, seen, tuple(accepted))
+
+
+def misdescribed(base: KnowledgeBase, species: Sequence[birds.Species], seed: int) -> KnowledgeBase:
+    """The base with one attribute wrong in every description of some species of each genus, drawn at random."""
+    chance, classes = np.random.default_rng(seed), {record.name: record for record in base.classes}
+    for genus in sorted({one.genus for one in species}):
+        members = [one for one in species if one.genus == genus]
+        for at in chance.choice(len(members), size=MISDESCRIBED, replace=False):
+            place, other = int(chance.choice(birds.FINE)), int(chance.integers(1, 3))
+            record, wrong = classes[members[at].name], (members[at].attributes[place] + other) % 3
+            texts = [_with(d, place, wrong) for d in (record.description, *record.fold_descriptions)]
+            classes[record.name] = replace(record, description=texts[0], fold_descriptions=(texts[1], texts[2]))
+    return replace(base, classes=tuple(classes.values()))
+
+
+def _with(description: Description, place: int, value: int) -> Description:
+    said = list(birds.read(description.text))
+    said[place] = value
+    return replace(description, text=birds.describe([v or 0 for v in said]))
+
+
+def gains(learned: Sequence[Learned]) -> list[dict[str, float]]:
+    """By world, what the accepted rules change on new images, and what they change with the sentences of other rules."""
+    sentences = sorted(rule.rule for one in learned for rule in one.accepted)
+    other = {text: sentences[(sentences.index(text) + len(sentences) // 2) % len(sentences)] for text in sentences}
+    found: list[dict[str, float]] = []
+    for one in learned:
+        if not one.accepted:
+            found.append({"gain": 0.0, "gain shuffled": 0.0})
+            continue
+        without, shuffled = one.right(()), [replace(rule, rule=other[rule.rule]) for rule in one.accepted]
+        gain, wrong = (one.right(rules).mean() - without.mean() for rules in (one.accepted, shuffled))
+        found.append({"gain": float(gain), "gain shuffled": float(wrong), "doubtful": len(without), "without": float(without.mean())})
+    return found
 
 
 def about(seen: Seen, classes: set[str]) -> Seen:
     """The images of some classes only."""
-    flat = zip((p for part in seen.pictures for p in part), seen.labels, (r for part in seen.fast for r in part), strict=True)
-    kept = list(chunks([one for one in flat if one[1] in classes], SIZE))
-    pictures, fast = (tuple(tuple(one[place] for one in part) for part in kept) for place in (0, 2))
-    return Seen(pictures, tuple(label for part in kept for _, label, _ in part), fast)
+    pictures, fast = [p for part in seen.pictures for p in part], [r for part in seen.fast for r in part]
+    kept = [i for i, label in enumerate(seen.labels) if label in classes]
+    parts = [tuple(part) for part in chunks(kept, SIZE)]
+    shown = tuple(tuple(pictures[i] for i in part) for part in parts)
+    return Seen(shown, tuple(seen.labels[i] for i in kept), tuple(tuple(fast[i] for i in part) for part in parts))
 
 
 def interval(values: Sequence[float]) -> str:
@@ -167,6 +223,8 @@ def interval(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", default="9050-9054", help="one seed, or FIRST-LAST")
+    parser.add_argument("--as-described", action="store_true", help="rules without wrong descriptions")
+    parser.add_argument("--rule-words", nargs="*", default=[], metavar="key=value", help="overrides for the worlds of rules")
     parser.add_argument("--only", choices=("replies", "rules"), help="one of the two parts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="quantities by world, and every reply")
     parser.add_argument("--show", type=int, default=9, help="replies printed, the first ones, unselected")
@@ -179,10 +237,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("worlds 9070-9099 are never run")
     for seed in seeds:
         found, shown = measure(seed, options.overrides) if options.only != "rules" else ({}, [])
-        found |= experience(seed, options.overrides) if options.only != "replies" else {}
         table.append(found)
         rows.append(shown)
         print(seed, json.dumps({k: round(v, 4) for k, v in found.items()}), flush=True)
+    if options.only != "replies":
+        with tempfile.TemporaryDirectory() as folder:
+            bases = [experience(s, options.rule_words, Path(folder, str(s)), planted=not options.as_described) for s in seeds]
+            for seed, found, (count, _), gain in zip(seeds, table, bases, gains([one for _, one in bases]), strict=True):
+                found |= count | gain
+                print(seed, json.dumps({k: round(v, 4) for k, v in (count | gain).items()}), flush=True)
     for one in rows[0][: options.show]:
         print(f"--- {one.name} ---\n{one.asked}\n>>> {one.reply}")
     for name in dict.fromkeys(name for found in table for name in found):
