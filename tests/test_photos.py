@@ -70,6 +70,14 @@ def test_all_photographs_help_where_all_are_asked_for(folder: Path) -> None:
         Session(fgvr.load_config("dataset.shots=all")).dataset  # noqa: B018
 
 
+def test_birds_are_never_drawn_among_photographs(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    for root in (folder, folder / "train"):
+        with pytest.raises(ConfigError, match=rf"holds photographs .*write dataset=folder dataset.root={root} "):
+            Session(fgvr.load_config("mode=evaluate", f"dataset.root={root}")).dataset  # noqa: B018
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_an_mllm_beside_the_image_encoder_is_asked(folder: Path) -> None:
     cfg = fgvr.load_config(*photos(folder, "models/mllm=fake"))
     assert (cfg.models.encoder.source, cfg.slow.decoder) == ("efficientnet_lite0", "score")

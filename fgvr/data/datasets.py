@@ -23,7 +23,7 @@ from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, choose_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
 from fgvr.utils.files import file_lock, file_size, read_json, sha256_file, short_hash, write_json
-from fgvr.utils.images import pixels_sha256
+from fgvr.utils.images import IMAGE_SUFFIXES, pixels_sha256
 from fgvr.utils.paths import examples_dir, user_path
 from fgvr.utils.progress import track
 from fgvr.utils.text import printable
@@ -133,6 +133,11 @@ def open_birds(
     except ValueError as error:
         raise ConfigError(f"dataset=birds: {error}") from error
     counts = {"support": max(BIRD_POOL, shots), "test": test_per_class, "calibration": max(BIRD_POOL, calibration)}
+    if photographs := _photographs(user_path(root)):
+        raise ConfigError(
+            f"dataset=birds draws its pictures below dataset.root={root}, which holds photographs ({photographs}): "
+            f"write dataset=folder dataset.root={root} to recognise those, or leave dataset.root out"
+        )
     folder = _rendered(world, tuple(genera), counts, user_path(root) / "birds")
     catalog = Catalog(tuple(Category(f"{i:03d}", species.name, "bird") for i, species in enumerate(world.species)))
     pools, bad = _bird_files(folder, catalog, strict=on_bad_image == "error")
@@ -147,6 +152,14 @@ def open_birds(
         shape = f" with genera {[*genera]}" if birds.is_reserved(seed) else ""
         notes.append(f"world {seed}{shape} is not reserved: it may overlap with the training world of models=tiny")
     return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *filter(None, [describe_bad_images(bad)])), bad)
+
+
+def _photographs(root: Path) -> Path | None:
+    """An image of somebody's, in this folder or in a class folder of it; birds are drawn among none."""
+    if any(root.glob("birds/world*")):
+        return None
+    places = ("*", "*/*", "train/*/*", "test/*/*")
+    return next((path for place in places for path in root.glob(place) if path.suffix.lower() in IMAGE_SUFFIXES), None)
 
 
 def _rendered(world: birds.World, genera: tuple[int, ...], counts: Mapping[str, int], parent: Path) -> Path:

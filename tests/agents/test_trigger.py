@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fgvr
-from fgvr.agents.calibration import FEATURES, Calibrator, Evidence, choose_threshold, fit_logistic
+from fgvr.agents.calibration import FEATURES, SIGNS, Calibrator, Evidence, choose_threshold, fit_logistic
 from fgvr.agents.targets import Target
 from fgvr.agents.trigger import Always, Gates, Never, Random, Sare, lower_bound
 from fgvr.errors import ConfigError
@@ -139,6 +139,18 @@ def test_the_fit_is_that_of_newtons_method():
     for outcomes, weights in zip((outcome, table[:, 0] > 0, np.ones(160, bool)), known.values(), strict=True):
         found = fit_logistic(table, outcomes)
         assert [found.intercept, *found.weights] == pytest.approx(weights, abs=3e-10)
+
+
+def test_a_class_without_a_failure_is_not_doubted_for_it() -> None:
+    """Left out of its class's history, the image that failed sees the best one: 8 classes of 8, each with one failure."""
+    rng = np.random.default_rng(0)
+    right = np.tile([False, *[True] * 7], 8)
+    history = np.where(right, 6 / 7, 7 / 7)
+    confidence = rng.normal(size=64) + right
+    table = np.column_stack([confidence, confidence, np.ones(64), history, -confidence])
+    assert fit_logistic(table, right).weights[FEATURES.index("history")] < -1
+    weights = fit_logistic(table, right, SIGNS).weights
+    assert weights[FEATURES.index("history")] == 0 and weights[0] > 0 and (weights * SIGNS >= 0).all()
 
 
 def test_an_unreachable_precision_sends_everything_slow():
