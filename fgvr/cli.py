@@ -23,6 +23,7 @@ from fgvr.utils import terminal
 from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
 from fgvr.utils.terminal import on_terminal, tell
+from fgvr.utils.text import nearest
 
 if TYPE_CHECKING:
     from fgvr.config.configuration import Config
@@ -96,6 +97,9 @@ def _main(words: list[str], job: Callable[[Config], Any] | None) -> int:
             words = words[1:] or ["--help"]
         elif first in groups()["mode"]:
             words[0] = f"mode={first}"
+        elif first.isidentifier() and not os.path.exists(first):
+            near = ", ".join(nearest(first, [*COMMANDS, *groups()["mode"]]))
+            raise ConfigError(f"{first} is no mode and no command. " + (f"Nearest: {near}" if near else "fgvr --help lists them"))
         if {"-h", "--help"} & set(words):
             sys.stdout.write(help_text())
         elif "--version" in words:

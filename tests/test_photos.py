@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 import fgvr
-from fgvr import modes
+from fgvr import cli, modes
 from fgvr.errors import ConfigError
 from fgvr.evaluation import report as reports
 from fgvr.modes.comparing_baselines import OURS, chosen_baselines
@@ -68,6 +68,13 @@ def test_all_photographs_help_where_all_are_asked_for(folder: Path) -> None:
             fgvr.load_config("dataset=folder", f"dataset.root={folder}", f"dataset.shots={word}")
     with pytest.raises(ConfigError, match="no end of rendered birds"):
         Session(fgvr.load_config("dataset.shots=all")).dataset  # noqa: B018
+
+
+def test_the_page_of_a_classified_photograph_speaks_of_images_alone(folder: Path, tmp_path: Path) -> None:
+    image = next((folder / "test").rglob("*.png"))
+    assert cli.main(["mode=classify", f"image={image}", "dataset=folder", f"dataset.root={folder}", f"paths.home={tmp_path}"]) == 0
+    page = next(tmp_path.rglob("report.html")).read_text()
+    assert "System 1's shortlist" in page.replace("&#39;", "'") and "image and text" not in page and ">text<" not in page
 
 
 def test_birds_are_never_drawn_among_photographs(folder: Path) -> None:
