@@ -20,9 +20,6 @@ from fgvr.types import Decision, FastResult, History
 from fgvr.utils.lazy import Lazy
 
 FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
-SIGNS = np.array([1, 1, 1, 1, -1])
-"""What more of a feature may say: that System 1 is right, or wrong. With few images a class, history would speak against itself: the image
-that failed sees the best history, since its own outcome is left out of it (ADR 41)."""
 ONE_SHOT = (
     "trigger=calibrated learns from support images that were left out, and with one image per class nothing is left: "
     "give more images (dataset.shots=2 or more; dataset.test_per_class=0 keeps none back to test), or choose another trigger "
@@ -107,7 +104,7 @@ class Calibrator:
             calibration: for a risk target: images that no prototype, description, rule or weight has met.
         """
         table, right = features(support.results), np.asarray(support.right, bool)
-        model, target = fit_logistic(table, right, SIGNS), self.target
+        model, target = fit(table, right), self.target
         if target.kind == "risk" and calibration is not None and self.form == "joint":
             scores = np.empty(0)  # only the rungs of `selective` need out-of-fold scores
         else:
@@ -135,7 +132,7 @@ def out_of_fold(table: np.ndarray, right: np.ndarray, groups: Sequence[int]) -> 
         raise ConfigError(ONE_SHOT)
     for held_out in np.unique(group):
         out = group == held_out
-        scores[out] = fit_logistic(table[~out], right[~out], SIGNS).probability(table[out])
+        scores[out] = fit(table[~out], right[~out]).probability(table[out])
     return scores
 
 
@@ -169,25 +166,32 @@ def precision(history: History) -> float:
     return (history.correct + _PRIOR_STRENGTH / 2) / (history.seen + _PRIOR_STRENGTH)
 
 
-def fit_logistic(table: np.ndarray, outcome: np.ndarray, signs: np.ndarray | None = None) -> Logistic:
+def fit(table: np.ndarray, right: np.ndarray) -> Logistic:
+    """The trigger's regression. History that would speak against itself has no weight (ADR 41): in a class of few images the one that failed
+    sees the best history, since its own outcome is left out of it.
+
+    Args: table: (n, F), columns as in FEATURES.
+    """
+    model, history = fit_logistic(table, right), FEATURES.index("history")
+    if model.weights[history] >= 0:
+        return model
+    table = table.copy()
+    table[:, history] = 0
+    return fit_logistic(table, right)
+
+
+def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> Logistic:
     """Logistic regression with a ridge of 1 on the standardised features. The intercept is not shrunk.
 
     One imagined success and one failure keep the intercept finite when every outcome is the same.
-
-    Args: signs: (F,) 1 or -1; the weight of a feature that would get the other sign is 0.
     """
     from sklearn.linear_model import LogisticRegression  # here, as its import takes a second
 
     mean, scale = table.mean(axis=0), table.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     rows = np.vstack([(table - mean) / scale, np.zeros((2, table.shape[1]))])
-    truth, used = [*np.asarray(outcome, bool), False, True], np.ones(table.shape[1], bool)
-    while True:  # at most once per feature
-        fitted = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12).fit(rows * used, truth)
-        weights = fitted.coef_[0] * used
-        if signs is None or not (wrong := weights * signs < 0).any():
-            return Logistic(mean, scale, weights, float(fitted.intercept_[0]))
-        used &= ~wrong
+    fitted = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12).fit(rows, [*np.asarray(outcome, bool), False, True])
+    return Logistic(mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
 
 
 def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fgvr
-from fgvr.agents.calibration import FEATURES, SIGNS, Calibrator, Evidence, choose_threshold, fit_logistic
+from fgvr.agents.calibration import FEATURES, Calibrator, Evidence, choose_threshold, fit, fit_logistic
 from fgvr.agents.targets import Target
 from fgvr.agents.trigger import Always, Gates, Never, Random, Sare, lower_bound
 from fgvr.errors import ConfigError
@@ -149,8 +149,11 @@ def test_a_class_without_a_failure_is_not_doubted_for_it() -> None:
     confidence = rng.normal(size=64) + right
     table = np.column_stack([confidence, confidence, np.ones(64), history, -confidence])
     assert fit_logistic(table, right).weights[FEATURES.index("history")] < -1
-    weights = fit_logistic(table, right, SIGNS).weights
-    assert weights[FEATURES.index("history")] == 0 and weights[0] > 0 and (weights * SIGNS >= 0).all()
+    weights = fit(table, right).weights
+    assert weights[FEATURES.index("history")] == 0 and weights[0] > 0
+    known = np.where(right, 1.0, 0.5) + rng.normal(size=64)
+    table[:, FEATURES.index("history")] = known
+    assert (fit(table, right).weights == fit_logistic(table, right).weights).all() and fit(table, right).weights[3] > 0
 
 
 def test_an_unreachable_precision_sends_everything_slow():
