@@ -167,8 +167,8 @@ def precision(history: History) -> float:
 
 
 def fit(table: np.ndarray, right: np.ndarray) -> Logistic:
-    """The trigger's regression. History that would speak against itself has no weight (ADR 41): in a class of few images the one that failed
-    sees the best history, since its own outcome is left out of it.
+    """The trigger's regression. History that would speak against itself has no weight (ADR 41): in a class of few images the one that
+    failed sees the best history, since its own outcome is left out of it.
 
     Args: table: (n, F), columns as in FEATURES.
     """
