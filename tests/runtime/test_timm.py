@@ -15,9 +15,9 @@ from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.protocols import Encoder, reads_text
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import timm as timm_loader
+from fgvr.runtime.loaders.timm import PACKAGED
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.sizes import footprint
-from fgvr.runtime.sizes.timm import PACKAGED
 from fgvr.types import ModelSpec
 
 LITE0 = ModelSpec("encoder", "timm", "efficientnet_lite0", batch_size=2)

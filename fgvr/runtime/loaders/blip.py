@@ -13,7 +13,7 @@ from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.blip_matcher import BlipMatcher
+    from fgvr.runtime.loaders.encoders import BlipMatcher
     from fgvr.runtime.sizes.footprint import Footprint
 
 CONFIG = "config.json"
@@ -60,7 +60,7 @@ class BlipLoader(FolderLoader):
 
     def load(self, spec: ModelSpec, device: Device) -> BlipMatcher:
         opened = self.open(spec, device)
-        from fgvr.runtime.loaders.blip_matcher import BlipMatcher
+        from fgvr.runtime.loaders.encoders import BlipMatcher
 
         return BlipMatcher(self.fingerprint(spec), opened.module, opened.processor, opened.lock)
 

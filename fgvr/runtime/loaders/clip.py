@@ -19,7 +19,7 @@ from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.clip_encoder import ClipEncoder
+    from fgvr.runtime.loaders.encoders import ClipEncoder
     from fgvr.runtime.sizes.footprint import Footprint
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -106,7 +106,7 @@ class ClipLoader(FolderLoader):
         opened = self.open(spec, device)
         from open_clip import transform
 
-        from fgvr.runtime.loaders.clip_encoder import ClipEncoder
+        from fgvr.runtime.loaders.encoders import ClipEncoder
 
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**opened.config.get("preprocess_cfg", {})), is_train=False)
         return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), opened.module, preprocess, opened.processor, opened.lock)

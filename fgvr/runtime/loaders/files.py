@@ -8,7 +8,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -164,16 +164,9 @@ def read_weights(files: Iterable[Path]) -> Weights:
     return Weights(values, other, max(count, key=lambda k: count[k], default="float32"), size)
 
 
-def tensor_values(shards: Iterable[Path]) -> Iterator[tuple[str, int]]:
-    """Name and number of values of every tensor, from headers only. Raises ModelLoadError for a damaged file."""
-    for file in shards:
-        for name, tensor in _header(file).items():
-            yield name, math.prod(tensor["shape"])
-
-
-def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor, from the header only. Raises ModelLoadError for a damaged file."""
-    return {name: tensor["shape"] for name, tensor in _header(file).items()}
+def tensor_shapes(shards: Iterable[Path]) -> dict[str, list[int]]:
+    """Name and shape of every tensor, from headers only. Raises ModelLoadError for a damaged file."""
+    return {name: tensor["shape"] for file in shards for name, tensor in _header(file).items()}
 
 
 def read_scalar(file: Path, name: str) -> float:
@@ -197,7 +190,7 @@ def folder_fingerprint(spec: ModelSpec, folder: Path, *, extra: object = None) -
     for file in sorted(small):
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     for file in weight_files(folder):
-        digest.update(f"{file.name}\0".encode() + _weights_digest(file))
+        digest.update(f"{file.name}\0".encode() + weights_digest(file))
     return digest.hexdigest()[:12]
 
 
@@ -245,8 +238,11 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _weights_digest(file: Path) -> bytes:
-    """Read once as long as the file stays what it is: every stage of every job asks for its models' fingerprints."""
+def weights_digest(file: Path) -> bytes:
+    """The sha256 of a file below `HASH_WHOLE`, that of samples of a larger one.
+
+    Read once as long as the file stays what it is: every stage of every job asks for its models' fingerprints.
+    """
     found = file.stat()
     return _digest(file, found.st_size, found.st_size < HASH_WHOLE, (found.st_mtime_ns, found.st_ino))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -140,19 +139,10 @@ class FolderLoader(Loader):
         return f"{complete.family(config)}, supported"
 
     def is_half(self, spec: ModelSpec) -> bool:
-        if spec.dtype != "auto":
-            return spec.dtype == "float16"
         folder = self.locate(spec)
-        found = files.weight_files(folder, self.weights) if folder else []
-        stats = [file.stat() for file in found]
-        large = sum(stat.st_size for stat in stats) >= files.HASH_WHOLE
-        return large and _stored_in_half(tuple(found), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
-
-
-@lru_cache(maxsize=64)
-def _stored_in_half(shards: tuple[Path, ...], _as_of: tuple[tuple[int, int], ...]) -> bool:
-    """Read once as long as the files stay what they are."""
-    try:
-        return files.resolve_dtype("auto", files.read_weights(shards)) == "float16"
-    except ModelLoadError:  # damaged: said, with the cure, by whoever loads it or looks after the files
-        return False
+        if spec.dtype != "auto" or folder is None:
+            return spec.dtype == "float16"
+        try:
+            return files.resolve_dtype(spec.dtype, files.read_weights(files.weight_files(folder, self.weights))) == "float16"
+        except ModelLoadError:  # damaged: said, with the cure, by whoever loads it or looks after the files
+            return False

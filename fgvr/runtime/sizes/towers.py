@@ -96,7 +96,7 @@ def footprint(
 def read(found: Sequence[Path], vision: str, side: int) -> Towers:
     """Off the headers of weight files."""
     counts = count_values(found, _PARTS, lambda tensor: _part(tensor, vision))
-    shapes = {name: shape for file in found for name, shape in files.tensor_shapes(file).items()}
+    shapes = files.tensor_shapes(found)
     of_image = {name: shape for name, shape in shapes.items() if _part(name, vision) == _PARTS[0]}
     of_text = [shape for name, shape in shapes.items() if _part(name, vision) == _PARTS[1]]
     words = max((shape for name, shape in shapes.items() if _part(name, vision) == _PARTS[2]), default=[0, 0])
