@@ -21,8 +21,9 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import blip as blip_loader
 from fgvr.runtime.loaders import clip as clip_loader
 from fgvr.runtime.loaders import transformers as qwen_loader
+from fgvr.runtime.plan import footprint
 from fgvr.runtime.plan import plan as plan_specs
-from fgvr.runtime.sizes import footprint, qwen
+from fgvr.runtime.sizes import qwen
 from fgvr.types import ModelSpec
 from fgvr.types.memory import Role
 

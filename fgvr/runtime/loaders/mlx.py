@@ -109,8 +109,7 @@ class MlxLoader(FolderLoader):
         with _own_processors():
             from mlx_vlm.utils import load_model
 
-            from fgvr.runtime.loaders.mlx_model import MlxMLLM
-            from fgvr.runtime.loaders.mlx_processor import open_processor
+            from fgvr.runtime.loaders.mlx_model import MlxMLLM, open_processor
 
             try:
                 module = load_model(folder, lazy=True)
