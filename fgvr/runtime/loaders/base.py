@@ -123,10 +123,6 @@ class Loader:
         """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
         return None
 
-    def is_here(self, spec: ModelSpec) -> bool:
-        """Whether its files are on this machine, where it reads any."""
-        return True
-
     def describe_files(self, spec: ModelSpec) -> str:
         """For a plan: the family of a model folder, and whether its weights are here. Reads no weights; "" where there is no folder."""
         return ""

@@ -59,7 +59,7 @@ def locate(spec: ModelSpec, repository: str | None = None) -> Path | None:
 
 def cached_snapshot(repository: str, revision: str | None = None) -> Path | None:
     """The snapshot folder of a hub repository in the local cache, by the cache's documented layout."""
-    if not _REPOSITORY.fullmatch(repository):
+    if not is_repository(repository):
         return None
     root = hub_cache() / f"models--{repository.replace('/', '--')}"
     commit = revision or "main"
@@ -80,50 +80,30 @@ def hub_cache() -> Path:
     return user_path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
-def offline() -> bool:
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-
-
-def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path | None:
-    """The folder, once all `needed` files are there (`a|b`: either). None: not here, but a hub repository that may be fetched.
+def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path:
+    """The folder, once all `needed` files are there (`a|b`: either). `mode=fetch` alone downloads.
 
     Raises ModelLoadError saying what is missing, where it was looked for, how to get it, and what works without.
     """
     folder = locate(spec, repository)
-    hub = repository or spec.source
+    cure = how_to_get(spec, repository)
     if folder is None:
         if (file := user_path(spec.source)).is_file():
             raise ModelLoadError(
                 f"{spec.role} {spec.source!r} is a file; models.{spec.role}.source takes the folder of a model: {file.parent}"
             )
-        if _REPOSITORY.fullmatch(hub) and not offline():
-            return None
-        raise _absent(spec, repository)
+        hub, looked = repository or spec.source, [str(user_path(spec.source).absolute())]
+        if is_repository(hub):
+            looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
+        raise ModelLoadError(f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{cure}")
     missing = [names for names in needed if not any(_present(folder, name) for name in names.split("|"))]
     if missing:
         names = ", ".join(m.replace("|", " or ") for m in missing)
-        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{how_to_get(spec, repository)}")
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{cure}")
     if absent := absent_shards(folder):
         missing = f"{len(absent)} of its weight files are missing in {folder}: {first(absent)}"
-        raise ModelLoadError(f"{spec.role} {spec.source!r}: {missing}.\n{how_to_get(spec, repository)}")
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {missing}.\n{cure}")
     return folder
-
-
-def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path:
-    """`require`, also of a hub repository: one that is not in the cache is a ModelLoadError, for `mode=fetch` alone downloads."""
-    folder = require(spec, needed, repository)
-    if folder is None:
-        raise _absent(spec, repository)
-    return folder
-
-
-def _absent(spec: ModelSpec, repository: str | None) -> ModelLoadError:
-    hub, looked = repository or spec.source, [str(user_path(spec.source).absolute())]
-    if _REPOSITORY.fullmatch(hub):
-        looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
-    return ModelLoadError(
-        f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{how_to_get(spec, repository)}"
-    )
 
 
 def weight_files(folder: Path, pattern: str = "*.safetensors") -> list[Path]:
@@ -214,7 +194,7 @@ def how_to_get(spec: ModelSpec, repository: str | None = None) -> str:
     hub, lines = repository or spec.source, []
     if spec.source == "tiny":
         lines.append("These files are shipped with fgvr: reinstall it, or train them with scripts/train_tiny.py")
-    elif _REPOSITORY.fullmatch(hub):
+    elif is_repository(hub):
         lines.append(f"Get it: hf download {hub} (or the same words with mode=fetch)")
     lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
     if spec.source != "tiny":

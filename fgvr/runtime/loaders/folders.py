@@ -5,18 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import complete, files, libraries
 from fgvr.runtime.loaders.base import Loader
 from fgvr.types import ModelSpec
 from fgvr.utils.paths import user_path
-
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-
 
 _making = threading.Lock()
 _kept: dict[str, tuple[Any, threading.Lock]] = {}  # by the fingerprint of a model, which covers the files of its processor
@@ -72,8 +69,8 @@ class FolderLoader(Loader):
         return files.locate(spec, self.repository(spec))
 
     def fetch(self, spec: ModelSpec) -> Path:
-        """The whole folder; downloads it where that is allowed. Raises ModelLoadError."""
-        return files.fetch(spec, self.needed, self.repository(spec))
+        """The whole folder. Raises ModelLoadError."""
+        return files.require(spec, self.needed, self.repository(spec))
 
     def open_processor(self, spec: ModelSpec, folder: Path) -> Any:
         """The tokenizer or processor; made once per process."""
@@ -102,8 +99,7 @@ class FolderLoader(Loader):
         return Opened(module, config, *self.prepare(spec))
 
     def check(self, spec: ModelSpec) -> None:
-        if (folder := files.require(spec, self.needed, self.repository(spec))) is not None:
-            self.read_config(spec, folder)
+        self.read_config(spec, self.fetch(spec))
 
     def estimate(self, spec: ModelSpec) -> int:
         return self.footprint(spec, CpuDevice).weight_bytes
@@ -118,9 +114,6 @@ class FolderLoader(Loader):
     def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
         """What else of the loading changes answers."""
         return None
-
-    def is_here(self, spec: ModelSpec) -> bool:
-        return self.locate(spec) is not None
 
     def describe_files(self, spec: ModelSpec) -> str:
         folder = self.locate(spec)

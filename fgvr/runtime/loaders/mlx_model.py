@@ -17,9 +17,10 @@ from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import pil
 from fgvr.runtime.loaders.chat_processor import Limit
-from fgvr.runtime.loaders.scoring import parts, rows_at_once
+from fgvr.runtime.loaders.scoring import rows_at_once
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
 from fgvr.types import Reply, Scores
+from fgvr.utils.batches import chunks
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -182,7 +183,7 @@ class MlxMLLM:
             candidates = [self._prompts.tokens(text) for text in texts]
             prefix = self._prefill(inputs)
             sums: list[float] = []
-            for part in parts(candidates, self._rows_at_once(prefix, candidates)):
+            for part in chunks(candidates, self._rows_at_once(prefix, candidates)):
                 sums += self._continue(prefix, part)
             scores.append(Scores(tuple(sums), tuple(map(len, candidates)), inputs.ids.size))
         return scores

@@ -17,6 +17,7 @@ import numpy as np
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import draws
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.remote import scoring, wire
 from fgvr.runtime.remote.engine import Abilities, Engine
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits

@@ -8,17 +8,16 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.sizes.qwen import LOGIT_BYTES
+from fgvr.utils.batches import chunks
 
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def continue_prefix(
     sums: list[float] = []
     kept = (getattr(layer, name, None) for layer in prefix.cache.layers for name in ("keys", "values"))
     cache = sum(tensor[0].nbytes for tensor in kept if tensor is not None and tensor.numel())
-    for part in parts(rows, rows_at_once([tokens for _, tokens in rows], cache, prefix.next_log_probs.shape[1], limit)):
+    for part in chunks(rows, rows_at_once([tokens for _, tokens in rows], cache, prefix.next_log_probs.shape[1], limit)):
         sums += _score_rows(module, prefix, part, pad).tolist()
     scored = iter(sums)
     return [[next(scored) for _ in texts] for texts in candidates]
@@ -146,7 +145,3 @@ def rows_at_once(texts: Sequence[Sequence[int]], cache: int, vocabulary: int, li
     """How many continuations fit in `limit` bytes: each has a copy of the prompt's `cache` bytes, and logits over its tokens."""
     width = max(map(len, texts), default=1)
     return max(1, limit // max(cache, 3 * width * vocabulary * 4, 1))
-
-
-def parts(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import movable, offloading
 
 if TYPE_CHECKING:
     import torch
 
-    from fgvr.runtime.devices.base import Device
     from fgvr.runtime.loaders.base import Movable
 
 

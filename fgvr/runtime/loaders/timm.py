@@ -10,9 +10,10 @@ import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import complete, files, tensors
 from fgvr.runtime.loaders.clip import HUB
 from fgvr.runtime.loaders.folders import FolderLoader
@@ -20,10 +21,6 @@ from fgvr.runtime.sizes import towers
 from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
-
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.encoders import TimmEncoder
 
 _AT_ONCE = 8  # images in one forward pass on a processor
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -112,9 +109,6 @@ class TimmLoader(FolderLoader):
         else:
             super().check(spec)
 
-    def is_here(self, spec: ModelSpec) -> bool:
-        return spec.source in PACKAGED or super().is_here(spec)
-
     def describe_files(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return f"{packaged.architecture}, supported; its weights are those of the package {packaged.distribution}"
@@ -124,11 +118,7 @@ class TimmLoader(FolderLoader):
         """Of packaged weights by numbers that were traced; a folder's are read off its file."""
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return packaged.footprint(spec)
-        repository = self.repository(spec)
-        folder = files.require(spec, self.needed, repository)
-        if folder is None:
-            get = f"hf download {repository or spec.source}"
-            raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: {get}")
+        folder = self.fetch(spec)
         shape = self.read_config(spec, folder)["pretrained_cfg"].get("input_size")
         return towers.footprint(spec, [folder / WEIGHTS], side=int(shape[-1]) if isinstance(shape, list) and shape else 224)
 
@@ -143,7 +133,7 @@ class TimmLoader(FolderLoader):
     def prepare(self, spec: ModelSpec) -> None:
         """It has no tokenizer."""
 
-    def load(self, spec: ModelSpec, device: Device) -> TimmEncoder:
+    def load(self, spec: ModelSpec, device: Device) -> Any:
         import torch
         from timm.data import create_transform, resolve_data_config
 
