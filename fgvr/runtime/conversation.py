@@ -154,12 +154,18 @@ class Conversing:
 
 
 class GrowingAnswer:
-    """One answer of a batch while it grows: ends at an end mark, a stop word, the limit, or at the watcher's word."""
+    """One answer of a batch while it grows: ends at an end mark, a stop word, the limit, or at the watcher's word.
+
+    Its text is made of whole characters and is cut at a stop word.
+    """
 
     def __init__(self, sampling: Sampling, decode: Callable[[Sequence[int]], str]) -> None:
         self.sampling = sampling
         self.finish: Finish | None = None
-        self._writer = Writer(decode, sampling.stop)
+        self._decode = decode
+        self._ids: list[int] = []
+        self._settled, self._window = "", 0  # text before the window, where the window of undecided ids begins
+        self._text = ""
         self._tokens: list[Token] = []
         self._new_tokens = 0
 
@@ -171,32 +177,22 @@ class GrowingAnswer:
             return
         if measured is not None:
             self._tokens.append(measured)
-        self._writer.add(token)
-        if self._writer.stopped:
-            self.finish = "stop"
+        self._extend_text(token)
+        found = [at for word in self.sampling.stop if (at := self._text.find(word)) >= 0]
+        if found:
+            self._text, self.finish = self._text[: min(found)], "stop"
         elif self._new_tokens >= self.sampling.max_new_tokens:
             self.finish = "length"
 
     def show(self, watch: Watch, index: int) -> None:
-        going = watch(index, self._writer.text if self.finish else self._writer.certain, self._tokens)
+        going = watch(index, self._text if self.finish else self._certain, self._tokens)
         if not going and not self.finish:
             self.finish = "cancelled"
 
     def answer(self, prompt_tokens: int) -> Answer:
-        return Answer(self._writer.text, self.finish or "length", prompt_tokens, self._new_tokens, tuple(self._tokens))
+        return Answer(self._text, self.finish or "length", prompt_tokens, self._new_tokens, tuple(self._tokens))
 
-
-class Writer:
-    """Token ids of one answer -> text: whole characters only, cut at a stop word."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
-        self._decode, self._stop = decode, tuple(stop)
-        self._ids: list[int] = []
-        self._settled, self._window = "", 0  # text before the window, where the window of undecided ids begins
-        self._text = ""
-        self.stopped = False
-
-    def add(self, token: int) -> None:
+    def _extend_text(self, token: int) -> None:
         """The window keeps a few ids: some tokenizers decode a token differently at the start."""
         self._ids.append(token)
         tail = self._decode(self._ids[self._window :])
@@ -205,23 +201,13 @@ class Writer:
             head = self._decode(self._ids[self._window : -8])
             if tail.startswith(head) and self._decode(self._ids[-8:]) == tail[len(head) :]:
                 self._settled, self._window = self._settled + head, len(self._ids) - 8
-        found = [at for word in self._stop if (at := self._text.find(word)) >= 0]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
 
     @property
-    def text(self) -> str:
-        """All of it."""
-        return self._text
-
-    @property
-    def certain(self) -> str:
+    def _certain(self) -> str:
         """What later tokens cannot take back: without half a character, without what may begin a stop word."""
-        if self.stopped:
-            return self._text
         text = self._text.rstrip("\ufffd")
-        held = max((_overlap(text, word) for word in self._stop), default=0)
-        return text[: len(text) - held] if held else text
+        held = max((_overlap(text, word) for word in self.sampling.stop), default=0)
+        return text[: len(text) - held]
 
 
 def _overlap(text: str, word: str) -> int:

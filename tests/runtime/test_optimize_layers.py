@@ -16,7 +16,7 @@ from torch import nn
 from fgvr.runtime.devices import cpu
 from fgvr.runtime.devices.cpu import CpuDevice, is_amd
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import optimize_layers, scoring
+from fgvr.runtime.loaders import decoding, optimize_layers
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 
@@ -162,5 +162,5 @@ def test_log_probabilities_are_summed_in_parts(monkeypatch) -> None:
     logits, targets = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
     wanted = logits.log_softmax(-1).gather(2, targets[..., None]).squeeze(2)
     for size in (1, 4 * 11 * 4, 1 << 22):
-        monkeypatch.setattr(scoring, "LOGIT_BYTES", size)
-        torch.testing.assert_close(scoring._log_probs(logits, targets), wanted)
+        monkeypatch.setattr(decoding, "LOGIT_BYTES", size)
+        torch.testing.assert_close(decoding._log_probs(logits, targets), wanted)

@@ -17,7 +17,7 @@ from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import pil
 from fgvr.runtime.loaders.chat_processor import Limit
-from fgvr.runtime.loaders.scoring import rows_at_once
+from fgvr.runtime.loaders.decoding import rows_at_once
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
 from fgvr.types import Reply, Scores
 from fgvr.utils.batches import chunks
