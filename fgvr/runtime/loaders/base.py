@@ -136,7 +136,10 @@ class Loader:
         return spec.dtype == "float16"
 
     def check_prompt(self, spec: ModelSpec, ask: Conversation) -> None:
-        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only."""
+        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only.
+
+        An engine elsewhere knows its own limit.
+        """
 
     def abilities(self, spec: ModelSpec) -> Any:
         """What an engine behind HTTP can do; None: the model is computed here."""
