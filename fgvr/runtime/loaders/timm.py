@@ -22,7 +22,7 @@ from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
-_AT_ONCE = 8  # images in one forward pass on a processor
+_AT_ONCE = 2  # images in one forward pass on a processor: larger layers are blocks that glibc maps anew each time (ADR 20)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LOGIT_SCALE = 30.0
 """Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
