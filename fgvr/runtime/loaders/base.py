@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -169,6 +170,12 @@ def pil(image: ImageLike) -> Image:
     from fgvr.utils.images import pad_long_image
 
     return pad_long_image(image.image if isinstance(image, Picture) else image)
+
+
+def scaled_down(image: Image, most: int) -> Image:
+    """The image with at most so many pixels."""
+    scale = math.sqrt(most / (image.width * image.height))
+    return image if scale >= 1 else image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
 def find_loader(spec: ModelSpec) -> Loader:
