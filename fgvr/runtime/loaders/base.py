@@ -7,6 +7,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.conversation import Conversation
+from fgvr.runtime.devices.base import Device
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, Picture, PlanPart
 from fgvr.utils.plugins import find_plugin
 
@@ -14,9 +17,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fgvr.protocols import ImageLike
-    from fgvr.runtime.conversation import Conversation
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.sizes.footprint import Footprint
 
 _NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake")
 SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
@@ -91,8 +91,6 @@ class Loader:
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         """Both by parts, on this kind of device. Raises ModelLoadError when they cannot be known."""
-        from fgvr.runtime.sizes.footprint import Footprint
-
         weights, work = self.estimate(spec), self.work_bytes(spec)
         return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
 
