@@ -54,7 +54,8 @@ class Group(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """As dicts and lists, keys that no option brought left out."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+        fields = type(self).model_fields
+        return {(name in fields and fields[name].alias) or name: to_dict(value) for name, value in self if name in self}
 
 
 def to_dict(value: Any) -> Any:
