@@ -11,12 +11,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from filelock import BaseFileLock, FileLock, Timeout
-
 from fgvr.errors import StoreError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> Path:
@@ -112,6 +113,8 @@ def acquire_lock(path: str | Path, *, timeout: float = 0.0) -> BaseFileLock:
 
     Raises HeldError after `timeout` seconds of waiting, StoreError where the file system has no locks.
     """
+    from filelock import FileLock, Timeout
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)  # a marker file would outlive a killed holder

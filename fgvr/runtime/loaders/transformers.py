@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import complete, families, files, quantized
-from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
 from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes import general, qwen
 from fgvr.types import ModelSpec
@@ -18,6 +17,7 @@ from fgvr.types import ModelSpec
 if TYPE_CHECKING:
     from fgvr.runtime.conversation import Conversation
     from fgvr.runtime.devices.base import Device
+    from fgvr.runtime.loaders.chat_processor import ChatProcessor
     from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
     from fgvr.runtime.sizes.footprint import Footprint
 
@@ -69,6 +69,8 @@ class TransformersLoader(FolderLoader):
     def open_processor(self, spec: ModelSpec, folder: Path) -> ChatProcessor:
         """Pads on the left, and scales pictures down to the cap in force."""
         import transformers
+
+        from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
 
         config = self.read_config(spec, folder)
         getattr(transformers, str(families.class_of(config["model_type"])))  # its modules are imported before anything is measured
