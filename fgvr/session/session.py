@@ -180,7 +180,7 @@ class Session(WithKnowledge):
         trigger, joint = self.trigger, f"System 1 asks the joint encoder {self.config.models.joint.source} ({self.fusion.joint})"
         return whole(
             abstain=abstainer,
-            notes=lambda: [
+            remarks=lambda: [
                 *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
                 *([joint] if self.matcher is not None else []),
                 *([] if reads_text(self.encoder) else [blind]),
