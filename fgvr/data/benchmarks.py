@@ -108,8 +108,8 @@ def open_benchmark(
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
     split = split_few_shot(listing, inspector, request, notes)
-    bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    notes.extend(filter(None, [describe_bad_images(bad)]))
+    bad = inspector.bad_images
+    notes += describe_bad_images(bad)
     figures = known.figures if split_file is None else None
     return Dataset(
         name, world, listing.catalog, known.superclass, split, base, tuple(notes), bad, listing, figures, inspector.seen, known.page

@@ -23,7 +23,7 @@ from fgvr.types import Category, Sample
 from fgvr.utils.files import read_json, short_hash, write_json
 from fgvr.utils.images import list_images, passed_over, read_image
 from fgvr.utils.progress import track
-from fgvr.utils.text import natural, plain_name, printable
+from fgvr.utils.text import natural, plain_name, printable, some
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +115,8 @@ def _samples(root: Path, folders: Iterable[Path]) -> tuple[Sample, ...]:
     if empty or too_high:
         empty = empty or too_high
         cure = f"set dataset.root={too_high[0]}" if too_high else "add images or remove the folder"
-        named = ", ".join(str(folder.relative_to(root)) for folder in empty[:10])
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-        raise DatasetError(f"{root}: class folders without images: {named}{more}; {cure} ({_LAYOUTS})")
+        named = some([folder.relative_to(root) for folder in empty])
+        raise DatasetError(f"{root}: class folders without images: {named}; {cure} ({_LAYOUTS})")
     return tuple(Sample(p, p.relative_to(root).as_posix(), class_id(folder.name)) for folder, images in by_folder.items() for p in images)
 
 
@@ -141,9 +140,9 @@ class BadImage:
         return f"{self.key}: {self.reason}"
 
 
-def describe_bad_images(bad: Sequence[BadImage]) -> str:
-    """How many, and the first; "" when there are none."""
-    return f"{len(bad):,} unusable images were left out, the first: {bad[0]}" if bad else ""
+def describe_bad_images(bad: Sequence[BadImage]) -> list[str]:
+    """A note that says how many, and the first; [] when there are none."""
+    return [f"{len(bad):,} unusable images were left out, the first: {bad[0]}"] if bad else []
 
 
 class Inspector:
@@ -158,16 +157,21 @@ class Inspector:
         self._file = None if cache_dir is None else Path(cache_dir) / f"images-{short_hash(str(root.resolve()))}.json"
         self._index: dict[str, list[str]] = self._load()
         self._seen: dict[str, Sample] = {}
-        self.bad: dict[str, BadImage] = {}
+        self._bad: dict[str, BadImage] = {}
 
     @property
     def seen(self) -> tuple[Sample, ...]:
         """The usable samples among those inspected, with their content hashes."""
         return tuple(self._seen.values())
 
+    @property
+    def bad_images(self) -> tuple[BadImage, ...]:
+        """Those among them that cannot be used, by key."""
+        return tuple(self._bad[key] for key in sorted(self._bad))
+
     def inspect(self, samples: Iterable[Sample]) -> None:
         """Decode and hash these images in parallel, with a progress bar when it takes long."""
-        fresh = {s.key: s for s in samples if s.key not in self._seen and s.key not in self.bad}
+        fresh = {s.key: s for s in samples if s.key not in self._seen and s.key not in self._bad}
         stamps = {key: _stamp(sample) for key, sample in fresh.items()}
         new = [sample for key, sample in fresh.items() if self._index.get(key, [""])[0] != stamps[key]]
         if new:
@@ -179,7 +183,7 @@ class Inspector:
             elif self._strict:
                 raise ImageError(f"{sample.image}: {reason}; mend or remove it, or set dataset.on_bad_image=skip")
             else:
-                self.bad[key] = BadImage(key, reason)
+                self._bad[key] = BadImage(key, reason)
 
     def usable(self, samples: Iterable[Sample], limit: int | None = None) -> list[Sample]:
         """The first `limit` usable samples (all by default), with their content hashes; inspects no further than needed."""

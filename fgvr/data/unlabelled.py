@@ -44,8 +44,8 @@ class Unlabelled:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        copies = f"{self.copies} files are copies of others and count once" if self.copies else ""
-        return tuple(filter(None, [copies, *self.passed_over, describe_bad_images(self.bad_images)]))
+        copies = [f"{self.copies} files are copies of others and count once"] if self.copies else []
+        return (*copies, *self.passed_over, *describe_bad_images(self.bad_images))
 
 
 class Pictures:
@@ -74,5 +74,6 @@ def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlab
     once = {sample.sha256: sample for sample in reversed(found)}
     if not once:
         raise DatasetError(f"{root} holds no readable image")
-    bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    return Unlabelled(root, tuple(once[sha256] for sha256 in sorted(once)), bad, len(found) - len(once), tuple(passed_over([root])))
+    return Unlabelled(
+        root, tuple(once[sha256] for sha256 in sorted(once)), inspector.bad_images, len(found) - len(once), tuple(passed_over([root]))
+    )

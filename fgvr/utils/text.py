@@ -48,6 +48,11 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
     return [known[match] for match in difflib.get_close_matches(word.casefold(), known, n=n, cutoff=0.5)]
 
 
+def some(words: Sequence[object], most: int = 10) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(map(str, words[:most])) + (f" and {len(words) - most:,} more" if len(words) > most else "")
+
+
 def plain_name(name: str) -> str:
     """A folder's or file's spelling as people write it: `107.Common_Raven` -> `Common Raven`. Case and hyphens stay."""
     return " ".join(_NUMBER_PREFIX.sub("", name.strip()).replace("_", " ").split()) or name
