@@ -62,7 +62,7 @@ FORMATS = (
     FileFormat(
         "predictions.csv",
         "Beside it, one line per image for spreadsheets.",
-        (Part("fgvr.evaluation.prediction_table:COLUMNS"),),
+        (Part("fgvr.evaluation.records:COLUMNS"),),
     ),
     FileFormat(
         "report.json",

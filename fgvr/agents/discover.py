@@ -7,11 +7,12 @@ model sees only these images and words that models have said before. The number 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fgvr.agents import discover_prompts as ask
 from fgvr.agents import prompts
@@ -46,12 +47,6 @@ class Kind:
     pictures: tuple[int, ...]  # their numbers in the set
     certainty: tuple[float, ...]  # of each of them, in [0, 1]
     votes: int  # pictures that guessed it by themselves
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Kind:
-        """From JSON values."""
-        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,7 @@ class Discoverer:
         return Discovered(
             superclass=superclass,
             attributes=tuple(attributes),
-            kinds=tuple(map(Kind.of, found["kinds"])),
+            kinds=TypeAdapter(tuple[Kind, ...]).validate_python(found["kinds"]),
             guesses=found["guesses"],
             complexity_penalty=found["complexity_penalty"],
             notes=self._notes(identified, attributes, descriptions, guesses),

@@ -15,11 +15,10 @@ from typing import Any
 
 from fgvr.data import layouts
 from fgvr.data.archives import Archive, Contents
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Catalog, Listing
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.data.splits import OnBadImage, Shots, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample

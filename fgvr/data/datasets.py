@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.data import birds
-from fgvr.data.catalog import Catalog
-from fgvr.data.folder import BadImage, Inspector, describe_bad_images, read_listing
-from fgvr.data.label_table import TABLE
-from fgvr.data.listing import Listing
+from fgvr.data.catalog import Catalog, Listing
+from fgvr.data.folder import TABLE, BadImage, Inspector, describe_bad_images, read_listing
 from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, choose_shots, leave_out_contradictions, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample

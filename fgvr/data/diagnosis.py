@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fgvr.data.catalog import Listing, describe_missing_files, missing_files
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import NEAR_MOST, by_content_alone, exact_overlaps, near_overlaps
-from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import FgvrError
 from fgvr.store.cache import NoCache

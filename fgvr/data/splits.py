@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import Catalog, Listing, describe_missing_files, missing_files
 from fgvr.data.folder import Inspector, describe_bad_images
-from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Sample
 from fgvr.utils.files import short_hash

@@ -1,10 +1,12 @@
-"""Predictions as lines of `predictions.jsonl`, and the arrays that the metrics work on.
+"""Predictions as lines of `predictions.jsonl`, as a table for spreadsheets, and as the arrays that the metrics work on.
 
 A row holds everything that is needed to decide and score again without a model, and the names of the classes it mentions.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from fgvr.errors import DatasetError, StoreError
 from fgvr.types import UNKNOWN, Prediction
+from fgvr.utils.files import atomic_write
 from fgvr.utils.lazy import LazySequence
+from fgvr.utils.text import printable
 
 DECIMALS = 6
 """Verdicts are rounded to this many decimals. The evidence for them is written in full, so that a replay computes the same."""
@@ -154,6 +158,32 @@ def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Predictio
                 wrong = "; ".join(f"{e['loc']}: {e['msg']}" for e in exc.errors()) if isinstance(exc, ValidationError) else repr(exc)
                 raise StoreError(f"{file}, line {number} is not a prediction: {wrong}") from exc
     return predictions
+
+
+# --- `predictions.csv`: one line per image, for spreadsheets ------------------------------------------------------------
+
+TABLE = "predictions.csv"
+TOP = 5
+COLUMNS = (
+    "file",
+    "class",
+    "confidence",
+    "by",
+    "unsure",
+    *(f"{part}{place}" for place in range(1, TOP + 1) for part in ("top", "probability")),
+)
+
+
+def write_table(folder: Path, predictions: Iterable[Prediction]) -> Path:
+    """The table of these predictions, in their order."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    for answer in (prediction.to_dict() for prediction in predictions):
+        top = [cell for choice in answer["top"] for cell in (choice["class"], f"{choice['probability']:.4f}")]
+        told = (answer["file"], answer["class"], f"{answer['confidence']:.4f}", answer["by"], "yes" if answer["unsure"] else "no")
+        table.writerow([printable(cell) for cell in (*told, *top, *[""] * (2 * TOP - len(top)))])
+    return atomic_write(folder / TABLE, text.getvalue())
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from fgvr.errors import log_failure
 from fgvr.server.http_errors import stopping, to_http_error
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 

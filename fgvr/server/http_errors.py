@@ -10,9 +10,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fgvr.errors import ConfigError, FgvrError, ImageError, LeaseTimeout, ModelLoadError, OutOfBudget, RuntimeConflict, WouldDeadlock
+from fgvr.errors import (
+    ConfigError,
+    FgvrError,
+    ImageError,
+    LeaseTimeout,
+    ModelLoadError,
+    OutOfBudget,
+    RuntimeConflict,
+    WouldDeadlock,
+    log_failure,
+)
 from fgvr.types import MemoryPlan
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 RETRY = 2  # seconds, where nothing better is known

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES
+from fgvr.data.catalog import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES
 from fgvr.errors import DatasetError
 
 _NEAR = 128  # rows that were read in advance and are kept for threads that ask in another order

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import NO_SUPPORT, Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import BadImage
-from fgvr.data.listing import NO_SUPPORT
 from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, cut, shots_taken
 from fgvr.data.streams.formats import Format
 from fgvr.data.streams.index import StreamIndex
