@@ -1,4 +1,4 @@
-"""`answers.csv`: what a person has answered on a review page, perhaps saved again by a spreadsheet.
+"""`answers.csv`: what a person has answered on a review page, perhaps saved again by a spreadsheet, in place of System 1's guesses.
 
 Columns: `run` (of the page), `image` (as the page calls it), `class_id` and `class_name`. An image is known by its name; a class by its id,
 its name or both. "none of these" has no class id. Rows without class are not answered yet.

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fgvr.agents.abstain import Abstainer, fit_abstention
 from fgvr.agents.answer_fusion import LogLinearFusion, Reprompt, fit_weight
-from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
+from fgvr.agents.calibration import ONE_SHOT, Abstainer, Calibrated, Calibrator, Deferred, Evidence, fit_abstention
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import JointRetrieval, Matcher
