@@ -16,8 +16,6 @@ FgvrError                      exit code 3 from the command line
 └── RemoteError                the other side of `models=remote` failed
 """
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Iterator, Sequence

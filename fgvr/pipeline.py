@@ -3,8 +3,6 @@
 Without a System 2 (`slow=None`) an escalated image keeps System 1's answer: `by` is "fast" and `Prediction.unsure` is true.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence

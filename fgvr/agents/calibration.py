@@ -5,8 +5,6 @@ is an estimate from out-of-fold support images. A risk is guaranteed (risk_contr
 learned. docs/method.md, section 3, has the equations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

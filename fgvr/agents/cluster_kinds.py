@@ -4,8 +4,6 @@ The number of kinds is found. k-means groups the images in 2, 3, ... groups; eac
 variance, and the Bayesian information criterion (Schwarz 1978; for k-means Pelleg and Moore 2000) chooses among them.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace

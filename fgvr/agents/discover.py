@@ -4,8 +4,6 @@ The class list cannot be reached from here. The input is a `PictureSet`: decoded
 model sees only these images and words that models have said before. The number of kinds is found, not given.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass

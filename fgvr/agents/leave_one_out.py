@@ -3,8 +3,6 @@
 The statistics, the calibrated trigger and the fusion weight are fitted on these answers only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

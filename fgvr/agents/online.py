@@ -5,8 +5,6 @@ fast answer is not counted, because System 1 would only confirm itself. `prototy
 prototype a small step towards the image. Updates take effect after their batch, in the order of the images.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A policy maps a batch of System 1's results to decisions. It escalates an image 
 `calibrated` is in calibration.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What published archives are made of: lists, tables and MATLAB files below one root, read with errors that name file and line."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

@@ -3,8 +3,6 @@
 `BENCHMARKS` is the table (benchmarks.toml); `open_benchmark` is what `dataset=cub200` and the others call.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import tomllib

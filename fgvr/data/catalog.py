@@ -1,7 +1,5 @@
 """A dataset's classes, with every spelling that means one, and what a folder lists of their images, before any is opened."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

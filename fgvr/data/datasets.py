@@ -3,8 +3,6 @@
 Nothing but names leaves this file: whatever else a dataset knows about its classes stays out of reach of who writes descriptions.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil

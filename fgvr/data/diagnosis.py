@@ -1,7 +1,5 @@
 """Is a dataset what it should be? Counts, files, class order, and images that stand in two roles; each fault with its cure."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

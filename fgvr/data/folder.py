@@ -5,8 +5,6 @@ with the columns `filename, class_name[, class_id, split]`. A validation part be
 and said.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import logging

@@ -1,7 +1,5 @@
 """Few-shot splits: the support, calibration and test images of a listing, chosen by hash, so that every machine agrees."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256

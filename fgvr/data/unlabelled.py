@@ -4,8 +4,6 @@ Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does thei
 `picture_set`: it hands out decoded pictures, sorted by content hash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,10 @@ class Unlabelled:
     passed_over: tuple[str, ...] = ()  # in words, the files that are no images
 
     @property
-    def picture_set(self) -> Pictures:
+    def picture_set(self) -> "Pictures":
         return self.seen_by(lambda sample: open_picture(sample.image))
 
-    def seen_by(self, look: Callable[[Sample], Picture]) -> Pictures:
+    def seen_by(self, look: Callable[[Sample], Picture]) -> "Pictures":
         """The same, the pictures opened by `look`."""
         return Pictures(self.samples, look)
 

@@ -4,8 +4,6 @@ Columns: `run` (of the page), `image` (as the page calls it), `class_id` and `cl
 its name or both. "none of these" has no class id. Rows without class are not answered yet.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a person sees on the terminal of a base and of single predictions."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Pages of `mode=discover`: `report.html`, every kind with pictures that show it (also a table in the terminal), and one to name kinds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 A row holds everything that is needed to decide and score again without a model, and the names of the classes it mentions.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """An evaluation's report: its file, its page, and a table for the terminal. Each figure is read from the record of `figures.py`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields

@@ -1,7 +1,5 @@
 """How far a score may be trusted. Each interval says what it is over: these images, new classes, new seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

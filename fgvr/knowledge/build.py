@@ -4,8 +4,6 @@ The work happens in a sibling `.partial` folder. Its journal keeps each finished
 batch. The folder is renamed when it is complete, so readers never see half a base.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

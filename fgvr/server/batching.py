@@ -5,8 +5,6 @@ Nothing hangs: a job that nobody waits for any more is dropped from its queue, e
 ends its row of a running answer.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

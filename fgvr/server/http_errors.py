@@ -1,7 +1,5 @@
 """Every answer that is no success: one exception, one table from our errors to HTTP, one body for each family of addresses."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A process that serves until it is told to stop: SIGTERM drains and ends with 0, a second one does not wait; Ctrl-C is an interrupt."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """What a build and an evaluation leave: rules learned from failures, what a knowledge base is made of, and a report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape

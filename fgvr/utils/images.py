@@ -1,7 +1,5 @@
 """Any picture a user may hand over, decoded to upright RGB and known by its content."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib

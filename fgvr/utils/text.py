@@ -1,7 +1,5 @@
 """Words for people: sizes, near spellings, one spelling of a name, and small tables for notebooks."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """What a format of a stream answers: its shards, the rows of each, and the bytes of one row's image."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

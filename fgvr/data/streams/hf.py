@@ -1,7 +1,5 @@
 """Hugging Face data sets of this machine, read row by row: a folder that `datasets` knows how to read, or one that it saved."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

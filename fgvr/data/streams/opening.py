@@ -1,7 +1,5 @@
 """A stream as a data set: its classes, support images chosen in one pass, and all else to test."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import logging

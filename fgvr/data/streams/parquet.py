@@ -1,7 +1,5 @@
 """Parquet files with a column of images and one of labels."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables with a column of images and one of labels: what Parquet files and Hugging Face data sets have in common."""
 
-from __future__ import annotations
-
 import atexit
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
