@@ -1,7 +1,5 @@
 """Files that are whole or absent, and the hashes they are known by."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
