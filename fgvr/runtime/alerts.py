@@ -17,8 +17,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fgvr import __version__
-from fgvr.errors import ConfigError
-from fgvr.utils.failures import log_failure
+from fgvr.errors import ConfigError, log_failure
 from fgvr.utils.service import NoRedirects
 
 log = logging.getLogger(__name__)

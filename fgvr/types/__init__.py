@@ -3,7 +3,6 @@
 Arrays are numpy float32. Class identity is always the class *id*, a string; names are for people.
 """
 
-from fgvr.types.knowledge import Experience, Manifest
 from fgvr.types.memory import ROLES, DeviceUse, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
 from fgvr.types.recognition import (
     UNKNOWN,
@@ -24,7 +23,7 @@ from fgvr.types.recognition import (
     Scores,
     SlowResult,
 )
-from fgvr.types.results import Report
+from fgvr.types.results import Experience, Manifest, Report
 
 __all__ = [
     "ROLES", "UNKNOWN", "Abstention", "Asked", "Candidate", "Category", "Choice", "Cost", "Decision", "DeviceUse", "Experience",
