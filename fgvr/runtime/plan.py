@@ -175,9 +175,8 @@ def reductions(spec: ModelSpec) -> Iterator[Reduction]:
     if quantizes and spec.quantization is None:
         yield Reduction("int8 weights", spec, "quantization", ("int8",), weights=0.38)
     if quantizes and spec.quantization in (None, "int8"):
-        yield Reduction(
-            "int4 weights", spec, "quantization", ("nf4",), weights=0.56
-        )  # vision tower, words and output head stay as they are
+        # Vision tower, words and output head stay as they are.
+        yield Reduction("int4 weights", spec, "quantization", ("nf4",), weights=0.56)
     if spec.dtype == "float32":
         yield Reduction("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)
     if "7B" in spec.source:
