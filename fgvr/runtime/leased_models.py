@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,7 +20,6 @@ import numpy as np
 from fgvr.errors import FgvrError
 from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder, Measured
 from fgvr.runtime.conversation import Answer, Conversation, Watch
-from fgvr.runtime.counters import Counters, Work
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.gc_tools import clear_frames
@@ -30,6 +31,41 @@ from fgvr.types import ModelSpec, Reply
 from fgvr.utils.batches import longest_first, take
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the models of one pool have done since it was made, or between two such totals. What the cache answers never comes here."""
+
+    encoder_forwards: int = 0  # images through the image tower
+    text_forwards: int = 0  # texts through the text tower
+    joint_forwards: int = 0  # image-text pairs
+    mllm_calls: int = 0  # prompts, answered or scored
+    prompt_tokens: int = 0
+    new_tokens: int = 0  # generated; scoring generates none
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+
+class Counters:
+    """Thread-safe running total."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = Work()
+
+    def add(self, work: Work) -> None:
+        with self._lock:
+            self._total = self._total + work
+
+    def snapshot(self) -> Work:
+        """The total so far; subtract an earlier one to get the work in between."""
+        with self._lock:
+            return self._total
 
 
 class Execution:
