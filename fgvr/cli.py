@@ -9,9 +9,7 @@ import atexit
 import gc
 import os
 import pkgutil
-import shutil
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,6 @@ from fgvr import __version__
 from fgvr.config.overrides import explain, groups, tidy
 from fgvr.errors import ConfigError, FgvrError, causes
 from fgvr.utils import terminal
-from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
 from fgvr.utils.terminal import on_terminal, tell
 from fgvr.utils.text import nearest
@@ -76,10 +73,20 @@ command, too (`fgvr evaluate` is mode=evaluate): those stand in `fgvr.modes.MODE
 
 
 def program(words: Sequence[str]) -> int:
-    """`main` for a process that ends with it. What is alive then is not searched for garbage: after a server's work that took up to ten
-    seconds of its stop."""
-    atexit.register(gc.freeze)
-    return main(words)
+    """`main` for a process that ends with it, in which nobody else has a say about the garbage collector and pydantic."""
+    if not COMMANDS.keys() & set(words[:1]):
+        gc.disable()  # until there is a configuration: hardly anything becomes garbage, and the search took a tenth of a plan's time
+    atexit.register(gc.freeze)  # what is alive at the end is not searched either: after a server's work that took up to ten seconds
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # for them it reads the metadata of every installed package
+    return main(words, _collecting_garbage)
+
+
+def _collecting_garbage(config: Config) -> None:
+    """Do a configuration's mode."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+    _mode(config)
 
 
 def main(words: Sequence[str], job: Callable[[Config], Any] | None = None) -> int:
@@ -124,8 +131,10 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    from fgvr.config import experiments
     from fgvr.config.composing import resolved
 
+    experiments.register()
     sweep = "--multirun" in flags
     words = tidy(overrides, sweep=sweep)
     sys.argv[1:] = [*flags, *words]  # where Hydra looks
@@ -141,6 +150,8 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
             failures.append(error)  # kept from Hydra, which would print a line of its own
 
     if sweep:
+        from fgvr.utils.files import short_hash
+
         what = sorted(word for word in words if not word.startswith(("run.", "logging")))
         os.environ["FGVR_SWEEP"] = short_hash(what)  # the same sweep finds its folder again
     hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(once)()
@@ -150,6 +161,8 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
 
 def _find_slurm(word: str) -> None:
     """Raises ConfigError where Slurm's commands are not to be found, which submitit would say in a traceback."""
+    import shutil
+
     if absent := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
         raise ConfigError(
             f"{word}: no Slurm on this machine ({' and '.join(absent)} not found): run it on a login node of the cluster, or write "
@@ -200,6 +213,8 @@ def answer(error: BaseException, overrides: Sequence[str]) -> int:
     for cause in chain if ours is None else [ours]:
         if (code := terminal.answer(cause)) is not None:
             return code
+    import traceback
+
     traceback.print_exception(error)
     return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
 

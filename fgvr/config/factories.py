@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fgvr.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fgvr.config.groups import Leaf
+    from fgvr.config.group import Leaf
 
 
 def locate(factory: str) -> Any:

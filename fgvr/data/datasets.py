@@ -87,6 +87,9 @@ def open_folder(
     split = split_few_shot(leave_out_contradictions(listing, inspector, notes), inspector, request, notes)
     for note in notes:
         log.warning("%s: %s", root, note)
+    used = len(split.support) + len(split.calibration)
+    if listing.official and shots != "all" and used < len(listing.pool):
+        log.info("%d of %d labelled images are used (%s); dataset.shots=all uses all", used, len(listing.pool), request.describe())
     bad = inspector.bad_images
     notes += describe_bad_images(bad)
     name = re.sub(r"[^\w.-]+", "_", root.resolve().name) or "folder"

@@ -33,7 +33,7 @@ from fgvr.protocols import reads_text
 from fgvr.scale import some_files, working
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.store.stage_cache import StageCache
+from fgvr.store.journal import StageCache
 from fgvr.types import Category
 from fgvr.utils.batches import batches
 from fgvr.utils.files import atomic_write, short_hash, write_json

@@ -30,7 +30,7 @@ from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_ro
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.review import write_page
-from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
+from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, make_report, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
 from fgvr.runtime.pool import ModelPool
@@ -204,19 +204,18 @@ def _report(
 ) -> reports.RunReport:
     cfg, dataset, base = session.config, session.dataset, session.knowledge
     recorded = timeline.read(folder / timeline.FILE) if file_size(folder / timeline.FILE) else None  # empty: the disk had no room for it
-    return reports.make_report(
+    return make_report(
+        session,
         predictions,
-        classes={category.id: category.name for category in dataset.catalog.categories},
-        dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=cfg.trigger_name,
+        folder,
+        dataset=(dataset.name, dataset.world),
         notes=notes,
+        classes={category.id: category.name for category in dataset.catalog.categories},
         model_loads=session.engine.loads,
         peak_device_bytes=session.engine.peak_bytes,
         devices=_devices(session.pool),
         workers=session.engine.workers,
-        path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
-        config=cfg.to_dict(),
         pictures=pictures_of(dataset.split.test),
         known=dataset.split.known,
         provenance={
@@ -229,7 +228,6 @@ def _report(
         slow_right=slow_right,
         decode_wait=tracker.decode_wait,
         cache_hits=tracker.cache_hits,
-        measure=tuple(cfg.evaluation.protocols),
         sentences=session.sentences,
     )
 

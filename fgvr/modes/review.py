@@ -24,7 +24,7 @@ from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_predictions
+from fgvr.modes.runs import CONFIG, PREDICTIONS, make_report, recorded_memory, run_folder, write_predictions
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
@@ -161,17 +161,14 @@ def _report(
         atomic_write(folder / reports.PAGE, printable(page))
         return None
     former = reports.load(run).notes if (run / reports.FILE).exists() else ()
-    config, dataset = session.config, session.dataset
-    report = reports.make_report(
+    report = make_report(
+        session,
         settled,
-        classes=asked.classes,
-        dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=config.trigger_name,
+        folder,
+        dataset=(session.dataset.name, session.dataset.world),
         notes=(*notes, *(note for note in former if review_page.PAGE not in note)),
-        path=folder,
-        config=config.to_dict(),
+        classes=asked.classes,
         pictures=_pictures(session, settled),
-        measure=tuple(config.evaluation.protocols),
         review=figures.to_json(),
     )
     reports.write(report, folder)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from fgvr import planning
 from fgvr.agents.calibration import Calibrated, Expectation
@@ -134,6 +135,25 @@ def _forget(folder: Path, *more: str) -> None:
     if timeline.FILE in more:
         for file in folder.glob("memory-[0-9]*.jsonl"):
             file.unlink()
+
+
+def make_report(
+    session: Session, predictions: Sequence[Prediction], folder: Path, *, dataset: Sequence[str], trigger: str | None = None, **facts: Any
+) -> reports.RunReport:
+    """Scored, with what every report says of its run.
+
+    Args: dataset: its names, said once where they are the same; facts: of `reports.make_report`.
+    """
+    config = session.config
+    return reports.make_report(
+        predictions,
+        dataset=" ".join(dict.fromkeys(dataset)),
+        trigger=trigger or config.trigger_name,
+        path=folder,
+        config=config.to_dict(),
+        measure=tuple(config.evaluation.protocols),
+        **facts,
+    )
 
 
 _FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate
