@@ -23,12 +23,6 @@ __all__ = ["FILE", "PAGE", "RunReport", "load", "make_report", "terminal", "to_j
 FILE, PAGE = "report.json", "report.html"
 
 
-def decode_share(cost: Mapping[str, float]) -> float:
-    """Share of a run's time in which the models waited for pictures to be decoded; 0 where none was recorded."""
-    waited = cost.get("decode_wait", 0.0)
-    return waited / (cost["seconds"] + waited) if waited else 0.0
-
-
 def to_json(report: RunReport) -> dict[str, Any]:
     """What `report.json` holds: the report's own fields, then what explains them."""
     figures = report.figures
@@ -113,7 +107,8 @@ def terminal(report: Report) -> RenderableType:
         table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
     for name, value in report.cost.items():
         if name == "decode_wait":
-            table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")
+            share = value / (report.cost["seconds"] + value) if value else 0.0
+            table.add_row("waiting for pictures to be decoded", f"{share:.1%} of the time")
         elif name in WORK:
             asked = f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
             table.add_row(name.replace("_", " "), f"{asked} asked, {value:,.0f} computed now")
