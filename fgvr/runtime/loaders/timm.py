@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fgvr.runtime.loaders.timm_encoder import TimmEncoder
     from fgvr.runtime.sizes.footprint import Footprint
 
-_AT_ONCE = 8  # images in one forward pass on a processor
+_AT_ONCE = 2  # images in one forward pass on a processor: larger layers are blocks that glibc maps anew each time (ADR 20)
 
 
 class TimmLoader(FolderLoader):
