@@ -102,7 +102,7 @@ def _files(spec: ModelSpec) -> Finding:
         return Finding(topic, True, loader.describe(spec))
     except FgvrError as error:
         what, _, cure = str(error).partition("\n")
-        return Finding(topic, False, what, cure.strip() or "models=tiny works offline")
+        return Finding(topic, False, what, cure.strip() or f"{files.OFFLINE} works offline")
 
 
 def _optional(spec: ModelSpec) -> Finding:
