@@ -23,12 +23,6 @@ __all__ = ["FILE", "PAGE", "RunReport", "load", "make_report", "terminal", "to_j
 FILE, PAGE = "report.json", "report.html"
 
 
-def decode_share(cost: Mapping[str, float]) -> float:
-    """Share of a run's time in which the models waited for pictures to be decoded; 0 where none was recorded."""
-    waited = cost.get("decode_wait", 0.0)
-    return waited / (cost["seconds"] + waited) if waited else 0.0
-
-
 def to_json(report: RunReport) -> dict[str, Any]:
     """What `report.json` holds: the report's own fields, then what explains them."""
     figures = report.figures
@@ -94,6 +88,8 @@ def terminal(report: Report) -> RenderableType:
     table.add_column("quantity")
     table.add_column("value", justify="right")
     for name, value in report.protocols.items():
+        if name == "top5" and len(report.classes) < 6:  # always right
+            continue
         known = scoring_protocols.get(name)
         bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
         table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
@@ -113,11 +109,12 @@ def terminal(report: Report) -> RenderableType:
         table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
     for name, value in report.cost.items():
         if name == "decode_wait":
-            table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")
-        elif name in WORK:
+            share = value / (report.cost["seconds"] + value) if value else 0.0
+            table.add_row("waiting for pictures to be decoded", f"{share:.1%} of the time")
+        elif name in WORK and (value or report.asked.get(name) != 0):  # no line for a model that took no part
             asked = f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
             table.add_row(name.replace("_", " "), f"{asked} asked, {value:,.0f} computed now")
-        else:
+        elif name not in WORK:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
     for one in report.devices if isinstance(report, RunReport) else ():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import reprlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Recovery
-from fgvr.types import ModelSpec, Reply
+from fgvr.types import ModelSpec, Reply, Scores
 from fgvr.utils.batches import longest_first, take
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -117,6 +118,9 @@ class Execution:
             with self._turn():
                 try:
                     found = getattr(self.model, method)(*([column[i] for i in batch] for column in columns), **settings(batch))
+                    if len(found) != len(batch):
+                        said = f"{method} returned {len(found)} answers for {len(batch)} items; expected is one for each"
+                        raise FgvrError(f"models.{self._entry.spec.role}.loader={self._entry.spec.loader}: {said}")
                     answers.update(zip(batch, found, strict=True))
                 except BaseException as error:
                     if (settle := getattr(self.model, "settle", None)) is not None:
@@ -219,12 +223,27 @@ def lent(signature: Method, work: Callable[[list[Any]], Work], *, fold: Callable
             execution = leased.execution
             lengths = execution.lengths(columns[0], columns[1], settings.get("system", "")) if name in _BY_LENGTH else ()
             answers = execution.run(name, columns, lambda _: settings, sized=sized or name, lengths=lengths)
+            expected, fits = _EXPECTED.get(name, ("", lambda answer, *item: True))
+            if wrong := [answer for answer, *item in zip(answers, *columns, strict=True) if not fits(answer, *item)]:
+                said = f"{name} returned {reprlib.repr(wrong[0])}; expected is {expected}"
+                raise FgvrError(f"models.{self.spec.role}.loader={self.spec.loader}: {said}")
             execution.counters.add(work(answers))
         return fold(answers)
 
     return cast(Method, method)
 
 
+_UNIT = "a row of finite numbers with norm 1", lambda row, text: np.ndim(row) == 1 and abs(np.linalg.norm(row) - 1) < 0.02
+_EXPECTED: dict[str, tuple[str, Callable[..., Any]]] = {
+    "encode": _UNIT,
+    "encode_text": _UNIT,
+    "generate": ("a fgvr.types.Reply", lambda reply, *_: isinstance(reply, Reply)),
+    "score": (
+        "a fgvr.types.Scores with one finite log-likelihood per continuation",
+        lambda s, image, prompt, texts: isinstance(s, Scores) and np.isfinite(s.log_likelihoods).sum() == len(texts),
+    ),
+}
+"""What the protocols say of an answer, and whether it holds of one and its item: a model may be somebody's own."""
 _BY_LENGTH = ("generate", "score")  # methods whose prompts are sorted by length, where a model can say it
 
 

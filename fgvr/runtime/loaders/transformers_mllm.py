@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.conversation import Answer, Conversation, Conversing, Watch
+from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.chat_processor import ChatProcessor
 from fgvr.runtime.loaders.decoding import continue_prefix, decode, prefill
 from fgvr.runtime.loaders.tensors import TorchModel
@@ -73,5 +74,5 @@ def require_decoder(folder: object, kind: type) -> None:
         said = f"its forward pass takes no {', '.join(lacks)}" if lacks else "it reads pictures from outside the prompt, by cross-attention"
         raise ModelLoadError(
             f"{folder} is loaded as {kind.__name__}, which is not supported: {said}.\n"
-            "Have an engine hold this model (models/mllm=remote), or take models=tiny"
+            f"Have an engine hold this model (models/mllm=remote), or take {files.OFFLINE}"
         )
