@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -72,11 +73,8 @@ def load(folder: Path) -> Report:
         raise StoreError(f"no report in {folder}: the evaluation there has not finished; the same command again goes on")
     body = read_json(file)
     try:
-        known = {f.name: body[f.name] for f in fields(Report) if f.name not in ("path", "asked")}
-        low, high = known["top1_interval"]
-        known |= {"top1_interval": (low, high), "notes": tuple(known["notes"]), "path": Path(folder)}
-        return Report(**known, asked=body.get("asked") or {})
-    except (ValueError, KeyError, TypeError) as exc:
+        return TypeAdapter(Report).validate_python({**body, "asked": body.get("asked") or {}, "path": folder})
+    except (ValueError, TypeError, AttributeError) as exc:
         raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
 
 
