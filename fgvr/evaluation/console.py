@@ -10,7 +10,7 @@ from rich.text import Text
 from fgvr.evaluation import records
 from fgvr.evaluation.records import Recorded
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.runtime.counters import Work
+from fgvr.runtime.leased_models import Work
 from fgvr.types import Finding, Prediction
 
 _DETAILED = 3  # images shown with all their reasons; beyond that one line each

@@ -84,6 +84,8 @@ def terminal(report: Report) -> RenderableType:
     intervals = figures.intervals if figures else {"exact": {"image_bootstrap": report.top1_interval}}
     rows: list[tuple[str, str]] = []
     for name, value in report.protocols.items():
+        if name == "top5" and len(report.classes) < 6:  # always right
+            continue
         known = scoring_protocols.get(name)
         bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
         rows.append((f"{known.title} ({known})", f"{value:.3f}{bounds}"))
@@ -105,10 +107,10 @@ def terminal(report: Report) -> RenderableType:
         if name == "decode_wait":
             share = value / (report.cost["seconds"] + value) if value else 0.0
             rows.append(("waiting for pictures to be decoded", f"{share:.1%} of the time"))
-        elif name in WORK:
+        elif name in WORK and (value or report.asked.get(name) != 0):  # no line for a model that took no part
             asked = f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
             rows.append((name.replace("_", " "), f"{asked} asked, {value:,.0f} computed now"))
-        else:
+        elif name not in WORK:
             rows.append((name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}"))
     rows.append(("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"))
     rows += [("device", str(one)) for one in (report.devices if isinstance(report, RunReport) else ())]

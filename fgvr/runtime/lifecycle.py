@@ -24,6 +24,7 @@ from fgvr.runtime.gc_tools import clear_frames, drop_reference, still_held
 from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Ledger, LoadFailure
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.sizing import Sizing
+from fgvr.utils.plugins import blame
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ class Lifecycle:
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
                 place(self._device)
+        _ = model.nbytes  # a model of somebody's own without it fails here, where that is a failed load
         self._sizing.probe(entry, model, timeout)
         if self._ledger.preallocate:
             self._prepare(entry, model)
@@ -204,7 +206,8 @@ class Lifecycle:
             return LoadFailure(OutOfBudget, text, oom=True)
         if isinstance(error, FgvrError):
             return LoadFailure(type(error), str(error))
-        return LoadFailure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
+        why = blame(error) or f"{type(error).__name__}: {error}"
+        return LoadFailure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {why}")
 
     def _finish_load(self, entry: Entry, box: list[Any], failure: LoadFailure | None, began: float, *, restored: bool) -> None:
         broken = failure is not None and not failure.oom  # it would fail again: next time from disk

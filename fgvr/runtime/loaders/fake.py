@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,12 +55,6 @@ class FakeLoader(Loader):
         return self.kinds[spec.role](self.fingerprint(spec), self.estimate(spec), self._work, device)
 
 
-def allocate(device: Device, nbytes: int) -> Any:
-    """Simulated bytes; they weigh nothing on a device that does not simulate."""
-    simulated = getattr(device, "allocate", None)
-    return simulated(nbytes) if simulated else nbytes
-
-
 class _Fake:
     """Size and simulated memory."""
 
@@ -69,8 +62,8 @@ class _Fake:
 
     def __init__(self, fingerprint: str, nbytes: int, work: int, device: Device) -> None:
         self.fingerprint, self.nbytes = fingerprint, nbytes
-        self.weights: Any = allocate(device, nbytes)
-        self._allocate = partial(allocate, device)
+        self.weights: Any = device.allocate(nbytes)
+        self._allocate = device.allocate
         self._work_bytes = work
 
     @contextmanager
