@@ -4,6 +4,7 @@ A router orders images by a score and escalates the lowest first. With f, s in {
 gives accuracy (sum f + sum over E of (s - f)) / n. A router is better the earlier it meets the images with s - f = 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +71,9 @@ def review_curves(fast_right: np.ndarray, score: np.ndarray) -> tuple[Curve, Cur
     return curve(fast_right, right, score), chance(fast_right, right), oracle(fast_right, right)
 
 
-def reviewed(fast_right: np.ndarray, score: np.ndarray) -> tuple[Reviewed, ...]:
+def reviewed(fast_right: np.ndarray, score: np.ndarray, shares: Sequence[float] = REVIEWED) -> tuple[Reviewed, ...]:
     curves = review_curves(fast_right, score)
-    return tuple(Reviewed(share, *(one.at(share) for one in curves)) for share in REVIEWED)
+    return tuple(Reviewed(share, *(one.at(share) for one in curves)) for share in shares)
 
 
 def _gain(fast_right: np.ndarray, slow_right: np.ndarray) -> np.ndarray:
