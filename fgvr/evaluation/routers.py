@@ -4,6 +4,7 @@ A router orders images by a score and escalates the lowest first. With f, s in {
 gives accuracy (sum f + sum over E of (s - f)) / n. A router is better the earlier it meets the images with s - f = 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,12 +52,6 @@ def gap_share(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray)
     return (curve(fast_right, slow_right, score).area - floor) / gap if gap > 0 else float("nan")
 
 
-def recovered(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray, rate: float) -> float:
-    """Share of (slow - fast) accuracy already there at a slow rate; random recovers `rate`. nan when they are equally good."""
-    fast, slow = float(np.mean(fast_right)), float(np.mean(slow_right))
-    return (curve(fast_right, slow_right, score).at(rate) - fast) / (slow - fast) if slow != fast else float("nan")
-
-
 REVIEWED = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -76,9 +71,9 @@ def review_curves(fast_right: np.ndarray, score: np.ndarray) -> tuple[Curve, Cur
     return curve(fast_right, right, score), chance(fast_right, right), oracle(fast_right, right)
 
 
-def reviewed(fast_right: np.ndarray, score: np.ndarray) -> tuple[Reviewed, ...]:
+def reviewed(fast_right: np.ndarray, score: np.ndarray, shares: Sequence[float] = REVIEWED) -> tuple[Reviewed, ...]:
     curves = review_curves(fast_right, score)
-    return tuple(Reviewed(share, *(one.at(share) for one in curves)) for share in REVIEWED)
+    return tuple(Reviewed(share, *(one.at(share) for one in curves)) for share in shares)
 
 
 def _gain(fast_right: np.ndarray, slow_right: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The words of a command that has its own, such as `fgvr sort`: options in full; wrong words are an error like any other."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgvr.evaluation import routers
+from scripts import birds_measure
 
 rng = np.random.default_rng(3)
 
@@ -37,7 +38,7 @@ def test_a_score_that_says_nothing_is_the_random_router():
     flat = routers.curve(fast, slow, np.zeros(150))
     assert flat.area == pytest.approx(routers.chance(fast, slow).area)
     assert routers.gap_share(fast, slow, np.zeros(150)) == pytest.approx(0, abs=1e-12)
-    assert routers.recovered(fast, slow, np.zeros(150), 0.6) == pytest.approx(0.6)
+    assert birds_measure.recovered(fast, slow, np.zeros(150), 0.6) == pytest.approx(0.6)
 
 
 def test_no_order_beats_the_oracle_and_the_oracle_itself_fills_the_gap():
@@ -57,7 +58,7 @@ def test_the_oracle_stops_gaining_where_system_2_begins_to_break():
 def test_a_score_that_follows_being_right_lies_between_random_and_oracle():
     fast, slow, score = simulate(2000)
     assert 0 < routers.gap_share(fast, slow, score) < 1
-    assert routers.recovered(fast, slow, score, 0.6) > 0.6
+    assert birds_measure.recovered(fast, slow, score, 0.6) > 0.6
 
 
 def test_a_review_mends_every_image_that_it_looks_at():
@@ -70,7 +71,7 @@ def test_a_review_mends_every_image_that_it_looks_at():
 def test_nothing_to_gain_is_no_number():
     same = np.array([True, False])
     assert math.isnan(routers.gap_share(same, same, np.arange(2.0)))
-    assert math.isnan(routers.recovered(same, same, np.arange(2.0), 0.5))
+    assert math.isnan(birds_measure.recovered(same, same, np.arange(2.0), 0.5))
 
 
 def test_at_equal_budget_ours_lies_between_what_a_loop_finds_for_the_others():
