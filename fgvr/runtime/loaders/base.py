@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError
-from fgvr.types import ModelSpec, Picture, PlanPart
+from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class Loader:
 
 def pil(image: ImageLike) -> Image:
     """The image itself, of a Picture or as it is; a very long one is padded, as every image processor accepts it."""
+    from fgvr.types import Picture
     from fgvr.utils.images import pad_long_image
 
     return pad_long_image(image.image if isinstance(image, Picture) else image)
