@@ -5,12 +5,10 @@ fast answer is not counted, because System 1 would only confirm itself. `prototy
 prototype a small step towards the image. Updates take effect after their batch, in the order of the images.
 """
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -37,14 +35,7 @@ class OnlineUpdate:
     category: str  # counted, or moved
     right: bool = True  # statistics: whether System 1 was
     step: float = 0.0  # prototypes: share of the picture's vector
-    vector: tuple[float, ...] = ()  # prototypes: of the picture
-
-    def to_row(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> OnlineUpdate:
-        return cls(**{**row, "vector": tuple(row["vector"])})
+    vector: Sequence[float] = ()  # prototypes: of the picture
 
 
 class OnlineState:

@@ -7,8 +7,6 @@ images answered fast. Both use the exact binomial limit of Clopper and Pearson (
 docs/method.md, section 3, has the equations.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal

@@ -3,8 +3,6 @@
 `BENCHMARKS` is the table (benchmarks.toml); `open_benchmark` is what `dataset=cub200` and the others call.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import tomllib
@@ -15,11 +13,10 @@ from typing import Any
 
 from fgvr.data import layouts
 from fgvr.data.archives import Archive, Contents
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Catalog, Listing
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.data.splits import OnBadImage, Shots, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
@@ -108,8 +105,8 @@ def open_benchmark(
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
     split = split_few_shot(listing, inspector, request, notes)
-    bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    notes.extend(filter(None, [describe_bad_images(bad)]))
+    bad = inspector.bad_images
+    notes += describe_bad_images(bad)
     figures = known.figures if split_file is None else None
     return Dataset(
         name, world, listing.catalog, known.superclass, split, base, tuple(notes), bad, listing, figures, inspector.seen, known.page

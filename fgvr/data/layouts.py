@@ -3,8 +3,6 @@
 Readers believe the archive: nothing is downloaded, guessed or put right here; names for people come from `data.names`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a person sees on the terminal of a base and of single predictions."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from fgvr.evaluation import prediction_table
+from fgvr.evaluation import records
 from fgvr.evaluation.records import Recorded
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.runtime.counters import Work
@@ -81,7 +79,7 @@ def _summary(predictions: Sequence[Prediction]) -> list[RenderableType]:
     more = f", {len(ordered) - _LISTED} classes more" if len(ordered) > _LISTED else ""
     lines = [f"{len(predictions):,} images, {unsure.total():,} of them unsure, {len(ordered)} classes{more}"]
     if isinstance(predictions, Recorded) and predictions.folder is not None:
-        lines.append(f"every image: {predictions.folder / prediction_table.FILE}; with all reasons: {predictions.folder}")
+        lines.append(f"every image: {predictions.folder / records.TABLE}; with all reasons: {predictions.folder}")
     return [table, *(Text(line, overflow="fold") for line in lines)]
 
 

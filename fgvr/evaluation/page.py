@@ -1,7 +1,5 @@
 """`report.html` of an evaluation: the words and rows that templates/evaluate.html lays out. The page is whole without its script."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A replay gives what a fresh run with those settings would give, or says what is 
 System 2's answer is put together again from the recorded log-likelihoods. What the record cannot say is an error, never a guess.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """An evaluation's report: its file, its page, and a table for the terminal. Each figure is read from the record of `figures.py`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -88,11 +86,6 @@ def load(folder: Path) -> Report:
         raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
 
 
-def asked_of(report: Report, name: str) -> str:
-    """How much of a kind of work was asked of the models."""
-    return f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
-
-
 def terminal(report: Report) -> RenderableType:
     """Notes, then one table, then where the files lie."""
     figures = report.figures if isinstance(report, RunReport) else None
@@ -122,7 +115,8 @@ def terminal(report: Report) -> RenderableType:
         if name == "decode_wait":
             table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")
         elif name in WORK:
-            table.add_row(name.replace("_", " "), f"{asked_of(report, name)} asked, {value:,.0f} computed now")
+            asked = f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
+            table.add_row(name.replace("_", " "), f"{asked} asked, {value:,.0f} computed now")
         else:
             table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
     table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")

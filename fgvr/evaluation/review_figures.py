@@ -1,7 +1,5 @@
 """What a review found: how much a person had to look at, and how right each part of the answers is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +17,7 @@ class Part:
     right: float | None
 
     @classmethod
-    def of(cls, predictions: Sequence[Prediction]) -> Part:
+    def of(cls, predictions: Sequence[Prediction]) -> "Part":
         judged = [p.correct for p in predictions if p.correct is not None]
         return cls(len(predictions), sum(judged) / len(judged) if judged else None)
 
@@ -40,7 +38,7 @@ class ReviewFigures:
     fast_and_wrong: float | None  # share of all images that were answered without the person, and wrongly: what a joint risk promises
 
     @classmethod
-    def of(cls, settled: Sequence[Prediction], before: Sequence[Prediction]) -> ReviewFigures:
+    def of(cls, settled: Sequence[Prediction], before: Sequence[Prediction]) -> "ReviewFigures":
         """Args: settled: with the person's answers; before: the run's own, of the same images."""
         without = Part.of([p for p in settled if p.by != "person" and not p.decision.escalate])
         answered = [p for p in settled if p.by == "person"]

@@ -4,8 +4,6 @@
 are never taken for those to another.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -42,7 +40,7 @@ class Review:
     base: Path | None  # the knowledge base that the run used
 
     @classmethod
-    def of(cls, doubtful: Sequence[Prediction], classes: Mapping[str, str], base: Path | None) -> Review:
+    def of(cls, doubtful: Sequence[Prediction], classes: Mapping[str, str], base: Path | None) -> "Review":
         """Args: doubtful: all that a person may be asked about, most doubtful first."""
         images = {p.image: p.sha256 for p in doubtful}
         return cls("review-" + short_hash([list(images.items()), list(classes.items())]), images, classes, base)

@@ -4,8 +4,6 @@ A router orders images by a score and escalates the lowest first. With f, s in {
 gives accuracy (sum f + sum over E of (s - f)) / n. A router is better the earlier it meets the images with s - f = 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ many wrong answers each of them accepts. Definitions as published: FineR's utils
 FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from fgvr.data.streams.parquet import Parquet
 from fgvr.data.streams.samples import pictures_of
 from fgvr.data.streams.webdataset import WebDataset
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import classify_report, prediction_table
+from fgvr.evaluation import classify_report, records
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.console import prediction_tables
 from fgvr.evaluation.records import Recorded, to_row
@@ -45,7 +45,7 @@ def classify(session: Session) -> Recorded:
             for predictions in track(stream, "images", len(samples), weigh=len):
                 file.append(to_row(prediction) for prediction in predictions)
         answered = Recorded(file.done(), recognizer.names, folder=folder)
-        prediction_table.write(folder, answered)
+        records.write_table(folder, answered)
         notes = [config.models.notice] if config.models.notice else []
         notes += write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples))
         by = _answered_with(session)

@@ -196,7 +196,7 @@ def _ranking(name: str, session: Session) -> Recognizer:
         slow=None,
         answer_fusion=LogLinearFusion(weight=0.0),
         names={record.id: record.name for record in base.classes},
-        notes=lambda: notes,
+        remarks=lambda: notes,
         batch_size=session.config.evaluation.batch_size,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -21,7 +21,7 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap
 from fgvr.data.streams.samples import pictures_of, position_of
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import prediction_table
+from fgvr.evaluation import records
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_history import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -89,7 +89,7 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
         notes = (*leaked, *lost, *asked, *_notes(session, recognizer), *(() if build else surprises(predictions, session)))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
         tracker.finish(report)
-        prediction_table.write(folder, predictions)
+        records.write_table(folder, predictions)
         reports.write(report, folder)
     return report
 
@@ -140,8 +140,8 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
     with RunFile(folder / LESSONS) as journal:
         known = list(takewhile(lambda row: row["image"] in answered, journal.done()))
         journal.keep(len(known))
-        recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
-        recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
+        recognizer.fast.state.apply(OnlineUpdate(**row) for row in known)
+        recognizer.fast.journal = lambda updates: journal.append(asdict(update) for update in updates)
         yield
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from fgvr.agents import person
 from fgvr.agents.calibration import Calibrator
 from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
@@ -51,7 +50,7 @@ def write_page(
     if session.config.slow.decoder != "person":
         return []
     base, asked = session.knowledge, session.config.slow.candidates
-    doubtful = person.waiting(predictions)
+    doubtful = answer_files.waiting(predictions)
     review = Review.of(doubtful, {record.id: record.name for record in base.classes}, base.path)
     known, probable = session.dataset.split.known, session.config.trigger_name == Calibrator.name
     candidates = review_page.CANDIDATES if asked == "all" else asked
@@ -107,11 +106,11 @@ def review(session: Session) -> Reviewed:
     asked = review_page.read(run)
     answers = answer_files.read(file, asked)
     before = records.read(run / PREDICTIONS, asked.classes)
-    if Review.of(person.waiting(before), asked.classes, asked.base).run != asked.run:
+    if Review.of(answer_files.waiting(before), asked.classes, asked.base).run != asked.run:
         raise StoreError(f"{run / PREDICTIONS} has changed since the page was written; make the run again, then open its new review.html")
     session = Session(_with_run(session.config, run, file))
     with run_folder(session, mode="review") as folder:
-        settled = [records.as_recorded(p) for p in person.apply_answers(before, answers, asked.classes)]
+        settled = [records.as_recorded(p) for p in answer_files.apply_answers(before, answers, asked.classes)]
         write_predictions(folder, settled)
         figures = ReviewFigures.of(settled, before)
         scored = _report(session, run, folder, settled, figures, asked)

@@ -15,7 +15,7 @@ from fgvr.agents.calibration import Calibrated, Expectation
 from fgvr.config import composing
 from fgvr.data.streams.samples import contents_of
 from fgvr.errors import StoreError
-from fgvr.evaluation import prediction_table, review_page
+from fgvr.evaluation import records, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
@@ -73,7 +73,7 @@ def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
     """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
     _forget(folder, timeline.FILE, PREDICTIONS + ".commit")
     atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
-    prediction_table.write(folder, predictions)
+    records.write_table(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
@@ -129,7 +129,7 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    written = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
+    written = (reports.FILE, reports.PAGE, records.TABLE, review_page.FILE, review_page.PAGE)
     for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
     if timeline.FILE in more:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgvr.errors import ConfigError, StoreError
-from fgvr.evaluation import prediction_table
+from fgvr.evaluation import records
 from fgvr.modes.classifying import classify, stream_at
 from fgvr.session import Session
 from fgvr.types import Prediction
@@ -50,7 +50,7 @@ def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a sort that was interrupted
         counts = _place(source, predictions, partial, link=link)
-        prediction_table.write(partial, predictions)
+        records.write_table(partial, predictions)
         if into.exists():
             into.rmdir()  # empty, as was checked; raises if not
         partial.rename(into)

@@ -113,6 +113,19 @@ class Lifecycle:
         """Evict by policy until the ledger is within its limits."""
         return self.evict(self._begin_eviction(self._ledger.excess))
 
+    def expire(self) -> float | None:
+        """Models idle for the TTL leave the device, copies in main memory idle for twice as long go. Seconds until the next look."""
+        ledger, ttl = self._ledger, self._ledger.settings.ttl
+        if ttl is None:
+            return None
+        with self._condition:
+            now = time.monotonic()
+            ends = {e: e.last_used + ttl for e in ledger.idle()}
+            ends |= {e: e.last_used + 2 * ttl for e in ledger.parked() if not ledger.pinned(e)}
+            due = self._begin_eviction(lambda: [e for e, end in ends.items() if end <= now])
+        self.evict(due)
+        return max(0.001, min([ttl, *(end - now for end in ends.values() if end > now)]))
+
     def recheck_unreturned(self) -> None:
         """See whether memory that did not come back with its model has come back since."""
         if self._ledger.unreturned:  # of a device that counts tensors: no other can tell

@@ -224,7 +224,11 @@ def read(path: str | Path) -> Timeline:
             row = json.loads(line)
             kind, t = row.pop("row"), row.pop("t")
             if kind == "start":
-                sessions.append(RecordedSession(_start(row)))
+                if row["version"] != VERSION:
+                    raise ValueError(f"version {row['version']}")
+                row.pop("rules", None)  # records of fgvr 0.1 have it
+                resident = tuple(Resident(**model) for model in row.pop("resident"))
+                sessions.append(RecordedSession(Start(**row, resident=resident)))
             else:
                 _add(sessions[-1], kind, t, row)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -249,11 +253,3 @@ def _add(session: RecordedSession, kind: str, t: float, row: dict[str, Any]) -> 
             session.ended = True
         case _:
             raise ValueError(f"row {kind!r}")
-
-
-def _start(row: dict[str, Any]) -> Start:
-    if row["version"] != VERSION:
-        raise ValueError(f"version {row['version']}")
-    resident = tuple(Resident(**model) for model in row.pop("resident"))
-    row.pop("rules", None)  # records of fgvr 0.1 have it
-    return Start(**row, resident=resident)

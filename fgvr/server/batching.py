@@ -5,8 +5,6 @@ Nothing hangs: a job that nobody waits for any more is dropped from its queue, e
 ends its row of a running answer.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -17,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from fgvr.errors import log_failure
 from fgvr.server.http_errors import stopping, to_http_error
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,5 @@
 """Prompts of requests: decoded, counted and measured before a model sees them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fgvr.agents.abstain import Abstainer, fit_abstention
 from fgvr.agents.answer_fusion import LogLinearFusion, Reprompt, fit_weight
-from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
+from fgvr.agents.calibration import ONE_SHOT, Abstainer, Calibrated, Calibrator, Deferred, Evidence, fit_abstention
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import JointRetrieval, Matcher
@@ -180,7 +179,7 @@ class Session(WithKnowledge):
         trigger, joint = self.trigger, f"System 1 asks the joint encoder {self.config.models.joint.source} ({self.fusion.joint})"
         return whole(
             abstain=abstainer,
-            notes=lambda: [
+            remarks=lambda: [
                 *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
                 *([joint] if self.matcher is not None else []),
                 *([] if reads_text(self.encoder) else [blind]),

@@ -3,13 +3,10 @@
 Arrays are numpy float32. Class identity is always the class *id*, a string; names are for people.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fgvr.types.knowledge import Experience, Manifest
     from fgvr.types.memory import ROLES, DeviceUse, Finding, MemoryPlan, ModelSpec, ModelStatus, PlanPart
     from fgvr.types.recognition import (
         UNKNOWN,
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
         Scores,
         SlowResult,
     )
-    from fgvr.types.results import Report
+    from fgvr.types.results import Experience, Manifest, Report
 
 __all__ = [
     "ROLES", "UNKNOWN", "Abstention", "Asked", "Candidate", "Category", "Choice", "Cost", "Decision", "DeviceUse", "Experience",
@@ -38,7 +35,7 @@ __all__ = [
     "Prediction", "Reply", "Report", "Sample", "Scores", "SlowResult",
 ]  # fmt: skip
 
-_MODULES = ("memory", "recognition", "knowledge", "results")
+_MODULES = ("memory", "recognition", "results")
 
 
 def __getattr__(name: str) -> Any:

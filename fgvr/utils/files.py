@@ -1,7 +1,5 @@
 """Files that are whole or absent, and the hashes they are known by."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -108,7 +106,7 @@ class HeldError(StoreError):
     """Another process or thread holds the lock."""
 
 
-def acquire_lock(path: str | Path, *, timeout: float = 0.0) -> BaseFileLock:
+def acquire_lock(path: str | Path, *, timeout: float = 0.0) -> "BaseFileLock":
     """Lock `path` (an empty file, which stays behind) until `release()`; the system frees it when the holder dies. Not reentrant.
 
     Raises HeldError after `timeout` seconds of waiting, StoreError where the file system has no locks.

@@ -1,7 +1,5 @@
 """Any picture a user may hand over, decoded to upright RGB and known by its content."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib
@@ -19,6 +17,7 @@ from PIL import Image, ImageFile, ImageOps
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
 from fgvr.utils.paths import user_path
+from fgvr.utils.text import some
 
 
 class StoredImage:
@@ -140,8 +139,7 @@ def passed_over(folders: Iterable[str | Path]) -> list[str]:
         return closed
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
-    named = ", ".join(map(str, others[:LISTED])) + (f" and {len(others) - LISTED:,} more" if len(others) > LISTED else "")
-    return [*closed, f"{len(others):,} files are not images and were passed over ({counts}): {named}"]
+    return [*closed, f"{len(others):,} files are not images and were passed over ({counts}): {some(others, LISTED)}"]
 
 
 def _scans(data: bytes) -> int:

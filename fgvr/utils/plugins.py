@@ -1,7 +1,5 @@
 """Parts by name: one that is shipped, an entry point of an installed package, or the dotted name of an object in any module."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pkgutil import resolve_name

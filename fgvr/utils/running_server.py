@@ -1,7 +1,5 @@
 """Where this machine's server is: a file in the home that only its owner can read, there while the server runs."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

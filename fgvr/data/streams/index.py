@@ -4,8 +4,6 @@ Listing commits every `COMMIT` rows; a killed process loses no more than those. 
 on the disk, so the answers are exact.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """A stream as a data set: its classes, support images chosen in one pass, and all else to test."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import logging
@@ -13,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import NO_SUPPORT, Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import BadImage
-from fgvr.data.listing import NO_SUPPORT
 from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, cut, shots_taken
 from fgvr.data.streams.formats import Format
 from fgvr.data.streams.index import StreamIndex

@@ -1,7 +1,5 @@
 """WebDataset: tar files in which the members of one row share their name up to the first dot (`0001.jpg`, `0001.cls`)."""
 
-from __future__ import annotations
-
 import json
 import os
 import tarfile

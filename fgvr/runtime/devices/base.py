@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import ClassVar, Self
 
 from fgvr.errors import ConfigError, causes
@@ -132,7 +132,11 @@ class Device:
 
     def is_oom(self, error: BaseException) -> bool:
         """Whether this error, or one it was raised from, means that memory ran out."""
-        return is_oom(error)
+        found = is_oom(error)
+        if found:
+            with suppress(RuntimeError):
+                self.synchronize()  # what is queued fails here, not in somebody else's call
+        return found
 
 
 # PyTorch, CUDA libraries, MPS, MLX and the C allocator each say it in their own words.

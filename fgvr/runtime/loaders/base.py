@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from fgvr.errors import ConfigError
+from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.sizes.footprint import Footprint
 
-_NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake", "none")
+_NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake")
 SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
+SHIPPED["none"] = f"{__name__}.NoneLoader"
 SHIPPED["qwen"] = SHIPPED["transformers"]  # its name in configurations of older runs
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
@@ -122,10 +123,6 @@ class Loader:
         """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
         return None
 
-    def is_here(self, spec: ModelSpec) -> bool:
-        """Whether its files are on this machine, where it reads any."""
-        return True
-
     def describe_files(self, spec: ModelSpec) -> str:
         """For a plan: the family of a model folder, and whether its weights are here. Reads no weights; "" where there is no folder."""
         return ""
@@ -144,6 +141,24 @@ class Loader:
     def abilities(self, spec: ModelSpec) -> Any:
         """What an engine behind HTTP can do; None: the model is computed here."""
         return None
+
+
+class NoneLoader(Loader):
+    """No model: a configuration without an MLLM or a joint encoder (`models/mllm=none`). It weighs nothing; loading says the cure."""
+
+    def check(self, spec: ModelSpec) -> None:
+        raise ModelLoadError(
+            f"this configuration has no {spec.role} (models/{spec.role}=none): choose one, such as models/{spec.role}=tiny"
+        )
+
+    def estimate(self, spec: ModelSpec) -> int:
+        return 0
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        return "none"
+
+    def load(self, spec: ModelSpec, device: Device) -> Any:
+        self.check(spec)
 
 
 def pil(image: ImageLike) -> Image:

@@ -18,13 +18,13 @@ import numpy as np
 
 from fgvr.runtime.budget import parse_bytes
 from fgvr.runtime.conversation import Answer, Conversation, Conversing, GrowingAnswer, Sampling, Token, Watch
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders.base import Loader, pil
 from fgvr.types import ModelSpec, Picture, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 DIMENSIONS = 64
 _DEFAULT_BYTES = {"mllm": 64 << 20, "encoder": 8 << 20, "joint": 4 << 20}

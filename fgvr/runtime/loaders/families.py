@@ -119,7 +119,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds {complete.family(config)}, which is no image-text-to-text model of the installed transformers.\n"
             f"Point models.mllm.source at another folder; or: {_INSTEAD}"
         )
-    complete.require_family(folder, config, str(kind), used, _INSTEAD)
+    classes = config.get("architectures")
+    if classes and used not in classes:
+        raise ModelLoadError(
+            f"{folder} holds {complete.family(config)}, and is loaded as {used} ({kind}) here, which would not fit.\n{_INSTEAD}"
+        )
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     if has_tokenizer and not _has_chat_template(folder):  # a configuration alone can be sized
         raise ModelLoadError(

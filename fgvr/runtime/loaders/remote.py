@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ConfigError
+from fgvr.runtime.conversation import draws
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders.base import Loader
-from fgvr.runtime.option_tokens import draws
-from fgvr.runtime.remote import replies, scoring
+from fgvr.runtime.remote import scoring, wire
 from fgvr.runtime.remote.engine import Abilities, Engine
 from fgvr.runtime.remote.wire import data_url, messages, parcels
 from fgvr.types import Choice, ModelSpec, Reply, Scores
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
@@ -113,7 +113,7 @@ class RemoteMLLM(_Remote):
         self._sees(images)
         body = {"max_tokens": max_new_tokens, "temperature": 0}
         turns = [messages(i, p, system) for i, p in zip(images, prompts, strict=True)]
-        return self._engine.link.each([self._engine.chat(asked, body, replies.reply) for asked in turns])
+        return self._engine.link.each([self._engine.chat(asked, body, wire.reply) for asked in turns])
 
     def choose(
         self,
@@ -134,7 +134,7 @@ class RemoteMLLM(_Remote):
         if count := self._engine.abilities.top_logprobs:
             common |= {"logprobs": True, "top_logprobs": count}
         calls = [
-            self._engine.chat(turns, common | draw, partial(replies.choice, options=named, marker=marker))
+            self._engine.chat(turns, common | draw, partial(wire.choice, options=named, marker=marker))
             for turns, named in ((messages(i, p, system), named) for i, p, named in zip(images, prompts, options, strict=True))
             for draw in draws(votes)
         ]
@@ -160,7 +160,7 @@ class RemoteMLLM(_Remote):
 
     def _length(self, images: list[Image]) -> Callable[[Any], int]:
         shortest = {"max_tokens": 1, "temperature": 0}
-        return self._engine.chat(messages(images, "What is this?"), shortest, lambda found: replies.usage(found, "prompt_tokens"))
+        return self._engine.chat(messages(images, "What is this?"), shortest, lambda found: wire.usage(found, "prompt_tokens"))
 
 
 class RemoteEncoder(_Remote):
@@ -196,7 +196,7 @@ class RemoteEncoder(_Remote):
                 )
             return np.stack(rows)
 
-        return replies.post("/embeddings", body, read)
+        return wire.post("/embeddings", body, read)
 
 
 class RemoteJoint(_Remote):
@@ -208,7 +208,7 @@ class RemoteJoint(_Remote):
 
         def ask(some: slice) -> Any:
             body = {"model": self._engine.identity.name, "images": [data_url(i) for i in images[some]], "texts": list(texts[some])}
-            return replies.post("/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
+            return wire.post("/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
 
         parts = self._engine.link.each([ask(some) for some in parcels(images)])
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.conversation import Answer, Conversation, Conversing, Watch
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders.chat_processor import ChatProcessor
-from fgvr.runtime.loaders.decoding import decode
-from fgvr.runtime.loaders.scoring import continue_prefix, prefill
-from fgvr.runtime.loaders.torch_model import TorchModel
+from fgvr.runtime.loaders.decoding import continue_prefix, decode, prefill
+from fgvr.runtime.loaders.tensors import TorchModel
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
 from fgvr.types import Scores
 
 if TYPE_CHECKING:
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 _ASKED = ("input_ids", "attention_mask", "position_ids", "use_cache", "logits_to_keep")  # what our passes hand to a module
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgvr.runtime.remote import replies
+from fgvr.runtime.remote import wire
 from fgvr.runtime.remote.engine import Engine
 from fgvr.runtime.remote.wire import Message
 from fgvr.types import Scores
@@ -40,16 +40,16 @@ def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any
     def read(found: Any) -> Scores:
         return Scores(tuple(map(float, found["log_likelihoods"])), tuple(map(int, found["tokens"])), int(found["prompt_tokens"]))
 
-    return replies.post("/score", body, read)
+    return wire.post("/score", body, read)
 
 
 # --- vLLM: `prompt_logprobs` of a chat whose last turn is the answer ---------------------------------------------------------
 
 
 def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
-    before = engine.link.ask(engine.chat(turns, {"max_tokens": 1, "temperature": 0}, lambda found: replies.usage(found, "prompt_tokens")))
+    before = engine.link.ask(engine.chat(turns, {"max_tokens": 1, "temperature": 0}, lambda found: wire.usage(found, "prompt_tokens")))
     with_answers = [[*turns, {"role": "assistant", "content": text}] for text in texts]
-    found = engine.link.each([engine.chat(said, replies.PROMPT_LOGPROBS, replies.prompt_row) for said in with_answers])
+    found = engine.link.each([engine.chat(said, wire.PROMPT_LOGPROBS, wire.prompt_row) for said in with_answers])
     rows = [row for row in found if row is not None]
     if not before or len(rows) < len(found):
         raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)

@@ -29,7 +29,7 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
     if folder is None or not shards:
         raise ModelLoadError(f"the size of {spec.source!r} is unknown until its weights are here.\n{files.how_to_get(spec)}")
     size = value_bytes(spec, shards)
-    shapes = {name: shape for file in shards for name, shape in files.tensor_shapes(file).items()}
+    shapes = files.tensor_shapes(shards)
     shape, pixels = _read_dimensions(shapes, config), _pixels(spec, families.image_settings(folder), config)
     batch = qwen.Batch(spec.batch_size, pixels, size, unpacked=bool(spec.quantization))
     work = tuple(replace(part, bytes=math.ceil(_MARGIN * part.bytes)) for part in qwen.work(shape, batch))
