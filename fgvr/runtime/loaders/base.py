@@ -7,16 +7,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.runtime.conversation import Conversation
-from fgvr.runtime.devices.base import Device
-from fgvr.runtime.sizes.footprint import Footprint
-from fgvr.types import ModelSpec, Picture, PlanPart
+from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fgvr.protocols import ImageLike
+    from fgvr.runtime.conversation import Conversation
+    from fgvr.runtime.devices.base import Device
+    from fgvr.runtime.sizes.footprint import Footprint
+    from fgvr.types import Picture
 
 _NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake")
 SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
@@ -165,6 +166,7 @@ class NoneLoader(Loader):
 
 def pil(image: ImageLike) -> Image:
     """The image itself, of a Picture or as it is; a very long one is padded, as every image processor accepts it."""
+    from fgvr.types import Picture
     from fgvr.utils.images import pad_long_image
 
     return pad_long_image(image.image if isinstance(image, Picture) else image)
