@@ -1,7 +1,5 @@
 """Which models a configuration uses, and whether they fit. Imports neither numpy nor torch, so that `mode=plan` answers at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 import pytest
 
 import fgvr
-from fgvr.config.factories import locate
+from fgvr.config.group import locate
 from fgvr.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
