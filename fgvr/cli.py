@@ -17,6 +17,7 @@ from fgvr.config.overrides import explain, groups, tidy
 from fgvr.errors import ConfigError, FgvrError, causes
 from fgvr.utils import terminal
 from fgvr.utils.paths import config_dir
+from fgvr.utils.plugins import OUTSIDE, blame
 from fgvr.utils.terminal import on_terminal, tell
 from fgvr.utils.text import nearest
 
@@ -201,13 +202,16 @@ def answer(error: BaseException, overrides: Sequence[str]) -> int:
     ours = next((cause for cause in chain if isinstance(cause, FgvrError)), None)
     if ours is None and "hydra" in sys.modules and (hydras := next(filter(_is_hydras, chain), None)):
         return tell(f"error: {explain(hydras, overrides)}", 2)
+    if ours is None and not isinstance(error, KeyboardInterrupt | MemoryError | BrokenPipeError) and (theirs := blame(error)):
+        return tell(f"error: {theirs}", 3)
     for cause in chain if ours is None else [ours]:
         if (code := terminal.answer(cause)) is not None:
             return code
     import traceback
 
     traceback.print_exception(error)
-    return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
+    parts = f", or in a part of your own ({', '.join(OUTSIDE)})" if OUTSIDE else ""
+    return tell(f"This is a bug in fgvr {__version__}{parts}: please report it with the lines above and your command.", 1)
 
 
 def _is_hydras(error: BaseException) -> bool:

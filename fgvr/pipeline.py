@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fgvr.agents.answer_fusion import LogLinearFusion
+from fgvr.agents.trigger import decide
 from fgvr.data.pictures import DeferredImage
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
@@ -77,7 +78,7 @@ class Recognizer:
 
     def decide(self, results: Sequence[FastResult]) -> list[Decision]:
         """The trigger alone, on results of System 1."""
-        return self.trigger(results)
+        return decide(self.trigger, results)
 
     def batch(self, images: Iterable[ImageSource | Sample | str]) -> list[Prediction]:
         """Predictions in input order; an unreadable image raises ImageError."""
@@ -150,7 +151,7 @@ class Recognizer:
         started = time.perf_counter()
         with track_costs() as costs:
             fast = self.fast(pictures) if samples else []
-            decisions = self.trigger(fast) if samples else []
+            decisions = self.decide(fast) if samples else []
         shown = [] if self.slow is None else [i for i, decision in enumerate(decisions) if decision.escalate or self.record_all]
         deferred = all(isinstance(picture, DeferredImage) for picture in pictures)
         doubtful = {i: pictures[i] for i in shown}
@@ -218,7 +219,7 @@ def resolve(
 
 def redecide(prediction: Prediction, trigger: Trigger, answer_fusion: LogLinearFusion, names: Mapping[str, str]) -> Prediction:
     """The prediction from the same evidence under another trigger. No model is asked."""
-    (decision,) = trigger([prediction.fast])
+    (decision,) = decide(trigger, [prediction.fast])
     category, confidence, by = resolve(prediction.fast, decision, prediction.slow, answer_fusion)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
 

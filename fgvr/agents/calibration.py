@@ -36,7 +36,7 @@ class Expectation:
 
     def __str__(self) -> str:
         fast = f"top-1 accuracy {self.precision:.2f} on the others"
-        return f"expects {self.slow_rate:.0%} escalated to System 2, {fast} (leave-one-out estimate, n={self.n})"
+        return f"expects to doubt {self.slow_rate:.0%} of the images, {fast} (leave-one-out estimate, n={self.n})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

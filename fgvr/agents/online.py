@@ -71,19 +71,10 @@ class OnlineState:
 class OnlineRetrieval:
     """A `FastThinker` that learns from the answers to its batches. `learn` must follow the call that it gets the answers of."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        prototypes: Prototypes,
-        statistics: Statistics,
-        *,
-        fusion: Fusion,
-        kind: UpdateKind,
-        journal: Callable[[Sequence[OnlineUpdate]], None] | None = None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, prototypes: Prototypes, statistics: Statistics, *, fusion: Fusion, kind: UpdateKind) -> None:
         self._encoder, self._prototypes, self._fusion = encoder, prototypes, fusion
         self.kind: UpdateKind = kind
-        self.journal = journal
+        self.journal: Callable[[Sequence[OnlineUpdate]], object] = lambda updates: None  # hears of updates before they take effect
         self.state = OnlineState(prototypes, statistics)
         self._vectors: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -97,12 +88,11 @@ class OnlineRetrieval:
         return fuse(hashes, similarities, self._prototypes.ids, histories, fusion=self._fusion, temperature=self._prototypes.temperature)
 
     def learn(self, predictions: Sequence[Prediction]) -> None:
-        """Apply the updates that the answers to the last batch teach. The journal has them before they take effect."""
+        """Apply the updates that the answers to the last batch teach."""
         with self._lock:
             updates = [update for p in predictions if (update := self._update(p)) is not None]
             if updates:
-                if self.journal is not None:
-                    self.journal(updates)
+                self.journal(updates)
                 self.state.apply(updates)
 
     def _update(self, p: Prediction) -> OnlineUpdate | None:

@@ -7,9 +7,34 @@ A policy maps a batch of System 1's results to decisions. It escalates an image 
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
+import numpy as np
+
+from fgvr.errors import FgvrError
+from fgvr.protocols import Trigger
 from fgvr.types import Decision, FastResult
+
+
+def decide(trigger: Trigger, results: Sequence[FastResult]) -> list[Decision]:
+    """One decision per result. Raises FgvrError for anything else, since a trigger may be somebody's own."""
+    found = trigger(results)
+    wrong = [one for one in found if not _is_decision(one)] if isinstance(found, Sequence) else [found]
+    if wrong or len(found) != len(results):
+        said = f"{len(found)} decisions for {len(results)} results" if not wrong else f"{wrong[0]!r:.200}"
+        raise FgvrError(
+            f"the trigger {type(trigger).__module__}.{type(trigger).__qualname__} returned {said}; expected is a list with one "
+            "fgvr.types.Decision per result, whose escalate is a bool, whose score is finite, and whose terms are numbers"
+        )
+    return [one if isinstance(one.escalate, bool) else replace(one, escalate=bool(one.escalate)) for one in found]
+
+
+def _is_decision(one: object) -> bool:
+    if not isinstance(one, Decision) or not isinstance(one.escalate, bool | np.bool_):
+        return False
+    numbers = (one.score, one.threshold, *one.terms.values())
+    return all(isinstance(n, Real) and not math.isnan(n) for n in numbers) and math.isfinite(one.score)
 
 
 class Never:

@@ -130,7 +130,7 @@ class Config(Group):
     @property
     def trigger_name(self) -> str:
         """What reports call the trigger."""
-        return getattr(locate(self.trigger.factory), "name", self.trigger.factory)
+        return str(getattr(locate(self.trigger.factory, "trigger"), "name", self.trigger.factory))
 
     @property
     def asks_mllm(self) -> bool:

@@ -71,18 +71,18 @@ class Archive:
             raise DatasetError(f"{self.root / path} cannot be read as text: {error}") from error
         return ((f"{path}, line {number}", line) for number, line in enumerate(content, 1) if line.strip())
 
-    def words(self, path: str, count: int, separator: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    def words(self, path: str, count: int) -> Iterator[tuple[str, list[str]]]:
         """(where, words) of each line, cut into `count` words; a line with fewer is a DatasetError."""
         for where, line in self.lines(path):
-            words = line.split(separator, count - 1)
+            words = line.split(None, count - 1)
             if len(words) < count:
                 raise DatasetError(f"{self.root}: {where}: {line!r} should have {count} words; extract the file again")
             yield where, words
 
-    def pairs(self, path: str, separator: str | None = None) -> dict[str, str]:
+    def pairs(self, path: str) -> dict[str, str]:
         """A two-column list as a dictionary; a first word that comes twice is a DatasetError."""
         found: dict[str, str] = {}
-        for where, (key, value) in self.words(path, 2, separator):
+        for where, (key, value) in self.words(path, 2):
             if key in found:
                 raise DatasetError(f"{self.root}: {where}: {key} is listed a second time")
             found[key] = value.strip()

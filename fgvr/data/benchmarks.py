@@ -5,6 +5,7 @@
 
 import csv
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -175,16 +176,8 @@ def spoken(own: str) -> str:
     """An archive's name as people write it: `ApplyEyeMakeup` -> `apply eye makeup`, `/c/church/indoor` -> `indoor church`."""
     if own.startswith("/"):
         return " ".join(reversed(own.split("/")[2:])).replace("_", " ")
-    words = [word for part in plain_name(own).split() for word in _camel(part)]
-    return " ".join(words)
-
-
-def _camel(word: str) -> list[str]:
-    """`SeaLake` -> sea, lake; a word with one capital, or none, or with digits, stays as it is."""
-    cuts = [i for i in range(1, len(word)) if word[i].isupper() and word[i - 1].islower()]
-    if not cuts or not word.isalpha():
-        return [word]
-    return [word[a:b].lower() for a, b in zip([0, *cuts], [*cuts, len(word)], strict=True)]
+    inner = re.compile("(?<=[a-z])(?=[A-Z])")  # a word with one capital, or none, or with digits, stays as it is
+    return " ".join(inner.sub(" ", word).lower() if word.isalpha() and inner.search(word) else word for word in plain_name(own).split())
 
 
 def _known(name: str) -> BenchmarkDataset:

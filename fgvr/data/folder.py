@@ -50,6 +50,9 @@ def read_listing(root: Path, *, superclass: str) -> Listing:
         tests = [part for part in tests if part not in flat]
         return _read_split_folders(root, supports, tests, superclass, [*validation, *flat, *aside])
     if not folders:
+        for suffix, option in ((".parquet", "parquet"), (".tar", "webdataset")):
+            if next(root.glob(f"*{suffix}"), None):
+                raise DatasetError(f"{root} holds {suffix} files and no class folders: write dataset={option} dataset.root={root}")
         loose = len(list_images(root))
         found = f"it holds {loose} images but no class folders" if loose else "it is empty"
         raise DatasetError(f"{root}: {found}; {_LAYOUTS}. Unlabelled images go to mode=classify or mode=discover")

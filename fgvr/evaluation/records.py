@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from fgvr.errors import DatasetError, StoreError
+from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.types import UNKNOWN, Prediction
 from fgvr.utils.files import atomic_write
 from fgvr.utils.lazy import LazySequence
@@ -122,10 +122,11 @@ class Recorded(LazySequence[Prediction]):
         classes: Mapping[str, str] | None = None,
         made: Mapping[int, Prediction] | None = None,
         folder: Path | None = None,
+        unreadable: Sequence[ImageError] = (),
     ) -> None:
-        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder: of the run."""
+        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder, unreadable: a run's."""
         super().__init__(len(rows), self._at)
-        self._rows, self._classes, self.folder = rows, classes, folder
+        self._rows, self._classes, self.folder, self.unreadable = rows, classes, folder, unreadable
         self._made = dict(made or {})
 
     def _at(self, i: int) -> Prediction:

@@ -1,11 +1,12 @@
 """What a review found: how much a person had to look at, and how right each part of the answers is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
+from fgvr.evaluation.console import facts
 from fgvr.types import UNKNOWN, Prediction
 
 
@@ -75,14 +76,6 @@ class ReviewFigures:
         ]
 
     def table(self, title: str) -> Table:
-        table = Table(title=title, title_justify="left", show_header=False)
-        table.add_column("quantity")
-        table.add_column("value", justify="right")
-        for name, value in self._rows().items():
-            table.add_row(name, value, style="bold" if name == "all images" else "")
-        return table
-
-    def _rows(self) -> Mapping[str, str]:
         rows = {
             "answered without a person": str(self.without_person),
             "reviewed by a person": f"{self.reviewed:,} ({self.share:.1%} of the images)",
@@ -94,4 +87,4 @@ class ReviewFigures:
         }
         if self.fast_and_wrong is not None:
             rows["answered without a person and wrong, of all images"] = f"{self.fast_and_wrong:.3f}"
-        return rows
+        return facts(title, rows.items(), bold="all images")

@@ -52,12 +52,6 @@ def gap_share(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray)
     return (curve(fast_right, slow_right, score).area - floor) / gap if gap > 0 else float("nan")
 
 
-def recovered(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray, rate: float) -> float:
-    """Share of (slow - fast) accuracy already there at a slow rate; random recovers `rate`. nan when they are equally good."""
-    fast, slow = float(np.mean(fast_right)), float(np.mean(slow_right))
-    return (curve(fast_right, slow_right, score).at(rate) - fast) / (slow - fast) if slow != fast else float("nan")
-
-
 REVIEWED = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 

@@ -45,9 +45,6 @@ class Protocol:
     encoder: bool = False  # `measure` also takes Sentences
     by_class: bool = False
 
-    def score(self, outcomes: Outcomes, *sentences: Sentences) -> float:
-        return self.scored(self.measure(outcomes, *sentences), outcomes.labels)
-
     def scored(self, measured: np.ndarray | float, labels: np.ndarray) -> float:
         """The score of what was measured."""
         return metrics.macro(labels, np.asarray(measured)) if self.by_class else float(np.mean(measured))

@@ -82,7 +82,8 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
         slow_right = _slow_right(predictions, recognizer)
         leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
         split, world = session.dataset.split, session.dataset.world
-        asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test))  # a person
+        person = cfg.slow.decoder == "person"
+        asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test)) if person else []
         lost = [f"{len(unreadable):,} test images could not be read any more, the first: {unreadable[0]}"] if unreadable else []
         notes = (*leaked, *lost, *asked, *_notes(session, recognizer), *(() if build else surprises(predictions, session)))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)

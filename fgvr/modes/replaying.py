@@ -101,7 +101,7 @@ def _replay(session: Session, run: Config) -> Replay:
         raise ConfigError("trigger.abstain is promised on calibration images, which a record does not hold: use mode=evaluate")
     if config.learning:
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
-    before: Fusion = instantiate(run.fusion)
+    before: Fusion = instantiate(run.fusion, "fusion", Fusion)
     if session.fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
     changed = session.fusion != before or config.slow.candidates != run.slow.candidates

@@ -44,9 +44,7 @@ _OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's o
 def write_page(
     session: Session, folder: Path, predictions: Sequence[Prediction], *, title: str, pictures: "Mapping[str, ImageSource]"
 ) -> list[str]:
-    """`review.html` in a run's folder, where System 2 is a person; what is to be done with it."""
-    if session.config.slow.decoder != "person":
-        return []
+    """`review.html` in a run's folder, on which a person names the doubtful images; what is to be done with it."""
     base, asked = session.knowledge, session.config.slow.candidates
     doubtful = answer_files.waiting(predictions)
     review = Review.of(doubtful, {record.id: record.name for record in base.classes}, base.path)

@@ -163,11 +163,15 @@ def surprises(predictions: Sequence[Prediction], session: Session) -> list[str]:
     """What a trigger has done that its user may not expect: it is unsure of every image, or of far more than it said."""
     name, trigger, n = session.config.trigger_name, session.trigger, len(predictions)
     escalated = sum(p.decision.escalate for p in predictions)
+    if predictions and len(only := predictions[0].names) == 1:
+        return [
+            f"there is one class alone, {next(iter(only.values()))}: every image gets it, whatever it shows. Give images of other classes"
+        ]
     if n < _FEW:
         return []
     if name in _FIXED and escalated == n:
         return [
-            f"trigger={name} sent every image to System 2: with {session.config.dataset.shots} images per class it is never sure enough. "
+            f"trigger={name} doubts every image: with {session.config.dataset.shots} images per class it is never sure enough. "
             "Write trigger=calibrated, or give more images per class (dataset.shots)"
         ]
     if isinstance(trigger, Calibrated) and isinstance(expected := trigger.expectation, Expectation):

@@ -18,7 +18,7 @@ from fgvr.errors import FgvrError
 from fgvr.runtime import allocator
 from fgvr.runtime.devices import Device, device_class, fastest_dtype
 from fgvr.runtime.devices.cpu import BF16_FLAGS, cpu_flags
-from fgvr.runtime.loaders import quantized
+from fgvr.runtime.loaders import files, quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.offload import AUTO, NONE, Asked, can_offload
 from fgvr.runtime.plan import OPTIONAL, Reduction, footprint, need, offload_needs, reductions
@@ -98,7 +98,7 @@ def _files(spec: ModelSpec) -> Finding:
         return Finding(topic, True, loader.describe(spec))
     except FgvrError as error:
         what, _, cure = str(error).partition("\n")
-        return Finding(topic, False, what, cure.strip() or "models=tiny works offline")
+        return Finding(topic, False, what, cure.strip() or f"{files.OFFLINE} works offline")
 
 
 def _optional(spec: ModelSpec) -> Finding:

@@ -20,11 +20,10 @@ from fgvr.runtime.admission import Admission
 from fgvr.runtime.allocator import changed
 from fgvr.runtime.background import Background
 from fgvr.runtime.budget import parse_budget
-from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.events import Events, Listener
 from fgvr.runtime.execution_slots import ExecutionSlots
-from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
+from fgvr.runtime.leased_models import BY_ROLE, Counters, Execution, Leased
 from fgvr.runtime.leases import Lease, Leases
 from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.runtime.lifecycle import Lifecycle

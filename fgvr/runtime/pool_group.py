@@ -16,10 +16,9 @@ from typing import Any, TypeVar, cast
 
 from fgvr.errors import FgvrError, ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime import pool as pools
-from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Listener
-from fgvr.runtime.leased_models import BY_ROLE, Leased
+from fgvr.runtime.leased_models import BY_ROLE, Counters, Leased
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
@@ -206,12 +205,8 @@ class PoolGroup(ModelPool):
         return PoolStatus(
             models=tuple(_merged([model for status in each for model in status if model.key == key]) for key in keys),
             device=", ".join(status.device for status in each),
-            budget=sum(status.budget for status in each),
-            used=sum(status.used for status in each),
-            peak=sum(status.peak for status in each),
-            host_used=sum(status.host_used for status in each),
-            host_budget=sum(status.host_budget for status in each),
             devices=each,
+            **{name: sum(getattr(status, name) for status in each) for name in ("budget", "used", "peak", "host_used", "host_budget")},
         )
 
     def is_here(self, model: str | ModelSpec) -> bool:
@@ -328,12 +323,9 @@ def _merged(rows: Sequence[ModelStatus]) -> ModelStatus:
     return replace(
         furthest,
         bytes=max(row.bytes for row in rows),
-        leases=sum(row.leases for row in rows),
-        hits=sum(row.hits for row in rows),
-        loads=sum(row.loads for row in rows),
-        host_bytes=sum(row.host_bytes for row in rows),
         pinned=any(row.pinned for row in rows),
         idle_seconds=min(row.idle_seconds for row in rows),
         last_used=max((row.last_used for row in rows if row.last_used is not None), default=None),
         error="; ".join(dict.fromkeys(row.error for row in rows if row.error)),
+        **{name: sum(getattr(row, name) for row in rows) for name in ("leases", "hits", "loads", "host_bytes")},
     )

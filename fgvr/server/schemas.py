@@ -283,20 +283,6 @@ class ModelList(BaseModel):
     data: list[ModelRow]
 
 
-class OpenAIError(BaseModel):
-    """`param` names the parameter at fault."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-    plan: dict[str, Any] | None = None
-
-
-class OpenAIErrorBody(BaseModel):
-    error: OpenAIError
-
-
 # --- ours ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +336,12 @@ class CleanupRequest(Strict, json_schema_extra=_example(target_bytes=8589934592)
     target_bytes: int | None = Field(None, ge=0)
 
 
+# --- errors ----------------------------------------------------------------------------------------------------------------------
+
+
 class ErrorDetail(BaseModel):
+    """`param` names the parameter at fault."""
+
     message: str
     code: str
     param: str | None = None
@@ -360,6 +351,14 @@ class ErrorDetail(BaseModel):
 class ErrorBody(BaseModel):
     status: Literal["error"] = "error"
     data: ErrorDetail
+
+
+class OpenAIError(ErrorDetail):
+    type: str
+
+
+class OpenAIErrorBody(BaseModel):
+    error: OpenAIError
 
 
 _TEXTS = {

@@ -14,7 +14,7 @@ from fgvr.agents.leave_one_out import Answers, LeaveOneOutAnswers, fusion_cases,
 from fgvr.agents.online import OnlineRetrieval
 from fgvr.agents.risk_control import RiskGuarantee
 from fgvr.agents.slow import Exemplars, Shortlist, SlowThinking
-from fgvr.agents.trigger import Always
+from fgvr.agents.trigger import Always, decide
 from fgvr.config.configuration import ORACLE
 from fgvr.config.group import instantiate
 from fgvr.data.pictures import deferred_images, open_picture
@@ -36,7 +36,7 @@ class Session(WithKnowledge):
 
     @cached_property
     def fusion(self) -> Fusion:
-        return instantiate(self.config.fusion)
+        return instantiate(self.config.fusion, "fusion", Fusion)
 
     @cached_property
     def matcher(self) -> Matcher | None:
@@ -80,7 +80,7 @@ class Session(WithKnowledge):
     @cached_property
     def policy(self) -> Any:
         """The trigger group's object: a Trigger, or one that has to learn (Calibrator) or to know the truth (Oracle) first."""
-        return instantiate(self.config.trigger)
+        return instantiate(self.config.trigger, "trigger", Trigger, Calibrator, Oracle)
 
     @cached_property
     def trigger(self) -> Trigger:
@@ -206,7 +206,7 @@ class Session(WithKnowledge):
                 )
             # Before their labels are seen: how certain this recognizer is of the support images, left out.
             cases = fusion_cases(self.left_out()[0], base.prototypes, base.slow_scores)
-            decisions = self.trigger([fast for fast, _, _ in cases])
+            decisions = decide(self.trigger, [fast for fast, _, _ in cases])
             sure = [fusion(f, SlowResult(None, s))[1] if d.escalate else d.score for (f, s, _), d in zip(cases, decisions, strict=True)]
             expected = np.array(sure) if sure else np.linspace(0, 1, 101)
             answers: list[Prediction] = whole().batch(self.calibration)

@@ -52,6 +52,7 @@ LONGEST = 4096
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
 _BAND = 256  # rows
+_ORIENTATION = 0x0112  # the EXIF tag
 MAX_SCANS = 200
 """Passes of a progressive JPEG; encoders write ten or so. Each costs a walk over all pixels, so a small file could take minutes."""
 MAX_PIXELS = 89_000_000
@@ -250,7 +251,7 @@ def _reduce(image: Image.Image, pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)  # which would copy it
     except Exception:  # damaged EXIF must not cost a picture whose pixels are fine
         return image
 

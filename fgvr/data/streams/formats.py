@@ -62,6 +62,9 @@ def label_of(value: object) -> str | None:
 class Format(Protocol):
     """A frozen record, small enough to travel with each image to another process."""
 
+    @property
+    def root(self) -> Path: ...
+
     def shards(self) -> Iterator[Shard | Fault]:
         """In their order. Raises DatasetError where there is none."""
         ...

@@ -75,4 +75,4 @@ def _stored(rows: Any) -> Any:
 
 def open_hf(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """A folder on this machine; `settings`: those of `open_stream`."""
-    return open_stream(HuggingFace(user_path(root).absolute(), image, label), root=user_path(root).absolute(), **settings)
+    return open_stream(HuggingFace(user_path(root).absolute(), image, label), **settings)

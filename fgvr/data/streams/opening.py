@@ -35,7 +35,6 @@ _SPARE = 4  # images of each class chosen beyond those asked for, in place of wh
 def open_stream(
     stream: Format,
     *,
-    root: Path,
     shots: Shots = 4,
     tail_shots: int | None = None,
     test_per_class: int | None = None,
@@ -53,7 +52,7 @@ def open_stream(
     seed, label and key. `names`: a file with one class name per line, for labels that are numbers; `classnames.txt` beside the shards is
     found. Raises DatasetError.
     """
-    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
+    root, request = stream.root, SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
     index = listed(stream, cache_dir, strict=on_bad_image == "error")
     parts, notes = index.parts, list(_fault_notes(index))
     pool, test = _official(parts, notes)

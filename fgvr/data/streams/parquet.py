@@ -60,4 +60,4 @@ def _open(path: Path) -> Any:
 
 def open_parquet(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """Files in a folder, one file, or a pattern; `settings`: those of `open_stream`."""
-    return open_stream(Parquet(user_path(root).absolute(), image, label), root=user_path(root).absolute(), **settings)
+    return open_stream(Parquet(user_path(root).absolute(), image, label), **settings)

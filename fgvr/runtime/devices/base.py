@@ -85,6 +85,10 @@ class Device:
         """Around loads and batches: what libraries allocate without naming a device goes here."""
         return nullcontext()
 
+    def allocate(self, nbytes: int) -> object:
+        """Bytes that a device without memory of its own counts while somebody holds what is returned; None from any real one."""
+        return None
+
     def free(self) -> int:
         """What the whole machine could still take, whoever holds the rest."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -90,8 +91,6 @@ class Loader:
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         """Both by parts, on this kind of device. Raises ModelLoadError when they cannot be known."""
-        from fgvr.runtime.sizes.footprint import Footprint
-
         weights, work = self.estimate(spec), self.work_bytes(spec)
         return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
 
@@ -136,7 +135,10 @@ class Loader:
         return spec.dtype == "float16"
 
     def check_prompt(self, spec: ModelSpec, ask: Conversation) -> None:
-        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only."""
+        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only.
+
+        An engine elsewhere knows its own limit.
+        """
 
     def abilities(self, spec: ModelSpec) -> Any:
         """What an engine behind HTTP can do; None: the model is computed here."""
@@ -167,6 +169,12 @@ def pil(image: ImageLike) -> Image:
     from fgvr.utils.images import pad_long_image
 
     return pad_long_image(image.image if isinstance(image, Picture) else image)
+
+
+def scaled_down(image: Image, most: int) -> Image:
+    """The image with at most so many pixels."""
+    scale = math.sqrt(most / (image.width * image.height))
+    return image if scale >= 1 else image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
 def find_loader(spec: ModelSpec) -> Loader:

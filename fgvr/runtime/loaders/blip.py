@@ -30,7 +30,7 @@ class BlipLoader(FolderLoader):
         if _ARCHITECTURE not in kinds:
             raise ModelLoadError(
                 f"{folder} holds {', '.join(map(str, kinds))}, not {_ARCHITECTURE}.\n"
-                f"Point models.{spec.role}.source at an image-text matching BLIP, such as Salesforce/blip-itm-base-coco, or use models=tiny"
+                f"Point models.{spec.role}.source at an image-text BLIP, such as Salesforce/blip-itm-base-coco, or write models/joint=none"
             )
         return config
 

@@ -24,7 +24,7 @@ from fgvr.types import ModelSpec
 _MAPPING = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
-_INSTEAD = "Have an engine hold this model (models/mllm=remote; models/mllm=mlx where mlx-vlm reads it), or take models=tiny"
+_INSTEAD = f"Have an engine hold this model (models/mllm=remote; models/mllm=mlx where mlx-vlm reads it), or take {files.OFFLINE}"
 
 
 @dataclass(frozen=True, slots=True)

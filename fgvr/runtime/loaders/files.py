@@ -18,6 +18,8 @@ from fgvr.errors import ModelLoadError
 from fgvr.types import ModelSpec
 from fgvr.utils.paths import PACKAGE, user_path
 
+OFFLINE = "models=photos (photographs, no MLLM) or models=tiny (rendered birds)"  # works without any download
+
 HASH_WHOLE = 64 << 20  # smaller weights are hashed whole, larger ones by header, size and samples
 _SAMPLES, _SAMPLE = 16, 64 << 10
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -198,7 +200,7 @@ def how_to_get(spec: ModelSpec, repository: str | None = None) -> str:
         lines.append(f"Get it: hf download {hub} (or the same words with mode=fetch)")
     lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
     if spec.source != "tiny":
-        lines.append("Works without any download: models=tiny")
+        lines.append(f"Works without any download: {OFFLINE}")
     return "\n".join(lines)
 
 

@@ -17,10 +17,9 @@ from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.mlx_memory import INSTALL, MLX
 from fgvr.runtime.loaders import complete, files
-from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.loaders.chat_processor import Limit
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes.footprint import Footprint, total
+from fgvr.runtime.sizes.footprint import total
 from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Dimensions, context, find_dimensions, max_pixels, read_dimensions, work
 from fgvr.types import ModelSpec
 
@@ -72,9 +71,6 @@ class MlxLoader(FolderLoader):
         shape, size, pixels = _dimensions(spec, folder), files.DTYPE_BYTES.get(dtype, 2), max_pixels(spec, folder)
         tokens = pixels // (shape.patch * shape.merge) ** 2 + PROMPT_TOKENS
         return total(work(shape, Batch(1, pixels, size))) + tokens * shape.vocabulary * size
-
-    def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
-        return Loader.footprint(self, spec, device)
 
     def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
         return max_pixels(spec, folder)

@@ -6,7 +6,6 @@ Like TransformersMLLM: greedy whatever the folder recommends; scores include the
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import Conversation, Turn
 from fgvr.runtime.loaders import files
-from fgvr.runtime.loaders.base import pil
+from fgvr.runtime.loaders.base import pil, scaled_down
 from fgvr.runtime.loaders.chat_processor import Limit
 from fgvr.runtime.loaders.decoding import rows_at_once
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
@@ -58,7 +57,7 @@ class MlxProcessor:
 
         data = prepare_inputs(
             self._processor,
-            images=[self._capped(pil(image).convert("RGB")) for image in ask.images] or None,
+            images=[scaled_down(pil(image).convert("RGB"), self._max_pixels) for image in ask.images] or None,
             prompts=self.checked(ask),
             image_token_index=getattr(self._config, "image_token_index", None),
             add_special_tokens=should_add_special_tokens(self._config.model_type, self._processor),
@@ -96,10 +95,6 @@ class MlxProcessor:
         tail = self.text(Conversation((Turn("user", ("?",)), Turn("assistant", (_MARK,))))).rpartition(_MARK)[2]
         tokens = self.tokenizer(tail, add_special_tokens=False).input_ids
         return tokens[0] if tokens and tokens[0] in self.tokenizer.all_special_ids else self.tokenizer.eos_token_id
-
-    def _capped(self, image: Any) -> Any:
-        scale = math.sqrt(self._max_pixels / (image.width * image.height))
-        return image if scale >= 1 else image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
 class QwenProcessor(MlxProcessor):
@@ -183,7 +178,8 @@ class MlxMLLM:
             candidates = [self._prompts.tokens(text) for text in texts]
             prefix = self._prefill(inputs)
             sums: list[float] = []
-            for part in chunks(candidates, self._rows_at_once(prefix, candidates)):
+            cache = sum(layer.nbytes for layer in prefix.cache)
+            for part in chunks(candidates, rows_at_once(candidates, cache, prefix.next_log_probs.size, SCORING_BYTES)):
                 sums += self._continue(prefix, part)
             scores.append(Scores(tuple(sums), tuple(map(len, candidates)), inputs.ids.size))
         return scores
@@ -219,9 +215,6 @@ class MlxMLLM:
         log_probs = last - mx.logsumexp(last)
         mx.eval(log_probs, [layer.state for layer in cache])
         return Prefix(cache, log_probs, {"rope_deltas": features.rope_deltas} if features.rope_deltas is not None else {})
-
-    def _rows_at_once(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> int:
-        return rows_at_once(candidates, sum(layer.nbytes for layer in prefix.cache), prefix.next_log_probs.size, SCORING_BYTES)
 
     def _continue(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> list[float]:
         """Per candidate the summed log-probability of its tokens, in nats. Rows are padded on the right, where nothing looks at it."""

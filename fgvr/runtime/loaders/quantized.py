@@ -59,9 +59,7 @@ def kind_of(name: str) -> Kind:
 def require(name: str, device: Device) -> None:
     """Raises ModelLoadError naming the cure when the library is missing or too old, or the device cannot do it. Imports nothing."""
     if missing := _missing(name):
-        raise ModelLoadError(
-            f"models.mllm.quantization={name}: {missing}.\nGet it: {CURE}. Works without: models.mllm.quantization=null, or models=tiny"
-        )
+        raise ModelLoadError(f"models.mllm.quantization={name}: {missing}.\nGet it: {CURE}. Works without: models.mllm.quantization=null")
     if not device.quantizes:
         raise ModelLoadError(
             f"models.mllm.quantization={name} works on {_WHERE}, not on {device.name}.\n"

@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 class TorchModel:
     """Its size and its way to the device. The forward pass of a subclass keeps no state; whoever tokenises holds `lock`."""
 
-    def __init__(self, fingerprint: str, module: Any, lock: threading.Lock) -> None:
+    def __init__(self, fingerprint: str, module: Any, lock: threading.Lock, *, stays: bool = False) -> None:
+        """`stays`: it was loaded on its device and cannot be moved."""
         self.fingerprint = fingerprint
         self.nbytes = module_bytes(module)
         self.movable: Movable | None = None
         self._module, self._lock = module, lock
+        self._stays = stays or offloading.is_offloaded(module)
 
     def place(self, device: Device) -> None:
         """Bring the weights to the device. Its out-of-memory error leaves the module whole."""
-        if not offloading.is_offloaded(self._module):
+        if self._stays:
+            self._claim = device.allocate(self.nbytes)
+        else:
             self.movable = movable.place(self._module, device)
-        elif (allocate := getattr(device, "allocate", None)) is not None:  # it was loaded where it stays; a simulated device counts
-            self._claim = allocate(self.nbytes)
 
     def settle(self) -> None:
         """After a call that failed: layers that were on the device for it alone leave it."""
