@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Conversation
     from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.sizes.footprint import Footprint
 
 _NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake")
 SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
