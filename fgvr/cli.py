@@ -3,8 +3,6 @@
 0 done, 1 a bug of ours, 2 a wrong configuration, 3 any other FgvrError, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
 import os
@@ -82,12 +80,12 @@ def program(words: Sequence[str]) -> int:
     return main(words)
 
 
-def main(words: Sequence[str], job: Callable[[Config], Any] | None = None) -> int:
+def main(words: Sequence[str], job: "Callable[[Config], Any] | None" = None) -> int:
     """Answer one command line; the return value is the exit code. `job`: what is done with each configuration, instead of its mode."""
     return on_terminal(lambda: _main(list(words), job))
 
 
-def _main(words: list[str], job: Callable[[Config], Any] | None) -> int:
+def _main(words: list[str], job: "Callable[[Config], Any] | None") -> int:
     first = words[0] if words else ""
     overrides: list[str] = []
     try:
@@ -113,7 +111,7 @@ def _main(words: list[str], job: Callable[[Config], Any] | None) -> int:
     return 0
 
 
-def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], Any] | None) -> None:
+def run(flags: Sequence[str], overrides: Sequence[str], job: "Callable[[Config], Any] | None") -> None:
     """Compose the configuration and do its job; with flags of Hydra's, Hydra does, or once per combination of a sweep."""
     if not flags:  # one composition; hydra.main makes two, the first only to see whether it is a sweep
         from fgvr.config.composing import load_config
@@ -164,7 +162,7 @@ def _find_slurm(word: str) -> None:
         )
 
 
-def _mode(config: Config) -> None:
+def _mode(config: "Config") -> None:
     from fgvr import modes
 
     modes.run(config)

@@ -3,8 +3,6 @@
 They start in a fraction of a second: argparse and the standard library's HTTP, rich only for tables, and neither Hydra nor numpy.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

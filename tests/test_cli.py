@@ -53,7 +53,7 @@ def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["--help"], 0, {"hydra", "omegaconf", "pydantic", "filelock", "numpy", "torch"}),
         (["mode=evaluate", "datset=birds"], 2, {"pydantic", "filelock", "rich", "numpy", "torch"}),
-        (["mode=plan"], 0, {"filelock", "numpy", "torch", "transformers"}),
+        (["mode=plan"], 0, {"filelock", "fgvr.runtime.conversation", "fgvr.types.recognition", "numpy", "torch", "transformers"}),
     ],
     ids=["help", "a wrong key", "a plan"],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import fgvr
-from fgvr.config.factories import locate
+from fgvr.config.group import locate
 from fgvr.data import birds
 from fgvr.errors import ConfigError
 

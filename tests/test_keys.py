@@ -12,8 +12,7 @@ import pytest
 import fgvr
 from fgvr import planning
 from fgvr.cli import main
-from fgvr.config.factories import instantiate, locate
-from fgvr.config.group import Group, Leaf
+from fgvr.config.group import Group, Leaf, instantiate, locate
 from fgvr.config.overrides import groups
 from fgvr.types import History
 from fgvr.utils.paths import config_dir

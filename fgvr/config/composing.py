@@ -1,7 +1,5 @@
 """Words -> configuration, by Hydra. The only place that reads the tree of configurations."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 served.register()  # before any configuration is read
 
 
-def load_config(*overrides: str) -> Config:
+def load_config(*overrides: str) -> "Config":
     """The configuration of a command, e.g. `load_config("dataset=birds", "trigger=never")`; the same words as on the command line.
 
     Raises:
@@ -38,7 +36,7 @@ def load_config(*overrides: str) -> Config:
         raise explained(error, overrides) from error
 
 
-def resolved(cfg: DictConfig, words: Sequence[str]) -> Config:
+def resolved(cfg: DictConfig, words: Sequence[str]) -> "Config":
     """What Hydra has composed, checked. Raises ConfigError, RemoteError, and OmegaConf's errors for a value that is missing."""
     from fgvr.config.configuration import Config  # brings pydantic, which a wrong key does not need
 
@@ -62,7 +60,7 @@ def sweep_folder() -> Path | None:
     return Path("sweeps", os.environ.get("FGVR_SWEEP", "sweep"), str(hydra.job.num))
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: "Config") -> str:
     """As `config.yaml` of a run has it."""
     return OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
 
@@ -70,7 +68,7 @@ def to_yaml(config: Config) -> str:
 _MOVED = {"fgvr.data.field.open_field": "fgvr.data.benchmarks.open_benchmark"}
 
 
-def recorded_config(path: Path) -> Config:
+def recorded_config(path: Path) -> "Config":
     """The `config.yaml` of a run, also of a former version: it lacks keys that came later, and names what has moved since."""
     from fgvr.config.configuration import Config
 

@@ -1,18 +1,15 @@
 """The whole configuration as one frozen record, and its complaints."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fgvr.config import groups
-from fgvr.config.factories import locate
 from fgvr.config.fields import (
     ABSENT,
     NEEDED,
@@ -28,7 +25,7 @@ from fgvr.config.fields import (
     needed,
     spelled,
 )
-from fgvr.config.group import Group
+from fgvr.config.group import Group, locate
 from fgvr.config.overrides import REFUSED
 from fgvr.errors import ConfigError
 from fgvr.utils.files import short_hash
@@ -85,7 +82,7 @@ class Config(Group):
     _words: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], words: Sequence[str] = ()) -> Config:
+    def of(cls, values: Mapping[str, Any], words: Sequence[str] = ()) -> Self:
         """From dicts and lists. Raises ConfigError with a line for each wrong key.
 
         Args: words: the command that it comes from, for messages.
@@ -100,7 +97,7 @@ class Config(Group):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.to_dict() == other.to_dict()
 
-    def derive(self, changes: Mapping[str, Any]) -> Config:
+    def derive(self, changes: Mapping[str, Any]) -> Self:
         """With other values for some dotted keys; a dict replaces a section as a whole. Raises ConfigError."""
         values = self.to_dict()
         for key, value in changes.items():
@@ -109,7 +106,7 @@ class Config(Group):
             for parent in parents:
                 section = section[parent]
             section[name] = value
-        return Config.of(values, self._words)
+        return self.of(values, self._words)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key."""
@@ -158,7 +155,7 @@ class Config(Group):
     # --- what values mean together -------------------------------------------------------------------------------------------
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Config:
+    def _agrees_with_itself(self) -> Self:
         for contradiction in self._contradictions():
             raise complaint(contradiction)
         return self

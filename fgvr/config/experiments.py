@@ -1,7 +1,5 @@
 """Published experiments: the rows of one table (configs/experiments.toml), each an option of the group `experiment`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path

@@ -4,8 +4,6 @@ A key's whole rule is its type in `groups.py`: a type from here, or a plain one 
 others is a validator of its group. Imports nothing heavy: `mode=plan` answers in less time than numpy takes to import.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import NoneType, UnionType

@@ -1,17 +1,18 @@
-"""What the sections of a configuration have in common: they are frozen, they know which of their keys are there, and they refuse others."""
+"""What the sections of a configuration have in common, and how one that names a `_target_` becomes an object."""
 
-from __future__ import annotations
-
+import inspect
 from copy import deepcopy
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fgvr.config.fields import Text
+from fgvr.errors import ConfigError, FgvrError
+from fgvr.utils.plugins import ABSENT, resolve
 
 
 class Group(BaseModel):
-    """Keys of one section; they are read as attributes, or as `group["key"]`."""
+    """Keys of one section, read as attributes or as `group["key"]`. Frozen; a key that is not there is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
@@ -46,3 +47,27 @@ class Leaf(Group):
     @property
     def arguments(self) -> dict[str, Any]:
         return {key: value for key, value in self.to_dict().items() if key != "_target_"}
+
+
+def locate(factory: str, key: str = "part") -> Any:
+    """The class or function of a dotted name. Raises ConfigError. Args: key: of the configuration, where the name stands."""
+    try:
+        return resolve(factory, key)
+    except ABSENT as error:
+        cure = "; PYTHONPATH names the folder of a part of your own" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"_target_={factory}: there is no such class or function ({error}){cure}") from error
+
+
+def instantiate(leaf: Leaf, key: str, *kinds: Any) -> Any:
+    """What the factory of this leaf makes of its arguments. Raises ConfigError for arguments that it does not take, and FgvrError where it
+    makes none of these `kinds`."""
+    make, arguments = locate(leaf.factory, key), leaf.arguments
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{leaf.factory}: {error}") from None
+    made = make(**arguments)
+    if not isinstance(made, kinds):
+        expected = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        raise FgvrError(f"the {key} {leaf.factory} gives a {type(made).__name__}; expected is a {expected}")
+    return made

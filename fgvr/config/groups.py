@@ -3,9 +3,7 @@
 Values have their defaults in `configs/`, never here. What a key is for, its YAML file says.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -246,7 +244,7 @@ class Trigger(Leaf):
         return "target" in self and Target.parse(self.target).kind == "risk"
 
     @model_validator(mode="after")
-    def _one_guarantee(self) -> Trigger:
+    def _one_guarantee(self) -> Self:
         if not self.abstain:
             return self
         if Target.parse(self.abstain).kind != "risk":
@@ -271,7 +269,7 @@ class Slow(Group):
     exemplars: bool
 
     @model_validator(mode="after")
-    def _exemplars_have_a_place(self) -> Slow:
+    def _exemplars_have_a_place(self) -> Self:
         if self.exemplars and self.decoder == "score" and self.target == "description":
             raise complaint("slow.exemplars=true needs the candidates in the question: write slow.target=name or letter, or slow=reason")
         return self
@@ -367,7 +365,7 @@ class Runtime(Group):
     allocator: Annotated[dict[str, Any], judged(allocator.check)]
 
     @model_validator(mode="after")
-    def _marks_agree(self) -> Runtime:
+    def _marks_agree(self) -> Self:
         judge(MonitorSettings.of, self.to_dict())
         return self
 

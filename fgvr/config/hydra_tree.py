@@ -1,7 +1,5 @@
 """Hydra's composition, beside whoever else uses Hydra in this process."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The command line and `load_config` both go through here, so both accept and answ
 neither Hydra nor pydantic before they are used.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -4,8 +4,6 @@ Only where a server is named, and not by `mode=plan`, which needs none of these 
 the given value holds. One that is away is waited for: a configuration must not depend on the moment.
 """
 
-from __future__ import annotations
-
 import time
 from functools import lru_cache
 from typing import Any

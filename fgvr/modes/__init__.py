@@ -3,8 +3,6 @@
 The one table of modes is here. It names functions and imports none, so that a plan does not wait for what an evaluation needs.
 """
 
-from __future__ import annotations
-
 import gc
 import pkgutil
 from typing import Any

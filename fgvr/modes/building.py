@@ -1,7 +1,5 @@
 """Modes that build: the knowledge base, its experience."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A base's classes: listed, one added, one removed. The old base answers until the new one is whole; only new photographs are computed."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Modes that look at the machine: doctor, memory, cache. No model is loaded."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """mode=classify: images of a user, answered with reasons."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The words of `fgvr add`, `remove`, `classes` and `sort`: which base, which class, which photographs; and what is said of the result."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """mode=compare: finished runs beside each other. No model is asked."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from fgvr.errors import ConfigError

@@ -1,7 +1,5 @@
 """mode=baselines: what simpler methods reach on the same images, each a run of its own, in one table."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping

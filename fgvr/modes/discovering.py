@@ -1,7 +1,5 @@
 """mode=discover: unlabelled images -> names -> a knowledge base of what they show."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

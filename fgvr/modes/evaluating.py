@@ -1,7 +1,5 @@
 """mode=evaluate and its presets: the test images, recognised and scored."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """mode=fetch: brings what a configuration needs and this machine lacks. The only mode that downloads anything."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass

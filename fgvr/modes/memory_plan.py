@@ -1,7 +1,5 @@
 """mode=plan: what would be in memory, and whether it fits. Nothing is loaded, unless `runtime.probe=true` asks for measurements."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any

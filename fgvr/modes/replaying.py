@@ -1,7 +1,5 @@
 """mode=replay: a finished run, decided and scored again. No model is asked."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from fgvr.agents.fusion import Fusion
 from fgvr.agents.slow import Shortlist
 from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
-from fgvr.config.factories import instantiate
-from fgvr.config.group import to_dict
+from fgvr.config.group import instantiate, to_dict
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
 from fgvr.evaluation import records

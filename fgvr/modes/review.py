@@ -1,7 +1,5 @@
 """A person as System 2: the page of doubtful images that a run leaves, and mode=review, which reads the answers. No model is asked."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +42,7 @@ _OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's o
 
 
 def write_page(
-    session: Session, folder: Path, predictions: Sequence[Prediction], *, title: str, pictures: Mapping[str, ImageSource]
+    session: Session, folder: Path, predictions: Sequence[Prediction], *, title: str, pictures: "Mapping[str, ImageSource]"
 ) -> list[str]:
     """`review.html` in a run's folder, on which a person names the doubtful images; what is to be done with it."""
     base, asked = session.knowledge, session.config.slow.candidates
@@ -173,7 +171,7 @@ def _report(
     return report
 
 
-def _pictures(session: Session, predictions: Sequence[Prediction]) -> dict[str, ImageSource]:
+def _pictures(session: Session, predictions: Sequence[Prediction]) -> "dict[str, ImageSource]":
     """Where each image of the run lies."""
     if session.config.review.of == "image":
         root = user_path(session.config.image)

@@ -1,7 +1,5 @@
 """Where a run lies and what is written beside its predictions."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

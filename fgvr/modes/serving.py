@@ -1,7 +1,5 @@
 """mode=serve: the pool of this process, behind HTTP."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -58,7 +56,7 @@ def serve(session: Session) -> None:
             _leave(busy)
 
 
-def open_served(serving: Session) -> Knowledge:
+def open_served(serving: Session) -> "Knowledge":
     """The images and the base on disk as they are now, and a recognizer over them. The pool stays as it was set while it ran."""
     from fgvr.server.knowledge import Knowledge
 

@@ -1,7 +1,5 @@
 """Results on stdout: for people, or one JSON line. Each mode registers how its own records look."""
 
-from __future__ import annotations
-
 import json
 import sys
 from functools import singledispatch

@@ -1,7 +1,5 @@
 """A folder of photographs, sorted by class into another folder. Originals are read and never moved, changed or deleted."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

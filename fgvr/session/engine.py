@@ -1,7 +1,5 @@
 """Who does the work of a session: this process, or workers elsewhere (`fgvr.scale`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Images, the store, the pool and the models of a configuration."""
 
-from __future__ import annotations
-
 import atexit
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,7 +9,7 @@ from typing import Any, Self
 
 from fgvr import planning
 from fgvr.config.configuration import Config
-from fgvr.config.factories import instantiate
+from fgvr.config.group import instantiate
 from fgvr.data import learned
 from fgvr.data.datasets import Dataset
 from fgvr.data.near_duplicates import PerceptualHash

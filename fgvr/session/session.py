@@ -1,7 +1,5 @@
 """The recognizer of a configuration: all its parts, put together."""
 
-from __future__ import annotations
-
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,7 +16,7 @@ from fgvr.agents.risk_control import RiskGuarantee
 from fgvr.agents.slow import Exemplars, Shortlist, SlowThinking
 from fgvr.agents.trigger import Always, decide
 from fgvr.config.configuration import ORACLE
-from fgvr.config.factories import instantiate
+from fgvr.config.group import instantiate
 from fgvr.data.pictures import deferred_images, open_picture
 from fgvr.errors import ConfigError
 from fgvr.evaluation.oracle_trigger import Oracle

@@ -1,7 +1,5 @@
 """The knowledge base of a configuration, found or built."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from functools import cached_property, partial

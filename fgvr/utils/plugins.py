@@ -1,7 +1,5 @@
 """Parts by name: one that is shipped, an entry point of an installed package, or the dotted name of an object in any module."""
 
-import logging
-import traceback
 from collections.abc import Mapping
 from functools import cache
 from pkgutil import resolve_name
@@ -25,6 +23,9 @@ def resolve(target: str, key: str) -> Any:
 
 def blame(error: BaseException) -> str | None:
     """Which part from outside raised this error, and where; None: no such part did. Its traceback goes to the log of its own module."""
+    import logging
+    import traceback
+
     for cause in causes(error, meanwhile=False):
         for frame, line in reversed([*traceback.walk_tb(cause.__traceback__)]):
             module = frame.f_globals.get("__name__", "")
