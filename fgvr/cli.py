@@ -76,18 +76,10 @@ command, too (`fgvr evaluate` is mode=evaluate): those stand in `fgvr.modes.MODE
 def program(words: Sequence[str]) -> int:
     """`main` for a process that ends with it, in which nobody else has a say about the garbage collector and pydantic."""
     if not COMMANDS.keys() & set(words[:1]):
-        gc.disable()  # until there is a configuration: hardly anything becomes garbage, and the search took a tenth of a plan's time
+        gc.disable()  # until a mode begins: hardly anything becomes garbage, and the search took a tenth of a plan's time
     atexit.register(gc.freeze)  # what is alive at the end is not searched either: after a server's work that took up to ten seconds
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # for them it reads the metadata of every installed package
-    return main(words, _collecting_garbage)
-
-
-def _collecting_garbage(config: Config) -> None:
-    """Do a configuration's mode."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-    _mode(config)
+    return main(words)
 
 
 def main(words: Sequence[str], job: Callable[[Config], Any] | None = None) -> int:
@@ -103,11 +95,12 @@ def _main(words: list[str], job: Callable[[Config], Any] | None) -> int:
             return pkgutil.resolve_name(COMMANDS[first][0])(words[1:])
         if first == "run":
             words = words[1:] or ["--help"]
-        elif first in groups()["mode"]:
-            words[0] = f"mode={first}"
-        elif first.isidentifier() and not os.path.exists(first):
-            near = ", ".join(nearest(first, [*COMMANDS, *groups()["mode"]]))
-            raise ConfigError(f"{first} is no mode and no command. " + (f"Nearest: {near}" if near else "fgvr --help lists them"))
+        elif first.isidentifier():
+            if first in (modes := groups()["mode"]):
+                words[0] = f"mode={first}"
+            elif not os.path.exists(first):
+                near = ", ".join(nearest(first, [*COMMANDS, *modes]))
+                raise ConfigError(f"{first} is no mode and no command. " + (f"Nearest: {near}" if near else "fgvr --help lists them"))
         if {"-h", "--help"} & set(words):
             sys.stdout.write(help_text())
         elif "--version" in words:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -36,6 +35,8 @@ def register() -> None:
 
 def _rows(tree: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(option, dataset, what holds for all of this paper)."""
+    import tomllib  # later than a plan needs it
+
     file = tree / TABLE
     papers = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for paper, about in papers.items():

@@ -121,8 +121,10 @@ def apply(
     After that a preset that is missing is a warning, and a setting that was asked for is a RuntimeConflict.
     """
     settings = choose(kind, asked, environ)
-    if kind == "cpu":
-        _tell_glibc(settings, environ)
+    if kind == "cpu":  # this process by `mallopt`, its children by the environment; what the environment had is in force already
+        for setting in (one for one in settings if one.source != "environment"):
+            ctypes.CDLL(None).mallopt(_MALLOPT[setting.variable], int(setting.value))
+            environ[setting.variable] = setting.value
         return settings
     imported = "torch" in sys.modules if imported is None else imported
     late = [s for s in settings if imported and environ.get(s.variable) != s.value]
@@ -180,14 +182,6 @@ def _watermarks(chosen: Mapping[str, Any], asked: Mapping[str, Any], environ: Ma
     if "low_watermark" in asked or "low_watermark" in given:
         raise ConfigError(f"MPS watermarks: low {low} is above high {high}; PyTorch would not start")
     return {**chosen, "low_watermark": high}
-
-
-def _tell_glibc(settings: Iterable[Setting], environ: MutableMapping[str, str]) -> None:
-    """This process by `mallopt`, its children by the environment; what the environment had is in force already."""
-    for setting in settings:
-        if setting.source != "environment":
-            ctypes.CDLL(None).mallopt(_MALLOPT[setting.variable], int(setting.value))
-            environ[setting.variable] = setting.value
 
 
 def kept_by_libc(environ: Mapping[str, str] = os.environ) -> int:

@@ -36,7 +36,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the models of one pool have done since it was made, or between two such totals. What the cache answers never comes here."""
+    """What the models of one pool have done since it was made. What the cache answers never comes here."""
 
     encoder_forwards: int = 0  # images through the image tower
     text_forwards: int = 0  # texts through the text tower
@@ -47,9 +47,6 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __sub__(self, other: Work) -> Work:
-        return Work(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
 
 class Counters:
@@ -64,7 +61,7 @@ class Counters:
             self._total = self._total + work
 
     def snapshot(self) -> Work:
-        """The total so far; subtract an earlier one to get the work in between."""
+        """The total so far."""
         with self._lock:
             return self._total
 

@@ -70,9 +70,8 @@ class Lifecycle:
         if failure is not None:
             log.warning("%s", failure.text)
             return
-        log.info(
-            "%s %s: %s in %.2f s", "restored" if restoring else "loaded", entry.key, format_bytes(entry.size), time.monotonic() - began
-        )
+        done, seconds = "restored" if restoring else "loaded", time.monotonic() - began
+        log.info("%s %s: %s in %.2f s", done, entry.key, format_bytes(entry.size), seconds)
         self.trim()
 
     def evict(self, entries: Iterable[Entry], *, park: bool = True) -> int:

@@ -175,9 +175,8 @@ def reductions(spec: ModelSpec) -> Iterator[Reduction]:
     if quantizes and spec.quantization is None:
         yield Reduction("int8 weights", spec, "quantization", ("int8",), weights=0.38)
     if quantizes and spec.quantization in (None, "int8"):
-        yield Reduction(
-            "int4 weights", spec, "quantization", ("nf4",), weights=0.56
-        )  # vision tower, words and output head stay as they are
+        # Vision tower, words and output head stay as they are.
+        yield Reduction("int4 weights", spec, "quantization", ("nf4",), weights=0.56)
     if spec.dtype == "float32":
         yield Reduction("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)
     if "7B" in spec.source:
@@ -208,12 +207,12 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
         for reduction in reductions(one.spec):
             # The slightest change that suffices alone, else the greatest; where the make-up is not known, a middle one.
             values = reduction.values if one.footprint else reduction.values[len(reduction.values) // 2 :][:1]
-            gains = ((reduction.word(value), _gain(one, reduction, value)) for value in values)
-            word, gain = next(
-                (found for found in gains if found[1] >= short), (reduction.word(values[-1]), _gain(one, reduction, values[-1]))
-            )
+            value, gain = None, 0
+            for value in values:
+                if (gain := _gain(one, reduction, value)) >= short:
+                    break
             if gain > 0:
-                yield line(f"{reduction.what}: {word}", gain)
+                yield line(f"{reduction.what}: {reduction.word(value)}", gain)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"

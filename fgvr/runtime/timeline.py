@@ -157,7 +157,9 @@ class Recorder:
             log.info("memory is not recorded: %s", error)
             self._file.close()
             return
-        self._earlier = self._cut_torn_line()
+        self._file.seek(0)
+        self._earlier = self._file.readall().rfind(b"\n") + 1
+        self._file.truncate(self._earlier)  # what a crash has torn off goes
         self._write("start", monotonic, asdict(start))
 
     def event(self, event: Event) -> None:
@@ -200,13 +202,6 @@ class Recorder:
                 log.warning("%s: memory is not recorded any more (%s)", self.path, error.strerror or error)
                 self._file.truncate(whole)
                 self._end()
-
-    def _cut_torn_line(self) -> int:
-        """What a crash has torn off; returns the size of what is whole."""
-        self._file.seek(0)
-        whole = self._file.readall().rfind(b"\n") + 1
-        self._file.truncate(whole)
-        return whole
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------------

@@ -63,10 +63,9 @@ def test_a_score_that_follows_being_right_lies_between_random_and_oracle():
 
 def test_a_review_mends_every_image_that_it_looks_at():
     right, score = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.2, 0.8])
-    [half] = routers.reviewed(right, score, [0.5])
-    assert (half.ours, half.random, half.oracle) == (0.75, 0.75, 1.0)
-    [all_] = routers.reviewed(right, score, [1.0])
-    assert (all_.ours, all_.random, all_.oracle) == (1.0, 1.0, 1.0)
+    curves = routers.review_curves(right, score)
+    assert [one.at(0.5) for one in curves] == [0.75, 0.75, 1.0]  # by this score, at random, by an oracle
+    assert [one.at(1.0) for one in curves] == [1.0, 1.0, 1.0]
 
 
 def test_nothing_to_gain_is_no_number():

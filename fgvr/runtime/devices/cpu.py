@@ -34,7 +34,8 @@ class CpuDevice(Device):
 
     @classmethod
     def fastest_dtype(cls, argument: str) -> str:
-        return "bfloat16" if multiplies_bfloat16() else "float32"
+        """bfloat16 where it has units of its own; without them it is emulated, many times slower than float32."""
+        return "bfloat16" if cpu_flags() & set(BF16_FLAGS) else "float32"
 
     @classmethod
     def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
@@ -92,11 +93,6 @@ class CpuDevice(Device):
 def cpu_flags() -> set[str]:
     """The processor's instruction sets; none where the system does not tell (macOS, Windows)."""
     return {flag for line in _cpuinfo() if line.startswith("flags") for flag in line.partition(":")[2].split()}
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether bfloat16 has units of its own. Without them it is emulated, many times slower than float32."""
-    return bool(cpu_flags() & set(BF16_FLAGS))
 
 
 def is_amd() -> bool:

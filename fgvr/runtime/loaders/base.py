@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError, ModelLoadError
-from fgvr.types import ModelSpec, Picture, PlanPart
+from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ class Loader:
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         """Both by parts, on this kind of device. Raises ModelLoadError when they cannot be known."""
-        from fgvr.runtime.sizes.footprint import Footprint
-
         weights, work = self.estimate(spec), self.work_bytes(spec)
         return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
 

@@ -178,7 +178,8 @@ class MlxMLLM:
             candidates = [self._prompts.tokens(text) for text in texts]
             prefix = self._prefill(inputs)
             sums: list[float] = []
-            for part in chunks(candidates, self._rows_at_once(prefix, candidates)):
+            cache = sum(layer.nbytes for layer in prefix.cache)
+            for part in chunks(candidates, rows_at_once(candidates, cache, prefix.next_log_probs.size, SCORING_BYTES)):
                 sums += self._continue(prefix, part)
             scores.append(Scores(tuple(sums), tuple(map(len, candidates)), inputs.ids.size))
         return scores
@@ -214,9 +215,6 @@ class MlxMLLM:
         log_probs = last - mx.logsumexp(last)
         mx.eval(log_probs, [layer.state for layer in cache])
         return Prefix(cache, log_probs, {"rope_deltas": features.rope_deltas} if features.rope_deltas is not None else {})
-
-    def _rows_at_once(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> int:
-        return rows_at_once(candidates, sum(layer.nbytes for layer in prefix.cache), prefix.next_log_probs.size, SCORING_BYTES)
 
     def _continue(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> list[float]:
         """Per candidate the summed log-probability of its tokens, in nats. Rows are padded on the right, where nothing looks at it."""
