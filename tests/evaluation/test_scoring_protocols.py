@@ -74,8 +74,7 @@ def test_sare_fuzzy_accepts_other_classes_and_is_as_ordered_as_difflib():
 
 
 def test_text_inclusion_is_a_substring_so_a_rose_is_in_a_primrose():
-    score = scoring_protocols.get("text_inclusion").score
-    assert score(seen(["Pink Primrose", "a COLLIE ", "dog", ""], ["rose", "Collie", "Border Collie", "rose"])) == 0.5
+    assert score("text_inclusion", seen(["Pink Primrose", "a COLLIE ", "dog", ""], ["rose", "Collie", "Border Collie", "rose"])) == 0.5
 
 
 def vectors(texts):
