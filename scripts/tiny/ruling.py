@@ -16,10 +16,10 @@ from fgvr.data.birds import ATTRIBUTES, FINE, describe
 from tiny.comparing import Case, Species, names, relatives
 
 NAMES = tuple(ATTRIBUTES)
-HELPFUL = 0.75
+HELPFUL = 0.6
 """How often a rule of a lesson warns of what is described wrong; the others are as drawn from one misread picture."""
 WRONG = (1, 1, 2)
-"""Candidates of a ruled question that are described wrong, each number as likely: rules can mend what is wrong each time."""
+"""Candidates of a ruled question that are described wrong in one attribute, each as likely: rules can mend what is wrong each time."""
 RULES = (1, 1, 2, 3)
 """Rules of a question that has some, each as likely."""
 
@@ -52,27 +52,26 @@ class Mistake:
 
 def with_rules(case: Case, seen: Sequence[float], rng: np.random.Generator) -> Case:
     """The question with some candidates described wrong, and with rules. Args: seen: how often each attribute is said right."""
-    listed, wrong = list(case.listed), dict[int, tuple[int, list[int]]]()
+    listed, wrong = list(case.listed), dict[int, tuple[int, int]]()
     for _ in range(WRONG[int(rng.integers(len(WRONG)))]):
         one, other = (int(i) for i in rng.choice(len(listed), size=2, replace=False))
         alike = [place for place in FINE if case.listed[one][place] == case.listed[other][place]]
         if alike and one not in wrong:
-            places = some_of(alike, rng)
-            listed[one], wrong[one] = changed(listed[one], places, rng), (other, places)
+            place = alike[int(rng.integers(len(alike)))]
+            listed[one], wrong[one] = changed(listed[one], place, rng), (other, place)
     rules = (_drawn(listed, wrong, seen, rng) for _ in range(RULES[int(rng.integers(len(RULES)))]))
     return replace(case, listed=tuple(listed), rules=tuple(rule(*one) for one in rules))
 
 
 def _drawn(
-    listed: Sequence[Species], wrong: dict[int, tuple[int, list[int]]], seen: Sequence[float], rng: np.random.Generator
+    listed: Sequence[Species], wrong: dict[int, tuple[int, int]], seen: Sequence[float], rng: np.random.Generator
 ) -> tuple[int, int]:
     """The attributes of a rule as some reflection would state it: about what is described wrong, or about what was misread once."""
     one, other = (int(i) for i in rng.choice(len(listed), size=2, replace=False))
     deceived = -1
     if wrong and rng.random() < HELPFUL:
         one = sorted(wrong)[int(rng.integers(len(wrong)))]
-        other, places = wrong[one]
-        deceived = places[int(rng.integers(len(places)))]
+        other, deceived = wrong[one]
     differing = [i for i in range(len(NAMES)) if listed[one][i] != listed[other][i]]
     if deceived < 0:
         some = differing if differing else [*FINE]
@@ -82,14 +81,11 @@ def _drawn(
     return max(others, key=lambda i: seen[i] + 0.05 * rng.random()), deceived
 
 
-def some_of(places: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """One or two of them."""
-    return [int(i) for i in rng.choice(places, size=min(len(places), int(rng.integers(1, 3))), replace=False)]
-
-
-def changed(species: Species, places: Sequence[int], rng: np.random.Generator) -> Species:
-    """With other values of some fine attributes."""
-    return tuple((value + int(rng.integers(1, 3))) % 3 if place in places else value for place, value in enumerate(species))
+def changed(species: Species, place: int, rng: np.random.Generator) -> Species:
+    """With another value of a fine attribute."""
+    values = list(species)
+    values[place] = (values[place] + int(rng.integers(1, 3))) % 3
+    return tuple(values)
 
 
 def decisive(said: Species, true: Species, other: Species, seen: Sequence[float]) -> tuple[int, int]:
@@ -110,9 +106,9 @@ def draw_mistake(true: Species, said: Species, siblings: Sequence[Species], seen
         wrong = max(some, key=lambda o: _fit(said, o) + 0.5 * rng.random())
         shared = [i for i in FINE if true[i] == wrong[i] == said[i]]
         if shared:
-            places = some_of(shared, rng)
-            described = changed(true, places, rng)
-            return Mistake(said, (described, wrong), names(2, rng), decisive(said, described, wrong, seen)[0], places[0])
+            place = shared[int(rng.integers(len(shared)))]
+            described = changed(true, place, rng)
+            return Mistake(said, (described, wrong), names(2, rng), decisive(said, described, wrong, seen)[0], place)
     for place in misread:  # one that differs where the picture deceived, and elsewhere
         other = list(true)
         other[place] = said[place]
