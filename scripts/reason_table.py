@@ -5,7 +5,7 @@
 
 Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
 names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
-tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with other worlds' sentences.
+tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
 
 Rules are learned in the same world with fewer, larger genera and more support images (`RULES`): a rule about two species is tried on images
 that list both, and eight of them are the least evidence. A third of the species is described wrong, in one attribute each (`--as-described`
@@ -54,8 +54,8 @@ RULES = (
     "slow.weight=0.5",
 )
 """The world in which rules are learned and tried. Nothing is fitted on System 2's answers, as the descriptions change afterwards."""
-MISDESCRIBED, ATTRIBUTES = 2, 2
-"""Species of a genus that are described wrong, and in how many attributes each."""
+MISDESCRIBED = 2
+"""Species of a genus that are described wrong."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,11 +157,11 @@ class Learned:
 def experience(seed: int, words: Sequence[str], folder: Path, *, planted: bool) -> tuple[dict[str, float], Learned]:
     """Rules learned on the support images: how many. Args: folder: for the knowledge base."""
     world = ("slow=reason", "trigger=always", "dataset=birds", f"dataset.seed={seed}", *RULES, *words, f"knowledge.path={folder}")
+    base = modes.perform(fgvr.load_config("mode=build_knowledge_base", *world))
     if planted:
-        plant(seed, world, folder)
-    else:
-        modes.perform(fgvr.load_config("mode=build_knowledge_base", *world))
-    base = modes.perform(fgvr.load_config("mode=build_experience_base", *world))
+        species = birds.make_world(seed, tuple(fgvr.load_config("mode=evaluate", *world).dataset.genera)).species
+        misdescribed(base, species, seed).save(folder, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=0.0)
+    base = modes.perform(fgvr.load_config("mode=build_experience_base", "experience.failures=48", *world))
     for rule in base.experience:
         evidence = f"n={rule.n} p={rule.p:.4f} gain={rule.gain} fixed={rule.fixed} broken={rule.broken}"
         print(f"  {rule.status} {rule.pair}: {rule.rule} {evidence}", flush=True)
@@ -170,54 +170,40 @@ def experience(seed: int, words: Sequence[str], folder: Path, *, planted: bool) 
     return {"proposed": len(base.experience), "accepted": len(accepted)}, Learned(session, seen, tuple(accepted))
 
 
-def plant(seed: int, world: Sequence[str], folder: Path) -> None:
-    """Build a world's knowledge and describe some species wrong."""
-    base = modes.perform(fgvr.load_config("mode=build_knowledge_base", *world))
-    species = birds.make_world(seed, tuple(fgvr.load_config("mode=evaluate", *world).dataset.genera)).species
-    misdescribed(base, species, seed).save(folder, created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=0.0)
-
-
 def misdescribed(base: KnowledgeBase, species: Sequence[birds.Species], seed: int) -> KnowledgeBase:
     """The base with one attribute wrong in every description of some species of each genus, drawn at random."""
     chance, classes = np.random.default_rng(seed), {record.name: record for record in base.classes}
     for genus in sorted({one.genus for one in species}):
         members = [one for one in species if one.genus == genus]
         for at in chance.choice(len(members), size=MISDESCRIBED, replace=False):
-            record, true = classes[members[at].name], members[at].attributes
-            wrong = {
-                int(place): (true[place] + int(chance.integers(1, 3))) % 3 for place in chance.choice(birds.FINE, ATTRIBUTES, replace=False)
-            }
-            texts = [_with(d, wrong) for d in (record.description, *record.fold_descriptions)]
+            place, other = int(chance.choice(birds.FINE)), int(chance.integers(1, 3))
+            record, wrong = classes[members[at].name], (members[at].attributes[place] + other) % 3
+            texts = [_with(d, place, wrong) for d in (record.description, *record.fold_descriptions)]
             classes[record.name] = replace(record, description=texts[0], fold_descriptions=(texts[1], texts[2]))
     return replace(base, classes=tuple(classes.values()))
 
 
-def _with(description: Description, wrong: dict[int, int]) -> Description:
-    said = [wrong.get(place, value or 0) for place, value in enumerate(birds.read(description.text))]
-    return replace(description, text=birds.describe(said))
+def _with(description: Description, place: int, value: int) -> Description:
+    said = list(birds.read(description.text))
+    said[place] = value
+    return replace(description, text=birds.describe([v or 0 for v in said]))
 
 
-def gains(learned: Sequence[Learned]) -> tuple[list[dict[str, float]], np.ndarray]:
-    """By world, what the accepted rules change on new images, and what they change with sentences dealt from other worlds that warn of
-    nothing this world's rules warn of; and the change of each image of all worlds, in {-1, 0, 1}."""
-    found, changes, chance = list[dict[str, float]](), [np.empty(0)], random.Random(0)
+def gains(learned: Sequence[Learned]) -> list[dict[str, float]]:
+    """By world, what the accepted rules change on new images, and what they change with the sentences of other rules."""
+    sentences = sorted(rule.rule for one in learned for rule in one.accepted)
+    other = {text: sentences[(sentences.index(text) + len(sentences) // 2) % len(sentences)] for text in sentences}
+    found: list[dict[str, float]] = []
     for one in learned:
         if not one.accepted:
             found.append({"gain": 0.0, "gain shuffled": 0.0})
             continue
-        without, warned = one.right(()).astype(float), {warning(rule) for rule in one.accepted}
-        changes.append(one.right(one.accepted) - without)
-        found.append({"gain": float(changes[-1].mean()), "doubtful": len(without), "without": float(without.mean())})
-        others = [rule.rule for other in learned if other is not one for rule in other.accepted if warning(rule) not in warned]
-        if others:
-            dealt = [replace(rule, rule=chance.choice(others)) for rule in one.accepted]
-            found[-1]["gain shuffled"] = float(one.right(dealt).mean() - without.mean())
-    return found, np.concatenate(changes)
-
-
-def warning(rule: Experience) -> str:
-    """What a rule warns of, as words."""
-    return rule.rule.partition(" than ")[2]
+        without, shuffled = one.right(()), [replace(rule, rule=other[rule.rule]) for rule in one.accepted]
+        gain, wrong = (one.right(rules).mean() - without.mean() for rules in (one.accepted, shuffled))
+        found.append({"gain": float(gain), "doubtful": len(without), "without": float(without.mean())})
+        if all(mine.rule != dealt.rule for mine, dealt in zip(one.accepted, shuffled, strict=True)):  # else it is no control
+            found[-1]["gain shuffled"] = float(wrong)
+    return found
 
 
 def about(seen: Seen, classes: set[str]) -> Seen:
@@ -259,13 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only != "replies":
         with tempfile.TemporaryDirectory() as folder:
             bases = [experience(s, options.rule_words, Path(folder, str(s)), planted=not options.as_described) for s in seeds]
-            gained, changes = gains([one for _, one in bases])
-            for seed, found, (count, _), gain in zip(seeds, table, bases, gained, strict=True):
+            for seed, found, (count, _), gain in zip(seeds, table, bases, gains([one for _, one in bases]), strict=True):
                 found |= count | gain
                 print(seed, json.dumps({k: round(v, 4) for k, v in (count | gain).items()}), flush=True)
-            half = 1.96 * changes.std() / np.sqrt(max(len(changes), 1)) if len(changes) else 0.0
-            mean = changes.mean() if len(changes) else 0.0
-            print(f"gain, {len(changes)} images paired: {mean:.3f} ({mean - half:.3f} to {mean + half:.3f})", flush=True)
     for one in rows[0][: options.show]:
         print(f"--- {one.name} ---\n{one.asked}\n>>> {one.reply}")
     for name in dict.fromkeys(name for found in table for name in found):

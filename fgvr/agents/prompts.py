@@ -58,7 +58,7 @@ def rule_lines(rules: Sequence[str]) -> str:
 
 def reflect(superclass: str, truth: tuple[str, str], taken_for: tuple[str, str]) -> str:
     """Asks the MLLM about its own mistake; the only prompt that tells the truth. Pairs are (name, description)."""
-    said = candidate_lines([truth[0], taken_for[0]], [truth[1], taken_for[1]])
+    said = "\n".join(f"{name}: {description}" for name, description in (truth, taken_for) if description)
     return _REFLECT.format(superclass=superclass, truth=truth[0], wrong=taken_for[0], descriptions=said)
 
 

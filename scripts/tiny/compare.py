@@ -21,11 +21,10 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from fgvr.agents import prompts
 from fgvr.data.birds import ATTRIBUTES, describe, distance, phrase
-from tiny import common, lean, mllm, ruling
+from tiny import common, lean, mllm
 from tiny.comparing import COUNTS, Case, Species, draw_case
 from tiny.language import Scribe
-from tiny.ruling import Mistake
-from tiny.side import LETTERS, VOTES, Marks, Rows, Ruling, Side, written
+from tiny.side import LETTERS, VOTES, Marks, Rows, Side, written
 from tiny.world import TrainingWorld, held_out
 
 STAGE = "compare"
@@ -42,11 +41,7 @@ class ComparePlan:
     rate: float = 2e-3
     pictures: int = 8000  # whose own descriptions the lessons use
     quiet: float = 0.005  # weight of the side network's length
-    silent: float = 1.0  # a logit may be so far from zero where none is due: the letter " A" also begins " Answer:"
-    ruled: float = 0.5  # how many questions have rules
-    mistakes: int = 12  # a batch, from which rules are to be drawn
-    early: float = 8.0  # below zero is the logit of ending a description where a rule is asked for: else the frozen model breaks some off
-    margin: float = 25.0  # logit that a word of a rule must exceed: what the frozen model would say has less
+    silent: float = 1.0  # a letter's logit may be so far from zero where none is due: " A" also begins " Answer:"
     report: int = 50
     evaluate: int = 250
 
@@ -72,34 +67,12 @@ class Reader:
         begins = tuple(self.scribe.ids(letter)[0] for letter in LETTERS)
         (before, colon), ids = self.scribe.ids(f" {prompts.ANSWER}")[-2:], self.scribe.ids
         reply, line, turn = ids("assistant")[0], ids("\n")[0], ids("<|im_start|>")[0]
-        self.marks = Marks(begins, reply, line, turn, (before, colon), tuple(sorted(words)), self._ruling())
-        self.second = self.scribe.prefix(1, 16, "").index(turn, 1)
-        self.tokens = (*self.letters, *self.marks.ruling.words, *self.marks.ruling.nouns)
+        self.marks = Marks(begins, reply, line, turn, (before, colon), tuple(sorted(words)))
         self._values = [[self.scribe.ids(f" {value}")[0] for value in values] for values in ATTRIBUTES.values()]
         self.places, at = [], len(self.scribe.ids("A bird with"))  # of the values in a description
         for name, values in ATTRIBUTES.items():
             self.places.append(at)
             at += len(self.scribe.ids(f" {phrase(name, values[0])},"))
-
-    def _ruling(self) -> Ruling:
-        """The words of rules, read from all rules about two attributes."""
-        first = {name: self.scribe.ids(f" {name}")[0] for name in ATTRIBUTES}
-        parts = tuple(self.scribe.ids(text)[0] for text in ("Rule", " than", ".\n", "When", "Cause"))
-        nouns, steps = tuple(first.values()), dict[tuple[int, int, int], int]()
-        for more in range(len(nouns)):
-            less = (more + 1) % len(nouns)
-            ids, part = [self.scribe.ids(" throat")[0], self.scribe.ids(".")[0], *self.stated(more, less)], 2
-            for i in range(1, len(ids) - 1):
-                part = parts.index(ids[i]) if ids[i] in parts else part
-                steps[ids[i - 1], ids[i], part] = ids[i + 1]
-        words = tuple(sorted({*steps.values()} - {*nouns}))
-        follow = [(*step, len(words) if following in nouns else words.index(following)) for step, following in steps.items()]
-        return Ruling(parts, parts[3], nouns, words, tuple(follow))
-
-    def stated(self, more: int, less: int) -> list[int]:
-        """A rule as it is generated after the description."""
-        line = self.scribe.ids("\n")
-        return [*(i for text in ruling.lines(more, less) for i in (*line, *self.scribe.ids(text))), self.scribe.end]
 
     @torch.no_grad()
     def stream(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -129,32 +102,13 @@ class Reader:
             ids[i, : len(row)] = torch.tensor(row)
         length = len(self.scribe.ids(f"assistant\n{cases[0].reply}"))
         last, true = torch.tensor([len(row) - 1 for row in rows]), torch.tensor([case.true for case in cases])
-        return Batch(Rows(ids, last, length, self.second), true, tuple(cases))
-
-    def mistakes(self, mistakes: Sequence[Mistake]) -> tuple[Rows, torch.Tensor]:
-        """Mistakes with the rules drawn from them, and what follows each of their places, int64 [n, 3 + length]: a place in `tokens`,
-        or -1 for none."""
-        rows, places = [], {token: place for place, token in enumerate(self.tokens) if place >= len(LETTERS)}
-        stated = [self.stated(m.more, m.less) for m in mistakes]
-        for mistake, rule in zip(mistakes, stated, strict=True):
-            rows.append([*self.scribe.prefix(1, 16, mistake.prompt), *self.scribe.ids(describe(mistake.said)), *rule])
-        ids = torch.full((len(rows), max(map(len, rows))), self.scribe.pad)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        length = (
-            max(len(self.scribe.ids(f"assistant\n{describe(m.said)}")) + len(rule) for m, rule in zip(mistakes, stated, strict=True)) - 1
-        )
-        found = Rows(ids, torch.tensor([len(row) - 2 for row in rows]), length, self.second)
-        due = torch.full(found.places.shape, -1)
-        for i, rule in enumerate(stated):
-            due[i, -len(rule) :] = torch.tensor([places[token] for token in rule])
-        return found, due
+        return Batch(Rows(ids, last, length), true, tuple(cases))
 
     def descriptions(self, cases: Sequence[Case]) -> Rows:
         """The same words without a question and a letter."""
         asked = self.scribe.prefix(1, 16, prompts.describe_image("bird"))
         ids = torch.tensor([[*asked, *self.scribe.ids(describe(case.said)), self.scribe.end] for case in cases])
-        return Rows(ids, torch.full((len(cases),), ids.shape[1] - 1), ids.shape[1] - len(asked) + 2, self.second)
+        return Rows(ids, torch.full((len(cases),), ids.shape[1] - 1), ids.shape[1] - len(asked) + 2)
 
     def beforehand(self, batch: Batch, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the shipped model where a letter is due: its logits [n, letters] and the root mean square of its stream [n]."""
@@ -181,37 +135,12 @@ def make_batch(reader: Reader, labels: np.ndarray, words: np.ndarray, plan: Comp
     """Args: labels: of the training world; count: candidates, 0 to draw how many."""
     rng = np.random.default_rng((seed, 7, step))
     count = count or COUNTS[int(rng.integers(len(COUNTS)))]
-    cases, seen = [], said_right(labels, words)
-    for true, said, siblings in draw_pictures(labels, words, plan.batch, rng):
-        if rng.random() < plan.ruled:
-            cases.append(ruling.with_rules(draw_case(true, said, siblings, count, rng, 0.0), seen, rng))
-        else:
-            cases.append(draw_case(true, said, siblings, count, rng))
-    return reader.batch(cases)
-
-
-def make_mistakes(
-    reader: Reader, labels: np.ndarray, words: np.ndarray, plan: ComparePlan, seed: int, step: int
-) -> tuple[Rows, torch.Tensor]:
-    rng, seen = np.random.default_rng((seed, 8, step)), said_right(labels, words)
-    drawn = draw_pictures(labels, words, plan.mistakes, rng)
-    return reader.mistakes([ruling.draw_mistake(true, said, siblings, seen, rng) for true, said, siblings in drawn])
-
-
-def draw_pictures(
-    labels: np.ndarray, words: np.ndarray, count: int, rng: np.random.Generator
-) -> list[tuple[Species, Species, list[Species]]]:
-    """Of some pictures: the true species, what is said, and the siblings."""
-    drawn = []
-    for genus, member, _, *said in words[rng.integers(len(words), size=count)].tolist():
+    cases = []
+    for genus, member, _, *said in words[rng.integers(len(words), size=plan.batch)].tolist():
         species = [tuple(int(v) for v in row) for row in labels[genus]]
-        drawn.append((species.pop(member), tuple(said), species))
-    return drawn
-
-
-def said_right(labels: np.ndarray, words: np.ndarray) -> list[float]:
-    """How often each attribute is said right."""
-    return (words[:, 3:] == labels[words[:, 0], words[:, 1]]).mean(0).tolist()
+        true = species.pop(member)
+        cases.append(draw_case(true, tuple(said), species, count, rng))
+    return reader.batch(cases)
 
 
 def train(world: TrainingWorld, plan: ComparePlan, paths: common.Paths, seed: int, until: float = float("inf")) -> None:
@@ -229,40 +158,25 @@ def train(world: TrainingWorld, plan: ComparePlan, paths: common.Paths, seed: in
         first = state["step"]
     else:
         curve.add(0, **evaluate(reader, side, held, before))
-    sums, tokens, end = np.zeros(6), 0, reader.tokens.index(reader.scribe.end)
-
-    def make(step: int) -> tuple[Batch, tuple[Rows, torch.Tensor]]:
-        lesson = world.labels, words, plan, seed, step
-        return make_batch(reader, *lesson), make_mistakes(reader, *lesson)
-
-    for step, (batch, (mistakes, due)) in enumerate(common.prefetch(make, first, plan.steps), first):
+    sums, tokens = np.zeros(4), 0
+    batches = common.prefetch(lambda s: make_batch(reader, world.labels, words, plan, seed, s), first, plan.steps)
+    for step, batch in enumerate(batches, first):
         common.set_rate(optimizer, common.cosine(step, plan.steps, warmup=50))
         reply, letters = side(batch.rows)
-        given = letters[:, -1, : len(LETTERS)] + before[len(batch.cases[0].listed)]
-        described, ruled = side(reader.descriptions(batch.cases[:8]))[1], side(mistakes)[1]
-        quiet = (letters[:, :-1], letters[:, -1:, len(LETTERS) :], described, ruled[due < 0].index_fill(1, torch.tensor(end), 0.0))
-        undue = sum(F.relu(logits.abs() - plan.silent).pow(2).sum(-1).mean() for logits in quiet) / len(LETTERS)
-        early = F.relu(ruled[due < 0][:, end] + plan.early).pow(2).mean()
-        wanted = F.pad(ruled[due >= 0], (0, 1), value=plan.margin)
-        stated = F.cross_entropy(wanted, due[due >= 0])
+        given = letters[:, -1] + before[len(batch.cases[0].listed)]
+        described = side(reader.descriptions(batch.cases[:8]))[1]
+        undue = sum(F.relu(logits.abs() - plan.silent).pow(2).mean() for logits in (letters[:, :-1], described))
         loss, length = F.cross_entropy(given, batch.letters), reply.pow(2).sum(-1).mean()
         optimizer.zero_grad(set_to_none=True)
-        (
-            loss + stated + 0.1 * early + plan.quiet * length + step / plan.steps * undue
-        ).backward()  # silence comes last, else it kills the circuit
+        (loss + plan.quiet * length + step / plan.steps * undue).backward()  # silence comes last, else it kills the circuit
         side.keep_marks()
         nn.utils.clip_grad_norm_(side.parameters(), 1.0)
         optimizer.step()
-        right = (float((logits.argmax(-1) == true).float().mean()) for logits, true in ((given, batch.letters), (wanted, due[due >= 0])))
-        sums += [loss.item(), stated.item(), *right, length.item(), undue.item()]
-        tokens, done = tokens + batch.rows.ids.numel() + mistakes.ids.numel(), step + 1
+        sums += [loss.item(), float((given.argmax(-1) == batch.letters).float().mean()), length.item(), undue.item()]
+        tokens, done = tokens + batch.rows.ids.numel(), step + 1
         if done % plan.report == 0:
-            curve.add(
-                done,
-                tokens=tokens,
-                **dict(zip(("loss", "stated", "letter", "words", "length", "undue"), (sums / plan.report).tolist(), strict=True)),
-            )
-            sums = np.zeros(6)
+            curve.add(done, tokens=tokens, **dict(zip(("loss", "letter", "length", "undue"), (sums / plan.report).tolist(), strict=True)))
+            sums = np.zeros(4)
         if done % plan.evaluate == 0 or done == plan.steps or time.time() > until:
             common.save_atomic(paths.checkpoint(STAGE), side=side.state_dict(), optimizer=optimizer.state_dict(), step=done)
             curve.add(done, **evaluate(reader, side, held, before))
@@ -296,7 +210,7 @@ def export(reader: Reader, side: Side, last: float, source: Path, folder: Path) 
     for path in source.iterdir():
         if path.suffix != ".safetensors" and path.name != "README.md":
             shutil.copyfile(path, folder / path.name)
-    mllm.export(written(reader.model, side, reader.tokens, last, folder), folder)
+    mllm.export(written(reader.model, side, reader.letters, last, folder), folder)
 
 
 def held_out_cases(reader: Reader) -> dict[str, Batch]:
@@ -321,12 +235,12 @@ def evaluate(reader: Reader, side: Side, held: dict[str, Batch], before: dict[in
     """Right letters, and how much of a telling word's votes goes to candidates whose descriptions have it."""
     found = {}
     for name, batch in held.items():
-        logits = side(batch.rows)[1][:, -1, : len(LETTERS)] + before[5]
+        logits = side(batch.rows)[1][:, -1] + before[5]
         found[name] = float((logits.argmax(-1) == batch.letters).float().mean())
         found[f"{name}, nats"] = float(F.cross_entropy(logits, batch.letters))
     batch, shares = held["true words"], []
     votes = side.votes(batch.rows, side.by_heads(batch.rows.ids))[..., VOTES]
-    begins = votes.shape[1] - len(reader.scribe.ids(batch.cases[0].reply))
+    begins = 1 + batch.rows.length - len(reader.scribe.ids(batch.cases[0].reply))
     for row, case in enumerate(batch.cases):
         for place, at in enumerate(reader.places):
             owners = [i for i, option in enumerate(case.listed) if option[place] == case.said[place]]

@@ -17,7 +17,7 @@ COUNTS = (2, 3, 4, 5, 5, 5, 5)
 """Candidates of a question, each as likely."""
 STRANGERS = (0, 0, 0, 1, 2)
 """How many of them are of other genera, each as likely."""
-MISDESCRIBED = 0.1
+MISDESCRIBED = 0.06
 """How often one attribute of a candidate's description is wrong; the shipped model's own descriptions have .011 of the attributes wrong."""
 
 
@@ -29,11 +29,10 @@ class Case:
     listed: tuple[Species, ...]
     called: tuple[str, ...]
     true: int
-    rules: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
-        return prompts.choose("bird", self.called, [describe(o) for o in self.listed], self.rules, ending="reason")
+        return prompts.choose("bird", self.called, [describe(o) for o in self.listed], (), ending="reason")
 
     @property
     def reply(self) -> str:
@@ -41,16 +40,14 @@ class Case:
         return f"{describe(self.said)} {prompts.ANSWER}"
 
 
-def draw_case(
-    true: Species, said: Species, siblings: Sequence[Species], count: int, rng: np.random.Generator, wrong: float = MISDESCRIBED
-) -> Case:
-    """The true species among its siblings of the training world, other near relatives, and strangers. Args: wrong: share misdescribed."""
+def draw_case(true: Species, said: Species, siblings: Sequence[Species], count: int, rng: np.random.Generator) -> Case:
+    """The true species among its siblings of the training world, other near relatives, and strangers."""
     unlike = min(count - 1, STRANGERS[int(rng.integers(len(STRANGERS)))])
     near = [siblings[i] for i in rng.permutation(len(siblings))] if rng.random() < 0.7 else []
     near = [*near, *(r for r in relatives(true, count, rng) if r not in near)][: count - 1 - unlike]
     options = [true, *near, *strangers(unlike, rng)]
     order = rng.permutation(count)
-    listed = tuple(misdescribed(options[i], rng) if rng.random() < wrong else options[i] for i in order)
+    listed = tuple(misdescribed(options[i], rng) if rng.random() < MISDESCRIBED else options[i] for i in order)
     return Case(said, listed, names(count, rng), int(np.flatnonzero(order == 0)[0]))
 
 

@@ -102,19 +102,17 @@ class Scribe:
     def __init__(self, tokenizer: mllm.Qwen2Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.image, self.end, self.pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", "<|im_end|>", "<|endoftext|>"))
-        self._turns: dict[int, str] = {}
+        self._cache: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def prefix(self, images: int, tokens: int, prompt: str) -> list[int]:
         """Token ids up to where the answer begins."""
-        if images not in self._turns:  # the template takes longer than all else
-            content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": "PROMPT"}]
-            turns = [{"role": "system", "content": [{"type": "text", "text": prompts.SYSTEM}]}, {"role": "user", "content": content}]
-            self._turns[images] = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        text = self._turns[images].replace("<|image_pad|>", "<|image_pad|>" * tokens)
-        return self.ids(text.replace("PROMPT", prompt))
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": prompt}]
+        turns = [{"role": "system", "content": [{"type": "text", "text": prompts.SYSTEM}]}, {"role": "user", "content": content}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.ids(text.replace("<|image_pad|>", "<|image_pad|>" * tokens))
 
     def positions(self, ids: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Multimodal positions [3, n, t] of right-padded ids [n, t]; `grid` is rows and columns of merged tokens."""

@@ -11,10 +11,6 @@ distance to match by content. The circuit is therefore written into the initial 
 2. second layer: each word of the reply matches the question's tokens with the same code that follow the same code, and takes their letters;
 3. first shipped layer: the letter after "Answer:" is the one that the reply's words took most.
 
-Rules (`Rule: look at the throat rather than the beak.`) take three more heads and the neurons. The first layer marks the part of a rule in
-which a token stands. The second gives a noun that a rule names more or less weight, and its neurons know a rule's words. The noun to be
-written is the one whose votes went to the first candidate only, or to the second only.
-
 The first layer stays as written. Before the shipped layers a token's stream has the length of its embedding, so training passes through
 none of them.
 """
@@ -34,41 +30,16 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tiny import lean
 
-WIDTH, HEADS, NEURONS, HEAD, FRONT = 128, 4, 128, 32, 2
+WIDTH, HEADS, NEURONS, HEAD, FRONT = 64, 2, 128, 32, 2
 LETTERS = "ABCDEFG"
 """Each is one token after a space."""
 OWN, PREVIOUS, LABEL, VOTES = slice(0, 20), slice(20, 40), slice(40, 47), slice(49, 56)
 """Places of the new dimensions: a token's own code, that of the token before it, the candidate it belongs to, votes for candidates."""
 IN_REPLY, OUTSIDE, FORM, REST = 47, 48, 56, 57
 """Marks of the reply's tokens, of those before the first candidate, of those that begin the reply, and of those that begin a turn."""
-COUNTED = LABEL
-"""The reply has no candidate's label, so the count goes there."""
 PLACE = slice(LABEL.start, OUTSIDE + 1)
-STARTS, ASKED_FOR = slice(58, 63), 63
-"""Marks of the tokens that begin a part of a rule, and of the token that only a prompt that asks for a rule has."""
-NOUN, PART, RULING, WEIGHT, WRITTEN, NEXT = slice(64, 74), slice(74, 79), 79, slice(80, 82), slice(82, 92), slice(92, 127)
-"""The attribute that a token names, the part of a rule in which it stands, whether a rule is asked for, more and less weight in the count,
-the noun to be written, and the word of a rule to be written."""
-MORE, LESS = PART.start, PART.start + 1
-COMPARING = (0, 1, 3)
-"""Heads that match and count; the others are for rules."""
 AMPLITUDE = 0.005
 """Length of the new dimensions in the residual stream, so small that the shipped layers' norms hardly change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ruling:
-    """Token ids of rules: those that begin their parts (what to look at, what not, neither, when, cause), the one that only a prompt that
-    asks for a rule has, the nouns of the attributes, and the other words; and which word follows which.
-
-    A step is (token before, token, its part, place of the next word in `words`). A noun to be chosen has the place after the last word.
-    """
-
-    parts: tuple[int, ...]
-    asks: int
-    nouns: tuple[int, ...]
-    words: tuple[int, ...]
-    steps: tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +53,20 @@ class Marks:
     turn: int
     answer: tuple[int, int]
     words: tuple[int, ...]
-    ruling: Ruling
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Right-padded ids int64 [n, t] in which each reply has `length` tokens, the last of them the one before its letter, at `last` [n].
-    `second` is where each row's second turn begins, 0 if there is none; the reply's own turn begins just before it."""
+    """Right-padded ids int64 [n, t] in which each reply has `length` tokens, the last of them the one before its letter, at `last` [n]."""
 
     ids: torch.Tensor
     last: torch.Tensor
     length: int
-    second: int = 0
 
     @property
     def places(self) -> torch.Tensor:
-        """Of the tokens that begin a turn, at which looks who counts nothing, and of the reply's tokens, int64 [n, 1 or 3 + length]."""
-        others = [torch.full_like(self.last, self.second), self.last - self.length] if self.second else []
-        turns = torch.stack([torch.zeros_like(self.last), *others], 1)
-        return torch.cat([turns, self.last[:, None] + torch.arange(1 - self.length, 1)], 1)
+        """Of the first token, at which looks who counts nothing, and of the reply's tokens, int64 [n, 1 + length]."""
+        return F.pad(self.last[:, None] + torch.arange(1 - self.length, 1), (1, 0))
 
 
 class Attention(nn.Module):
@@ -138,23 +104,20 @@ class Side(nn.Module):
         self.first, self.match, self.count = Attention(), Attention(), Attention()
         self.gate, self.up = nn.Linear(WIDTH, NEURONS, bias=False), nn.Linear(WIDTH, NEURONS, bias=False)
         self.down = nn.Linear(NEURONS, WIDTH, bias=False)
-        self.read = nn.Linear(WIDTH, len(LETTERS) + len(marks.ruling.words) + len(marks.ruling.nouns), bias=False)
-        fixed = torch.ones(WIDTH, dtype=torch.bool)
-        for part in (VOTES, WEIGHT, NEXT):
-            fixed[part] = False
-        self.register_buffer("fixed", fixed)
+        self.read = nn.Linear(WIDTH, len(LETTERS), bias=False)
         nn.init.zeros_(self.down.weight)
-        self.match.out.weight.data[fixed] = 0.0
+        with torch.no_grad():
+            self.match.out.weight[: VOTES.start], self.match.out.weight[FORM : REST + 1] = 0.0, 0.0
         self.construct()
 
     @torch.no_grad()
     def construct(self, apart: int = 140) -> None:
         """Write the circuit. Args: apart: usual distance from a reply's word to the question's."""
-        weight, ruling = self.codes.weight, self.marks.ruling
+        weight = self.codes.weight
         nn.init.normal_(weight, std=0.02)
         weight[:, OWN] = 0.3 * F.normalize(torch.randn(len(weight), OWN.stop), dim=1) / self.scales[:, None]
-        weight[sorted({*self.marks.words, *self.marks.answer, *ruling.words, *ruling.nouns}), OWN] /= 0.3
-        weight[:, LABEL.start :], weight[self.codes.padding_idx] = 0.0, 0.0
+        weight[[*self.marks.words, *self.marks.answer], OWN] /= 0.3
+        weight[:, LABEL.start : REST + 1], weight[self.codes.padding_idx] = 0.0, 0.0
         for place, token in enumerate(self.marks.begins):
             weight[token, LABEL.start + place] = 1 / self.scales[token]
         for token, mark in ((self.marks.reply, IN_REPLY), (self.marks.turn, OUTSIDE)):
@@ -162,93 +125,47 @@ class Side(nn.Module):
         for token in (self.marks.reply, self.marks.line):  # in the reply, but none of its words
             weight[token, FORM] = 1 / self.scales[token]
         weight[self.marks.turn, REST] = 1 / self.scales[self.marks.turn]
-        weight[ruling.parts[0], OUTSIDE] = 1 / self.scales[ruling.parts[0]]  # a rule belongs to no candidate
-        for first, tokens in ((STARTS.start, ruling.parts), (ASKED_FOR, (ruling.asks,)), (NOUN.start, ruling.nouns)):
-            for place, token in enumerate(tokens, first):
-                weight[token, place] = 1 / self.scales[token]
         nn.init.zeros_(self.read.weight)
-        words = len(LETTERS) + len(ruling.words)
-        self.read.weight[: len(LETTERS), COUNTED] = 20.0 * torch.eye(len(LETTERS))
-        self.read.weight[len(LETTERS) : words, NEXT][:, : len(ruling.words)] = 40.0 * torch.eye(len(ruling.words))
-        self.read.weight[words:, NEXT.start + len(ruling.words)] = 40.0
-        self.read.weight[words:, WRITTEN] = 25.0 * torch.eye(len(ruling.nouns))
+        self.read.weight[:, VOTES] = 20.0 * torch.eye(len(LETTERS))
         _peak(self.first, 0, dict.fromkeys(range(9), 14.0), at=1)
         _carry(self.first, 0, OWN, PREVIOUS, 1.0)
         # The nearest letter that begins a line; in the reply its beginning, whatever letters stand before and in it.
         _peak(self.first, 1, {6: 8.0, 7: 12.0, 8: 20.0}, at=0)
-        _prefer(self.first, 1, dict.fromkeys(range(PLACE.start, PLACE.stop), 80.0) | {IN_REPLY: 150.0})
+        _prefer(self.first, 1, dict.fromkeys(range(PLACE.start, PLACE.stop), 30.0) | {IN_REPLY: 70.0})
         _carry(self.first, 1, PLACE, PLACE, 1.0)
-        outside = 1 + float(self.scales[self.marks.turn])  # the mark of a turn's beginning, its own and what the first layer adds
-        self._construct_rules(outside)
-        for head in COMPARING:
+        for head in range(HEADS):
             _match(self.match, head, apart)
             # Only the reply counts. The colon of "Answer:" looks at its words, all else at where turns begin, which has no votes.
-            told = dict.fromkeys((*range(LABEL.start, LABEL.stop), OUTSIDE), -80.0)
-            _prefer(self.count, head, told | {FORM: -30.0, REST: 20.0 + 80.0 * outside, WEIGHT.start: 1.5, WEIGHT.start + 1: -1.5})
+            _prefer(self.count, head, dict.fromkeys((*range(LABEL.start, LABEL.stop), OUTSIDE), -80.0) | {FORM: -30.0, REST: 165.0})
             (q, _), (k, _), near = _rows(self.count, 0, head), _rows(self.count, 1, head), HEAD // 2 - 2
             before, colon = (F.normalize(weight[token, OWN], dim=0) for token in self.marks.answer)
             q[near], k[near] = 0.0, 0.0
             q[near, OWN], q[near, PREVIOUS] = 0.5 * math.sqrt(HEAD) * colon, 0.5 * math.sqrt(HEAD) * before
-            k[near, IN_REPLY] = 24.0
-            _carry(self.count, head, VOTES, COUNTED, 1.0 / len(COMPARING))
+            k[near, IN_REPLY] = 16.0
+            _carry(self.count, head, VOTES, VOTES, 1.0 / HEADS)
         self.first.requires_grad_(False)
 
-    def _construct_rules(self, outside: float) -> None:
-        """The heads 2 and 3 of the first layer, head 2 of the others, and the neurons."""
-        ruling, slot = self.marks.ruling, NEXT.start
-        _peak(self.first, 2, {6: 150.0, 7: 60.0, 8: 150.0, 9: 60.0}, at=-25)  # on the slope of its waves, as these marks stand close
-        _prefer(self.first, 2, dict.fromkeys(range(STARTS.start, STARTS.stop), 800.0))
-        _carry(self.first, 2, STARTS, PART, 1.0)
-        _prefer(self.first, 3, {ASKED_FOR: 100.0})
-        _carry(self.first, 3, slice(ASKED_FOR, ASKED_FOR + 1), slice(RULING, RULING + 1), 1.0)
-        (q, _), (k, _) = _rows(self.match, 0, 2), _rows(self.match, 1, 2)  # a noun looks at the same noun in a rule, all else at a turn
-        for rows in (q, k):
-            for i in range(NOUN.stop - NOUN.start):
-                rows[10 + i % 5 + HEAD // 2 * (i // 5), NOUN.start + i] = math.sqrt(50.0 * math.sqrt(HEAD))
-        _prefer(self.match, 2, {MORE: 20.0, LESS: 20.0, REST: 56.0, IN_REPLY: -40.0})
-        _carry(self.match, 2, slice(MORE, LESS + 1), WEIGHT, 1.0)
-        others = dict.fromkeys((*range(LABEL.start, LABEL.stop), OUTSIDE, *range(PART.start, PART.stop)), -60.0)
-        # Only the reply's description and the beginning count.
-        _prefer(self.count, 2, others | {PART.start + 2: 0.0, REST: 20.0 + 60.0 * outside})
-        (q, _), (k, _) = _rows(self.count, 0, 2), _rows(self.count, 1, 2)
-        q[13, MORE], q[13, LESS], q[14, MORE], q[14, LESS] = (much * math.sqrt(HEAD) for much in (1.0, -1.0, 1.0, 1.0))
-        k[13, VOTES.start], k[13, VOTES.start + 1] = 30.0, -30.0
-        k[14, NOUN] = 60.0
-        _carry(self.count, 2, NOUN, WRITTEN, 1.0)
-        self.up.weight[: len(ruling.steps)] = 0.0
-        for neuron, (before, token, part, following) in enumerate(ruling.steps):
-            row, length = self.gate.weight[neuron], self.scales[token]  # what heads carry comes in the token's own length
-            row.zero_()
-            row[OWN] = 10.0 * self.codes.weight[token, OWN] * length
-            row[PREVIOUS] = 10.0 * self.codes.weight[before, OWN] * self.scales[before] / length
-            row[PART.start + part], row[RULING], row[IN_REPLY] = 10.0 / length, 10.0 / length, -35.5 / length
-            self.up.weight[neuron, IN_REPLY] = 1.0 / length
-            self.down.weight[slot + following, neuron] = 1 / 4.5
-
     def keep_marks(self) -> None:
-        """The marks stay as written: the first layer's heads and the count go by them. So do the neurons that know the words of a rule,
-        which must be silent outside the reply, where training does not look. Call it before each step."""
-        ruled = slice(len(self.marks.ruling.steps))
+        """The marks stay as written: the first layer's heads and the count go by them. Call it before each step."""
+        marks = slice(LABEL.start, REST + 1)
         if self.codes.weight.grad is not None:
-            self.codes.weight.grad[:, LABEL.start :] = 0.0
-        for linear, rows in ((self.match.out, self.fixed), (self.down, self.fixed), (self.gate, ruled), (self.up, ruled)):
+            self.codes.weight.grad[:, marks] = 0.0
+        for linear in (self.match.out, self.down):
             if linear.weight.grad is not None:
-                linear.weight.grad[rows] = 0.0
+                linear.weight.grad[: VOTES.start], linear.weight.grad[FORM : REST + 1] = 0.0, 0.0
 
     def enter(self, ids: torch.Tensor) -> torch.Tensor:
         """What the first layer leaves, [n, t, WIDTH]: by index, as its heads are all but sure (`by_heads` computes them)."""
         x = self.codes(ids)
         before = F.pad((x * self.scales[ids][..., None])[:, :-1, OWN], (0, 0, 1, 0))
-        marks, ruling = self.marks, self.marks.ruling
-        place, at = _nearest(ids, (*marks.begins, marks.reply, marks.turn, ruling.parts[0]))
-        replies = ids == marks.reply
-        at = torch.where(replies.cumsum(1) > 0, replies.long().argmax(1)[:, None], at)
-        where = F.one_hot(place.gather(1, at).clamp(max=PLACE.stop - PLACE.start - 1), PLACE.stop - PLACE.start).to(x.dtype)
-        started, at = _nearest(ids, ruling.parts)
-        part = F.one_hot(started.gather(1, at) + 1, len(ruling.parts) + 1)[..., 1:].to(x.dtype)
-        asked = ((ids == ruling.asks).cumsum(1) > 0)[..., None].to(x.dtype)
-        asked, where = F.pad(asked, (0, WIDTH - RULING - 1)), F.pad(where, (0, PART.start - PLACE.stop))
-        return x + torch.cat([F.pad(before, (PREVIOUS.start, 0)), where, part, asked], 2)
+        mark = torch.full_like(ids, -1)
+        for place, token in enumerate((*self.marks.begins, self.marks.reply, self.marks.turn)):
+            mark = mark.masked_fill(ids == token, place)
+        nearest = torch.where(mark >= 0, torch.arange(ids.shape[1]), 0).cummax(1).values
+        replies = ids == self.marks.reply
+        nearest = torch.where(replies.cumsum(1) > 0, replies.long().argmax(1)[:, None], nearest)
+        where = F.one_hot(mark.gather(1, nearest), PLACE.stop - PLACE.start).to(x.dtype)
+        return x + torch.cat([F.pad(before, (PREVIOUS.start, 0)), F.pad(where, (0, WIDTH - PLACE.stop))], 2)
 
     def by_heads(self, ids: torch.Tensor) -> torch.Tensor:
         """What the first layer leaves, computed by its heads."""
@@ -270,14 +187,6 @@ class Side(nn.Module):
         reply, places = self.votes(rows, self.enter(rows.ids)), rows.places
         seen = reply * self.scales[rows.ids.gather(1, places)][..., None]
         return reply, self.read(reply + self.count(seen, seen, places, places))
-
-
-def _nearest(ids: torch.Tensor, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which of the tokens each one is, -1 for others, and where the nearest of them up to each one stands; both int64 [n, t]."""
-    which = torch.full_like(ids, -1)
-    for place, token in enumerate(tokens):
-        which = which.masked_fill(ids == token, place)
-    return which, torch.where(which >= 0, torch.arange(ids.shape[1]), 0).cummax(1).values
 
 
 def turns(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -340,17 +249,17 @@ def _match(attention: Attention, head: int, apart: int) -> None:
         q[pair] = first * math.cos(angle) + second * math.sin(angle)
         q[pair + HEAD // 2] = second * math.cos(angle) - first * math.sin(angle)
     _prefer(attention, head, {IN_REPLY: -40.0})
-    _carry(attention, head, LABEL, VOTES, 1.0 / len(COMPARING))
+    _carry(attention, head, LABEL, VOTES, 1.0 / HEADS)
 
 
 def written(
-    shipped: Qwen2_5_VLForConditionalGeneration, side: Side, tokens: Sequence[int], last: float, folder: Path
+    shipped: Qwen2_5_VLForConditionalGeneration, side: Side, letters: Sequence[int], last: float, folder: Path
 ) -> Qwen2_5_VLForConditionalGeneration:
     """One ordinary model of both: the shipped weights, the new ones beside them, and zeros between them.
 
-    Args: tokens: ids of what the side network says (`read`); last: root mean square of the shipped stream where a letter is due, at the
-    last norm; folder: its `config.json` is that of the shipped model, and becomes that of both. The output matrix is its own, since the
-    input's new dimensions hold codes.
+    Args: letters: ids of the answers' letters; last: root mean square of the shipped stream where a letter is due, at the last norm;
+    folder: its `config.json` is that of the shipped model, and becomes that of both. The output matrix is its own, since the input's new
+    dimensions hold codes.
     """
     old = shipped.config.text_config
     width, neurons = old.hidden_size, old.intermediate_size
@@ -369,7 +278,7 @@ def written(
             old_value = source[f"{head}{found}{int(number) - FRONT}.{rest}" if found else name]
             value[tuple(slice(size) for size in old_value.shape)] = old_value
         core.embed_tokens.weight[:, width:] = AMPLITUDE * side.codes.weight
-        model.lm_head.weight[list(tokens), width:] = side.read.weight
+        model.lm_head.weight[list(letters), width:] = side.read.weight
         for layer, attention in zip(core.layers, (side.first, side.match, side.count), strict=False):
             parts = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
             for i, linear in enumerate(parts):
