@@ -22,7 +22,7 @@ def measure(*, models: str, repeat: int, size: int = 0) -> Races:
     device = CpuDevice()
     pool = ModelPool(device, budget=device.total)
     ways = [
-        Way("encoder: open_clip creates, reads, copies", lambda: _theirs(files.fetch(encoder, (CONFIG, WEIGHTS)))),
+        Way("encoder: open_clip creates, reads, copies", lambda: _theirs(files.require(encoder, (CONFIG, WEIGHTS)))),
         Way("encoder: ours", lambda: _ours(pool, encoder, device)),
         Way("mllm: from_pretrained, as ours does", lambda: _ours(pool, mllm, device), same_work=False),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fgvr.runtime.devices.processor import BF16_FLAGS, cpu_flags
+from fgvr.runtime.devices.cpu import BF16_FLAGS, cpu_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 _FLAGS = ("avx2", "avx512f", *BF16_FLAGS)

@@ -7,10 +7,10 @@ from benchmarks.measure import Series
 from benchmarks.race import Races
 from fgvr.errors import FgvrError
 
-HEAVY = ("torch", "transformers", "open_clip", "numpy", "hydra")
+HEAVY = ("torch", "transformers", "open_clip", "numpy", "hydra", "pydantic")
 MOST = 0.8  # CPU seconds
 COMMANDS = {"--help": (["--help"], 0), "a wrong key": (["trigger.treshold=1"], 2), "mode=plan": (["mode=plan"], 0)}
-_ASK = "import sys; from fgvr.cli import main; code = main({words}); print('IMPORTED', *({heavy} & set(sys.modules))); sys.exit(code)"
+_ASK = "import sys; from fgvr.cli import program; code = program({words}); print('IMPORTED', *({heavy} & set(sys.modules))); sys.exit(code)"
 
 
 def measure(*, models: str, repeat: int, size: int = 0) -> Races:

@@ -6,8 +6,6 @@ Type checkers read `__init__.pyi`.
 
 # pyright: reportUnsupportedDunderAll=false
 
-from __future__ import annotations
-
 import os
 from importlib import import_module
 from typing import Any

@@ -1,7 +1,5 @@
 """What notebooks call. Each function takes a configuration, or the words of one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fgvr.config.composing import load_config

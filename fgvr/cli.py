@@ -9,9 +9,7 @@ import atexit
 import gc
 import os
 import pkgutil
-import shutil
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +18,8 @@ from fgvr import __version__
 from fgvr.config.overrides import explain, groups, tidy
 from fgvr.errors import ConfigError, FgvrError, causes
 from fgvr.utils import terminal
-from fgvr.utils.files import short_hash
 from fgvr.utils.paths import config_dir
+from fgvr.utils.plugins import OUTSIDE, blame
 from fgvr.utils.terminal import on_terminal, tell
 from fgvr.utils.text import nearest
 
@@ -76,9 +74,11 @@ command, too (`fgvr evaluate` is mode=evaluate): those stand in `fgvr.modes.MODE
 
 
 def program(words: Sequence[str]) -> int:
-    """`main` for a process that ends with it. What is alive then is not searched for garbage: after a server's work that took up to ten
-    seconds of its stop."""
-    atexit.register(gc.freeze)
+    """`main` for a process that ends with it, in which nobody else has a say about the garbage collector and pydantic."""
+    if not COMMANDS.keys() & set(words[:1]):
+        gc.disable()  # until a mode begins: hardly anything becomes garbage, and the search took a tenth of a plan's time
+    atexit.register(gc.freeze)  # what is alive at the end is not searched either: after a server's work that took up to ten seconds
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # for them it reads the metadata of every installed package
     return main(words)
 
 
@@ -95,11 +95,12 @@ def _main(words: list[str], job: Callable[[Config], Any] | None) -> int:
             return pkgutil.resolve_name(COMMANDS[first][0])(words[1:])
         if first == "run":
             words = words[1:] or ["--help"]
-        elif first in groups()["mode"]:
-            words[0] = f"mode={first}"
-        elif first.isidentifier() and not os.path.exists(first):
-            near = ", ".join(nearest(first, [*COMMANDS, *groups()["mode"]]))
-            raise ConfigError(f"{first} is no mode and no command. " + (f"Nearest: {near}" if near else "fgvr --help lists them"))
+        elif first.isidentifier():
+            if first in (modes := groups()["mode"]):
+                words[0] = f"mode={first}"
+            elif not os.path.exists(first):
+                near = ", ".join(nearest(first, [*COMMANDS, *modes]))
+                raise ConfigError(f"{first} is no mode and no command. " + (f"Nearest: {near}" if near else "fgvr --help lists them"))
         if {"-h", "--help"} & set(words):
             sys.stdout.write(help_text())
         elif "--version" in words:
@@ -124,8 +125,10 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
+    from fgvr.config import experiments
     from fgvr.config.composing import resolved
 
+    experiments.register()
     sweep = "--multirun" in flags
     words = tidy(overrides, sweep=sweep)
     sys.argv[1:] = [*flags, *words]  # where Hydra looks
@@ -141,6 +144,8 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
             failures.append(error)  # kept from Hydra, which would print a line of its own
 
     if sweep:
+        from fgvr.utils.files import short_hash
+
         what = sorted(word for word in words if not word.startswith(("run.", "logging")))
         os.environ["FGVR_SWEEP"] = short_hash(what)  # the same sweep finds its folder again
     hydra.main(config_path=str(config_dir()), config_name="config", version_base="1.3")(once)()
@@ -150,6 +155,8 @@ def run(flags: Sequence[str], overrides: Sequence[str], job: Callable[[Config], 
 
 def _find_slurm(word: str) -> None:
     """Raises ConfigError where Slurm's commands are not to be found, which submitit would say in a traceback."""
+    import shutil
+
     if absent := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
         raise ConfigError(
             f"{word}: no Slurm on this machine ({' and '.join(absent)} not found): run it on a login node of the cluster, or write "
@@ -197,11 +204,16 @@ def answer(error: BaseException, overrides: Sequence[str]) -> int:
     ours = next((cause for cause in chain if isinstance(cause, FgvrError)), None)
     if ours is None and "hydra" in sys.modules and (hydras := next(filter(_is_hydras, chain), None)):
         return tell(f"error: {explain(hydras, overrides)}", 2)
+    if ours is None and not isinstance(error, KeyboardInterrupt | MemoryError | BrokenPipeError) and (theirs := blame(error)):
+        return tell(f"error: {theirs}", 3)
     for cause in chain if ours is None else [ours]:
         if (code := terminal.answer(cause)) is not None:
             return code
+    import traceback
+
     traceback.print_exception(error)
-    return tell(f"This is a bug in fgvr {__version__}: please report it with the lines above and your command.", 1)
+    parts = f", or in a part of your own ({', '.join(OUTSIDE)})" if OUTSIDE else ""
+    return tell(f"This is a bug in fgvr {__version__}{parts}: please report it with the lines above and your command.", 1)
 
 
 def _is_hydras(error: BaseException) -> bool:

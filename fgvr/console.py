@@ -15,6 +15,7 @@ from typing import Any
 
 from fgvr import __version__
 from fgvr.errors import ConfigError, FgvrError
+from fgvr.utils.words import Parser
 
 EPILOG = """\
 The server is --url, or FGVR_SERVER_URL, or the one that runs in this home (FGVR_HOME, else ./fgvr_home); without one, stats, pressure,
@@ -39,7 +40,7 @@ def bird(words: Sequence[str]) -> int:
     from fgvr.data import birds
     from fgvr.utils.files import atomic_write
 
-    parser = argparse.ArgumentParser("fgvr bird", description="write a rendered bird as a picture")
+    parser = Parser("fgvr bird", description="write a rendered bird as a picture")
     parser.add_argument("file", nargs="?", type=Path, default=Path("bird.png"), help="where to; bird.png by default")
     file: Path = parser.parse_args(list(words)).file
     world = birds.make_world(seed=9000, genera=birds.DEFAULT_GENERA, difficulty=1.0)
@@ -127,13 +128,13 @@ def _sentence(event: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--url", help="of the server")
     common.add_argument("--token", help="that lets one read, or change, what the server has")
     common.add_argument("--json", action="store_true", help="one JSON object per line instead of tables")
-    again = argparse.ArgumentParser(add_help=False)
+    again = Parser(add_help=False)
     again.add_argument("--watch", type=_seconds, nargs="?", const=2.0, metavar="SECONDS", help="again and again (every 2 s)")
-    parser = argparse.ArgumentParser("fgvr memory", description="a running server's models and memory", epilog=EPILOG)
+    parser = Parser("fgvr memory", description="a running server's models and memory", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=__version__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 

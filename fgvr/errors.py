@@ -16,8 +16,8 @@ FgvrError                      exit code 3 from the command line
 └── RemoteError                the other side of `models=remote` failed
 """
 
-from __future__ import annotations
-
+import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -97,3 +97,12 @@ def causes(error: BaseException | None, *, meanwhile: bool = True) -> Iterator[B
         seen.add(id(error))
         yield error
         error = error.__cause__ or (error.__context__ if meanwhile else None)
+
+
+def log_failure(log: logging.Logger, message: str, *args: object) -> None:
+    """As `log.exception`, with the traceback as text.
+
+    A handler may keep its records (Sentry, pytest, a notebook's list); one that holds the exception holds its frames, and with them a
+    model that was on its way out.
+    """
+    log.error("%s\n%s", message % args, traceback.format_exc().rstrip(), stacklevel=2)

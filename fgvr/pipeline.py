@@ -3,8 +3,6 @@
 Without a System 2 (`slow=None`) an escalated image keeps System 1's answer: `by` is "fast" and `Prediction.unsure` is true.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fgvr.agents.answer_fusion import LogLinearFusion
+from fgvr.agents.trigger import decide
 from fgvr.data.pictures import DeferredImage
 from fgvr.errors import ImageError
 from fgvr.protocols import FastThinker, SlowThinker, Trigger
@@ -45,76 +44,47 @@ class FastBatch:
     decode_wait: float = 0.0
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class Recognizer:
     """System 1 on every image, System 2 on those that the trigger escalates. A recognizer holds handles, never weights."""
 
-    def __init__(
-        self,
-        *,
-        look: Callable[[ImageSource], Picture],
-        deferred_images: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples),
-        fast: FastThinker,
-        trigger: Trigger,
-        slow: SlowThinker | None,
-        answer_fusion: LogLinearFusion,
-        names: Mapping[str, str],
-        notes: Callable[[], Sequence[str]] = tuple,
-        learn: Callable[[Sequence[Prediction]], None] | None = None,
-        abstain: Callable[[Sequence[Prediction]], list[Prediction]] | None = None,
-        record_all: bool = False,
-        batch_size: int = 32,
-        at_once: int = 1,
-    ) -> None:
-        """Args:
-        look: opens an image.
-        deferred_images: images whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
-        slow: System 2; None = there is none, or it is asked later.
-        notes: says, once there are results, what their reader should know, such as what the trigger expects.
-        learn: gets each batch's predictions; None = nothing is learned while running.
-        abstain: withholds answers that are too uncertain; None = all are given.
-        at_once: batches that System 1 works on at a time, one per device.
-        record_all: let System 2 also answer images that the trigger accepts, for replays. This changes no prediction.
-        """
-        self._look = look
-        self._deferred_images = deferred_images
-        self._fast = fast
-        self._trigger = trigger
-        self._slow = slow
-        self.answer_fusion = answer_fusion
-        self.names = names
-        self._notes = notes
-        self._learn = learn
-        self._abstain = abstain
-        self._record_all = record_all and slow is not None
-        self.batch_size = batch_size
-        self._at_once = at_once
+    look: Callable[[ImageSource], Picture]  # opens an image
+    # Images whose embedding is cached, so that they are opened only when System 2 asks; None for the others.
+    deferred_images: Callable[[Sequence[Sample]], Sequence[Picture | None]] = lambda samples: [None] * len(samples)
+    fast: FastThinker
+    trigger: Trigger
+    slow: SlowThinker | None  # None: there is no System 2, or it is asked later
+    answer_fusion: LogLinearFusion
+    names: Mapping[str, str]
+    remarks: Callable[[], Sequence[str]] = tuple  # asked for once there are results: what their reader should know
+    learn: Callable[[Sequence[Prediction]], None] | None = None  # gets each batch's predictions; None: nothing is learned while running
+    abstain: Callable[[Sequence[Prediction]], list[Prediction]] | None = None  # withholds uncertain answers; None: all are given
+    record_all: bool = False  # System 2 also answers images that the trigger accepts, for replays; this changes no prediction
+    batch_size: int = 32
+    at_once: int = 1  # batches that System 1 works on at a time, one per device
 
     def __repr__(self) -> str:
         first = ", ".join(list(self.names.values())[:3])
-        trigger = getattr(self._trigger, "name", type(self._trigger).__name__)
+        trigger = getattr(self.trigger, "name", type(self.trigger).__name__)
         more = ", ..." if len(self.names) > 3 else ""
         return f"Recognizer({len(self.names)} classes: {first}{more}; trigger {trigger}; batches of {self.batch_size}; holds no weights)"
 
     @property
-    def fast(self) -> FastThinker:
-        return self._fast
-
-    @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(self._notes())
+        return tuple(self.remarks())
 
     def __call__(self, image: ImageSource | Sample | str) -> Prediction:
         return self.batch([image])[0]
 
     def decide(self, results: Sequence[FastResult]) -> list[Decision]:
         """The trigger alone, on results of System 1."""
-        return self._trigger(results)
+        return decide(self.trigger, results)
 
     def batch(self, images: Iterable[ImageSource | Sample | str]) -> list[Prediction]:
         """Predictions in input order; an unreadable image raises ImageError."""
         samples = [as_sample(image, i) for i, image in enumerate(images)]
-        opened = ((batch, [self._look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
-        answered = map_in_order(lambda one: self._run_fast(*one), opened, self._at_once)
+        opened = ((batch, [self.look(s.image) for s in batch]) for batch in chunks(samples, self.batch_size))
+        answered = map_in_order(lambda one: self._run_fast(*one), opened, self.at_once)
         return [p for one in answered for p in self._finish([one])]
 
     def stream(self, samples: Sequence[Sample], *, done: int = 0, unreadable: list[ImageError] | None = None) -> Iterator[list[Prediction]]:
@@ -129,7 +99,7 @@ class Recognizer:
         """
         waiting: list[FastBatch] = []
         miss_rate = _MISS_RATE
-        at_once = self._at_once if self._learn is None else 1
+        at_once = self.at_once if self.learn is None else 1
         with closing(self._opened(islice(chunks(samples, self.batch_size), done, None), unreadable)) as opened:
             answered = map_in_order(lambda one: self._run_fast(*one), opened, at_once)
             for number, batch in enumerate(answered, done + 1):
@@ -167,12 +137,12 @@ class Recognizer:
 
     def _submit(self, decoder: ThreadPoolExecutor, batch: Sequence[Sample]) -> list[tuple[Sample, Callable[[], Picture | ImageError]]]:
         """Begin to open a batch. Calling the function beside a sample waits for its image."""
-        deferred = self._deferred_images(batch)
+        deferred = self.deferred_images(batch)
         return [(s, decoder.submit(self._open, s).result if p is None else (lambda p=p: p)) for s, p in zip(batch, deferred, strict=True)]
 
     def _open(self, sample: Sample) -> Picture | ImageError:
         try:
-            return self._look(sample.image)
+            return self.look(sample.image)
         except ImageError as error:
             return error
 
@@ -180,16 +150,16 @@ class Recognizer:
         """System 1 and the trigger on one batch."""
         started = time.perf_counter()
         with track_costs() as costs:
-            fast = self._fast(pictures) if samples else []
-            decisions = self._trigger(fast) if samples else []
-        shown = [] if self._slow is None else [i for i, decision in enumerate(decisions) if decision.escalate or self._record_all]
+            fast = self.fast(pictures) if samples else []
+            decisions = self.decide(fast) if samples else []
+        shown = [] if self.slow is None else [i for i, decision in enumerate(decisions) if decision.escalate or self.record_all]
         deferred = all(isinstance(picture, DeferredImage) for picture in pictures)
         doubtful = {i: pictures[i] for i in shown}
         return FastBatch(samples, fast, decisions, doubtful, deferred, costs, time.perf_counter() - started, decode_wait)
 
     def _ready(self, waiting: Sequence[FastBatch], miss_rate: float) -> bool:
         """Whether the questions that are likely to need the MLLM fill a batch. An image that was opened is not cached."""
-        if self._learn is not None:
+        if self.learn is not None:
             return True
         opened = sum(len(batch.doubtful) for batch in waiting if not batch.deferred)
         deferred = sum(len(batch.doubtful) for batch in waiting if batch.deferred)
@@ -201,20 +171,20 @@ class Recognizer:
         places = [(b, i) for b, batch in enumerate(waiting) for i in batch.doubtful]
         slow: dict[tuple[int, int], SlowResult] = {}
         with track_costs() as costs:
-            if self._slow is not None and places:
-                answers = self._slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
+            if self.slow is not None and places:
+                answers = self.slow([waiting[b].doubtful[i] for b, i in places], [waiting[b].fast[i] for b, i in places])
                 slow = dict(zip(places, answers, strict=True))
         seconds = (time.perf_counter() - started) / max(1, sum(len(batch.samples) for batch in waiting))
         predictions = [
             self._predict(batch, i, slow.get((b, i)), costs, seconds) for b, batch in enumerate(waiting) for i in range(len(batch.samples))
         ]
-        if self._learn is not None:
-            self._learn(predictions)
+        if self.learn is not None:
+            self.learn(predictions)
         return self.withheld(predictions)
 
     def withheld(self, predictions: list[Prediction]) -> list[Prediction]:
         """The same, without the answers that are too uncertain to be given."""
-        return predictions if self._abstain is None or not predictions else self._abstain(predictions)
+        return predictions if self.abstain is None or not predictions else self.abstain(predictions)
 
     def _predict(self, batch: FastBatch, i: int, slow: SlowResult | None, slow_costs: TrackedCosts, seconds: float) -> Prediction:
         """The prediction for one image of a batch. Args: seconds: of System 2, per image."""
@@ -249,7 +219,7 @@ def resolve(
 
 def redecide(prediction: Prediction, trigger: Trigger, answer_fusion: LogLinearFusion, names: Mapping[str, str]) -> Prediction:
     """The prediction from the same evidence under another trigger. No model is asked."""
-    (decision,) = trigger([prediction.fast])
+    (decision,) = decide(trigger, [prediction.fast])
     category, confidence, by = resolve(prediction.fast, decision, prediction.slow, answer_fusion)
     return replace(prediction, category=category, name=names[category], confidence=confidence, by=by, decision=decision, abstention=None)
 

@@ -1,7 +1,5 @@
 """Which models a configuration uses, and whether they fit. Imports neither numpy nor torch, so that `mode=plan` answers at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +15,9 @@ from fgvr.runtime.probe import FOLDER, Probes
 from fgvr.types import MemoryPlan, ModelSpec
 from fgvr.utils.paths import user_path
 from fgvr.utils.text import format_bytes
+
+HELD_PIXELS = 8_000_000
+"""Of a picture at most, once it is read: `utils.images.REDUCE_ABOVE`, whose module imports numpy."""
 
 
 def plan(config: Config) -> MemoryPlan:
@@ -39,7 +40,7 @@ def plan(config: Config) -> MemoryPlan:
     each = ", ".join(f"{name} {format_bytes(own)}" for name, own in devices)
     of_devices = [f"{len(devices)} devices, each with a copy of every model and a budget of its own: {each}"] * (len(devices) > 1)
     of_workers = [] if config.engine.name == "local" else [_of_workers(config, found)]
-    return replace(found, facts=(*found.facts, *_of_target(config), *of_devices, *of_workers))
+    return replace(found, facts=(*found.facts, *_of_target(config), _of_pictures(config), *of_devices, *of_workers))
 
 
 def probes(config: Config) -> Probes:
@@ -55,6 +56,13 @@ def _of_workers(config: Config, one: MemoryPlan) -> str:
         return f"engine=ray: a worker for each GPU, or for each {config.engine.cpus} cores; each {each}"
     shared = "" if one.needed * workers <= one.budget else ", more than the budget: lower engine.workers, or give them more machines"
     return f"engine=ray: each of {workers} workers {each}; all on one device {format_bytes(one.needed * workers)}{shared}"
+
+
+def _of_pictures(config: Config) -> str:
+    size = config.evaluation.batch_size
+    most = format_bytes(2 * size * HELD_PIXELS * 4)  # Pillow keeps four bytes for each pixel of RGB
+    less = f"a picture of more than {HELD_PIXELS:,} pixels is reduced on reading, and a smaller evaluation.batch_size holds fewer"
+    return f"pictures take main memory: two batches of {size} for each device, 4 bytes a pixel, at most {most}; {less}"
 
 
 def _of_target(config: Config) -> Iterator[str]:

@@ -118,6 +118,7 @@ class FastThinker(Protocol):
     def __call__(self, pictures: Sequence[Picture]) -> list[FastResult]: ...
 
 
+@runtime_checkable
 class Trigger(Protocol):
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]: ...
 

@@ -75,10 +75,16 @@ def slow_quantities(runs: Mapping[str, Sequence[Prediction]]) -> dict[str, float
         "matched": curve.at(MATCHED),
         "matched_loss": curve.at(MATCHED) - metrics.accuracy(slow),
         "matched45_loss": curve.at(0.45) - metrics.accuracy(slow),
-        "recovered": routers.recovered(fast, slow, score, MATCHED),
+        "recovered": recovered(fast, slow, score, MATCHED),
         "area": routers.gap_share(fast, slow, score),
     }
     return found | {name: metrics.accuracy(records.outcomes(runs[name]).right) for name in ("reason", "alone") if name in runs}
+
+
+def recovered(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray, rate: float) -> float:
+    """Share of (slow - fast) accuracy already there at a slow rate; random recovers `rate`. nan when they are equally good."""
+    fast, slow = float(np.mean(fast_right)), float(np.mean(slow_right))
+    return (routers.curve(fast_right, slow_right, score).at(rate) - fast) / (slow - fast) if slow != fast else float("nan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

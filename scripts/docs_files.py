@@ -62,7 +62,7 @@ FORMATS = (
     FileFormat(
         "predictions.csv",
         "Beside it, one line per image for spreadsheets.",
-        (Part("fgvr.evaluation.prediction_table:COLUMNS"),),
+        (Part("fgvr.evaluation.records:COLUMNS"),),
     ),
     FileFormat(
         "report.json",
@@ -101,8 +101,8 @@ FORMATS = (
         "The kinds that `mode=discover` found. `labels.csv` beside it has the columns `filename` and `class_name`.",
         (Part("fgvr.modes.discovering:_write"),),
     ),
-    FileFormat("manifest.json", "What a knowledge base is made of.", (Part(f"{TYPES}.knowledge:Manifest"),)),
-    FileFormat("experience.jsonl", "The rules of a knowledge base, one per line.", (Part(f"{TYPES}.knowledge:Experience"),)),
+    FileFormat("manifest.json", "What a knowledge base is made of.", (Part(f"{TYPES}.results:Manifest"),)),
+    FileFormat("experience.jsonl", "The rules of a knowledge base, one per line.", (Part(f"{TYPES}.results:Experience"),)),
     FileFormat("classes.parquet", "The classes of a knowledge base.", (Part("fgvr.knowledge.base:_save_classes"),)),
     FileFormat(
         "rehearsal.parquet",

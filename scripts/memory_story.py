@@ -30,8 +30,9 @@ from fgvr.runtime import pool as pools
 from fgvr.runtime.devices.simulated import Block, SimulatedDevice
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.loaders.fake import FakeEncoder, FakeMLLM
+from fgvr.runtime.plan import footprint
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import footprint, qwen, towers
+from fgvr.runtime.sizes import qwen, towers
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.files import atomic_write
 from fgvr.utils.text import format_bytes

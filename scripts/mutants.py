@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     Mutant(
         "the TTL looks at the time only",
-        "housekeeping.py",
+        "lifecycle.py",
         "for e in ledger.idle()}",
         'for e in ledger.entries.values() if e.state == "resident"}',
     ),

@@ -23,8 +23,8 @@ from fgvr.agents.calibration import Calibrator, Evidence
 from fgvr.agents.fusion import Fusion, classifier_of, fuse
 from fgvr.agents.leave_one_out import leave_one_out_fast
 from fgvr.data.pictures import open_picture
+from fgvr.knowledge.build import views
 from fgvr.knowledge.prototypes import Prototypes, halves, index_within_class, unit
-from fgvr.knowledge.views import views
 from fgvr.session import Session
 from fgvr.types import FastResult
 from fgvr.utils.progress import track

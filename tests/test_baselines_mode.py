@@ -8,7 +8,7 @@ import fgvr
 from fgvr import modes
 from fgvr.errors import ConfigError
 from fgvr.evaluation import compare, records
-from fgvr.modes.comparing_baselines import OURS, TITLES
+from fgvr.modes.comparing_baselines import BASELINES, OURS
 from fgvr.modes.showing import to_text
 
 WORLD = ("models=fake", "dataset.genera=[2,2]", "dataset.test_per_class=3", "dataset.shots=2", "dataset.calibration=0")
@@ -20,7 +20,7 @@ def config(home, *words):
 
 def test_every_baseline_is_a_run_that_can_be_scored_and_compared(home):
     found = modes.perform(config(home))
-    assert list(found.reports) == [*TITLES] and set(found.p) == set(TITLES) - {OURS}
+    assert list(found.reports) == [*BASELINES] and set(found.p) == set(BASELINES) - {OURS}
     rows = {row["name"]: row for row in json.loads((found.path / "baselines.json").read_text())}
     for name, report in found.reports.items():
         answers = records.read(report.path / "predictions.jsonl")

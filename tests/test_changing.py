@@ -142,6 +142,8 @@ def test_copies_among_the_new_photographs_are_left_out_together_and_the_former_b
         (["remove", "Eagle"], 3, "has no class 'Eagle'; fgvr classes lists"),
         (["add", "Eagle"], 2, "the following arguments are required: PHOTO"),
         (["sort", "KITES"], 2, "required: --into"),
+        (["sort", "KITES", "--int", "KITES/out"], 2, "did you mean --into?"),
+        (["sort", "KITES", "--lin", "--into", "OUT"], 2, "unrecognized arguments: --lin; did you mean --link?"),
         (["sort", "KITES", "--into", "KITES/out"], 2, "lies within"),
         (["sort", "KITES", "--into", "KITES"], 2, "there is something already"),
     ],
@@ -231,6 +233,46 @@ def test_a_photograph_that_goes_while_others_are_sorted_is_named(said, kites: Pa
     )
     assert code == 0 and "has gone since it was classified" in " ".join(err.split()) and "copied into" in told
     assert len(list((tmp_path / "out").rglob("*.png"))) == 17
+
+
+def test_the_doubtful_have_a_page_the_unreadable_are_counted_and_nothing_of_others_goes(capfd, kites: Path, tmp_path: Path) -> None:
+    (kites / "broken.png").write_bytes(b"no picture")
+    other = tmp_path / ".out.partial" / "letter.txt"
+    other.parent.mkdir()
+    other.write_text("mine")
+    words = [*FAKE, f"dataset.root={kites}", "trigger=always", "slow=none", f"paths.home={tmp_path / 'home'}"]
+    code = cli.main(["sort", str(kites), "--into", str(tmp_path / "out"), *words, "logging.json=true"])
+    told, err = capfd.readouterr()
+    assert code == 0, err
+    found = json.loads(told)
+    assert found["counts"] == {"unsure": 18} and found["unreadable"] == 1 and "name" in Path(found["review"]).read_text()
+    assert other.read_text() == "mine" and [file.name for file in tmp_path.glob(".out*")] == [".out.partial"]
+    err = " ".join(err.split())
+    assert err.index("among the 3 classes of kites (Black Kite, Osprey, red kite)") < err.index("wait for a person")
+    assert cli.main(["sort", str(kites), "--into", str(tmp_path / "again"), *words]) == 0
+    told = capfd.readouterr().out
+    assert "1  could not be read and are in no folder" in told and "name the unsure ones on" in told
+
+
+def test_models_of_birds_are_named_before_anything_is_built(capfd, kites: Path, tmp_path: Path) -> None:
+    words = ["dataset.genera=[2]", "dataset.test_per_class=1", "dataset.calibration=0", "dataset.shots=2", "trigger=never"]
+    code = cli.main(["sort", str(kites), "--into", str(tmp_path / "out"), *words, f"paths.home={tmp_path / 'home'}"])
+    err = " ".join(capfd.readouterr().err.split())
+    assert code == 0 and err.index("these models know only rendered birds") < err.index("knowledge base complete"), err
+    assert "answered with tiny and tiny, among the 2 classes of birds" in err
+
+
+def test_classes_that_are_one_alone_are_warned_of(capfd, tmp_path: Path) -> None:
+    root, home = classes(tmp_path / "kites", names=("red_kite",)), f"paths.home={tmp_path / 'home'}"
+    words = [*FAKE, f"dataset.root={root}", home, "trigger=never"]
+    for command in (
+        ["sort", str(root), "--into", str(tmp_path / "out")],
+        ["classify", f"image={root / 'red_kite' / '0.png'}"],
+        ["evaluate"],
+    ):
+        assert cli.main([*command, *words]) == 0
+        shown = capfd.readouterr()
+        assert "there is one class alone, red kite: every image gets it" in " ".join((shown.out + shown.err).split()), command
 
 
 def test_shards_are_not_sorted(said, tmp_path: Path) -> None:

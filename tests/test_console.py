@@ -116,6 +116,8 @@ def test_what_goes_wrong_is_said_with_its_cure(server, monkeypatch, capsys) -> N
     code, _, complaint = ask(monkeypatch, capsys, "memory", "pin", "mllm")
     assert code == 2 and "FGVR_SERVER_URL" in complaint
     assert ask(monkeypatch, capsys, "memory", "explode")[0] == 2
+    code, _, complaint = ask(monkeypatch, capsys, "memory", "stats", "--jso")
+    assert code == 2 and "unrecognized arguments: --jso; did you mean --json?" in complaint
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FIGURES, "stats", {"total_models": 1})
         code, _, complaint = ask(monkeypatch, capsys, "memory", "stats", "--url", server.url)

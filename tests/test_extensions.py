@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
 import fgvr
 from fgvr.config.factories import locate
+from fgvr.data import birds
 from fgvr.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +79,21 @@ def test_a_folder_of_options_that_is_not_there_is_named(folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"hydra\.searchpath: .*absent is no folder"):
             fgvr.load_config(f"hydra.searchpath={value}", "trigger=shy")
     assert fgvr.load_config(f"hydra.searchpath=[file://{folder},pkg://fgvr]", "trigger=shy").get("trigger.least") == 0.9
+
+
+def test_a_trigger_is_used_from_python(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [text] = re.findall(r"```python\n(import sys\n.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    words = [word for word in [*SMALL, *BIRDS] if not word.startswith("trigger")]
+    text = text.replace("FOLDER", str(folder)).replace('"trigger=shy"', ", ".join(map(repr, ["trigger=shy", *words])))
+    monkeypatch.syspath_prepend(str(folder))  # put back afterwards, with what the example appends
+    monkeypatch.chdir(tmp_path)
+    birds.render(birds.make_world(seed=9000, genera=(2,), difficulty=1.0), 0, "sample", 0).save("bird.png")
+    names: dict[str, Any] = {}
+    try:
+        exec(compile(text, "CONTRIBUTING.md", "exec"), names)
+    finally:
+        sys.modules.pop("shy", None)
+    assert names["report"].trigger == "shy" and names["prediction"].decision.threshold == 0.8
 
 
 def test_an_installed_package_registers_short_names(folder: Path) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from fgvr.agents.replies import DOUBT, distribution, rationale_of, read_answer
 from fgvr.cli import main
+from fgvr.runtime.conversation import TEMPERATURE, option_nats
 from fgvr.runtime.loaders import remote
-from fgvr.runtime.option_tokens import TEMPERATURE, option_nats
 from fgvr.runtime.pool import close_shared
 from fgvr.runtime.remote import link
 from fgvr.types import Choice, Reply

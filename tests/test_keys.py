@@ -13,7 +13,7 @@ import fgvr
 from fgvr import planning
 from fgvr.cli import main
 from fgvr.config.factories import instantiate, locate
-from fgvr.config.groups import Group, Leaf
+from fgvr.config.group import Group, Leaf
 from fgvr.config.overrides import groups
 from fgvr.types import History
 from fgvr.utils.paths import config_dir
@@ -138,11 +138,11 @@ def test_a_trigger_of_somebody_else_may_take_keys_of_its_own() -> None:
     cfg = fgvr.load_config(
         "trigger=never", "trigger._target_=fgvr.types.History", "+trigger.seen=1", "+trigger.correct=1", "+trigger.total=2"
     )
-    assert instantiate(cfg.trigger) == History(1, 1, 2)
+    assert instantiate(cfg.trigger, "trigger", History) == History(1, 1, 2)
     with pytest.raises(fgvr.ConfigError, match=r"fgvr.types.History: .*missing.*total"):
-        instantiate(cfg.derive({"trigger": {"_target_": "fgvr.types.History", "seen": 1, "correct": 1}}).trigger)
+        instantiate(cfg.derive({"trigger": {"_target_": "fgvr.types.History", "seen": 1, "correct": 1}}).trigger, "trigger", History)
     with pytest.raises(fgvr.ConfigError, match="no such class or function"):
-        instantiate(cfg.derive({"trigger._target_": "fgvr.types.Histoire"}).trigger)
+        instantiate(cfg.derive({"trigger._target_": "fgvr.types.Histoire"}).trigger, "trigger", History)
 
 
 def test_a_plan_takes_a_reserve_with_a_unit() -> None:

@@ -14,7 +14,7 @@ import fgvr
 from fgvr import modes
 from fgvr.runtime import machine
 from fgvr.runtime.pool import close_shared
-from fgvr.store import stale_files
+from fgvr.store import maintenance
 from fgvr.utils.files import file_lock
 from fgvr.utils.text import format_bytes
 
@@ -113,14 +113,14 @@ def aged(path: Path, seconds: float, content: bytes = b"x" * 1000) -> Path:
     return path
 
 
-DAY = stale_files.DAY
+DAY = maintenance.DAY
 
 
 def test_a_dead_builds_workspace_goes_after_a_day_and_not_before(home: Path) -> None:
     dead = aged(home / "knowledge/birds/aaa.partial/journal.sqlite", 2 * DAY).parent
     recent = aged(home / "knowledge/birds/bbb.partial/journal.sqlite", DAY / 2).parent
     base = aged(home / "knowledge/birds/ccc/manifest.json", 9 * DAY)
-    found = {left.path: left for left in stale_files.remove_stale_files(home)}
+    found = {left.path: left for left in maintenance.remove_stale_files(home)}
     assert not dead.exists() and recent.exists() and base.exists()
     assert found[dead].kept == "" and found[dead].bytes == 1000 and found[dead].age_seconds == pytest.approx(2 * DAY, abs=60)
     assert "goes on" in found[recent].kept and base.parent not in found
@@ -129,9 +129,9 @@ def test_a_dead_builds_workspace_goes_after_a_day_and_not_before(home: Path) -> 
 def test_a_workspace_somebody_holds_is_never_touched_however_old(home: Path) -> None:
     old = aged(home / "knowledge/birds/aaa.partial/journal.sqlite", 100 * DAY).parent
     with file_lock(home / "knowledge/birds/aaa.lock"):
-        [left] = stale_files.remove_stale_files(home)
+        [left] = maintenance.remove_stale_files(home)
         assert left.kept == "in use" and old.exists()
-    [left] = stale_files.remove_stale_files(home)
+    [left] = maintenance.remove_stale_files(home)
     assert left.kept == "" and not old.exists()
     assert (home / "knowledge/birds/aaa.lock").exists(), "an empty lock file may just have been opened by somebody"
 
@@ -140,17 +140,17 @@ def test_a_replaced_base_goes_only_when_the_new_one_is_whole(home: Path) -> None
     aged(home / "knowledge/birds/aaa/manifest.json", 10)
     gone = aged(home / "knowledge/birds/aaa.old/manifest.json", 10).parent
     only = aged(home / "knowledge/birds/bbb.old/manifest.json", 100 * DAY).parent
-    found = {left.path: left.kept for left in stale_files.remove_stale_files(home)}
+    found = {left.path: left.kept for left in maintenance.remove_stale_files(home)}
     assert found == {gone: "", only: "the only copy of this base; the next build puts it back"}
     assert only.exists() and not gone.exists()
 
 
 def test_temporary_files_go_after_an_hour_and_nothing_that_only_looks_like_one(home: Path) -> None:
-    dead = aged(home / "runs/evaluate/abc/.report.json.0123abcd.tmp", 2 * stale_files.HOUR)
+    dead = aged(home / "runs/evaluate/abc/.report.json.0123abcd.tmp", 2 * maintenance.HOUR)
     recent = aged(home / "runs/evaluate/abc/.report.html.0123abcd.tmp", 60)
     others = [aged(home / f"runs/evaluate/abc/{name}", 9 * DAY) for name in ("notes.tmp", ".x.tmp", "report.json", "a.0123abcd.tmp")]
     data = aged(home / "data/photos/.x.jpg.0123abcd.tmp", 9 * DAY)
-    found = {left.path: left.kept for left in stale_files.remove_stale_files(home)}
+    found = {left.path: left.kept for left in maintenance.remove_stale_files(home)}
     assert found == {dead: "", recent: "may be being written"}
     assert not dead.exists() and recent.exists() and data.exists() and all(other.exists() for other in others)
 
@@ -159,7 +159,7 @@ def test_a_link_is_not_followed(home: Path, tmp_path: Path) -> None:
     precious = aged(tmp_path / "elsewhere/precious.txt", 9 * DAY)
     (home / "knowledge/birds").mkdir(parents=True)
     (home / "knowledge/birds/aaa.partial").symlink_to(precious.parent)
-    assert stale_files.remove_stale_files(home) == [] and precious.exists()
+    assert maintenance.remove_stale_files(home) == [] and precious.exists()
 
 
 def test_cleanup_says_what_and_how_much(home: Path, capsys) -> None:

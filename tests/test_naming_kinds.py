@@ -13,7 +13,7 @@ import pytest
 import fgvr
 from fgvr.agents.cluster_kinds import cluster_kinds, name_kinds
 from fgvr.cli import main
-from fgvr.evaluation import naming_page
+from fgvr.evaluation import image_gallery
 from fgvr.runtime.pool import close_shared
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -102,7 +102,7 @@ def test_a_heap_of_photographs_is_grouped_named_and_recognised(words: list[str],
     run = json.loads(page.split('id="data">')[1].split("</script>")[0])["run"]
     file = tmp_path / "names.csv"
     with open(file, "w", encoding="utf-8-sig", newline="") as table:
-        csv.writer(table, delimiter=";").writerows([naming_page.COLUMNS, (run, "kind 1", "Melon"), (run, "kind 2", "Apple")])
+        csv.writer(table, delimiter=";").writerows([image_gallery.COLUMNS, (run, "kind 1", "Melon"), (run, "kind 2", "Apple")])
     named = fgvr.discover(folder, *words[1:4], *words[5:], "discover.kinds=4", f"discover.names={file}")
     assert set(named.names) == {"Melon", "Apple", "kind 3", "kind 4"}
     assert named.images == {image: {"kind 1": "Melon", "kind 2": "Apple"}.get(kind, kind) for image, kind in found.images.items()}
@@ -115,7 +115,7 @@ def test_a_heap_of_photographs_is_grouped_named_and_recognised(words: list[str],
         ([(run, "kind 1", "Melon"), (run, "kind 1", "Pear")], "line 3: kind 1 is 'Pear', and 'Melon' above"),
     ):
         with open(file, "w", newline="") as table:
-            csv.writer(table).writerows([naming_page.COLUMNS, *rows])
+            csv.writer(table).writerows([image_gallery.COLUMNS, *rows])
         assert main([*words, "discover.kinds=4", f"discover.names={file}"]) == 3
         assert told in capsys.readouterr().err.replace("\n", " ")
 
@@ -129,7 +129,7 @@ def test_kinds_are_named_in_a_browser_and_the_names_are_kept(tmp_path: Path) -> 
 
     page_file = tmp_path / "review.html"
     pictures = [Image.new("RGB", (40, 40), (i * 9, 80, 90)) for i in range(len(vectors))]
-    page_file.write_text(naming_page.render(found, "kinds-1", pictures, title="3 kinds"), encoding="utf-8")
+    page_file.write_text(image_gallery.render_naming(found, "kinds-1", pictures, title="3 kinds"), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:
 
         def visit() -> tuple[object, list[str]]:
@@ -156,6 +156,6 @@ def test_kinds_are_named_in_a_browser_and_the_names_are_kept(tmp_path: Path) -> 
         waiting.value.save_as(tmp_path / "names.csv")
         page.context.close()
     assert not complaints
-    names = naming_page.read_names(tmp_path / "names.csv", found, "kinds-1")
+    names = image_gallery.read_names(tmp_path / "names.csv", found, "kinds-1")
     assert names == {"kind 1": 'Golden "Delicious"', "kind 2": "Kiwi, green", "kind 3": "Kiwi, green"}
     assert len(name_kinds(found, names).kinds) == 2

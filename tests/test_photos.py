@@ -121,6 +121,9 @@ def test_doubtful_photographs_keep_the_fast_answer_and_are_unsure(folder: Path) 
     shown.print(reports.terminal(report))
     text, page, body = shown.export_text(), (report.path / "report.html").read_text(), json.loads((report.path / "report.json").read_text())
     assert ("unsure, and nobody has looked again" in text) == report.unsure
+    assert "trigger expects to doubt" in text and ("escalated to System 2" in text) != report.unsure, "there is no System 2"
+    assert not any(word in text for word in ("mllm calls", "prompt tokens", "Top-5")), "no MLLM took part, and there are three classes"
+    assert not any(word in page for word in ("Unreadable answers", "Top-5", "top-5", "<td>System 2<"))
     assert ("accuracy if a person looked at the unsure, at most" in text) == report.unsure
     sure = sum(not p["decision"]["escalate"] for p in map(json.loads, (report.path / "predictions.jsonl").read_text().splitlines()))
     assert body["sure"] == ({"images": sure, "top1": 1.0, "interval": [1.0, 1.0]} if report.unsure and sure else None)

@@ -109,7 +109,7 @@ def test_a_bug_of_ours_still_has_its_traceback(capsys: pytest.CaptureFixture[str
 
 def test_a_trigger_that_is_never_sure_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["mode=evaluate", "trigger=sare", "dataset.shots=4", *SMALL]) == 0
-    assert "sent every image to System 2: with 4 images per class" in " ".join(capsys.readouterr().out.split())
+    assert "doubts every image: with 4 images per class" in " ".join(capsys.readouterr().out.split())
     assert cli.main(["mode=evaluate", "trigger=always", "dataset.shots=4", *SMALL]) == 0
     assert "never sure enough" not in capsys.readouterr().out
 

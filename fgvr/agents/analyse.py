@@ -1,7 +1,5 @@
 """A deeper System 2: find the telling parts, look at each, sum up in one description, retrieve with it, answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

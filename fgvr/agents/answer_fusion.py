@@ -1,7 +1,5 @@
 """The final answer when both systems have spoken: log-linear fusion with one fitted weight or, as published, a second question."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 

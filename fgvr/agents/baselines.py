@@ -3,8 +3,6 @@
 Shapes: B queries, N support images, C classes, d the encoder's width; rows are unit vectors. A rule maps queries (B, d) to logits (B, C).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

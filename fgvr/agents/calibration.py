@@ -5,18 +5,16 @@ is an estimate from out-of-fold support images. A risk is guaranteed (risk_contr
 learned. docs/method.md, section 3, has the equations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fgvr.agents import risk_control
-from fgvr.agents.risk_control import NOTHING, RiskGuarantee
+from fgvr.agents.risk_control import NOTHING, Form, RiskGuarantee
 from fgvr.agents.targets import Target
 from fgvr.errors import ConfigError
-from fgvr.types import Decision, FastResult, History
+from fgvr.types import Abstention, Decision, FastResult, History, Prediction
 from fgvr.utils.lazy import Lazy
 
 FEATURES = ("confidence", "margin", "agreement", "history", "ambiguity")
@@ -38,7 +36,7 @@ class Expectation:
 
     def __str__(self) -> str:
         fast = f"top-1 accuracy {self.precision:.2f} on the others"
-        return f"expects {self.slow_rate:.0%} escalated to System 2, {fast} (leave-one-out estimate, n={self.n})"
+        return f"expects to doubt {self.slow_rate:.0%} of the images, {fast} (leave-one-out estimate, n={self.n})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,10 +88,10 @@ class Calibrator:
 
     name = "calibrated"
 
-    def __init__(self, *, target: str, form: risk_control.Form = "joint", abstain: str | None = None) -> None:
+    def __init__(self, *, target: str, form: Form = "joint", abstain: str | None = None) -> None:
         self.target = Target.parse(target)
         self.abstain = None if abstain is None else Target.parse(abstain, key="trigger.abstain")
-        self.form: risk_control.Form = form
+        self.form: Form = form
 
     def fit(self, support: Evidence, groups: Sequence[int], calibration: Evidence | None = None) -> Calibrated:
         """Learn from leave-one-out results.
@@ -203,3 +201,39 @@ def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> f
     if slow >= len(ordered):
         return NOTHING
     return float((ordered[slow - 1] + ordered[slow]) / 2) if slow else 0.0
+
+
+# --- abstention: a final answer is given only where it is certain enough for a guarantee about risk --------------------------------
+#
+# The threshold comes from the whole recognizer's answers on calibration images. The trigger must not have learned from those images, or
+# the guarantee would not hold.
+
+
+def certainty(prediction: Prediction) -> float:
+    """In [0, 1]: of a fast answer the trigger's P(System 1 is right), so its score must be a probability; of a slow one the fused one."""
+    return prediction.decision.score if prediction.by == "fast" else prediction.confidence
+
+
+class Abstainer:
+    """Withholds uncertain answers. It is fitted at the first answer, because that needs the recognizer's own answers."""
+
+    def __init__(self, fit: Callable[[], RiskGuarantee]) -> None:
+        self._guarantee = Lazy(fit)
+
+    @property
+    def guarantee(self) -> RiskGuarantee:
+        return self._guarantee()
+
+    def __call__(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        threshold = self.guarantee.threshold
+        scores = [certainty(prediction) for prediction in predictions]
+        return [replace(p, abstention=Abstention(s < threshold, s, threshold)) for p, s in zip(predictions, scores, strict=True)]
+
+
+def fit_abstention(answers: Sequence[Prediction], *, epsilon: float, delta: float, form: Form, expected: np.ndarray) -> RiskGuarantee:
+    """The threshold for final answers, from labelled answers on calibration images.
+
+    Args: expected: certainties of other images, from which the rungs of the selective form are chosen.
+    """
+    scores, right = np.array([certainty(p) for p in answers], float), np.array([bool(p.correct) for p in answers])
+    return replace(risk_control.certify(form, scores, right, expected, epsilon, delta), final=True)

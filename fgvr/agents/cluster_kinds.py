@@ -4,14 +4,13 @@ The number of kinds is found. k-means groups the images in 2, 3, ... groups; eac
 variance, and the Bayesian information criterion (Schwarz 1978; for k-means Pelleg and Moore 2000) chooses among them.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fgvr.agents.discover import Discovered, Kind
 from fgvr.knowledge.prototypes import unit
@@ -46,10 +45,8 @@ def cluster_kinds(vectors: np.ndarray, *, scale: float, count: int | None = None
 
 def from_json(plain: Mapping[str, Any]) -> Discovered:
     """What `dataclasses.asdict` and JSON have made of it."""
-    parts: dict[str, Any] = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # as 0.1 wrote it
-    parts |= {name: tuple(parts[name]) for name in ("attributes", "notes")}
-    parts["kinds"] = tuple(map(Kind.of, parts["kinds"]))
-    return Discovered(**parts)
+    as_now = {"complexity_penalty" if name == "price" else name: value for name, value in plain.items()}  # 0.1 called it price
+    return TypeAdapter(Discovered).validate_python(as_now)
 
 
 def name_kinds(found: Discovered, names: Mapping[str, str]) -> Discovered:

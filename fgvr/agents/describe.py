@@ -1,7 +1,5 @@
 """Writes the description of a class from a few of its images (docs/method.md, section 1)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

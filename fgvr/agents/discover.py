@@ -4,14 +4,13 @@ The class list cannot be reached from here. The input is a `PictureSet`: decoded
 model sees only these images and words that models have said before. The number of kinds is found, not given.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fgvr.agents import discover_prompts as ask
 from fgvr.agents import prompts
@@ -47,12 +46,6 @@ class Kind:
     certainty: tuple[float, ...]  # of each of them, in [0, 1]
     votes: int  # pictures that guessed it by themselves
 
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Kind:
-        """From JSON values."""
-        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-        return cls(**given)
-
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
@@ -80,54 +73,39 @@ class _Guesses:
     voters: list[list[int]]
 
 
+@dataclass(frozen=True, eq=False)
 class Discoverer:
     """Asks an MLLM and an encoder about a set of pictures, stage by stage."""
 
-    def __init__(
-        self,
-        mllm: MLLM,
-        encoder: Encoder,
-        *,
-        target: Target,
-        stage: Stage = lambda name, compute: compute(),
-        superclass: str | None = None,
-        shortlist: int = 10,
-        alike: float = 0.95,
-        complexity_penalty: float | None = None,
-        looked_at: int = 12,
-        max_new_tokens: int = 96,
-        mllm_batch: int = 8,
-        encode_batch: int = 32,
-        each: Each = map,
-    ) -> None:
-        """Args:
-        target: names are guessed and judged, or descriptions for a model that knows no names.
-        superclass: given by a person, so that `identify` need not ask.
-        shortlist: guesses judged per image besides its own, the nearest by the encoder.
-        alike: cosine of the text encoder from which two names mean the same.
-        complexity_penalty: nats that a guess must save to stay; None: its code length.
-        looked_at: images shown to `identify`, one by one.
-        """
-        self._mllm, self._encoder, self._stage = mllm, encoder, stage
-        self._target: Target = target
-        self._superclass = superclass
-        self._shortlist, self._alike, self._penalty, self._looked_at = shortlist, alike, complexity_penalty, looked_at
-        self._max_new_tokens, self._mllm_batch, self._encode_batch, self._each = max_new_tokens, mllm_batch, encode_batch, each
+    mllm: MLLM
+    encoder: Encoder
+    _: KW_ONLY
+    target: Target  # names are guessed and judged, or descriptions for a model that knows no names
+    stage: Stage = lambda name, compute: compute()
+    superclass: str | None = None  # given by a person, so that `identify` need not ask
+    shortlist: int = 10  # guesses judged per image besides its own, the nearest by the encoder
+    alike: float = 0.95  # cosine of the text encoder from which two names mean the same
+    complexity_penalty: float | None = None  # nats that a guess must save to stay; None: its code length
+    looked_at: int = 12  # images shown to `identify`, one by one
+    max_new_tokens: int = 96
+    mllm_batch: int = 8
+    encode_batch: int = 32
+    each: Each = map
 
     def __call__(self, picture_set: PictureSet) -> Discovered:
         """The five stages in their order."""
         if not len(picture_set):
             raise FgvrError("there is no picture to discover anything in")
-        identified = self._stage("identify", lambda: self.identify(picture_set))
+        identified = self.stage("identify", lambda: self.identify(picture_set))
         superclass = identified["superclass"]
-        attributes = self._stage("howto", lambda: self.howto(picture_set, superclass))["attributes"]
-        descriptions = self._stage("describe", lambda: self.describe(picture_set, superclass, attributes))
-        guesses = self._stage("guess", lambda: self.guess(picture_set, superclass, descriptions))
-        found = self._stage("postprocess", lambda: self.postprocess(picture_set, superclass, attributes, descriptions, guesses))
+        attributes = self.stage("howto", lambda: self.howto(picture_set, superclass))["attributes"]
+        descriptions = self.stage("describe", lambda: self.describe(picture_set, superclass, attributes))
+        guesses = self.stage("guess", lambda: self.guess(picture_set, superclass, descriptions))
+        found = self.stage("postprocess", lambda: self.postprocess(picture_set, superclass, attributes, descriptions, guesses))
         return Discovered(
             superclass=superclass,
             attributes=tuple(attributes),
-            kinds=tuple(map(Kind.of, found["kinds"])),
+            kinds=TypeAdapter(tuple[Kind, ...]).validate_python(found["kinds"]),
             guesses=found["guesses"],
             complexity_penalty=found["complexity_penalty"],
             notes=self._notes(identified, attributes, descriptions, guesses),
@@ -137,9 +115,9 @@ class Discoverer:
 
     def identify(self, picture_set: PictureSet) -> dict[str, Any]:
         """The superclass that most replies name."""
-        if self._superclass:
-            return {"superclass": self._superclass, "asked": 0, "agreed": 0}
-        numbers = [int(i) for i in np.linspace(0, len(picture_set) - 1, min(self._looked_at, len(picture_set))).round()]
+        if self.superclass:
+            return {"superclass": self.superclass, "asked": 0, "agreed": 0}
+        numbers = [int(i) for i in np.linspace(0, len(picture_set) - 1, min(self.looked_at, len(picture_set))).round()]
         replies = self._ask(picture_set, numbers, [ask.IDENTIFY] * len(numbers), "identify", max_new_tokens=24)
         votes = Counter(kind for reply in replies if (kind := ask.read_kind(reply)))
         if not votes:
@@ -149,22 +127,22 @@ class Discoverer:
 
     def howto(self, picture_set: PictureSet, superclass: str) -> dict[str, Any]:
         """The attributes to look at. An unreadable answer gives none, and descriptions are then asked for without them."""
-        [reply] = self._ask(picture_set, [0], [ask.howto(superclass)], "howto", max_new_tokens=self._max_new_tokens)
+        [reply] = self._ask(picture_set, [0], [ask.howto(superclass)], "howto", max_new_tokens=self.max_new_tokens)
         return {"attributes": list(ask.read_attributes(reply)), "reply": reply}
 
     def describe(self, picture_set: PictureSet, superclass: str, attributes: Sequence[str]) -> list[str]:
         """One description per image; "" where the model said nothing."""
         numbers = range(len(picture_set))
         question = ask.describe(superclass, attributes)
-        replies = self._ask(picture_set, numbers, [question] * len(numbers), "describe", max_new_tokens=self._max_new_tokens)
+        replies = self._ask(picture_set, numbers, [question] * len(numbers), "describe", max_new_tokens=self.max_new_tokens)
         return [" ".join(reply.split()) for reply in replies]
 
     def guess(self, picture_set: PictureSet, superclass: str, descriptions: Sequence[str]) -> list[list[str]]:
         """Names for each image, best first. The guess of a model that knows no names is its description."""
-        if self._target == "description":
+        if self.target == "description":
             return [[text] if text else [] for text in descriptions]
         questions = [ask.guess(superclass, text) for text in descriptions]
-        replies = self._ask(picture_set, range(len(picture_set)), questions, "guess", max_new_tokens=self._max_new_tokens)
+        replies = self._ask(picture_set, range(len(picture_set)), questions, "guess", max_new_tokens=self.max_new_tokens)
         return [list(ask.read_names(reply, superclass)) for reply in replies]
 
     def postprocess(
@@ -180,7 +158,9 @@ class Discoverer:
         if not merged.words:
             raise UnreadableReply(f"not one of {len(picture_set)} pictures was given a name that can be read; the store has the replies")
         nats = self._judge(picture_set, superclass, attributes, merged)
-        penalty = self._penalty if self._penalty is not None else complexity_penalty(len(merged.words), len(picture_set))
+        penalty = (
+            self.complexity_penalty if self.complexity_penalty is not None else complexity_penalty(len(merged.words), len(picture_set))
+        )
         kept = select_mixture(fill(nats), np.array([len(voters) for voters in merged.voters], float), penalty)
         return {"kinds": self._kinds(superclass, descriptions, merged, kept), "guesses": len(merged.words), "complexity_penalty": penalty}
 
@@ -197,7 +177,7 @@ class Discoverer:
                 spelled.setdefault(key, Counter())[text] += 1
         keys = sorted(voters, key=lambda key: (-len(voters[key]), key))
         words = [min(spelled[key], key=lambda text: (-spelled[key][text], text)) for key in keys]
-        leaders = self._leaders(words) if self._target == "name" and words else list(range(len(words)))
+        leaders = self._leaders(words) if self.target == "name" and words else list(range(len(words)))
         groups: dict[int, list[int]] = {}
         for i, leader in enumerate(leaders):
             groups.setdefault(leader, []).append(i)
@@ -214,28 +194,28 @@ class Discoverer:
         for i, vector in enumerate(vectors):
             heads = [j for j in range(i) if leaders[j] == j]
             cosines = vectors[heads] @ vector if heads else np.zeros(0)
-            leaders.append(heads[int(cosines.argmax())] if heads and cosines.max() >= self._alike else i)
+            leaders.append(heads[int(cosines.argmax())] if heads and cosines.max() >= self.alike else i)
         return leaders
 
     def _judge(self, picture_set: PictureSet, superclass: str, attributes: Sequence[str], guesses: _Guesses) -> np.ndarray:
         """(N, M) nats of each guess given each image; NaN where it was not worth asking."""
         vectors = np.concatenate(
-            list(self._each(lambda batch: self._encoder.encode(picture_set(batch)), batches(len(picture_set), self._encode_batch)))
+            list(self.each(lambda batch: self.encoder.encode(picture_set(batch)), batches(len(picture_set), self.encode_batch)))
         )
-        near = np.argsort(-(vectors @ self._encode_text(guesses.words).T), axis=1, kind="stable")[:, : self._shortlist]
+        near = np.argsort(-(vectors @ self._encode_text(guesses.words).T), axis=1, kind="stable")[:, : self.shortlist]
         asked = [set(row.tolist()) for row in near]
         for guess, voters in enumerate(guesses.voters):
             for number in voters:
                 asked[number].add(guess)
-        question = ask.describe(superclass, attributes) if self._target == "description" else ask.name(superclass)
+        question = ask.describe(superclass, attributes) if self.target == "description" else ask.name(superclass)
         nats = np.full((len(picture_set), len(guesses.words)), np.nan)
         options = [sorted(guesses_of) for guesses_of in asked]
 
         def score(batch: Sequence[int]) -> list[Scores]:
             words = [[guesses.words[guess] for guess in options[number]] for number in batch]
-            return self._mllm.score(picture_set(batch), [question] * len(batch), words, system=prompts.SYSTEM)
+            return self.mllm.score(picture_set(batch), [question] * len(batch), words, system=prompts.SYSTEM)
 
-        scored = track(self._each(score, batches(len(picture_set), self._mllm_batch)), "postprocess", len(picture_set), weigh=len)
+        scored = track(self.each(score, batches(len(picture_set), self.mllm_batch)), "postprocess", len(picture_set), weigh=len)
         for number, judged in enumerate(one for some in scored for one in some):
             nats[number, options[number]] = judged.log_likelihoods
         return nats
@@ -243,12 +223,12 @@ class Discoverer:
     def _kinds(self, superclass: str, descriptions: Sequence[str], guesses: _Guesses, kept: Selection) -> list[dict[str, Any]]:
         """The kinds as plain values, the largest first."""
         words = [guesses.words[i] for i in kept.indices]
-        named = ask.short_names(superclass, words) if self._target == "description" else words
+        named = ask.short_names(superclass, words) if self.target == "description" else words
         kinds = []
         for place, (i, name) in enumerate(zip(kept.indices.tolist(), named, strict=True)):
             own = np.flatnonzero(kept.owners == place)
             own = own[np.argsort(-kept.certainty[own], kind="stable")]
-            description = words[place] if self._target == "description" else descriptions[int(own[0])]
+            description = words[place] if self.target == "description" else descriptions[int(own[0])]
             kinds.append(
                 {
                     "name": name,
@@ -268,13 +248,13 @@ class Discoverer:
     ) -> list[str]:
         def reply(batch: Sequence[int]) -> list[str]:
             pictures, asked = picture_set([numbers[i] for i in batch]), [questions[i] for i in batch]
-            return [str(said) for said in self._mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=max_new_tokens)]
+            return [str(said) for said in self.mllm.generate(pictures, asked, system=prompts.SYSTEM, max_new_tokens=max_new_tokens)]
 
-        replies = track(self._each(reply, batches(len(numbers), self._mllm_batch)), stage, len(numbers), weigh=len)
+        replies = track(self.each(reply, batches(len(numbers), self.mllm_batch)), stage, len(numbers), weigh=len)
         return [said for some in replies for said in some]
 
     def _encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return np.concatenate([self._encoder.encode_text([texts[i] for i in batch]) for batch in batches(len(texts), 256)])
+        return np.concatenate([self.encoder.encode_text([texts[i] for i in batch]) for batch in batches(len(texts), 256)])
 
     def _notes(
         self, identified: dict[str, Any], attributes: Sequence[str], descriptions: Sequence[str], guesses: Sequence[Sequence[str]]
@@ -284,7 +264,7 @@ class Discoverer:
             notes.append(f"{identified['agreed']} of {identified['asked']} replies say {identified['superclass']}")
         if not attributes:
             notes.append("howto: the reply was no list, so descriptions were asked for without one")
-        if self._target == "description":
+        if self.target == "description":
             notes.append("guess: this model knows no names, so its guesses are descriptions, and names are what tells these apart")
         for what, count in (
             ("without a description", descriptions.count("")),

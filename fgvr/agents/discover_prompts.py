@@ -1,7 +1,5 @@
 """Prompts for the discovery of class names, and readers of the replies. No function here takes a class list."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Learns rules from System 2's failures: answer as at inference, reflect on the failures, merge the rules, keep those with evidence."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 

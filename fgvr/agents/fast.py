@@ -1,7 +1,5 @@
 """System 1: recognition by retrieval, or by a linear classifier. One encoder batch, matrix products, no MLLM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from fgvr.agents.fusion import Fusion, classifier_of, fuse

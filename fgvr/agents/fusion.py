@@ -5,8 +5,6 @@ RRF(c) = 1 / (60 + rank_image) + 1 / (60 + rank_text); confidence = P(top) + 0.1
 Where no class has words (an encoder without a text side), P and RRF are those of the images alone, and nothing agrees.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

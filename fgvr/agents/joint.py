@@ -5,8 +5,6 @@ The matcher says how likely image and words belong together. Its log-odds, softm
 A class without words keeps System 1's own share, and the matcher divides the others'. See docs/method.md, section 7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 

@@ -3,9 +3,7 @@
 The statistics, the calibrated trigger and the fusion weight are fitted on these answers only.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,34 +57,6 @@ def _counted(results: Sequence[FastResult], prototypes: Prototypes) -> Answers:
     return [replace(result, history=history) for result, history in zip(results, histories, strict=True)], statistics
 
 
-def leave_one_out_slow(
-    results: Sequence[FastResult],
-    prototypes: Prototypes,
-    pictures: Callable[[Sequence[int]], Sequence[Picture]],
-    *,
-    decoder: Decoder,
-    shortlist: Shortlist,
-    target: str,
-    batches: Iterable[Sequence[int]],
-    each: Each = map,
-) -> LeaveOneOutScores:
-    """System 2 on the leave-one-out shortlists, with one MLLM call per support image.
-
-    Args:
-        pictures: opens support images by index.
-        batches: index batches with fixed borders, so that a resumed build repeats the same calls.
-    """
-
-    def answer(batch: Sequence[int]) -> dict[str, dict[str, float]]:
-        owners = [prototypes.ids[prototypes.owners[i]] for i in batch]
-        shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
-        judgements = decoder(pictures(batch), [Question(tuple(options)) for options in shown])
-        judged = zip(batch, shown, judgements, strict=True)
-        return {results[i].sha256: nats(options, judgement.log_likelihoods) for i, options, judgement in judged}
-
-    return LeaveOneOutScores(target, {sha256: found for some in each(answer, batches) for sha256, found in some.items()})
-
-
 def answer_leave_one_out(
     prototypes: Prototypes,
     records: Sequence[ClassRecord],
@@ -99,27 +69,28 @@ def answer_leave_one_out(
     batch: int,
     each: Each = map,
 ) -> tuple[Statistics, LeaveOneOutScores]:
-    """Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it.
+    """Always the default System 1 and its first five: a base must not depend on which job of a sweep happens to build it. System 2 is
+    asked once per support image.
 
     Args: decoder: makes System 2's decoder for a superclass; None = only System 1 answers.
     """
     results, statistics = leave_one_out_fast(prototypes, hashes, fusion=Fusion())
     if decoder is None:
         return statistics, LeaveOneOutScores(target)
-    exemplar = None
+    decode, exemplar = decoder(records[0].superclass), None
     if exemplars:
         exemplar = Exemplars(prototypes.ids, prototypes.owners.tolist(), prototypes.folds.tolist(), lambda i: pictures([i])[0])
-    slow_scores = leave_one_out_slow(
-        results,
-        prototypes,
-        pictures,
-        decoder=decoder(records[0].superclass),
-        shortlist=Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar),
-        target=target,
-        batches=batches(len(hashes), batch),
-        each=each,
-    )
-    return statistics, slow_scores
+    shortlist = Shortlist({record.id: record for record in records}, candidates=5, exemplar=exemplar)
+
+    def answer(batch: Sequence[int]) -> dict[str, dict[str, float]]:
+        owners = [prototypes.ids[prototypes.owners[i]] for i in batch]
+        shown = [shortlist(results[i], own=(owner, int(prototypes.folds[i]))) for i, owner in zip(batch, owners, strict=True)]
+        judgements = decode(pictures(batch), [Question(tuple(options)) for options in shown])
+        judged = zip(batch, shown, judgements, strict=True)
+        return {results[i].sha256: nats(options, judgement.log_likelihoods) for i, options, judgement in judged}
+
+    answered = each(answer, batches(len(hashes), batch))  # with fixed borders, so that a resumed build repeats the same calls
+    return statistics, LeaveOneOutScores(target, {sha256: found for some in answered for sha256, found in some.items()})
 
 
 def fusion_cases(

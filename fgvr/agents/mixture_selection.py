@@ -8,8 +8,6 @@ that remain is the number of kinds, so nobody has to know it.
 Shapes: N images, M hypotheses, K kept.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,12 +5,10 @@ fast answer is not counted, because System 1 would only confirm itself. `prototy
 prototype a small step towards the image. Updates take effect after their batch, in the order of the images.
 """
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -37,14 +35,7 @@ class OnlineUpdate:
     category: str  # counted, or moved
     right: bool = True  # statistics: whether System 1 was
     step: float = 0.0  # prototypes: share of the picture's vector
-    vector: tuple[float, ...] = ()  # prototypes: of the picture
-
-    def to_row(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> OnlineUpdate:
-        return cls(**{**row, "vector": tuple(row["vector"])})
+    vector: Sequence[float] = ()  # prototypes: of the picture
 
 
 class OnlineState:
@@ -80,19 +71,10 @@ class OnlineState:
 class OnlineRetrieval:
     """A `FastThinker` that learns from the answers to its batches. `learn` must follow the call that it gets the answers of."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        prototypes: Prototypes,
-        statistics: Statistics,
-        *,
-        fusion: Fusion,
-        kind: UpdateKind,
-        journal: Callable[[Sequence[OnlineUpdate]], None] | None = None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, prototypes: Prototypes, statistics: Statistics, *, fusion: Fusion, kind: UpdateKind) -> None:
         self._encoder, self._prototypes, self._fusion = encoder, prototypes, fusion
         self.kind: UpdateKind = kind
-        self.journal = journal
+        self.journal: Callable[[Sequence[OnlineUpdate]], object] = lambda updates: None  # hears of updates before they take effect
         self.state = OnlineState(prototypes, statistics)
         self._vectors: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -106,12 +88,11 @@ class OnlineRetrieval:
         return fuse(hashes, similarities, self._prototypes.ids, histories, fusion=self._fusion, temperature=self._prototypes.temperature)
 
     def learn(self, predictions: Sequence[Prediction]) -> None:
-        """Apply the updates that the answers to the last batch teach. The journal has them before they take effect."""
+        """Apply the updates that the answers to the last batch teach."""
         with self._lock:
             updates = [update for p in predictions if (update := self._update(p)) is not None]
             if updates:
-                if self.journal is not None:
-                    self.journal(updates)
+                self.journal(updates)
                 self.state.apply(updates)
 
     def _update(self, p: Prediction) -> OnlineUpdate | None:

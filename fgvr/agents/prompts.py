@@ -5,8 +5,6 @@ or an ADR. The knowledge base records `fingerprint()`, so that an old base is ne
 the image (system turn), and the variable part stands last, so that prefixes can be shared.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping, Sequence
 

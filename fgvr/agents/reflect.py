@@ -1,7 +1,5 @@
 """Reflection on failures: a failure becomes a rule (docs/method.md, section 1). rule_validation.py then tries the proposed rules."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import defaultdict

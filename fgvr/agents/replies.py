@@ -3,8 +3,6 @@
 A reply that names no option is unreadable. System 1's answer then stands, and the report counts the reply.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

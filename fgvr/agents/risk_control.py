@@ -7,8 +7,6 @@ images answered fast. Both use the exact binomial limit of Clopper and Pearson (
 docs/method.md, section 3, has the equations.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -46,7 +44,7 @@ class RiskGuarantee:
         kind = "" if self.held_out else " (leave-one-out estimate, not a promise)"
         if not self.certified:
             needed = least_accepted(0, self.epsilon, self.delta)
-            then = "all answers are withheld" if self.final else "all go slow"
+            then = "all answers are withheld" if self.final else "every image is doubted"
             return f"cannot promise epsilon={self.epsilon:g} with n={self.n} (needs >= {needed} error-free accepted): {then}{kind}"
         fast = "" if self.final else " fast"
         of = f"of all images are answered{fast} and wrong" if self.form == "joint" else f"of the images answered{fast} are wrong"

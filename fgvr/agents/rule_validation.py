@@ -4,8 +4,6 @@ A rule is accepted when the exact sign-flip p of the change in log p(true), corr
 rule must also fix at least as many answers as it breaks, on enough images. The accepted set as a whole must then do no harm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """System 2: the MLLM judges the shortlist. Decoders are restricted to the candidates, so no other answer can occur."""
 
-from __future__ import annotations
-
 import math
 import string
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The target of a calibrated trigger, as people write it. This module imports nothing heavy, because a plan checks targets too."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +16,7 @@ class Target:
     delta: float = 0.1
 
     @classmethod
-    def parse(cls, text: str, key: str = "trigger.target") -> Target:
+    def parse(cls, text: str, key: str = "trigger.target") -> "Target":
         kind, _, value = str(text).partition(":")
         given = f"{key}={text!r}"
         if kind not in ("slow_rate", "precision", "risk"):

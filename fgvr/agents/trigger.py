@@ -4,13 +4,37 @@ A policy maps a batch of System 1's results to decisions. It escalates an image 
 `calibrated` is in calibration.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 
+import numpy as np
+
+from fgvr.errors import FgvrError
+from fgvr.protocols import Trigger
 from fgvr.types import Decision, FastResult
+
+
+def decide(trigger: Trigger, results: Sequence[FastResult]) -> list[Decision]:
+    """One decision per result. Raises FgvrError for anything else, since a trigger may be somebody's own."""
+    found = trigger(results)
+    wrong = [one for one in found if not _is_decision(one)] if isinstance(found, Sequence) else [found]
+    if wrong or len(found) != len(results):
+        said = f"{len(found)} decisions for {len(results)} results" if not wrong else f"{wrong[0]!r:.200}"
+        raise FgvrError(
+            f"the trigger {type(trigger).__module__}.{type(trigger).__qualname__} returned {said}; expected is a list with one "
+            "fgvr.types.Decision per result, whose escalate is a bool, whose score is finite, and whose terms are numbers"
+        )
+    return [one if isinstance(one.escalate, bool) else replace(one, escalate=bool(one.escalate)) for one in found]
+
+
+def _is_decision(one: object) -> bool:
+    if not isinstance(one, Decision) or not isinstance(one.escalate, bool | np.bool_):
+        return False
+    numbers = (one.score, one.threshold, *one.terms.values())
+    return all(isinstance(n, Real) and not math.isnan(n) for n in numbers) and math.isfinite(one.score)
 
 
 class Never:
@@ -31,21 +55,22 @@ class Always:
         return [Decision(True, 0.0, 1.0) for _ in results]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Random:
     """Escalates a fixed share of images, chosen by a hash of their content. It is the floor at equal cost."""
 
     name = "random"
 
-    def __init__(self, *, slow_rate: float, seed: int) -> None:
-        self._slow_rate = slow_rate
-        self._seed = seed
+    slow_rate: float
+    seed: int
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
-        digests = (hashlib.sha256(f"{self._seed}:{result.sha256}".encode()).digest() for result in results)
+        digests = (hashlib.sha256(f"{self.seed}:{result.sha256}".encode()).digest() for result in results)
         scores = [int.from_bytes(digest[:8]) / 2**64 for digest in digests]  # uniform in [0, 1)
-        return [Decision(score < self._slow_rate, score, self._slow_rate) for score in scores]
+        return [Decision(score < self.slow_rate, score, self.slow_rate) for score in scores]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sare:
     """The published rule (arXiv 2603.17729): accept iff p - eta sqrt(ln N / 2 n_c) - alpha H > T, n_c = the class's shots.
 
@@ -54,22 +79,25 @@ class Sare:
 
     name = "sare"
 
-    def __init__(self, *, eta: float, alpha: float, threshold: float, shots: int) -> None:
-        self._eta, self._alpha, self._threshold, self._shots = eta, alpha, threshold, shots
+    eta: float
+    alpha: float
+    threshold: float
+    shots: int
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
         return [self._decide(result) for result in results]
 
     def _decide(self, result: FastResult) -> Decision:
-        doubt = hoeffding(self._shots, max(result.history.total, 2), self._eta)
-        ambiguity = self._alpha * result.entropy
+        doubt = hoeffding(self.shots, max(result.history.total, 2), self.eta)
+        ambiguity = self.alpha * result.entropy
         score = result.confidence - doubt - ambiguity
         # The published comparison is strict: a score equal to T is not accepted.
         return Decision(
-            score <= self._threshold, score, self._threshold, {"confidence": result.confidence, "doubt": -doubt, "entropy": -ambiguity}
+            score <= self.threshold, score, self.threshold, {"confidence": result.confidence, "doubt": -doubt, "entropy": -ambiguity}
         )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Gates:
     """The precursor's gates (docs/method.md, section 3): an image that passes any one of them is answered fast.
 
@@ -79,28 +107,14 @@ class Gates:
 
     name = "gates"
 
-    def __init__(
-        self,
-        *,
-        certain: tuple[float, float],
-        agreed: float,
-        overlap: float,
-        bound: float,
-        close: tuple[float, float],
-        temperature: float,
-        eta: float,
-        alpha: float,
-    ) -> None:
-        """Args:
-        certain: least probability and margin of the first candidate.
-        agreed: least share that either modality gives its own first choice, if both choose the same class.
-        overlap: least probability of the first candidate, if the modalities' first three have a class in common.
-        bound: least lower confidence bound of the class's history.
-        close: least probability and margin, if both modalities choose the same class.
-        temperature: of each modality's own softmax.
-        """
-        self._certain, self._agreed, self._overlap, self._bound, self._close = certain, agreed, overlap, bound, close
-        self._temperature, self._eta, self._alpha = temperature, eta, alpha
+    certain: tuple[float, float]  # least probability and margin of the first candidate
+    agreed: float  # least share that either modality gives its own first choice, if both choose the same class
+    overlap: float  # least probability of the first candidate, if the modalities' first three have a class in common
+    bound: float  # least lower confidence bound of the class's history
+    close: tuple[float, float]  # least probability and margin, if both modalities choose the same class
+    temperature: float  # of each modality's own softmax
+    eta: float
+    alpha: float
 
     def __call__(self, results: Sequence[FastResult]) -> list[Decision]:
         return [self._decide(result) for result in results]
@@ -109,13 +123,13 @@ class Gates:
         p, margin = result.top.probability, result.margin
         agreement = 0.0 if result.agreement else -1.0
         common = 0.0 if _first_three(result, "image_rank") & _first_three(result, "text_rank") else -1.0
-        surest = min(_share(result, "image_score", self._temperature), _share(result, "text_score", self._temperature))
+        surest = min(_share(result, "image_score", self.temperature), _share(result, "text_score", self.temperature))
         slack = {
-            "certain": min(p - self._certain[0], margin - self._certain[1]),
-            "agreed": min(agreement, surest - self._agreed),
-            "overlap": min(common, p - self._overlap),
-            "bound": lower_bound(result, eta=self._eta, alpha=self._alpha) - self._bound,
-            "close": min(agreement, p - self._close[0], margin - self._close[1]),
+            "certain": min(p - self.certain[0], margin - self.certain[1]),
+            "agreed": min(agreement, surest - self.agreed),
+            "overlap": min(common, p - self.overlap),
+            "bound": lower_bound(result, eta=self.eta, alpha=self.alpha) - self.bound,
+            "close": min(agreement, p - self.close[0], margin - self.close[1]),
         }
         score = max(slack.values())
         return Decision(score < 0, score, 0.0, slack)

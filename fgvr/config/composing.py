@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fgvr.config import served
-from fgvr.config.configuration import Config
 from fgvr.config.hydra_tree import composed
 from fgvr.config.overrides import FORMER_VALUES, RENAMED, explain, tidy
 from fgvr.errors import ConfigError, FgvrError, causes
 from fgvr.utils.paths import config_dir
+
+if TYPE_CHECKING:
+    from fgvr.config.configuration import Config
 
 served.register()  # before any configuration is read
 
@@ -38,6 +40,8 @@ def load_config(*overrides: str) -> Config:
 
 def resolved(cfg: DictConfig, words: Sequence[str]) -> Config:
     """What Hydra has composed, checked. Raises ConfigError, RemoteError, and OmegaConf's errors for a value that is missing."""
+    from fgvr.config.configuration import Config  # brings pydantic, which a wrong key does not need
+
     return Config.of(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True), words)  # type: ignore[arg-type]
 
 
@@ -68,6 +72,8 @@ _MOVED = {"fgvr.data.field.open_field": "fgvr.data.benchmarks.open_benchmark"}
 
 def recorded_config(path: Path) -> Config:
     """The `config.yaml` of a run, also of a former version: it lacks keys that came later, and names what has moved since."""
+    from fgvr.config.configuration import Config
+
     run: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
     values = {key: value for key, value in run.items() if key in Config.model_fields}
     values.get("models", {}).setdefault("force", True)  # it has used them already

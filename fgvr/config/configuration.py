@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
@@ -28,7 +28,7 @@ from fgvr.config.fields import (
     needed,
     spelled,
 )
-from fgvr.config.groups import Group
+from fgvr.config.group import Group
 from fgvr.config.overrides import REFUSED
 from fgvr.errors import ConfigError
 from fgvr.utils.files import short_hash
@@ -133,7 +133,7 @@ class Config(Group):
     @property
     def trigger_name(self) -> str:
         """What reports call the trigger."""
-        return getattr(locate(self.trigger.factory), "name", self.trigger.factory)
+        return str(getattr(locate(self.trigger.factory, "trigger"), "name", self.trigger.factory))
 
     @property
     def asks_mllm(self) -> bool:
@@ -158,61 +158,43 @@ class Config(Group):
     # --- what values mean together -------------------------------------------------------------------------------------------
 
     @model_validator(mode="after")
-    def _trigger_fits_mode(self) -> Config:
-        if self.pinned_trigger and (given := self.trigger_name) != self.pinned_trigger:
-            raise complaint(
-                f"mode={self.mode} means trigger={self.pinned_trigger}, but trigger={given} was given; write mode=evaluate trigger={given}"
-            )
-        if self.mode in _UNLABELLED and self.trigger_name == "oracle":
-            raise complaint(ORACLE)
+    def _agrees_with_itself(self) -> Config:
+        for contradiction in self._contradictions():
+            raise complaint(contradiction)
         return self
 
-    @model_validator(mode="after")
-    def _models_fit_images(self) -> Config:
-        """The shipped tiny models have learned rendered birds and nothing else; a replay asks no model."""
+    def _contradictions(self) -> Iterator[str]:
+        """Each with the way out. The first one is told."""
+        if self.pinned_trigger and (given := self.trigger_name) != self.pinned_trigger:
+            pinned = f"mode={self.mode} means trigger={self.pinned_trigger}"
+            yield f"{pinned}, but trigger={given} was given; write mode=evaluate trigger={given}"
+        if self.mode in _UNLABELLED and self.trigger_name == "oracle":
+            yield ORACLE
+        # The shipped tiny models have learned rendered birds and nothing else; a replay asks no model.
         tiny = [role for role in ("encoder", "mllm") if self.models[role].source == "tiny"]
         if tiny and not self.models.force and self.dataset.factory != _RENDERED and self.mode not in _NO_ANSWERS:
-            raise complaint(
+            yield (
                 f"models=tiny ({' and '.join(tiny)}) knows rendered birds only, and dataset={self.dataset.name or 'folder'} holds other "
                 "images: write models=photos, or models.force=true to see meaningless answers"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _somebody_answers(self) -> Config:
         if self.mode == "slowonly" and self.slow.decoder == "none":
-            raise complaint("mode=slowonly asks System 2 about every image, and slow=none has none: choose an MLLM, or write mode=fastonly")
-        return self
-
-    @model_validator(mode="after")
-    def _learning_is_possible(self) -> Config:
-        if self.learning and self.trigger.guarantees_risk:
-            raise complaint(
-                f"online={self.online} changes System 1 while it runs, so no risk can be promised: write online=off, or another target"
-            )
-        if self.learning and self.trigger.abstain:
-            raise complaint("what a run learns changes its answers, so no risk of theirs can be promised: write online=off")
-        if self.learning and self.fusion.classifier == "linear":
-            raise complaint(f"online={self.online} learns prototypes and their histories: write online=off, or fusion=prototypes")
-        if self.learning and self.fusion.joint:
-            raise complaint(
-                f"online={self.online} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _workers_can_do_it(self) -> Config:
-        if self.mode in _ALONE and self.engine.name == "ray":
-            raise complaint(f"mode={self.mode} asks its models itself, without workers: write engine=local")
-        if self.learning and self.engine.name == "ray":
-            raise complaint(f"online={self.online} learns from one image after the other, which workers cannot share: write engine=local")
-        return self
-
-    @model_validator(mode="after")
-    def _weight_can_be_fitted(self) -> Config:
+            yield "mode=slowonly asks System 2 about every image, and slow=none has none: choose an MLLM, or write mode=fastonly"
         if self.slow.weight == "fitted" and self.slow.answer_fusion == "log_linear" and not self.knowledge.leave_one_out:
-            raise complaint("slow.weight=fitted is fitted on what knowledge.leave_one_out=false leaves out; write slow.weight=0.5, say")
-        return self
+            yield "slow.weight=fitted is fitted on what knowledge.leave_one_out=false leaves out; write slow.weight=0.5, say"
+        if self.mode in _ALONE and self.engine.name == "ray":
+            yield f"mode={self.mode} asks its models itself, without workers: write engine=local"
+        if not self.learning:
+            return
+        if self.trigger.guarantees_risk:
+            yield f"online={self.online} changes System 1 while it runs, so no risk can be promised: write online=off, or another target"
+        if self.trigger.abstain:
+            yield "what a run learns changes its answers, so no risk of theirs can be promised: write online=off"
+        if self.fusion.classifier == "linear":
+            yield f"online={self.online} learns prototypes and their histories: write online=off, or fusion=prototypes"
+        if self.fusion.joint:
+            yield f"online={self.online} learns prototypes and histories of retrieval alone: write online=off, or fusion=prototypes"
+        if self.engine.name == "ray":
+            yield f"online={self.online} learns from one image after the other, which workers cannot share: write engine=local"
 
 
 def _complaint(error: ErrorDetails, values: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ def names(tree: Path) -> list[str]:
     return sorted(name for name, _, _ in _rows(tree))
 
 
+@cache
 def register() -> None:
-    """Make them known to Hydra."""
+    """Make them known to Hydra in this process. Only where one is asked for: it takes as long as reading ten files."""
     from hydra.core.config_store import ConfigStore
 
     for name, dataset, paper in _rows(config_dir()):
@@ -34,6 +35,8 @@ def register() -> None:
 
 def _rows(tree: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(option, dataset, what holds for all of this paper)."""
+    import tomllib  # later than a plan needs it
+
     file = tree / TABLE
     papers = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for paper, about in papers.items():

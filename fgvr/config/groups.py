@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fgvr.agents.targets import Target
 from fgvr.config.fields import (
@@ -33,49 +33,12 @@ from fgvr.config.fields import (
     judged,
     satisfies,
 )
+from fgvr.config.group import Group, Leaf
 from fgvr.runtime import allocator
 from fgvr.runtime.budget import parse_budget
 from fgvr.runtime.devices import device_names
 from fgvr.runtime.pressure import MonitorSettings
 from fgvr.types.memory import ROLES, Role
-
-
-class Group(BaseModel):
-    """Keys of one section; they are read as attributes, or as `group["key"]`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
-
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
-
-    def __contains__(self, key: object) -> bool:
-        """Whether the configuration has this key; many exist only with some options."""
-        return key in self.model_fields_set
-
-    def to_dict(self) -> dict[str, Any]:
-        """As dicts and lists, keys that no option brought left out."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
-
-
-def to_dict(value: Any) -> Any:
-    """Of a group; any other value stays as it is."""
-    return value.to_dict() if isinstance(value, Group) else value
-
-
-class Leaf(Group):
-    """What one object is made from: `factory` is the dotted name of what makes it, all other keys are its arguments.
-
-    A factory of somebody else may take keys that are unknown here.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    factory: Text = Field(alias="_target_")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {key: value for key, value in self.to_dict().items() if key != "_target_"}
-
 
 # --- files, logs -------------------------------------------------------------------------------------------------------------
 

@@ -52,14 +52,19 @@ _NO_NAME = re.compile(r"null|true|false|[-+.\d]+", re.IGNORECASE)  # what Hydra 
 
 
 def groups(tree: Path | None = None) -> dict[str, list[str]]:
-    """Every config group with its options, `models/mllm` style; read from file names and the table of experiments, so it costs nothing."""
+    """Every config group with its options, `models/mllm` style; read from file names and the table of experiments."""
     tree = tree or config_dir()
-    found: dict[str, list[str]] = {}
-    for file in sorted(tree.glob("*/**/*.yaml")):
-        found.setdefault(file.parent.relative_to(tree).as_posix(), []).append(file.stem)
+    found = _folders(tree)
     if listed := experiments.names(tree):
         found["experiment"] = listed
     return dict(sorted(found.items()))
+
+
+def _folders(tree: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for file in sorted(tree.glob("*/**/*.yaml")):
+        found.setdefault(file.parent.relative_to(tree).as_posix(), []).append(file.stem)
+    return found
 
 
 # --- before Hydra ------------------------------------------------------------------------------------------------------------
@@ -70,7 +75,7 @@ def tidy(words: Sequence[str], tree: Path | None = None, *, sweep: bool = False)
 
     Args: sweep: a comma separates values, except in the name of a file or folder that exists, and between quotes.
     """
-    known = groups(tree)
+    known = _folders(tree or config_dir()) | {"experiment": []}  # whose names are in a table, and not needed here
     words = [_tidy(word, before, known, sweep) for before, word in zip(["", *words], words, strict=False)]
     return [*words, *(implied(words) if tree is None else ())]
 

@@ -1,7 +1,5 @@
 """What published archives are made of: lists, tables and MATLAB files below one root, read with errors that name file and line."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging
@@ -11,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgvr.data.streams.formats import Fault, Shard
+from fgvr.data.streams.parquet import Parquet
 from fgvr.errors import DatasetError
 from fgvr.utils.files import file_lock, read_json, write_json
 from fgvr.utils.images import IMAGE_SUFFIXES
@@ -71,18 +71,18 @@ class Archive:
             raise DatasetError(f"{self.root / path} cannot be read as text: {error}") from error
         return ((f"{path}, line {number}", line) for number, line in enumerate(content, 1) if line.strip())
 
-    def words(self, path: str, count: int, separator: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    def words(self, path: str, count: int) -> Iterator[tuple[str, list[str]]]:
         """(where, words) of each line, cut into `count` words; a line with fewer is a DatasetError."""
         for where, line in self.lines(path):
-            words = line.split(separator, count - 1)
+            words = line.split(None, count - 1)
             if len(words) < count:
                 raise DatasetError(f"{self.root}: {where}: {line!r} should have {count} words; extract the file again")
             yield where, words
 
-    def pairs(self, path: str, separator: str | None = None) -> dict[str, str]:
+    def pairs(self, path: str) -> dict[str, str]:
         """A two-column list as a dictionary; a first word that comes twice is a DatasetError."""
         found: dict[str, str] = {}
-        for where, (key, value) in self.words(path, 2, separator):
+        for where, (key, value) in self.words(path, 2):
             if key in found:
                 raise DatasetError(f"{self.root}: {where}: {key} is listed a second time")
             found[key] = value.strip()
@@ -147,7 +147,6 @@ class Archive:
 log = logging.getLogger(__name__)
 
 FOLDER, INDEX = "unpacked", "index.json"
-_BATCH = 64
 
 
 def read_parquet(archive: Archive) -> Contents:
@@ -176,43 +175,19 @@ def _unpack(archive: Archive) -> None:
     files: list[tuple[str, int]] = []
     names: list[str] = []
     for part in ("train", "test"):
+        (partial / part).mkdir(parents=True)
         found = sorted((archive.root / "data").glob(f"{part}-*.parquet"))
         if not found:
             raise DatasetError(f"{archive.root} lacks data/{part}-*.parquet")
         for path in found:
-            names = names or _class_names(path)
-            files += _unpack_file(path, partial, part, len(files))
+            table = Parquet(path)
+            names = names or list(table.columns(path)[1])
+            if not names:
+                raise DatasetError(f"{path} does not say what its labels mean (no class names in its description); take another copy")
+            for number, row in enumerate(track(table.rows(Shard(path.name, path)), path.name)):
+                if isinstance(row, Fault):
+                    raise DatasetError(f"{path}, row {number}: no picture in it that can be used: it {row.reason}")
+                files.append((f"{part}/{len(files):06d}.jpg", names.index(str(row.label))))
+                (partial / files[-1][0]).write_bytes(row.data)
     write_json(partial / INDEX, {"schema": 1, "names": names, "files": files})
     partial.rename(archive.root / FOLDER)
-
-
-def _unpack_file(path: Path, folder: Path, part: str, start: int) -> list[tuple[str, int]]:
-    """(file below `folder`, label) of each row, written out a batch at a time."""
-    from pyarrow.parquet import ParquetFile
-
-    source = ParquetFile(path)
-    if missing := {"image", "label"} - set(source.schema_arrow.names):
-        raise DatasetError(f"{path} has no column {' or '.join(sorted(missing))}")
-    (folder / part).mkdir(parents=True, exist_ok=True)
-    files: list[tuple[str, int]] = []
-    batches = source.iter_batches(_BATCH, columns=["image", "label"])
-    for batch in track(batches, path.name, -(-source.metadata.num_rows // _BATCH)):
-        for row in batch.to_pylist():
-            image = row["image"]
-            content = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(content, bytes):
-                raise DatasetError(f"{path}, row {len(files)}: no picture in it, only {str(image)[:80]}")
-            name = f"{part}/{start + len(files):06d}.jpg"
-            (folder / name).write_bytes(content)
-            files.append((name, int(row["label"])))
-    return files
-
-
-def _class_names(path: Path) -> list[str]:
-    from pyarrow.parquet import read_schema
-
-    description = (read_schema(path).metadata or {}).get(b"huggingface", b"{}")
-    names = json.loads(description).get("info", {}).get("features", {}).get("label", {}).get("names")
-    if not names:
-        raise DatasetError(f"{path} does not say what its labels mean (no class names in its description); take another copy")
-    return [str(name) for name in names]

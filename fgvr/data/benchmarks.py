@@ -3,10 +3,9 @@
 `BENCHMARKS` is the table (benchmarks.toml); `open_benchmark` is what `dataset=cub200` and the others call.
 """
 
-from __future__ import annotations
-
 import csv
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +14,10 @@ from typing import Any
 
 from fgvr.data import layouts
 from fgvr.data.archives import Archive, Contents
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Catalog, Listing
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import Inspector, describe_bad_images
 from fgvr.data.layouts import Reader
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES, Listing
 from fgvr.data.splits import OnBadImage, Shots, SplitRequest, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
@@ -108,8 +106,8 @@ def open_benchmark(
         listing, world = apply_split_file(listing, path, known.pictures), path.stem
     inspector = Inspector(base, cache_dir=cache_dir, strict=on_bad_image == "error")
     split = split_few_shot(listing, inspector, request, notes)
-    bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    notes.extend(filter(None, [describe_bad_images(bad)]))
+    bad = inspector.bad_images
+    notes += describe_bad_images(bad)
     figures = known.figures if split_file is None else None
     return Dataset(
         name, world, listing.catalog, known.superclass, split, base, tuple(notes), bad, listing, figures, inspector.seen, known.page
@@ -178,16 +176,8 @@ def spoken(own: str) -> str:
     """An archive's name as people write it: `ApplyEyeMakeup` -> `apply eye makeup`, `/c/church/indoor` -> `indoor church`."""
     if own.startswith("/"):
         return " ".join(reversed(own.split("/")[2:])).replace("_", " ")
-    words = [word for part in plain_name(own).split() for word in _camel(part)]
-    return " ".join(words)
-
-
-def _camel(word: str) -> list[str]:
-    """`SeaLake` -> sea, lake; a word with one capital, or none, or with digits, stays as it is."""
-    cuts = [i for i in range(1, len(word)) if word[i].isupper() and word[i - 1].islower()]
-    if not cuts or not word.isalpha():
-        return [word]
-    return [word[a:b].lower() for a, b in zip([0, *cuts], [*cuts, len(word)], strict=True)]
+    inner = re.compile("(?<=[a-z])(?=[A-Z])")  # a word with one capital, or none, or with digits, stays as it is
+    return " ".join(inner.sub(" ", word).lower() if word.isalpha() and inner.search(word) else word for word in plain_name(own).split())
 
 
 def _known(name: str) -> BenchmarkDataset:

@@ -3,8 +3,6 @@
 Randomness comes only from the generator it is given, in a fixed order: the shipped models and every recorded figure depend on its pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

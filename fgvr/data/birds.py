@@ -5,8 +5,6 @@ Pictures are 112 x 112 RGB with heavy nuisance (pose, background, occlusion, lig
 nothing touches a disk, and the attributes of a picture are never written into it.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

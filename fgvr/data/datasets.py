@@ -3,8 +3,6 @@
 Nothing but names leaves this file: whatever else a dataset knows about its classes stays out of reach of who writes descriptions.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil
@@ -12,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fgvr.data import birds
-from fgvr.data.catalog import Catalog
-from fgvr.data.folder import BadImage, Inspector, describe_bad_images, read_listing
-from fgvr.data.label_table import TABLE
-from fgvr.data.listing import Listing
+from fgvr.data.catalog import Catalog, Listing
+from fgvr.data.folder import TABLE, BadImage, Inspector, describe_bad_images, read_listing
 from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, choose_shots, leave_out_contradictions, split_few_shot
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Category, Figures, Sample
@@ -91,8 +87,11 @@ def open_folder(
     split = split_few_shot(leave_out_contradictions(listing, inspector, notes), inspector, request, notes)
     for note in notes:
         log.warning("%s: %s", root, note)
-    bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    notes.extend(filter(None, [describe_bad_images(bad)]))
+    used = len(split.support) + len(split.calibration)
+    if listing.official and shots != "all" and used < len(listing.pool):
+        log.info("%d of %d labelled images are used (%s); dataset.shots=all uses all", used, len(listing.pool), request.describe())
+    bad = inspector.bad_images
+    notes += describe_bad_images(bad)
     name = re.sub(r"[^\w.-]+", "_", root.resolve().name) or "folder"
     return Dataset(
         name, printable(root.resolve().name), listing.catalog, superclass, split, root, tuple(notes), bad, listing, seen=inspector.seen
@@ -141,17 +140,14 @@ def open_birds(
     folder = _rendered(world, tuple(genera), counts, user_path(root) / "birds")
     catalog = Catalog(tuple(Category(f"{i:03d}", species.name, "bird") for i, species in enumerate(world.species)))
     pools, bad = _bird_files(folder, catalog, strict=on_bad_image == "error")
-    chosen = (
-        choose_shots(pools["support"], request.shots_of(catalog.ids) or shots, split_seed),
-        [drawn for some in pools["test"].values() for drawn in some],
-        choose_shots(pools["calibration"], calibration, split_seed),
-    )
-    split = Split(*(tuple(_sample(folder, drawn) for drawn in some) for some in chosen))
+    support = choose_shots(pools["support"], request.shots_of(catalog.ids) or shots, split_seed)
+    tests = tuple(sample for some in pools["test"].values() for sample in some)
+    split = Split(support, tests, choose_shots(pools["calibration"], calibration, split_seed))
     notes = []
     if not birds.is_reserved(seed, tuple(genera)):
         shape = f" with genera {[*genera]}" if birds.is_reserved(seed) else ""
         notes.append(f"world {seed}{shape} is not reserved: it may overlap with the training world of models=tiny")
-    return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *filter(None, [describe_bad_images(bad)])), bad)
+    return Dataset("birds", folder.parent.name, catalog, "bird", split, folder, (*notes, *describe_bad_images(bad)), bad)
 
 
 def _photographs(root: Path) -> Path | None:
@@ -201,28 +197,20 @@ def _draw(world: birds.World, settings: Mapping[str, Any], folder: Path) -> None
     partial.rename(folder)
 
 
-class _Drawn(NamedTuple):
-    """A rendered file that is what it was; most are in a pool and never chosen."""
-
-    key: str
-    label: str
-    sha256: str
-
-
 @lru_cache(maxsize=1 << 14)
-def _sample(folder: Path, drawn: _Drawn) -> Sample:
+def _drawn(folder: Path, key: str, label: str, sha256: str) -> Sample:
     """The same one for every job of a sweep: paths take long to make."""
-    return Sample(Path(folder, drawn.key), *drawn)
+    return Sample(Path(folder, key), key, label, sha256)
 
 
-def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[str, dict[str, list[_Drawn]]], tuple[BadImage, ...]]:
+def _bird_files(folder: Path, catalog: Catalog, *, strict: bool) -> tuple[dict[str, dict[str, list[Sample]]], tuple[BadImage, ...]]:
     """Files by role and class, in the order they were drawn, and those that are not what they were."""
-    pools: dict[str, dict[str, list[_Drawn]]] = {role: {id: [] for id in catalog.ids} for role in ("support", "test", "calibration")}
+    pools: dict[str, dict[str, list[Sample]]] = {role: {id: [] for id in catalog.ids} for role in ("support", "test", "calibration")}
     bad: list[BadImage] = []
     root = str(folder)
     for key, row in sorted(read_json(folder / "manifest.json")["files"].items()):
         if file_size(f"{root}/{key}") == row["bytes"]:
-            pools[row["role"]][row["label"]].append(_Drawn(key, row["label"], row["sha256"]))
+            pools[row["role"]][row["label"]].append(_drawn(folder, key, row["label"], row["sha256"]))
         else:
             bad.append(BadImage(key, f"is not the file that was drawn; delete {folder} to draw it again"))
     if bad and strict:

@@ -1,20 +1,18 @@
 """Is a dataset what it should be? Counts, files, class order, and images that stand in two roles; each fault with its cure."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fgvr.data.catalog import Listing, describe_missing_files, missing_files
 from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import NEAR_MOST, by_content_alone, exact_overlaps, near_overlaps
-from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.errors import FgvrError
 from fgvr.store.cache import NoCache
 from fgvr.types import Finding, Sample
-from fgvr.utils.text import normalise_name
+from fgvr.utils.text import normalise_name, some
 
 _SHOWN = 5
 
@@ -47,7 +45,7 @@ def dataset_findings(dataset: Dataset, hashes: PerceptualHash | None = None) -> 
         "classes tested",
         not untested,
         f"{len(dataset.catalog) - len(untested)} of {len(dataset.catalog)}",
-        f"no test image of: {_some(untested)}" if untested else "",
+        f"no test image of: {some(untested, _SHOWN)}" if untested else "",
     )
     for note in () if dataset.listing is None else dataset.listing.notes:
         yield Finding("left aside", True, note)
@@ -99,7 +97,7 @@ def _checksums(dataset: Dataset, expected: Mapping[str, str]) -> Finding:
     """The makers' md5 of each image that was looked at."""
     looked = [sample for sample in dataset.seen if sample.key in expected]
     changed = [s.key for s in looked if hashlib.md5(Path(str(s.image)).read_bytes(), usedforsecurity=False).hexdigest() != expected[s.key]]
-    cure = f"not the published bytes: {_some(changed)}; fetch them again or leave them out" if changed else ""
+    cure = f"not the published bytes: {some(changed, _SHOWN)}; fetch them again or leave them out" if changed else ""
     return Finding("checksums", not changed, f"{len(looked) - len(changed):,} of {len(looked):,} are as published", cure)
 
 
@@ -140,7 +138,7 @@ def _leaks(dataset: Dataset, hashes: PerceptualHash) -> Iterator[Finding]:
     for sample in dataset.seen:
         labels[sample.sha256].setdefault(str(sample.label), sample.key)
     twice = [" and ".join(keys.values()) for keys in labels.values() if len(keys) > 1]
-    cure = f"the same image under two classes: {_some(twice)}; leave one out" if twice else ""
+    cure = f"the same image under two classes: {some(twice, _SHOWN)}; leave one out" if twice else ""
     yield Finding("one class per image", not twice, f"{len(twice)} images in two classes", cure)
 
 
@@ -151,12 +149,8 @@ def _apart(topic: str, tests: Sequence[Sample], learnt: Sequence[Sample], hashes
     looked = not by_content_alone(tests)
     near = [str(overlap) for overlap in near_overlaps(tests, where, learnt, hashes)] if looked else []
     for kind, found in (("exact", exact), ("near", near)):
-        cure = f"take out {_some(found)}; an evaluation does so by itself (evaluation.on_overlap=drop)" if found else ""
+        cure = f"take out {some(found, _SHOWN)}; an evaluation does so by itself (evaluation.on_overlap=drop)" if found else ""
         told = (
             f"{len(found)} {kind} copies" if looked or kind == "exact" else f"not looked for in more than {NEAR_MOST:,} images of a stream"
         )
         yield Finding(f"{topic}, {kind}", not found, told, cure)
-
-
-def _some(words: Sequence[str]) -> str:
-    return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")

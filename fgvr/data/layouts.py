@@ -3,8 +3,6 @@
 Readers believe the archive: nothing is downloaded, guessed or put right here; names for people come from `data.names`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,8 +31,10 @@ def read_dogs120(archive: Archive, partition: int) -> Contents:
     rows = []
     for part in ("train", "test"):
         path = f"{part}_list.mat"
-        files, labels = archive.mat(path, "file_list"), archive.mat(path, "labels")
-        for place, (file, label) in enumerate(_same_length(archive, path, files, labels), 1):
+        files, labels = _listed(archive.mat(path, "file_list")), _listed(archive.mat(path, "labels"))
+        if len(files) != len(labels):
+            raise DatasetError(f"{archive.root / path}: {len(files)} files but {len(labels)} labels; extract it again")
+        for place, (file, label) in enumerate(zip(files, map(int, labels), strict=True), 1):
             synset, _, name = str(file).partition("/")[0].partition("-")
             if classes.setdefault(str(label), f"{synset}-{name}") != f"{synset}-{name}":
                 raise DatasetError(f"{archive.root}: {path}, entry {place}: label {label} is {classes[str(label)]} above and {name} here")
@@ -253,10 +253,3 @@ def _listed(values: Any) -> list[Any]:
 
 def _records(archive: Archive, path: str, name: str) -> list[Any]:
     return _listed(archive.mat(path, name))
-
-
-def _same_length(archive: Archive, path: str, files: Any, labels: Any) -> Iterator[tuple[Any, int]]:
-    files, labels = _listed(files), _listed(labels)
-    if len(files) != len(labels):
-        raise DatasetError(f"{archive.root / path}: {len(files)} files but {len(labels)} labels; extract it again")
-    return ((file, int(label)) for file, label in zip(files, labels, strict=True))

@@ -1,7 +1,5 @@
 """The leak guard: no test image may resemble what is tested was built from. Finds exact copies and near duplicates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -3,8 +3,6 @@
 The table is never changed: what is learned later is another one, so that a base and the images it was built from stay together.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ deviations). Two birds that differ in an eye ring correlate by .997, but differ 
 Mirror images and crops of more than about 5 % are not detected. An image of one plain colour has no hash and is compared by content only.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

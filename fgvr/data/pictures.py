@@ -1,7 +1,5 @@
 """From a file, an image or an array to a Picture: decoded, upright, known by its content."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path

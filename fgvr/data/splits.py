@@ -1,20 +1,17 @@
 """Few-shot splits: the support, calibration and test images of a listing, chosen by hash, so that every machine agrees."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import Catalog, Listing, describe_missing_files, missing_files
 from fgvr.data.folder import Inspector, describe_bad_images
-from fgvr.data.listing import Listing, describe_missing_files, missing_files
 from fgvr.errors import ConfigError, DatasetError
 from fgvr.types import Sample
 from fgvr.utils.files import short_hash
 from fgvr.utils.images import ImageSource
-from fgvr.utils.text import natural
+from fgvr.utils.text import natural, some
 
 ROLES = ("support", "test", "calibration")
 
@@ -29,8 +26,8 @@ class Split:
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
-        held = [(role, some) for role in ROLES if isinstance(some := getattr(self, role), tuple)]
-        for role, sample in ((role, sample) for role, some in held for sample in some):
+        held = [(role, samples) for role in ROLES if isinstance(samples := getattr(self, role), tuple)]
+        for role, sample in ((role, sample) for role, samples in held for sample in samples):
             if sample.key in seen:
                 raise DatasetError(f"{sample.key} is in the {seen[sample.key]} and again in the {role} images; list it once")
             seen[sample.key] = role
@@ -53,19 +50,7 @@ class Split:
         return short_hash(sorted((role, s.key, s.label or "", s.sha256) for role, s in self))
 
 
-class Named(Protocol):
-    """What an image is chosen by."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def label(self) -> str | None: ...
-
-
-S = TypeVar("S", bound=Named)
-
-
-def choose_shots(samples_by_class: Mapping[str, Sequence[S]], shots: int | Mapping[str, int], seed: int) -> tuple[S, ...]:
+def choose_shots(samples_by_class: Mapping[str, Sequence[Sample]], shots: int | Mapping[str, int], seed: int) -> tuple[Sample, ...]:
     """`shots` samples of each class, the same for the same keys and seed in whatever order they come; fewer shots are among more.
 
     Sorted by class, then by rank. Classes with too few samples are a DatasetError that names them.
@@ -87,24 +72,23 @@ def long_tail(ids: Sequence[str], most: int, fewest: int, seed: int) -> dict[str
     return {id: counts[id] for id in ids}
 
 
-def rank(samples: Sequence[S], seed: int) -> list[S]:
+def rank(samples: Sequence[Sample], seed: int) -> list[Sample]:
     """The samples in the order in which they are chosen: by a hash of seed, label and key."""
     return sorted(samples, key=lambda s: sha256(f"{seed}\0{s.label}\0{s.key}".encode("utf-8", "surrogateescape")).digest())
 
 
-def require(samples_by_class: Mapping[str, Sequence[Named]], needed: int | Mapping[str, int], wish: str) -> None:
+def require(samples_by_class: Mapping[str, Sequence[Sample]], needed: int | Mapping[str, int], wish: str) -> None:
     """A DatasetError that names the classes with fewer than `needed` images, when there are any."""
     least = dict.fromkeys(samples_by_class, needed) if isinstance(needed, int) else needed
     counts = {label: len(samples_by_class[label]) for label in sorted(samples_by_class, key=natural)}
     few = {label: count for label, count in counts.items() if count < least[label]}
     if few:
         bounds = sorted({min(least.values()), max(least.values())})
-        raise DatasetError(f"{wish} needs {' to '.join(map(str, bounds))} images of each class; too few: {_some(few)}")
+        raise DatasetError(f"{wish} needs {' to '.join(map(str, bounds))} images of each class; too few: {_counts(few)}")
 
 
-def _some(counts: Mapping[str, int]) -> str:
-    more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
-    return ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10]) + more
+def _counts(counts: Mapping[str, int]) -> str:
+    return some([f"{name} ({count})" for name, count in counts.items()])
 
 
 # --- few-shot splits -----------------------------------------------------------------------------------------------------------
@@ -161,7 +145,7 @@ def split_few_shot(listing: Listing, inspector: Inspector, request: SplitRequest
     try:
         return (_official if listing.official else _seeded)(listing, inspector, request, notes)
     except DatasetError as error:
-        why = describe_missing_files(missing_files(listing)) or describe_bad_images(list(inspector.bad.values())) or "; ".join(notes)
+        why = describe_missing_files(missing_files(listing)) or "; ".join(describe_bad_images(inspector.bad_images) or notes)
         raise DatasetError(f"{error}. {why or 'Add images or ask for fewer'}") from error
 
 
@@ -241,11 +225,10 @@ def shots_taken(
         return taken
     few = {names[label]: count for label, count in taken.items() if count < shots[label]}
     if few:
-        notes.append(f"{request.describe(tested)}: {len(few)} classes have fewer images, of which all are used: {_some(few)}")
+        notes.append(f"{request.describe(tested)}: {len(few)} classes have fewer images, of which all are used: {_counts(few)}")
     single = [name for name, count in few.items() if count == 1]
     if single:
-        told = ", ".join(single[:10]) + (f" and {len(single) - 10} more" if len(single) > 10 else "")
-        notes.append(f"{len(single)} classes have a single support image: a prototype, but no leave-one-out estimate: {told}")
+        notes.append(f"{len(single)} classes have a single support image: a prototype, but no leave-one-out estimate: {some(single)}")
     return {label: min(count, shots[label]) for label, count in taken.items()}
 
 

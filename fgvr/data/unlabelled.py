@@ -4,8 +4,6 @@ Paths often say what a picture shows (`013_Bobolink/0001.jpg`), and so does thei
 `picture_set`: it hands out decoded pictures, sorted by content hash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,10 @@ class Unlabelled:
     passed_over: tuple[str, ...] = ()  # in words, the files that are no images
 
     @property
-    def picture_set(self) -> Pictures:
+    def picture_set(self) -> "Pictures":
         return self.seen_by(lambda sample: open_picture(sample.image))
 
-    def seen_by(self, look: Callable[[Sample], Picture]) -> Pictures:
+    def seen_by(self, look: Callable[[Sample], Picture]) -> "Pictures":
         """The same, the pictures opened by `look`."""
         return Pictures(self.samples, look)
 
@@ -44,8 +42,8 @@ class Unlabelled:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        copies = f"{self.copies} files are copies of others and count once" if self.copies else ""
-        return tuple(filter(None, [copies, *self.passed_over, describe_bad_images(self.bad_images)]))
+        copies = [f"{self.copies} files are copies of others and count once"] if self.copies else []
+        return (*copies, *self.passed_over, *describe_bad_images(self.bad_images))
 
 
 class Pictures:
@@ -74,5 +72,6 @@ def open_unlabelled(root: Path | str, *, cache_dir: Path | None = None) -> Unlab
     once = {sample.sha256: sample for sample in reversed(found)}
     if not once:
         raise DatasetError(f"{root} holds no readable image")
-    bad = tuple(inspector.bad[key] for key in sorted(inspector.bad))
-    return Unlabelled(root, tuple(once[sha256] for sha256 in sorted(once)), bad, len(found) - len(once), tuple(passed_over([root])))
+    return Unlabelled(
+        root, tuple(once[sha256] for sha256 in sorted(once)), inspector.bad_images, len(found) - len(once), tuple(passed_over([root]))
+    )

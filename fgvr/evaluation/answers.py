@@ -1,18 +1,17 @@
-"""`answers.csv`: what a person has answered on a review page, perhaps saved again by a spreadsheet.
+"""`answers.csv`: what a person has answered on a review page, perhaps saved again by a spreadsheet, in place of System 1's guesses.
 
 Columns: `run` (of the page), `image` (as the page calls it), `class_id` and `class_name`. An image is known by its name; a class by its id,
 its name or both. "none of these" has no class id. Rows without class are not answered yet.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fgvr.errors import DatasetError
 from fgvr.evaluation.review_page import Review
-from fgvr.types import UNKNOWN
+from fgvr.types import UNKNOWN, Prediction, SlowResult
 from fgvr.utils.tables import parse_table
 from fgvr.utils.text import nearest, normalise_name, printable
 
@@ -149,3 +148,24 @@ def _text(file: Path) -> str:
         if "\0" not in text:
             return text
     raise DatasetError(f"{file} is no text; download answers.csv once more")
+
+
+def apply_answers(predictions: Sequence[Prediction], answers: Mapping[str, str], names: Mapping[str, str]) -> list[Prediction]:
+    """The predictions with a person's answers in place of System 1's guesses. Predictions without an answer do not change.
+
+    Args: answers: by image, a class id, or `UNKNOWN` for "none of these". names: of the classes, by id.
+    """
+    return [_answered(p, answers[p.image], names) if p.image in answers else p for p in predictions]
+
+
+def _answered(prediction: Prediction, category: str, names: Mapping[str, str]) -> Prediction:
+    if category == UNKNOWN:
+        slow = SlowResult(None, {}, status="unknown")
+        return replace(prediction, category=UNKNOWN, name="unknown", confidence=0.0, by="person", slow=slow, abstention=None)
+    slow = SlowResult(category, {category: 1.0})
+    return replace(prediction, category=category, name=names[category], confidence=1.0, by="person", slow=slow, abstention=None)
+
+
+def waiting(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The escalated predictions that nobody has answered yet, the most doubtful first."""
+    return sorted((p for p in predictions if p.decision.escalate and p.by == "fast"), key=lambda p: (p.decision.score, p.confidence))

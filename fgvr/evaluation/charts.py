@@ -1,7 +1,5 @@
 """Line charts of a report, drawn by templates/chart.html. Colours are CSS classes, so that light and dark both work."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

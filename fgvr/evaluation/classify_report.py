@@ -1,7 +1,5 @@
 """`report.html` of `mode=classify`: how each image got its answer, by System 1, the trigger and System 2, with all reasons."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from fgvr.evaluation import html

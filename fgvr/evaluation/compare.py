@@ -4,8 +4,6 @@ Runs are paired by image content, so a difference is never one of test sets. Sev
 they differ in nothing else.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

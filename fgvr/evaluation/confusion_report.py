@@ -1,7 +1,5 @@
 """Which classes are taken for which, pair by pair: what is known of both, the images that went wrong, and what each system said of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

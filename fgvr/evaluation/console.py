@@ -1,43 +1,46 @@
 """What a person sees on the terminal of a base and of single predictions."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from fgvr.evaluation import prediction_table
+from fgvr.evaluation import records
 from fgvr.evaluation.records import Recorded
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.runtime.counters import Work
+from fgvr.runtime.leased_models import Work
 from fgvr.types import Finding, Prediction
 
 _DETAILED = 3  # images shown with all their reasons; beyond that one line each
 _LISTED = 50  # beyond that a summary: which classes, how often, and where the rest is
 
 
+def facts(title: str, rows: Iterable[tuple[str, str]], bold: str = "") -> Table:
+    """Quantities and their values. Args: bold: the quantity that is looked for first."""
+    table = Table("quantity", Column("value", justify="right"), title=title, title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, value, style="bold" if name == bold else "")
+    return table
+
+
 def knowledge_table(base: KnowledgeBase, work: Work) -> RenderableType:
     """A finished base: what is in it, how well System 1 does on it leave-one-out, what this process had to do for it, where it lies."""
-    table = Table(title=f"knowledge base: {base.origin.dataset} {base.origin.world}", title_justify="left", show_header=False)
-    table.add_column("quantity")
-    table.add_column("value", justify="right")
-    total = int(base.statistics.confusion.sum())
-    table.add_row("classes", f"{len(base.classes)}")
-    table.add_row("support images", f"{len(base.support)} ({base.origin.shots} of each class)")
     failed = f", to be asked for again: {', '.join(base.failed)}" if base.failed else ""
-    table.add_row("descriptions", f"{base.described}{failed}")
-    accepted = sum(rule.status == "accepted" for rule in base.experience)
-    table.add_row("rules", f"{accepted} accepted of {len(base.experience)} tried")
-    if total:
-        table.add_row("System 1, leave-one-out", f"{base.statistics.correct.sum() / total:.3f} of {total}")
-    if base.manifest is not None:
-        table.add_row("built in", f"{base.manifest.seconds:.1f} s")
+    accepted, total = sum(rule.status == "accepted" for rule in base.experience), int(base.statistics.confusion.sum())
     done = f"{work.encoder_forwards} images encoded, {work.mllm_calls} MLLM calls"
-    table.add_row("work done now", done if work.encoder_forwards or work.mllm_calls else "none, all was there")
-    table.add_row("key", base.origin.key)
+    rows = [
+        ("classes", f"{len(base.classes)}"),
+        ("support images", f"{len(base.support)} ({base.origin.shots} of each class)"),
+        ("descriptions", f"{base.described}{failed}"),
+        ("rules", f"{accepted} accepted of {len(base.experience)} tried"),
+        *([("System 1, leave-one-out", f"{base.statistics.correct.sum() / total:.3f} of {total}")] if total else []),
+        *([("built in", f"{base.manifest.seconds:.1f} s")] if base.manifest is not None else []),
+        ("work done now", done if work.encoder_forwards or work.mllm_calls else "none, all was there"),
+        ("key", base.origin.key),
+    ]
+    table = facts(f"knowledge base: {base.origin.dataset} {base.origin.world}", rows)
     return Group(table, Text(str(base.path), no_wrap=True, overflow="ignore"))  # whole, to be copied
 
 
@@ -81,7 +84,7 @@ def _summary(predictions: Sequence[Prediction]) -> list[RenderableType]:
     more = f", {len(ordered) - _LISTED} classes more" if len(ordered) > _LISTED else ""
     lines = [f"{len(predictions):,} images, {unsure.total():,} of them unsure, {len(ordered)} classes{more}"]
     if isinstance(predictions, Recorded) and predictions.folder is not None:
-        lines.append(f"every image: {predictions.folder / prediction_table.FILE}; with all reasons: {predictions.folder}")
+        lines.append(f"every image: {predictions.folder / records.TABLE}; with all reasons: {predictions.folder}")
     return [table, *(Text(line, overflow="fold") for line in lines)]
 
 

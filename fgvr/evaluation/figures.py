@@ -1,7 +1,5 @@
 """An evaluation's figures. Each is computed once from the predictions; the terminal, report.json and the page all read this record."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

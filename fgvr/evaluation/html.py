@@ -1,7 +1,5 @@
 """Pages and drawings are Jinja2 templates (`templates/`), filled in here. Whatever users, models and files say is escaped by the engine."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -23,7 +21,7 @@ def render(template: str, **values: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # here: most commands write no page
 
     made = Environment(

@@ -1,7 +1,5 @@
 """What `mode=memory` and `fgvr memory` show on the terminal. Labels are the names of the figures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The memory history of a run, from the pool's events: how much was in use when, and how often each model came and went."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Scores from arrays: accuracies, confusions, ranking quality. Pure functions; class identity is the class id."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

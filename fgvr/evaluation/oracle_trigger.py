@@ -1,7 +1,5 @@
 """The oracle: what a perfect trigger would have done. Knows both outcomes, so it exists in evaluations only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

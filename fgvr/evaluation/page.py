@@ -1,7 +1,5 @@
 """`report.html` of an evaluation: the words and rows that templates/evaluate.html lays out. The page is whole without its script."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -150,10 +148,10 @@ def _by_class(seen: Outcomes) -> charts.Chart:
 def _numbers(report: RunReport) -> Table:
     figures = report.figures
     rows = [
-        ("System 1, top-5 accuracy", f"{figures.fast_top5:.1%}"),
+        *([("System 1, top-5 accuracy", f"{figures.fast_top5:.1%}")] if len(report.classes) > 5 else []),
         ("Trigger score tells right from wrong (AUROC)", "–" if figures.score_auroc is None else f"{figures.score_auroc:.3f}"),
         ("Expected calibration error (mean gap between confidence and accuracy)", f"{figures.reliability.error:.3f}"),
-        ("Unreadable answers of System 2", f"{figures.unreadable:,}"),
+        *([] if report.alone else [("Unreadable answers of System 2", f"{figures.unreadable:,}")]),
         ("Images skipped", f"{report.skipped:,}"),
         ("Peak device memory", _mib(report.peak_device_bytes)),
         ("Peak main memory of the process", _mib(report.peak_host_bytes)),
@@ -176,6 +174,7 @@ def _scores(report: RunReport) -> Table:
     rows = [
         (f"{known.title} ({known})", f"{value:.1%}", bounds(name, "image_bootstrap"), bounds(name, "class_bootstrap"))
         for name, value in report.protocols.items()
+        if name != "top5" or len(report.classes) > 5
         for known in [scoring_protocols.get(name)]
     ]
     heads = ("Score", "Value", "95%, these classes (image bootstrap)", "95%, new classes of this kind (class bootstrap)")
@@ -240,6 +239,7 @@ def _cost(report: RunReport) -> Table:
         ("System 1", f"{report.n:,}", *work("encoder_forwards"), "", "", *used.get("encoder", ("–", "–"))),
         ("System 2", slow, *work("mllm_calls"), *work("prompt_tokens", "new_tokens"), *used.get("mllm", ("–", "–"))),
     ]
+    rows = rows[: 1 if report.alone else 2]
     if "joint" in used:
         rows.append(("joint encoder", "", "", "", "", "", *used["joint"]))
     calls, tokens = "Forwards or calls", "Prompt / new tokens"

@@ -1,7 +1,5 @@
 """With what a result was made, so that somebody can make it again. Nothing is imported or loaded to find out."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

@@ -1,23 +1,27 @@
-"""Predictions as lines of `predictions.jsonl`, and the arrays that the metrics work on.
+"""Predictions as lines of `predictions.jsonl`, as a table for spreadsheets, and as the arrays that the metrics work on.
 
 A row holds everything that is needed to decide and score again without a model, and the names of the classes it mentions.
 """
 
-from __future__ import annotations
-
+import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from fgvr.errors import DatasetError, StoreError
-from fgvr.types import UNKNOWN, Abstention, Asked, Candidate, Cost, Decision, FastResult, History, Prediction, SlowResult
+from fgvr.errors import DatasetError, ImageError, StoreError
+from fgvr.types import UNKNOWN, Prediction
+from fgvr.utils.files import atomic_write
 from fgvr.utils.lazy import LazySequence
+from fgvr.utils.text import printable
 
 DECIMALS = 6
 """Verdicts are rounded to this many decimals. The evidence for them is written in full, so that a replay computes the same."""
@@ -85,57 +89,28 @@ def _exact(value: float) -> float:
 
 def from_row(row: Mapping[str, Any], classes: Mapping[str, str] | None = None) -> Prediction:
     """The prediction of a row. `classes`: id -> name; by default the names in the row, and in files of 0.1 the ids."""
-    names = classes or row.get("names", {})
-    category, fast, decision, slow, held = str(row["prediction"]), row["fast"], row["decision"], row["slow"], row.get("abstention")
-    if not isinstance(row["label"], str | None):
-        raise TypeError(f"label is {row['label']!r}, not a class id")
-    return Prediction(
-        image=row["image"],
-        sha256=row["sha256"],
-        label=row["label"],
-        category=category,
-        name=names.get(category, row.get("name", "unknown" if category == UNKNOWN else category)),
-        confidence=float(row["confidence"]),
-        by=row["by"],
-        fast=FastResult(
-            sha256=row["sha256"],
-            candidates=tuple(map(_candidate, fast["candidates"])),
-            confidence=float(fast["confidence"]),
-            margin=float(fast["margin"]),
-            entropy=float(fast["entropy"]),
-            agreement=fast["agreement"],
-            history=History(**row["history"]),
-        ),
-        decision=Decision(decision["escalate"], float(decision["score"]), float(decision["threshold"]), _floats(decision["terms"])),
-        slow=None if slow is None else _slow(slow),
-        cost=_cost(row["cost"]),
-        abstention=None if held is None else Abstention(held["withheld"], float(held["score"]), float(held["threshold"])),
-        names=names,
+    names, category = classes or row.get("names", {}), str(row["prediction"])
+    found = _reader().validate_python(
+        {
+            **row,
+            "category": category,
+            "name": names.get(category, row.get("name", "unknown" if category == UNKNOWN else category)),
+            "fast": {**row["fast"], "sha256": row["sha256"], "history": row["history"]},
+            "cost": {"asked": None, **row["cost"]},  # absent in files of 0.1
+            "names": {},
+        }
     )
+    return replace(found, names=names)  # the same ones for all
+
+
+@cache
+def _reader() -> TypeAdapter[Prediction]:
+    return TypeAdapter(Prediction)
 
 
 def as_recorded(prediction: Prediction) -> Prediction:
     """The prediction as a reader of its row sees it: verdicts are rounded, evidence is exact."""
     return replace(from_row(to_row(prediction)), name=prediction.name, names=prediction.names)
-
-
-def _candidate(row: Mapping[str, Any]) -> Candidate:
-    scores = ("probability", "image_score", "text_score", "name_score", "joint_score")
-    return Candidate(**{**row, "category": intern(row["category"]), **{k: None if row[k] is None else float(row[k]) for k in scores}})
-
-
-def _slow(row: Mapping[str, Any]) -> SlowResult:
-    nats = _floats(row.get("log_likelihoods", {}))  # absent in files of 0.1
-    return SlowResult(row["category"], _floats(row["probabilities"]), row["rationale"], tuple(row["rules"]), row["status"], nats)
-
-
-def _cost(row: Mapping[str, Any]) -> Cost:
-    asked = row.get("asked")  # absent in files of 0.1
-    return Cost(**{**row, "seconds": float(row["seconds"]), "asked": None if asked is None else Asked(**asked)})
-
-
-def _floats(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items()}
 
 
 class Recorded(LazySequence[Prediction]):
@@ -147,10 +122,11 @@ class Recorded(LazySequence[Prediction]):
         classes: Mapping[str, str] | None = None,
         made: Mapping[int, Prediction] | None = None,
         folder: Path | None = None,
+        unreadable: Sequence[ImageError] = (),
     ) -> None:
-        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder: of the run."""
+        """Args: made: some of the predictions by their place, `as_recorded`, which need not be read again. folder, unreadable: a run's."""
         super().__init__(len(rows), self._at)
-        self._rows, self._classes, self.folder = rows, classes, folder
+        self._rows, self._classes, self.folder, self.unreadable = rows, classes, folder, unreadable
         self._made = dict(made or {})
 
     def _at(self, i: int) -> Prediction:
@@ -178,8 +154,35 @@ def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Predictio
             try:
                 predictions.append(from_row(json.loads(line), classes))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-                raise StoreError(f"{file}, line {number} is not a prediction: {exc!r}") from exc
+                wrong = "; ".join(f"{e['loc']}: {e['msg']}" for e in exc.errors()) if isinstance(exc, ValidationError) else repr(exc)
+                raise StoreError(f"{file}, line {number} is not a prediction: {wrong}") from exc
     return predictions
+
+
+# --- `predictions.csv`: one line per image, for spreadsheets ------------------------------------------------------------
+
+TABLE = "predictions.csv"
+TOP = 5
+COLUMNS = (
+    "file",
+    "class",
+    "confidence",
+    "by",
+    "unsure",
+    *(f"{part}{place}" for place in range(1, TOP + 1) for part in ("top", "probability")),
+)
+
+
+def write_table(folder: Path, predictions: Iterable[Prediction]) -> Path:
+    """The table of these predictions, in their order."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    for answer in (prediction.to_dict() for prediction in predictions):
+        top = [cell for choice in answer["top"] for cell in (choice["class"], f"{choice['probability']:.4f}")]
+        told = (answer["file"], answer["class"], f"{answer['confidence']:.4f}", answer["by"], "yes" if answer["unsure"] else "no")
+        table.writerow([printable(cell) for cell in (*told, *top, *[""] * (2 * TOP - len(top)))])
+    return atomic_write(folder / TABLE, text.getvalue())
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ A replay gives what a fresh run with those settings would give, or says what is 
 System 2's answer is put together again from the recorded log-likelihoods. What the record cannot say is an error, never a guess.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +12,7 @@ import numpy as np
 from fgvr.agents.answer_fusion import LogLinearFusion
 from fgvr.agents.fusion import Fusion, fuse_recorded
 from fgvr.agents.slow import Judgement, Question, Shortlist, answer
+from fgvr.agents.trigger import decide
 from fgvr.errors import StoreError
 from fgvr.evaluation.oracle_trigger import Oracle
 from fgvr.knowledge.experience import Library
@@ -45,7 +44,7 @@ class Replay:
     def __call__(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Raises StoreError with the number of slow answers that are needed and not recorded."""
         fast = self._fast(predictions)
-        decisions = self.trigger(fast)
+        decisions = decide(self.trigger, fast)
         slow = [self._slow(p, result) if d.escalate else None for p, result, d in zip(predictions, fast, decisions, strict=True)]
         missing = sum(d.escalate and s is None for d, s in zip(decisions, slow, strict=True))
         if missing:

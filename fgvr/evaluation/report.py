@@ -1,20 +1,19 @@
 """An evaluation's report: its file, its page, and a table for the terminal. Each figure is read from the record of `figures.py`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 import fgvr
 from fgvr.errors import StoreError
 from fgvr.evaluation import page, scoring_protocols
+from fgvr.evaluation.console import facts
 from fgvr.evaluation.figures import WORK, RunReport, make_report
 from fgvr.types import Report
 from fgvr.utils.files import atomic_write, read_json
@@ -23,12 +22,6 @@ from fgvr.utils.text import printable
 __all__ = ["FILE", "PAGE", "RunReport", "load", "make_report", "terminal", "to_json", "write"]
 
 FILE, PAGE = "report.json", "report.html"
-
-
-def decode_share(cost: Mapping[str, float]) -> float:
-    """Share of a run's time in which the models waited for pictures to be decoded; 0 where none was recorded."""
-    waited = cost.get("decode_wait", 0.0)
-    return waited / (cost["seconds"] + waited) if waited else 0.0
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
@@ -80,53 +73,48 @@ def load(folder: Path) -> Report:
         raise StoreError(f"no report in {folder}: the evaluation there has not finished; the same command again goes on")
     body = read_json(file)
     try:
-        known = {f.name: body[f.name] for f in fields(Report) if f.name not in ("path", "asked")}
-        low, high = known["top1_interval"]
-        known |= {"top1_interval": (low, high), "notes": tuple(known["notes"]), "path": Path(folder)}
-        return Report(**known, asked=body.get("asked") or {})
-    except (ValueError, KeyError, TypeError) as exc:
+        return TypeAdapter(Report).validate_python({**body, "asked": body.get("asked") or {}, "path": folder})
+    except (ValueError, TypeError, AttributeError) as exc:
         raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
-
-
-def asked_of(report: Report, name: str) -> str:
-    """How much of a kind of work was asked of the models."""
-    return f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
 
 
 def terminal(report: Report) -> RenderableType:
     """Notes, then one table, then where the files lie."""
     figures = report.figures if isinstance(report, RunReport) else None
     intervals = figures.intervals if figures else {"exact": {"image_bootstrap": report.top1_interval}}
-    table = Table(title=f"{report.dataset}, trigger {report.trigger}", title_justify="left", show_header=False)
-    table.add_column("quantity")
-    table.add_column("value", justify="right")
+    rows: list[tuple[str, str]] = []
     for name, value in report.protocols.items():
+        if name == "top5" and len(report.classes) < 6:  # always right
+            continue
         known = scoring_protocols.get(name)
         bounds = "  [{:.3f}, {:.3f}]".format(*intervals[name]["image_bootstrap"]) if name in intervals else ""
-        table.add_row(f"{known.title} ({known})", f"{value:.3f}{bounds}", style="bold" if name == "exact" else "")
-    table.add_row("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else ""))
-    table.add_row("unsure, and nobody has looked again" if report.unsure else "escalated to System 2", f"{report.slow_rate:.1%}")
+        rows.append((f"{known.title} ({known})", f"{value:.3f}{bounds}"))
+    rows.append(("images", f"{report.n}" + (f" (+ {report.skipped} skipped)" if report.skipped else "")))
+    rows.append(("unsure, and nobody has looked again" if report.unsure else "escalated to System 2", f"{report.slow_rate:.1%}"))
     if isinstance(report, RunReport) and (sure := report.sure):
         low, high = sure.interval
-        table.add_row(f"accuracy where it is sure ({sure.images:,} images)", f"{sure.top1:.3f}  [{low:.3f}, {high:.3f}]")
+        rows.append((f"accuracy where it is sure ({sure.images:,} images)", f"{sure.top1:.3f}  [{low:.3f}, {high:.3f}]"))
         at_most = sure.top1 * sure.images / report.n + report.slow_rate
-        table.add_row("accuracy if a person looked at the unsure, at most", f"{at_most:.3f}")
+        rows.append(("accuracy if a person looked at the unsure, at most", f"{at_most:.3f}"))
     if figures and (held := figures.abstention):
-        table.add_row("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; accuracies count their best guesses too)")
-        table.add_row("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}")
+        rows.append(("answers given", f"{held['answered']:.1%} ({held['withheld']} withheld; accuracies count their best guesses too)"))
+        rows.append(("answered and wrong, of all images", f"{held['answered_and_wrong']:.1%}"))
     if figures and figures.unreadable:
-        table.add_row("unreadable answers of System 2", f"{figures.unreadable:,} (System 1's answer stands)")
+        rows.append(("unreadable answers of System 2", f"{figures.unreadable:,} (System 1's answer stands)"))
     if not report.unsure:
-        table.add_row("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}")
+        rows.append(("fixed / broken / unchanged by System 2", f"{report.fixed} / {report.broken} / {report.unchanged}"))
     for name, value in report.cost.items():
         if name == "decode_wait":
-            table.add_row("waiting for pictures to be decoded", f"{decode_share(report.cost):.1%} of the time")
-        elif name in WORK:
-            table.add_row(name.replace("_", " "), f"{asked_of(report, name)} asked, {value:,.0f} computed now")
-        else:
-            table.add_row(name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}")
-    table.add_row("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none")
-    for one in report.devices if isinstance(report, RunReport) else ():
-        table.add_row("device", str(one))
+            share = value / (report.cost["seconds"] + value) if value else 0.0
+            rows.append(("waiting for pictures to be decoded", f"{share:.1%} of the time"))
+        elif name in WORK and (value or report.asked.get(name) != 0):  # no line for a model that took no part
+            asked = f"{report.asked[name]:,.0f}" if name in report.asked else "not recorded"
+            rows.append((name.replace("_", " "), f"{asked} asked, {value:,.0f} computed now"))
+        elif name not in WORK:
+            rows.append((name.replace("_", " "), f"{value:,.1f}" if name == "seconds" else f"{value:,.0f}"))
+    rows.append(("models loaded", ", ".join(f"{role} {n}" for role, n in report.model_loads.items()) or "none"))
+    rows += [("device", str(one)) for one in (report.devices if isinstance(report, RunReport) else ())]
+    exact = scoring_protocols.get("exact")
+    table = facts(f"{report.dataset}, trigger {report.trigger}", rows, bold=f"{exact.title} ({exact})")
     page = Text(f"{report.path}/{PAGE}", no_wrap=True, overflow="ignore")  # whole, to be copied
     return Group(*(Text(note, style="yellow") for note in report.notes), table, page)

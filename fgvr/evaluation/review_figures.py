@@ -1,13 +1,12 @@
 """What a review found: how much a person had to look at, and how right each part of the answers is."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
+from fgvr.evaluation.console import facts
 from fgvr.types import UNKNOWN, Prediction
 
 
@@ -19,7 +18,7 @@ class Part:
     right: float | None
 
     @classmethod
-    def of(cls, predictions: Sequence[Prediction]) -> Part:
+    def of(cls, predictions: Sequence[Prediction]) -> "Part":
         judged = [p.correct for p in predictions if p.correct is not None]
         return cls(len(predictions), sum(judged) / len(judged) if judged else None)
 
@@ -40,7 +39,7 @@ class ReviewFigures:
     fast_and_wrong: float | None  # share of all images that were answered without the person, and wrongly: what a joint risk promises
 
     @classmethod
-    def of(cls, settled: Sequence[Prediction], before: Sequence[Prediction]) -> ReviewFigures:
+    def of(cls, settled: Sequence[Prediction], before: Sequence[Prediction]) -> "ReviewFigures":
         """Args: settled: with the person's answers; before: the run's own, of the same images."""
         without = Part.of([p for p in settled if p.by != "person" and not p.decision.escalate])
         answered = [p for p in settled if p.by == "person"]
@@ -77,14 +76,6 @@ class ReviewFigures:
         ]
 
     def table(self, title: str) -> Table:
-        table = Table(title=title, title_justify="left", show_header=False)
-        table.add_column("quantity")
-        table.add_column("value", justify="right")
-        for name, value in self._rows().items():
-            table.add_row(name, value, style="bold" if name == "all images" else "")
-        return table
-
-    def _rows(self) -> Mapping[str, str]:
         rows = {
             "answered without a person": str(self.without_person),
             "reviewed by a person": f"{self.reviewed:,} ({self.share:.1%} of the images)",
@@ -96,4 +87,4 @@ class ReviewFigures:
         }
         if self.fast_and_wrong is not None:
             rows["answered without a person and wrong, of all images"] = f"{self.fast_and_wrong:.3f}"
-        return rows
+        return facts(title, rows.items(), bold="all images")

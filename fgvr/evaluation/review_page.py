@@ -4,15 +4,14 @@
 are never taken for those to another.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from fgvr.errors import StoreError
 from fgvr.evaluation import html
@@ -42,14 +41,10 @@ class Review:
     base: Path | None  # the knowledge base that the run used
 
     @classmethod
-    def of(cls, doubtful: Sequence[Prediction], classes: Mapping[str, str], base: Path | None) -> Review:
+    def of(cls, doubtful: Sequence[Prediction], classes: Mapping[str, str], base: Path | None) -> "Review":
         """Args: doubtful: all that a person may be asked about, most doubtful first."""
         images = {p.image: p.sha256 for p in doubtful}
         return cls("review-" + short_hash([list(images.items()), list(classes.items())]), images, classes, base)
-
-    def to_json(self) -> dict[str, Any]:
-        base = None if self.base is None else str(self.base)
-        return {"schema": 1, "run": self.run, "base": base, "classes": dict(self.classes), "images": dict(self.images)}
 
 
 def read(folder: Path) -> Review:
@@ -59,9 +54,8 @@ def read(folder: Path) -> Review:
         raise StoreError(f"{folder} holds no {FILE}: only a run with slow=person asks a person; make it again with slow=person")
     body = read_json(file)
     try:
-        base = None if body["base"] is None else Path(body["base"])
-        return Review(str(body["run"]), dict(body["images"]), dict(body["classes"]), base)
-    except (KeyError, TypeError, ValueError) as error:
+        return TypeAdapter(Review).validate_python(body)
+    except ValueError as error:
         raise StoreError(f"{file} is not a review of this version ({error!r}); make the run again with run.fresh=true") from error
 
 
@@ -69,7 +63,7 @@ def write(review: Review, page: str, folder: Path) -> None:
     """Both files, the page first. `page`: what `render` made."""
     atomic_write(folder / PAGE, printable(page))
     # As the file system has the names: bytes that are no UTF-8 are escaped, and read back as they were.
-    atomic_write(folder / FILE, json.dumps(review.to_json(), indent=1) + "\n")
+    atomic_write(folder / FILE, json.dumps({"schema": 1, **asdict(review)}, indent=1, default=str) + "\n")
 
 
 def render(

@@ -4,8 +4,6 @@ A router orders images by a score and escalates the lowest first. With f, s in {
 gives accuracy (sum f + sum over E of (s - f)) / n. A router is better the earlier it meets the images with s - f = 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,12 +50,6 @@ def gap_share(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray)
     floor = chance(fast_right, slow_right).area
     gap = oracle(fast_right, slow_right).area - floor
     return (curve(fast_right, slow_right, score).area - floor) / gap if gap > 0 else float("nan")
-
-
-def recovered(fast_right: np.ndarray, slow_right: np.ndarray, score: np.ndarray, rate: float) -> float:
-    """Share of (slow - fast) accuracy already there at a slow rate; random recovers `rate`. nan when they are equally good."""
-    fast, slow = float(np.mean(fast_right)), float(np.mean(slow_right))
-    return (curve(fast_right, slow_right, score).at(rate) - fast) / (slow - fast) if slow != fast else float("nan")
 
 
 REVIEWED = (0.05, 0.1, 0.2, 0.3, 0.5)

@@ -7,8 +7,6 @@ many wrong answers each of them accepts. Definitions as published: FineR's utils
 FOCI (multiple_choice), the public SARE code's `is_similar` (sare_fuzzy).
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,9 +44,6 @@ class Protocol:
     accepts: Callable[[str, str], bool] | None = None
     encoder: bool = False  # `measure` also takes Sentences
     by_class: bool = False
-
-    def score(self, outcomes: Outcomes, *sentences: Sentences) -> float:
-        return self.scored(self.measure(outcomes, *sentences), outcomes.labels)
 
     def scored(self, measured: np.ndarray | float, labels: np.ndarray) -> float:
         """The score of what was measured."""

@@ -3,8 +3,6 @@
 A step is the number of images answered so far. A resumed run drops the steps beyond what was saved and goes on from there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

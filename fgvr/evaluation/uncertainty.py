@@ -1,7 +1,5 @@
 """How far a score may be trusted. Each interval says what it is over: these images, new classes, new seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,7 +22,8 @@ def image_bootstraps(scores: Sequence[Score], n: int, *, level: float = 0.95, dr
     rng, block = np.random.default_rng(seed), max(1, _BLOCK // n)
     drawn = (rng.integers(0, n, (min(block, draws - start), n)) for start in range(0, draws, block))
     parts = [[score(places) for score in scores] for places in drawn]
-    return [_percentiles(np.concatenate(found), level) for found in zip(*parts, strict=True)]
+    bounds = [np.quantile(np.concatenate(found), [0.5 - level / 2, 0.5 + level / 2]) for found in zip(*parts, strict=True)]
+    return [(float(low), float(high)) for low, high in bounds]
 
 
 def mean_of(values: np.ndarray) -> Score:
@@ -88,8 +87,3 @@ def _by_class(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
     """(sums, sizes) of each class."""
     _, member = np.unique(labels, return_inverse=True)
     return np.bincount(member, weights=values), np.bincount(member).astype(float)
-
-
-def _percentiles(found: np.ndarray, level: float) -> Interval:
-    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)

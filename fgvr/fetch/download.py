@@ -1,7 +1,5 @@
 """One file over HTTP: resumed where an earlier attempt stopped, and compared with its published hash before anybody reads it."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import ssl

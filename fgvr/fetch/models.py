@@ -1,7 +1,5 @@
 """Model folders from the Hugging Face hub, in huggingface_hub's cache. Large files are resumed and verified."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Published data sets from where their publishers serve them: addresses and hashes in published.toml, unpacked into the data set's root."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tarfile

@@ -3,8 +3,6 @@
 The manifest is written last, so its presence means that the base is complete. Readers verify every file against the manifest.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -98,7 +96,7 @@ class KnowledgeBase:
             f"{self.described} described, {len(self.experience)} rules, {self.path})"
         )
 
-    def save(self, folder: Path, *, created: str, seconds: float) -> KnowledgeBase:
+    def save(self, folder: Path, *, created: str, seconds: float) -> "KnowledgeBase":
         """Write every file, the manifest last. Returns the base as it now stands in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         _save_prototypes(folder / PROTOTYPES, self.prototypes, self.statistics)

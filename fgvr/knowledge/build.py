@@ -4,8 +4,6 @@ The work happens in a sibling `.partial` folder. Its journal keeps each finished
 batch. The folder is renamed when it is complete, so readers never see half a base.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -17,14 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import ImageOps
+from PIL.Image import Image
 
 from fgvr.knowledge.base import MANIFEST, KnowledgeBase, Origin, Support, is_complete
 from fgvr.knowledge.classes import ClassRecord, DescribeRequest, Description
 from fgvr.knowledge.prototypes import Prototypes, halves, unit
 from fgvr.knowledge.statistics import LeaveOneOutScores, Statistics
-from fgvr.knowledge.views import views
 from fgvr.protocols import Each, Encoder, reads_text
 from fgvr.types import Category, Experience, Picture, Sample
 from fgvr.utils.batches import batches
@@ -244,3 +244,37 @@ def _swap(partial: Path, folder: Path) -> None:
     if old.exists():
         shutil.rmtree(old)
     log.info("knowledge base complete: %s", folder)
+
+
+# --- views of a support image, whose vectors are averaged: itself, its mirror image, its middle 85 %, and that mirrored ---------------
+
+_MIDDLE = 0.85  # of each side
+
+
+class View(Picture):
+    """A view of another picture, made when somebody looks; it travels to other processes as that picture does."""
+
+    __slots__ = ("_number", "_of")
+
+    _of: Picture
+    _number: int
+
+    def __init__(self, of: Picture, number: int) -> None:
+        mark = f"#view{number}"
+        for name, value in (("_of", of), ("_number", number), ("sha256", of.sha256 + mark), ("content", of.content + mark)):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return View, (self._of, self._number)
+
+    @property
+    def image(self) -> Image:  # pyright: ignore[reportIncompatibleVariableOverride]
+        whole = self._of.image
+        dx, dy = (round(side * (1 - _MIDDLE) / 2) for side in whole.size)
+        shown = whole.crop((dx, dy, whole.width - dx, whole.height - dy)) if self._number >= 2 else whole
+        return ImageOps.mirror(shown) if self._number % 2 else shown
+
+
+def views(picture: Picture, count: int) -> list[Picture]:
+    """The first `count` views, the image itself first. Each has a hash of its own, so that its vector is cached under its own key."""
+    return [picture, *(View(picture, number) for number in range(1, count))]

@@ -1,8 +1,6 @@
 """A base with one class more, or one less: what did not change is taken over as it is, so that removing what was added gives back the
 former base, byte for byte. Only matrix rows; no models, no files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

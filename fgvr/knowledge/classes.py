@@ -1,7 +1,5 @@
 """Descriptions of classes. The MLLM writes them from images, never from a dataset's attribute tables."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

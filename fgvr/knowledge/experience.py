@@ -1,7 +1,5 @@
 """The experience library at inference: it recalls the rules about the candidates at hand (docs/method.md, section 1)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 from fgvr.types import Experience

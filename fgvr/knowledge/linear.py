@@ -9,8 +9,6 @@ Scores have the scale of the prototypes' cosines. Divided by the base's temperat
 is fitted on images that were left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A knowledge base where it belongs: opened, or built there."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace

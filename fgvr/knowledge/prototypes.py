@@ -4,8 +4,6 @@ Shapes: C classes, N support images, B queries, d the encoder's width. Rows are 
 row, so that a failed description never scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What both systems answer leave-one-out on the support images: System 1's counts per class (no bounds), and System 2's log-likelihoods."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +16,7 @@ class Statistics:
     confusion: np.ndarray  # (C, C) int64, rows = truth, columns = predicted
 
     @classmethod
-    def count(cls, ids: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> Statistics:
+    def count(cls, ids: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> "Statistics":
         """From class indices (N,) of truth and leave-one-out prediction."""
         confusion = np.zeros((len(ids), len(ids)), np.int64)
         np.add.at(confusion, (truth, predicted), 1)

@@ -5,6 +5,7 @@ The one table of modes is here. It names functions and imports none, so that a p
 
 from __future__ import annotations
 
+import gc
 import pkgutil
 from typing import Any
 
@@ -52,6 +53,9 @@ def begin(config: Config) -> None:
     from fgvr.runtime.loaders import libraries
     from fgvr.utils.logging import own_terminal, setup_logging
 
+    if not gc.isenabled():  # `fgvr.cli.program` has stopped it for the start
+        gc.freeze()
+        gc.enable()
     own_terminal()
     libraries.freeze_after_imports()
     setup_logging(level=config.logging.level, quiet=config.logging.quiet)

@@ -13,6 +13,7 @@ from fgvr.agents.experience_learning import ExperienceLearner, LearningReport
 from fgvr.agents.reflect import Reflector
 from fgvr.agents.rule_validation import AcceptanceCriteria, Example
 from fgvr.agents.slow import Question, Shortlist
+from fgvr.agents.trigger import decide
 from fgvr.evaluation.console import knowledge_table
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
@@ -67,7 +68,7 @@ def learn_experience(session: Session) -> tuple[KnowledgeBase, LearningReport]:
 def _learn(session: Session) -> LearningReport:
     config, base = session.config, session.knowledge
     superclass, (results, _) = base.classes[0].superclass, session.left_out()
-    doubtful = [i for i, decision in enumerate(session.trigger(results)) if decision.escalate]
+    doubtful = [i for i, decision in enumerate(decide(session.trigger, results)) if decision.escalate]
     learner = ExperienceLearner(
         decoder=session.decoder(superclass),
         reflector=Reflector(session.mllm, superclass=superclass, max_new_tokens=config.experience.max_new_tokens),

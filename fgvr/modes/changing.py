@@ -133,10 +133,10 @@ def _new_samples(base: KnowledgeBase, category: Category, photos: Sequence[Path]
         raise ImageError(f"{', '.join(map(str, photos))}: no images there")
     inspector = Inspector(Path.cwd(), cache_dir=None, strict=False)
     inspector.inspect(Sample(file, str(file), category.id) for file in files)
-    for bad in inspector.bad.values():
+    for bad in inspector.bad_images:
         log.error("%s", bad)
     if not inspector.seen:
-        first = next((f": {bad}" for bad in inspector.bad.values()), "")
+        first = next((f": {bad}" for bad in inspector.bad_images), "")
         raise ImageError(f"none of {len(files)} photographs of {category.name} can be read{first}")
     there = {image.sha256: image for image in base.support}
     other = [(s, there[s.sha256]) for s in inspector.seen if s.sha256 in there and there[s.sha256].category != category.id]

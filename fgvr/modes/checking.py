@@ -19,7 +19,7 @@ from fgvr.modes.showing import complaint, to_json, to_text
 from fgvr.runtime import admin_client, checkup, status_records
 from fgvr.runtime.monitor import tightest
 from fgvr.session import Session
-from fgvr.store import cache_maintenance, stale_files
+from fgvr.store import maintenance
 from fgvr.types import Finding
 from fgvr.utils.service import Service
 
@@ -105,7 +105,7 @@ def memory(session: Session) -> MemoryAnswer:
             "action=limit: only a running server has a limit to change (server.url=...); a run of your own takes runtime.budget=18GiB"
         )
     if config.action == "cleanup":
-        return MemoryAnswer(config.action, stale_files.told(stale_files.remove_stale_files(session.home)))
+        return MemoryAnswer(config.action, maintenance.told(maintenance.remove_stale_files(session.home)))
     pool = session.pool
     actions: dict[str, Callable[[], dict[str, Any]]] = {
         "stats": lambda: status_records.stats(pool, tightest(pool)),
@@ -119,9 +119,9 @@ def memory(session: Session) -> MemoryAnswer:
 MEMORY_ACTIONS = ("stats", "pressure", "models", "system", "cleanup", "limit")
 
 
-def cache(session: Session) -> cache_maintenance.MaintenanceReport:
+def cache(session: Session) -> maintenance.MaintenanceReport:
     """The store of this home: figures, room made down to `store.limit`, or every value compared with its hash."""
-    return cache_maintenance.maintain(session.store_path, session.config.action, session.store_limit)
+    return maintenance.maintain(session.store_path, session.config.action, session.store_limit)
 
 
 to_json.register(Checkup, asdict)
@@ -136,5 +136,5 @@ def _(result: Checkup) -> str:
 
 to_json.register(MemoryAnswer, lambda result: {"action": result.action, "server": result.server} | result.found)
 to_text.register(MemoryAnswer, lambda result: memory_console.tables(result.found, result.server))
-to_json.register(cache_maintenance.MaintenanceReport, cache_maintenance.MaintenanceReport.as_json)
-to_text.register(cache_maintenance.MaintenanceReport, lambda result: [str(result)])
+to_json.register(maintenance.MaintenanceReport, maintenance.MaintenanceReport.as_json)
+to_text.register(maintenance.MaintenanceReport, lambda result: [str(result)])

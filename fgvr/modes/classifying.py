@@ -13,7 +13,7 @@ from fgvr.data.streams.parquet import Parquet
 from fgvr.data.streams.samples import pictures_of
 from fgvr.data.streams.webdataset import WebDataset
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import classify_report, prediction_table
+from fgvr.evaluation import classify_report, records
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.console import prediction_tables
 from fgvr.evaluation.records import Recorded, to_row
@@ -32,25 +32,28 @@ from fgvr.utils.text import printable
 log = logging.getLogger(__name__)
 
 
-def classify(session: Session) -> Recorded:
-    """Predictions with reasons for one image or all images of a folder; an unreadable one is named and stops no other."""
+def classify(session: Session, *, review: bool = False) -> Recorded:
+    """Predictions with reasons for an image or a folder; what is unreadable is named and stops nothing. `review`: leave review.html."""
     config = session.config
     asked = user_path(config.image)
     samples = _asked_for(asked, session.home)
     unreadable: list[ImageError] = []
+    known = [config.models.notice] if config.models.notice else []
+    for note in known:  # before a base is built with them
+        log.warning("%s", note)
     with run_folder(session) as folder, rows_anew(folder) as file:
         with working(session, lambda _: some_files(samples)) as at_work:
             recognizer = at_work.recognizer_of_pictures()
+            by = _answered_with(at_work)
+            log.info("%s", by)
             stream = at_work.engine.predictions(recognizer, partial(job_of, at_work), samples, unreadable=unreadable)
             for predictions in track(stream, "images", len(samples), weigh=len):
                 file.append(to_row(prediction) for prediction in predictions)
-        answered = Recorded(file.done(), recognizer.names, folder=folder)
-        prediction_table.write(folder, answered)
-        notes = [config.models.notice] if config.models.notice else []
-        notes += write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples))
-        by = _answered_with(session)
-        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), [by, *notes])))
-    log.info("%s", by)
+        answered = Recorded(file.done(), recognizer.names, folder=folder, unreadable=unreadable)
+        records.write_table(folder, answered)
+        wanted = review or config.slow.decoder == "person"
+        notes = write_page(session, folder, answered, title=asked.name, pictures=pictures_of(samples)) if wanted else []
+        atomic_write(folder / reports.PAGE, printable(classify_report.render(answered, pictures_of(samples), [by, *known, *notes])))
     for note in [*notes, *surprises(answered, session)]:
         log.warning("%s", note)
     log.info("with all reasons: %s", folder / reports.PAGE)
@@ -64,12 +67,13 @@ def classify(session: Session) -> Recorded:
 def _answered_with(session: Session) -> str:
     models, base = session.config.models, session.knowledge
     by = " and ".join(models[role].source for role in ("encoder", "mllm") if role in models.present)
-    return f"answered with {by}, among the {len(base.classes)} classes of {base.origin.dataset}"
+    some = ", ".join([record.name for record in base.classes][:3] + ["..."] * (len(base.classes) > 3))
+    return f"answered with {by}, among the {len(base.classes)} classes of {base.origin.dataset} ({some})"
 
 
 def stream_at(path: Path) -> Format | None:
     """Shards of one kind: a file, a pattern, or a folder that holds nothing else. None: images lie there, or nothing."""
-    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path] if path.suffix else []
+    files = [file for file in path.iterdir() if not file.name.startswith((".", "_"))] if path.is_dir() else [path] if path.suffix else []
     suffixes = {file.suffix for file in files if file.name != "classnames.txt"}
     if suffixes == {".tar"}:
         return WebDataset(path, label=None)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fgvr.config.composing import load_config
-from fgvr.errors import ConfigError
 from fgvr.modes import begin, changing
 from fgvr.modes.sorting import sort_images
 from fgvr.session import Session
 from fgvr.utils.logging import stdout_console
 from fgvr.utils.paths import user_path
+from fgvr.utils.words import Parser
 
 EPILOG = """\
 KEY=VALUE are settings as of every mode, above all those that say which base: dataset=folder dataset.root=FOLDER, or knowledge.path=BASE.
@@ -24,7 +24,7 @@ KEY=VALUE are settings as of every mode, above all those that say which base: da
 
 def add(words: Sequence[str]) -> int:
     """`fgvr add CLASS PHOTO...`"""
-    parser = _Parser("fgvr add", description="one class more in a knowledge base, or more photographs of a class", epilog=EPILOG)
+    parser = Parser("fgvr add", description="one class more in a knowledge base, or more photographs of a class", epilog=EPILOG)
     parser.add_argument("name", metavar="CLASS", help="its name")
     parser.add_argument("photos", metavar="PHOTO", nargs="+", help="photographs of it, or folders of them")
     session, asked = _understood(parser, words)
@@ -33,7 +33,7 @@ def add(words: Sequence[str]) -> int:
 
 def remove(words: Sequence[str]) -> int:
     """`fgvr remove CLASS`"""
-    parser = _Parser("fgvr remove", description="one class less in a knowledge base", epilog=EPILOG)
+    parser = Parser("fgvr remove", description="one class less in a knowledge base", epilog=EPILOG)
     parser.add_argument("name", metavar="CLASS", help="its name or id")
     session, asked = _understood(parser, words)
     return _changed(session, changing.remove_class(session, asked.name))
@@ -41,7 +41,7 @@ def remove(words: Sequence[str]) -> int:
 
 def classes(words: Sequence[str]) -> int:
     """`fgvr classes`"""
-    session, _ = _understood(_Parser("fgvr classes", description="the classes of a knowledge base", epilog=EPILOG), words)
+    session, _ = _understood(Parser("fgvr classes", description="the classes of a knowledge base", epilog=EPILOG), words)
     base = changing.open_base(session)
     counts = zip(base.classes, base.statistics.correct.tolist(), base.statistics.occurred.tolist(), strict=True)
     rows = [{"id": r.id, "name": r.name, "photographs": r.shots, "right": right, "of": of} for r, right, of in counts]
@@ -52,15 +52,19 @@ def classes(words: Sequence[str]) -> int:
 def sort(words: Sequence[str]) -> int:
     """`fgvr sort FOLDER --into OUT`"""
     about = "copy a folder's photographs into one folder per class, and the doubtful ones into unsure/"
-    parser = _Parser("fgvr sort", description=about, epilog=EPILOG)
+    parser = Parser("fgvr sort", description=about, epilog=EPILOG)
     parser.add_argument("folder", metavar="FOLDER", help="of photographs; they stay where they are")
     parser.add_argument("--into", metavar="OUT", required=True, help="a new folder")
     parser.add_argument("--link", action="store_true", help="symbolic links instead of copies")
     session, asked = _understood(parser, words, lambda asked: ["mode=classify", f"image={asked.folder}"])
     done = sort_images(session, Path(asked.into), link=asked.link)
-    record = {"folder": str(done.folder), "counts": done.counts, "linked": done.linked}
+    page = None if done.review is None else str(done.review)
+    record = {"folder": str(done.folder), "counts": done.counts, "linked": done.linked, "unreadable": done.unreadable, "review": page}
     last = f"{'linked' if done.linked else 'copied'} into {done.folder}; the originals are as they were"
-    return _say(session, record, [f"{count:>7,}  {name}" for name, count in done.counts.items()], last)
+    lines = [f"{count:>7,}  {name}" for name, count in done.counts.items()]
+    lines += [f"{done.unreadable:>7,}  could not be read and are in no folder"] * bool(done.unreadable)
+    lines += [f"name the unsure ones on {page}"] * (page is not None)
+    return _say(session, record, lines, last)
 
 
 def _understood(
@@ -95,10 +99,3 @@ def _settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(KEY=VALUE words, the others); a file whose name holds an equals sign is a file."""
     settings = [word for word in words if "=" in word and not word.startswith("-") and not user_path(word).exists()]
     return settings, [word for word in words if word not in settings]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong words are an error like any other."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Baselines:
         return [
             {
                 "name": name,
-                "title": TITLES[name],
+                "title": BASELINES[name].title,
                 "top1": report.top1,
                 "top1_interval": list(report.top1_interval),
                 "macro": report.macro,
@@ -71,14 +71,15 @@ def baselines(session: Session) -> Baselines:
     """Every baseline is evaluated like any run, so that each can be resumed, shown, compared and replayed."""
     names = chosen_baselines(session)
     for name, reason in unavailable_baselines(session).items():
-        log.info("left out: %s, since %s", TITLES[name], reason)
+        log.info("left out: %s, since %s", BASELINES[name].title, reason)
     with run_folder(session, mode="baselines") as folder:
         reports = {}
         with working(session, images_of) as at_work:
             for name in names:
-                log.info("%s", TITLES[name])
-                changes = {"mode": "baselines/ours"} if name == OURS else {"mode": f"baselines/{name}", "online": "off", **SETTINGS[name]}
-                reports[name] = evaluate(at_work.derive(changes), partial(_ranking, name) if name in _RULES else None)
+                chosen, alone = BASELINES[name], {"mode": f"baselines/{name}", "online": "off", "trigger": _NEVER}
+                log.info("%s", chosen.title)
+                changes = {"mode": "baselines/ours"} if name == OURS else {**alone, **chosen.changes}
+                reports[name] = evaluate(at_work.derive(changes), partial(_ranking, name) if chosen.by_rule else None)
         ours = _right(reports[OURS])
         others = {name: _right(report) for name, report in reports.items() if name != OURS}
         p = {name: uncertainty.mcnemar(*_paired(ours, theirs)) for name, theirs in others.items()}
@@ -130,41 +131,39 @@ def _paired(a: Mapping[str, bool], b: Mapping[str, bool]) -> tuple[np.ndarray, n
 
 # --- what each changes in the configuration, and by what rule it ranks where that is not the pipeline's own --------------------
 
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """One of them; each is an evaluation, in which System 1 alone answers if nothing else is said."""
+
+    title: str
+    changes: Mapping[str, object] = field(default_factory=dict)  # of the configuration, by dotted key
+    by_rule: bool = False  # it ranks by a rule of its own; the others use the pipeline's own recognizer
+
+
 OURS = "this configuration"
 _NEVER, _ALWAYS = ({"_target_": f"fgvr.agents.trigger.{name}"} for name in ("Never", "Always"))
 _ALONE = {"trigger": _ALWAYS, "slow.answer_fusion": "slow"}
-SETTINGS: dict[str, dict[str, object]] = {
-    "zero_shot": {"trigger": _NEVER},
-    "image_prototypes": {"trigger": _NEVER, "fusion.image_weight": 1.0, "fusion.classifier": "prototypes"},
-    "linear_discriminant": {"trigger": _NEVER, "fusion.image_weight": 1.0, "fusion.classifier": "linear"},
-    "text_prototypes": {"trigger": _NEVER, "fusion.image_weight": 0.0, "fusion.name_weight": 0.0},
-    "fused_prototypes": {"trigger": _NEVER, "fusion.classifier": "prototypes"},
-    "knn": {"trigger": _NEVER},
-    "cache": {"trigger": _NEVER},
-    "linear_probe": {"trigger": _NEVER},
-    "mllm": {**_ALONE, "slow.candidates": "all"},
-    "mllm_topk": _ALONE,
-    OURS: {},
-}
-"""What each one changes in the configuration."""
-TITLES = {
-    "zero_shot": "zero-shot: image against class-name prompts",
-    "image_prototypes": "image prototypes: mean of the shots",
-    "linear_discriminant": "shrunken linear discriminant on the shots",
-    "text_prototypes": "text prototypes: the MLLM's descriptions",
-    "fused_prototypes": "fused prototypes: System 1",
-    "knn": "k nearest shots",
-    "cache": "cache of shots beside text, untrained (Tip-Adapter)",
-    "linear_probe": "linear probe on the shots",
-    "mllm": "MLLM alone, over all classes",
-    "mllm_topk": "MLLM alone, over System 1's shortlist",
-    OURS: "this configuration",
+BASELINES = {
+    "zero_shot": Baseline("zero-shot: image against class-name prompts", by_rule=True),
+    "image_prototypes": Baseline("image prototypes: mean of the shots", {"fusion.image_weight": 1.0, "fusion.classifier": "prototypes"}),
+    "linear_discriminant": Baseline(
+        "shrunken linear discriminant on the shots", {"fusion.image_weight": 1.0, "fusion.classifier": "linear"}
+    ),
+    "text_prototypes": Baseline("text prototypes: the MLLM's descriptions", {"fusion.image_weight": 0.0, "fusion.name_weight": 0.0}),
+    "fused_prototypes": Baseline("fused prototypes: System 1", {"fusion.classifier": "prototypes"}),
+    "knn": Baseline("k nearest shots", by_rule=True),
+    "cache": Baseline("cache of shots beside text, untrained (Tip-Adapter)", by_rule=True),
+    "linear_probe": Baseline("linear probe on the shots", by_rule=True),
+    "mllm": Baseline("MLLM alone, over all classes", {**_ALONE, "slow.candidates": "all"}),
+    "mllm_topk": Baseline("MLLM alone, over System 1's shortlist", _ALONE),
+    OURS: Baseline("this configuration"),
 }
 
 
 def chosen_baselines(session: Session) -> list[str]:
     """Those asked for, and the configuration itself last."""
-    which, known, without = session.config.baselines.which, [name for name in SETTINGS if name != OURS], unavailable_baselines(session)
+    which, known, without = session.config.baselines.which, [name for name in BASELINES if name != OURS], unavailable_baselines(session)
     names = [name for name in known if name not in without] if which == "all" else [which] if isinstance(which, str) else which
     if absent := [f"{name} ({without[name]})" for name in names if name in without]:
         raise ConfigError(f"baselines.which={which}: this configuration cannot run {', '.join(absent)}")
@@ -185,10 +184,6 @@ def unavailable_baselines(session: Session) -> dict[str, str]:
     return found
 
 
-_RULES = ("zero_shot", "knn", "cache", "linear_probe")
-"""Baselines that rank by a rule; the others use the pipeline's own recognizer."""
-
-
 def _ranking(name: str, session: Session) -> Recognizer:
     notes = []
     if name == "zero_shot" and not session.config.models.name_prompts:
@@ -201,7 +196,7 @@ def _ranking(name: str, session: Session) -> Recognizer:
         slow=None,
         answer_fusion=LogLinearFusion(weight=0.0),
         names={record.id: record.name for record in base.classes},
-        notes=lambda: notes,
+        remarks=lambda: notes,
         batch_size=session.config.evaluation.batch_size,
     )
 

@@ -22,7 +22,7 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.splits import Split
 from fgvr.data.unlabelled import Unlabelled, open_unlabelled
 from fgvr.errors import ConfigError
-from fgvr.evaluation import image_gallery, naming_page, review_page
+from fgvr.evaluation import image_gallery, review_page
 from fgvr.evaluation import report as reports
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.build import JOURNAL
@@ -33,7 +33,7 @@ from fgvr.protocols import reads_text
 from fgvr.scale import some_files, working
 from fgvr.session import Session
 from fgvr.store.cache import LayeredCache, SqliteCache
-from fgvr.store.stage_cache import StageCache
+from fgvr.store.journal import StageCache
 from fgvr.types import Category
 from fgvr.utils.batches import batches
 from fgvr.utils.files import atomic_write, short_hash, write_json
@@ -191,10 +191,10 @@ def find_groups(session: Session, images: Unlabelled, folder: Path) -> Discovere
     # Kept, so that names are never those of groups that another number of threads would make a little otherwise.
     inputs = [images.content, encoder.fingerprint, asked.kinds, asked.superclass]
     found = from_json(StageCache(session.home / "kinds", inputs)(short_hash(inputs), grouped))
-    run = naming_page.run_of(found, [sample.sha256 for sample in images.samples])
+    run = image_gallery.run_of(found, [sample.sha256 for sample in images.samples])
     if asked.names is not None:
-        return name_kinds(found, naming_page.read_names(user_path(asked.names), found, run))
+        return name_kinds(found, image_gallery.read_names(user_path(asked.names), found, run))
     title = image_gallery.headline(found)
-    page = naming_page.render(found, run, [sample.image for sample in images.samples], title=title, notes=images.notes)
+    page = image_gallery.render_naming(found, run, [sample.image for sample in images.samples], title=title, notes=images.notes)
     atomic_write(folder / review_page.PAGE, printable(page))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -21,7 +21,7 @@ from fgvr.data.datasets import Dataset
 from fgvr.data.leaks import Overlap
 from fgvr.data.streams.samples import pictures_of, position_of
 from fgvr.errors import DatasetError, ImageError
-from fgvr.evaluation import prediction_table
+from fgvr.evaluation import records
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.memory_history import memory_history
 from fgvr.evaluation.oracle_trigger import Oracle
@@ -30,7 +30,7 @@ from fgvr.evaluation.records import KEPT, Recorded, as_recorded, outcomes, to_ro
 from fgvr.evaluation.trackers import Tracker, tracked
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.modes.review import write_page
-from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, recorded_memory, run_folder, surprises
+from fgvr.modes.runs import LESSONS, PREDICTIONS, complete, inputs_of, made_with, make_report, recorded_memory, run_folder, surprises
 from fgvr.pipeline import Recognizer, redecide
 from fgvr.runtime import timeline
 from fgvr.runtime.pool import ModelPool
@@ -84,12 +84,13 @@ def _evaluate(session: Session, folder: Path, inputs: Mapping[str, str], build: 
         slow_right = _slow_right(predictions, recognizer)
         leaked = [leaks.note(len(overlaps), listed, policy)] if overlaps else []
         split, world = session.dataset.split, session.dataset.world
-        asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test))  # a person
+        person = cfg.slow.decoder == "person"
+        asked = write_page(session, folder, predictions, title=world, pictures=pictures_of(split.test)) if person else []
         lost = [f"{len(unreadable):,} test images could not be read any more, the first: {unreadable[0]}"] if unreadable else []
         notes = (*leaked, *lost, *asked, *_notes(session, recognizer), *(() if build else surprises(predictions, session)))
         report = _report(session, folder, predictions, notes=notes, slow_right=slow_right, tracker=tracker)
         tracker.finish(report)
-        prediction_table.write(folder, predictions)
+        records.write_table(folder, predictions)
         reports.write(report, folder)
     return report
 
@@ -140,8 +141,8 @@ def _lessons(folder: Path, recognizer: Recognizer, rows: Sequence[dict[str, Any]
     with RunFile(folder / LESSONS) as journal:
         known = list(takewhile(lambda row: row["image"] in answered, journal.done()))
         journal.keep(len(known))
-        recognizer.fast.state.apply(OnlineUpdate.from_row(row) for row in known)
-        recognizer.fast.journal = lambda updates: journal.append(update.to_row() for update in updates)
+        recognizer.fast.state.apply(OnlineUpdate(**row) for row in known)
+        recognizer.fast.journal = lambda updates: journal.append(asdict(update) for update in updates)
         yield
 
 
@@ -204,19 +205,18 @@ def _report(
 ) -> reports.RunReport:
     cfg, dataset, base = session.config, session.dataset, session.knowledge
     recorded = timeline.read(folder / timeline.FILE) if file_size(folder / timeline.FILE) else None  # empty: the disk had no room for it
-    return reports.make_report(
+    return make_report(
+        session,
         predictions,
-        classes={category.id: category.name for category in dataset.catalog.categories},
-        dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=cfg.trigger_name,
+        folder,
+        dataset=(dataset.name, dataset.world),
         notes=notes,
+        classes={category.id: category.name for category in dataset.catalog.categories},
         model_loads=session.engine.loads,
         peak_device_bytes=session.engine.peak_bytes,
         devices=_devices(session.pool),
         workers=session.engine.workers,
-        path=folder,
         skipped=len(dataset.bad_images) + len(dataset.split.test) - len(predictions),
-        config=cfg.to_dict(),
         pictures=pictures_of(dataset.split.test),
         known=dataset.split.known,
         provenance={
@@ -229,7 +229,6 @@ def _report(
         slow_right=slow_right,
         decode_wait=tracker.decode_wait,
         cache_hits=tracker.cache_hits,
-        measure=tuple(cfg.evaluation.protocols),
         sentences=session.sentences,
     )
 

@@ -12,7 +12,7 @@ from fgvr.agents.slow import Shortlist
 from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
 from fgvr.config.factories import instantiate
-from fgvr.config.groups import to_dict
+from fgvr.config.group import to_dict
 from fgvr.data import leaks
 from fgvr.errors import ConfigError, KnowledgeError, StoreError
 from fgvr.evaluation import records
@@ -23,7 +23,7 @@ from fgvr.evaluation.replay import Replay
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
 from fgvr.knowledge.experience import Library
-from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, run_folder, write_predictions
+from fgvr.modes.runs import BASE, CONFIG, PREDICTIONS, make_report, run_folder, write_predictions
 from fgvr.session import Session
 from fgvr.types import Report
 from fgvr.utils.files import read_json
@@ -46,16 +46,9 @@ def replay(session: Session) -> Report:
         decide = _replay(session, run)
         predictions = [records.as_recorded(p) for p in decide(records.read(file, decide.names))]
         write_predictions(folder, predictions)
-        report = reports.make_report(
-            predictions,
-            classes=decide.names,
-            dataset=" ".join(dict.fromkeys((base.origin.dataset, base.origin.world))),
-            trigger=config.trigger_name,
-            notes=(*_leaked(file.parent), f"replay of {file}", replays.COSTS, *([config.models.notice] if config.models.notice else [])),
-            path=folder,
-            config=config.to_dict(),
-            measure=tuple(config.evaluation.protocols),
-        )
+        notes = (*_leaked(file.parent), f"replay of {file}", replays.COSTS, *([config.models.notice] if config.models.notice else []))
+        of = (base.origin.dataset, base.origin.world)
+        report = make_report(session, predictions, folder, dataset=of, notes=notes, classes=decide.names)
         reports.write(report, folder)
         return report
 
@@ -111,7 +104,7 @@ def _replay(session: Session, run: Config) -> Replay:
         raise ConfigError("trigger.abstain is promised on calibration images, which a record does not hold: use mode=evaluate")
     if config.learning:
         raise ConfigError("a run that learns while it runs cannot be replayed: what it learned depends on its own answers")
-    before: Fusion = instantiate(run.fusion)
+    before: Fusion = instantiate(run.fusion, "fusion", Fusion)
     if session.fusion.joint or before.joint:
         raise ConfigError("fusion.joint is calibrated on its scores of the support images, which no record holds: run again")
     changed = session.fusion != before or config.slow.candidates != run.slow.candidates
@@ -167,16 +160,9 @@ def _rescore(session: Session, file: Path) -> Report:
         write_predictions(folder, predictions)
         right = sum(prediction.correct is True for prediction in predictions) / len(predictions)
         claim = [] if claimed is None else [f"the file claims an accuracy of {claimed:.3f}; by class identity it is {right:.3f}"]
-        report = reports.make_report(
-            predictions,
-            classes=classes,
-            dataset=Path(source).name,
-            trigger=kind,
-            notes=(f"imported from {source} ({kind})", *claim, *notes),
-            path=folder,
-            config=session.config.to_dict(),
-            measure=tuple(session.config.evaluation.protocols),
-        )
+        notes = (f"imported from {source} ({kind})", *claim, *notes)
+        of = [Path(source).name]
+        report = make_report(session, predictions, folder, dataset=of, notes=notes, trigger=kind, classes=classes)
         reports.write(report, folder)
         return report
 

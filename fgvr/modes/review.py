@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from fgvr.agents import person
 from fgvr.agents.calibration import Calibrator
 from fgvr.config.composing import load_config, recorded_config
 from fgvr.config.configuration import Config
@@ -25,7 +24,7 @@ from fgvr.evaluation.review_figures import ReviewFigures
 from fgvr.evaluation.review_page import Review
 from fgvr.knowledge import base as knowledge_base
 from fgvr.knowledge.base import KnowledgeBase
-from fgvr.modes.runs import CONFIG, PREDICTIONS, recorded_memory, run_folder, write_predictions
+from fgvr.modes.runs import CONFIG, PREDICTIONS, make_report, recorded_memory, run_folder, write_predictions
 from fgvr.modes.showing import to_json, to_text
 from fgvr.session import Session
 from fgvr.types import UNKNOWN, Prediction, Report, Sample
@@ -47,11 +46,9 @@ _OURS = ("paths", "logging", "run", "store", "runtime", "server")  # the run's o
 def write_page(
     session: Session, folder: Path, predictions: Sequence[Prediction], *, title: str, pictures: Mapping[str, ImageSource]
 ) -> list[str]:
-    """`review.html` in a run's folder, where System 2 is a person; what is to be done with it."""
-    if session.config.slow.decoder != "person":
-        return []
+    """`review.html` in a run's folder, on which a person names the doubtful images; what is to be done with it."""
     base, asked = session.knowledge, session.config.slow.candidates
-    doubtful = person.waiting(predictions)
+    doubtful = answer_files.waiting(predictions)
     review = Review.of(doubtful, {record.id: record.name for record in base.classes}, base.path)
     known, probable = session.dataset.split.known, session.config.trigger_name == Calibrator.name
     candidates = review_page.CANDIDATES if asked == "all" else asked
@@ -107,11 +104,11 @@ def review(session: Session) -> Reviewed:
     asked = review_page.read(run)
     answers = answer_files.read(file, asked)
     before = records.read(run / PREDICTIONS, asked.classes)
-    if Review.of(person.waiting(before), asked.classes, asked.base).run != asked.run:
+    if Review.of(answer_files.waiting(before), asked.classes, asked.base).run != asked.run:
         raise StoreError(f"{run / PREDICTIONS} has changed since the page was written; make the run again, then open its new review.html")
     session = Session(_with_run(session.config, run, file))
     with run_folder(session, mode="review") as folder:
-        settled = [records.as_recorded(p) for p in person.apply_answers(before, answers, asked.classes)]
+        settled = [records.as_recorded(p) for p in answer_files.apply_answers(before, answers, asked.classes)]
         write_predictions(folder, settled)
         figures = ReviewFigures.of(settled, before)
         scored = _report(session, run, folder, settled, figures, asked)
@@ -162,17 +159,14 @@ def _report(
         atomic_write(folder / reports.PAGE, printable(page))
         return None
     former = reports.load(run).notes if (run / reports.FILE).exists() else ()
-    config, dataset = session.config, session.dataset
-    report = reports.make_report(
+    report = make_report(
+        session,
         settled,
-        classes=asked.classes,
-        dataset=" ".join(dict.fromkeys((dataset.name, dataset.world))),
-        trigger=config.trigger_name,
+        folder,
+        dataset=(session.dataset.name, session.dataset.world),
         notes=(*notes, *(note for note in former if review_page.PAGE not in note)),
-        path=folder,
-        config=config.to_dict(),
+        classes=asked.classes,
         pictures=_pictures(session, settled),
-        measure=tuple(config.evaluation.protocols),
         review=figures.to_json(),
     )
     reports.write(report, folder)

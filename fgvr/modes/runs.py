@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from fgvr import planning
 from fgvr.agents.calibration import Calibrated, Expectation
 from fgvr.config import composing
 from fgvr.data.streams.samples import contents_of
 from fgvr.errors import StoreError
-from fgvr.evaluation import prediction_table, review_page
+from fgvr.evaluation import records, review_page
 from fgvr.evaluation import report as reports
 from fgvr.evaluation.records import to_row
 from fgvr.knowledge import base as knowledge_base
@@ -72,7 +73,7 @@ def write_predictions(folder: Path, predictions: Sequence[Prediction]) -> None:
     """All rows of a run that computes nothing, and of its results only their table. Needs no lock: another process would write the same."""
     _forget(folder, timeline.FILE, PREDICTIONS + ".commit")
     atomic_write(folder / PREDICTIONS, b"".join(to_line(to_row(prediction)) for prediction in predictions))
-    prediction_table.write(folder, predictions)
+    records.write_table(folder, predictions)
 
 
 def _empty(folder: Path) -> None:
@@ -128,12 +129,31 @@ def _others(folder: Path, inputs: Mapping[str, str]) -> list[str]:
 
 def _forget(folder: Path, *more: str) -> None:
     """What stands beside the rows of a run; they themselves are their file's."""
-    written = (reports.FILE, reports.PAGE, prediction_table.FILE, review_page.FILE, review_page.PAGE)
+    written = (reports.FILE, reports.PAGE, records.TABLE, review_page.FILE, review_page.PAGE)
     for name in (*written, LESSONS, LESSONS + ".commit", BASE, INPUTS, *more):
         (folder / name).unlink(missing_ok=True)
     if timeline.FILE in more:
         for file in folder.glob("memory-[0-9]*.jsonl"):
             file.unlink()
+
+
+def make_report(
+    session: Session, predictions: Sequence[Prediction], folder: Path, *, dataset: Sequence[str], trigger: str | None = None, **facts: Any
+) -> reports.RunReport:
+    """Scored, with what every report says of its run.
+
+    Args: dataset: its names, said once where they are the same; facts: of `reports.make_report`.
+    """
+    config = session.config
+    return reports.make_report(
+        predictions,
+        dataset=" ".join(dict.fromkeys(dataset)),
+        trigger=trigger or config.trigger_name,
+        path=folder,
+        config=config.to_dict(),
+        measure=tuple(config.evaluation.protocols),
+        **facts,
+    )
 
 
 _FIXED = ("sare", "gates")  # triggers with constants of their own, which look at no leave-one-out estimate
@@ -145,11 +165,15 @@ def surprises(predictions: Sequence[Prediction], session: Session) -> list[str]:
     """What a trigger has done that its user may not expect: it is unsure of every image, or of far more than it said."""
     name, trigger, n = session.config.trigger_name, session.trigger, len(predictions)
     escalated = sum(p.decision.escalate for p in predictions)
+    if predictions and len(only := predictions[0].names) == 1:
+        return [
+            f"there is one class alone, {next(iter(only.values()))}: every image gets it, whatever it shows. Give images of other classes"
+        ]
     if n < _FEW:
         return []
     if name in _FIXED and escalated == n:
         return [
-            f"trigger={name} sent every image to System 2: with {session.config.dataset.shots} images per class it is never sure enough. "
+            f"trigger={name} doubts every image: with {session.config.dataset.shots} images per class it is never sure enough. "
             "Write trigger=calibrated, or give more images per class (dataset.shots)"
         ]
     if isinstance(trigger, Calibrated) and isinstance(expected := trigger.expectation, Expectation):

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fgvr.errors import ConfigError, StoreError
-from fgvr.evaluation import prediction_table
+from fgvr.evaluation import records, review_page
 from fgvr.modes.classifying import classify, stream_at
 from fgvr.session import Session
 from fgvr.types import Prediction
@@ -35,6 +36,8 @@ class Sorted:
     folder: Path
     counts: dict[str, int]
     linked: bool
+    unreadable: int
+    review: Path | None  # the page on which a person names the unsure ones
 
 
 def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
@@ -45,20 +48,21 @@ def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
     """
     source, into = user_path(session.config.image), Path(os.path.realpath(user_path(into)))
     _check(source, into)
-    predictions = classify(session)
-    partial = into.with_name(f".{into.name}.partial")
+    predictions = classify(session, review=True)
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a sort that was interrupted
-        counts = _place(source, predictions, partial, link=link)
-        prediction_table.write(partial, predictions)
-        if into.exists():
-            into.rmdir()  # empty, as was checked; raises if not
-        partial.rename(into)
+        into.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as own:
+            partial = Path(own, into.name)
+            counts = _place(source, predictions, partial, link=link)
+            records.write_table(partial, predictions)
+            if into.exists():
+                into.rmdir()  # empty, as was checked; raises if not
+            partial.rename(into)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         cure = "nothing was sorted, the originals are as they were" + ("; write without --link to copy" if link else "")
         raise StoreError(f"{into} cannot be written ({error.strerror or error}); {cure}") from error
-    return Sorted(into, counts, link)
+    page = predictions.folder / review_page.PAGE if predictions.folder is not None and UNSURE in counts else None
+    return Sorted(into, counts, link, len(predictions.unreadable), page)
 
 
 def _check(source: Path, into: Path) -> None:
@@ -73,7 +77,7 @@ def _check(source: Path, into: Path) -> None:
 
 def _place(source: Path, predictions: Sequence[Prediction], folder: Path, *, link: bool) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for answer in track((prediction.to_dict() for prediction in predictions), "sorting", len(predictions)):
         kind = UNSURE if answer["unsure"] else folder_name(answer["class"])
         original = source / answer["file"] if source.is_dir() else source

@@ -186,15 +186,12 @@ class Admission:
             )
         victims = ledger.victims([e for e in idle if not ledger.spared_seconds(e, ask.holder, now)], short)
         if victims:
-            return self._evict(ask, victims)
+            for entry in victims:
+                entry.state, entry.mover = "evicting", ask
+            return Evict(victims)
         if not nested and not ledger.in_transition():
             self._drain(ask, short, now)
         return Wait(self._next_look(now))
-
-    def _evict(self, ask: Request, victims: tuple[Entry, ...]) -> Evict:
-        for entry in victims:
-            entry.state, entry.mover = "evicting", ask
-        return Evict(victims)
 
     def _next_look(self, now: float) -> float | None:
         """Seconds after which a look is worth it although nothing was reported: memory may come back, a model may have stayed enough."""

@@ -17,8 +17,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fgvr import __version__
-from fgvr.errors import ConfigError
-from fgvr.utils.failures import log_failure
+from fgvr.errors import ConfigError, log_failure
 from fgvr.utils.service import NoRedirects
 
 log = logging.getLogger(__name__)
@@ -144,7 +143,8 @@ class Webhook:
         except (OSError, ValueError) as error:  # URLError, timeouts and refused connections are OSErrors
             if not self._failing:
                 self._failing = True
-                log.warning("alerts do not reach %s (%s); said once, tried again with the next alert", self._shown, _reason(error))
+                why = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else f"{type(error).__name__}: {error}"
+                log.warning("alerts do not reach %s (%s); said once, tried again with the next alert", self._shown, why)
         else:
             if self._failing:
                 self._failing = False
@@ -161,7 +161,3 @@ def address(given: str | None) -> str | None:
     if not (found := os.environ.get(given)):
         raise ConfigError(f"runtime.alerts.webhook={given}: neither an http(s):// address nor an environment variable that holds one")
     return found
-
-
-def _reason(error: Exception) -> str:
-    return f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else f"{type(error).__name__}: {error}"

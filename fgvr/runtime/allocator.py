@@ -57,14 +57,14 @@ _KEYS = {
     "high_watermark": _Key("mps", 0.7, HIGH_WATERMARK, "must be a number from 0 to 2", _number_within(0, 2)),
     "low_watermark": _Key("mps", 0.5, "PYTORCH_MPS_LOW_WATERMARK_RATIO", "must be a number from 0 to 2", _number_within(0, 2)),
     "fallback": _Key("mps", True, "PYTORCH_ENABLE_MPS_FALLBACK", "must be true or false", _is_switch),
-    "mmap_threshold": _Key("cpu", "4MiB", _MMAP, _SMALL, lambda value: 0 <= _bytes(value) <= 32 << 20),
+    "mmap_threshold": _Key("cpu", "8MiB", _MMAP, _SMALL, lambda value: 0 <= _bytes(value) <= 32 << 20),
     "trim_threshold": _Key("cpu", "32MiB", _TRIM, "must be a size of at most 1GiB", lambda value: 0 < _bytes(value) <= 1 << 30),
 }
 PRESETS = {
     kind: {name: key.preset for name, key in _KEYS.items() if key.kind == kind and key.preset is not None}
     for kind in ("cuda", "mps", "cpu")
 }
-_HOLES = 8
+_HOLES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,10 @@ def apply(
     After that a preset that is missing is a warning, and a setting that was asked for is a RuntimeConflict.
     """
     settings = choose(kind, asked, environ)
-    if kind == "cpu":
-        _tell_glibc(settings, environ)
+    if kind == "cpu":  # this process by `mallopt`, its children by the environment; what the environment had is in force already
+        for setting in (one for one in settings if one.source != "environment"):
+            ctypes.CDLL(None).mallopt(_MALLOPT[setting.variable], int(setting.value))
+            environ[setting.variable] = setting.value
         return settings
     imported = "torch" in sys.modules if imported is None else imported
     late = [s for s in settings if imported and environ.get(s.variable) != s.value]
@@ -182,17 +184,9 @@ def _watermarks(chosen: Mapping[str, Any], asked: Mapping[str, Any], environ: Ma
     return {**chosen, "low_watermark": high}
 
 
-def _tell_glibc(settings: Iterable[Setting], environ: MutableMapping[str, str]) -> None:
-    """This process by `mallopt`, its children by the environment; what the environment had is in force already."""
-    for setting in settings:
-        if setting.source != "environment":
-            ctypes.CDLL(None).mallopt(_MALLOPT[setting.variable], int(setting.value))
-            environ[setting.variable] = setting.value
-
-
 def kept_by_libc(environ: Mapping[str, str] = os.environ) -> int:
     """Bytes of freed blocks that the C library may keep on a CPU, as set, else as in the preset: at the end of its heap the trim
-    threshold, between blocks in use some holes below the other (eight, as measured with random-150m). 0 with another library."""
+    threshold, between blocks in use some holes below the other (four, as measured with random-150m). 0 with another library."""
     if platform.libc_ver()[0] != "glibc":
         return 0
     texts = {name: environ.get(_KEYS[name].variable, "") for name in PRESETS["cpu"]}

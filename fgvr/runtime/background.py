@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from fgvr.utils.failures import log_failure
+from fgvr.errors import log_failure
 
 log = logging.getLogger(__name__)
 

@@ -17,15 +17,13 @@ from packaging.requirements import Requirement
 from fgvr.errors import FgvrError
 from fgvr.runtime import allocator
 from fgvr.runtime.devices import Device, device_class, fastest_dtype
-from fgvr.runtime.devices.processor import BF16_FLAGS, cpu_flags
+from fgvr.runtime.devices.cpu import BF16_FLAGS, cpu_flags
 from fgvr.runtime.loaders import files, quantized
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.offload import AUTO, NONE, Asked, can_offload
-from fgvr.runtime.plan import OPTIONAL, need, offload_needs
+from fgvr.runtime.plan import OPTIONAL, Reduction, footprint, need, offload_needs, reductions
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.probe import Probes
-from fgvr.runtime.reductions import Reduction, reductions
-from fgvr.runtime.sizes import footprint
 from fgvr.types import Finding, ModelSpec
 from fgvr.utils.text import format_bytes
 
@@ -96,13 +94,11 @@ def _files(spec: ModelSpec) -> Finding:
     try:
         loader = find_loader(spec)
         loader.check(spec)
-        if not loader.is_here(spec):
-            return Finding(topic, False, f"{spec.source} is not on this machine", files.how_to_get(spec).replace("\n", ". "))
         footprint(spec)  # reads every header
         return Finding(topic, True, loader.describe(spec))
     except FgvrError as error:
         what, _, cure = str(error).partition("\n")
-        return Finding(topic, False, what, cure.strip() or "models=tiny works offline")
+        return Finding(topic, False, what, cure.strip() or f"{files.OFFLINE} works offline")
 
 
 def _optional(spec: ModelSpec) -> Finding:

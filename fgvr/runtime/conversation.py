@@ -7,11 +7,12 @@ A loader whose models can do this has a true attribute `converses`; its models h
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fgvr.runtime.option_tokens import ALTERNATIVES, draws, option_nats
 from fgvr.types import Choice, Picture, Reply
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     Images = Sequence[ImageLike | Sequence[ImageLike]]
 
 Finish = Literal["stop", "length", "cancelled"]
+
+TEMPERATURE = 0.7  # of several replies to one question
+ALTERNATIVES = 20  # tokens looked at beside the one that was drawn; the OpenAI API's limit
+_AROUND = " \t\r\n*_`'\"()[]{}.:#<>\u0120\u2581"  # what a token of one letter may have around it, the tokenizers' own spaces included
+_ARTICLES = ("A", "I")
+_NEXT_WORD = re.compile(r"[ \t]+\w")  # behind "A" or "I" it is an ordinary sentence, not a letter that answers
+
+Likeliest = Sequence[tuple[str, float]]
+"""(token, nats), the likeliest at one place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +154,18 @@ class Conversing:
 
 
 class GrowingAnswer:
-    """One answer of a batch while it grows: ends at an end mark, a stop word, the limit, or at the watcher's word."""
+    """One answer of a batch while it grows: ends at an end mark, a stop word, the limit, or at the watcher's word.
+
+    Its text is made of whole characters and is cut at a stop word.
+    """
 
     def __init__(self, sampling: Sampling, decode: Callable[[Sequence[int]], str]) -> None:
         self.sampling = sampling
         self.finish: Finish | None = None
-        self._writer = Writer(decode, sampling.stop)
+        self._decode = decode
+        self._ids: list[int] = []
+        self._settled, self._window = "", 0  # text before the window, where the window of undecided ids begins
+        self._text = ""
         self._tokens: list[Token] = []
         self._new_tokens = 0
 
@@ -161,32 +177,22 @@ class GrowingAnswer:
             return
         if measured is not None:
             self._tokens.append(measured)
-        self._writer.add(token)
-        if self._writer.stopped:
-            self.finish = "stop"
+        self._extend_text(token)
+        found = [at for word in self.sampling.stop if (at := self._text.find(word)) >= 0]
+        if found:
+            self._text, self.finish = self._text[: min(found)], "stop"
         elif self._new_tokens >= self.sampling.max_new_tokens:
             self.finish = "length"
 
     def show(self, watch: Watch, index: int) -> None:
-        going = watch(index, self._writer.text if self.finish else self._writer.certain, self._tokens)
+        going = watch(index, self._text if self.finish else self._certain, self._tokens)
         if not going and not self.finish:
             self.finish = "cancelled"
 
     def answer(self, prompt_tokens: int) -> Answer:
-        return Answer(self._writer.text, self.finish or "length", prompt_tokens, self._new_tokens, tuple(self._tokens))
+        return Answer(self._text, self.finish or "length", prompt_tokens, self._new_tokens, tuple(self._tokens))
 
-
-class Writer:
-    """Token ids of one answer -> text: whole characters only, cut at a stop word."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
-        self._decode, self._stop = decode, tuple(stop)
-        self._ids: list[int] = []
-        self._settled, self._window = "", 0  # text before the window, where the window of undecided ids begins
-        self._text = ""
-        self.stopped = False
-
-    def add(self, token: int) -> None:
+    def _extend_text(self, token: int) -> None:
         """The window keeps a few ids: some tokenizers decode a token differently at the start."""
         self._ids.append(token)
         tail = self._decode(self._ids[self._window :])
@@ -195,25 +201,52 @@ class Writer:
             head = self._decode(self._ids[self._window : -8])
             if tail.startswith(head) and self._decode(self._ids[-8:]) == tail[len(head) :]:
                 self._settled, self._window = self._settled + head, len(self._ids) - 8
-        found = [at for word in self._stop if (at := self._text.find(word)) >= 0]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
 
     @property
-    def text(self) -> str:
-        """All of it."""
-        return self._text
-
-    @property
-    def certain(self) -> str:
+    def _certain(self) -> str:
         """What later tokens cannot take back: without half a character, without what may begin a stop word."""
-        if self.stopped:
-            return self._text
         text = self._text.rstrip("\ufffd")
-        held = max((_overlap(text, word) for word in self._stop), default=0)
-        return text[: len(text) - held] if held else text
+        held = max((_overlap(text, word) for word in self.sampling.stop), default=0)
+        return text[: len(text) - held]
 
 
 def _overlap(text: str, word: str) -> int:
     """The longest end of `text` that begins `word`."""
     return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
+
+
+# --- what an answer says of the options that it may name ----------------------------------------------------------------------
+
+
+def draws(votes: int) -> list[dict[str, Any]]:
+    """The settings of each reply: one is greedy, several are sampled, each by its own seed."""
+    return [{"temperature": 0}] if votes == 1 else [{"temperature": TEMPERATURE, "seed": vote} for vote in range(votes)]
+
+
+def option_nats(tokens: Sequence[tuple[str, Likeliest]], options: Sequence[str], marker: str) -> dict[str, float]:
+    """At the first option that is named after the last marker; without a marker, at the first token if it is an option.
+
+    A letter that reads as an article ("A small bird") names nothing here: the reply's text is then to be read.
+    An option outside the likeliest tokens gets the least of their values: an upper bound of its own.
+    """
+    whole = "".join(text for text, _ in tokens)
+    after = whole.rfind(marker)
+    begins = after + len(marker) if after >= 0 else 0
+    position = 0
+    for text, likeliest in tokens:
+        said, position = text.strip(_AROUND), position + len(text)
+        if position - len(text) >= begins and said in options:
+            article = said in _ARTICLES and text.endswith(said) and _NEXT_WORD.match(whole, position)
+            return {} if article else _spread(likeliest, options)
+        if after < 0 and said:
+            return {}
+    return {}
+
+
+def _spread(likeliest: Likeliest, options: Sequence[str]) -> dict[str, float]:
+    listed = [(text.strip(_AROUND), nats) for text, nats in likeliest if math.isfinite(nats)]
+    if not listed:
+        return {}
+    least = min(nats for _, nats in listed)
+    each = {option: [math.exp(nats) for text, nats in listed if text == option] for option in options}
+    return {option: math.log(total) if (total := math.fsum(shares)) > 0 else least for option, shares in each.items()}

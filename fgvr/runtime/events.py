@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fgvr.errors import log_failure
 from fgvr.runtime.ledger import Entry, Ledger, Request
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import reprlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,7 +21,6 @@ import numpy as np
 from fgvr.errors import FgvrError
 from fgvr.protocols import MLLM, Chooser, Encoder, JointEncoder, Measured
 from fgvr.runtime.conversation import Answer, Conversation, Watch
-from fgvr.runtime.counters import Counters, Work
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.execution_slots import ExecutionSlots
 from fgvr.runtime.gc_tools import clear_frames
@@ -26,10 +28,42 @@ from fgvr.runtime.ledger import Entry
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.recovery import Recovery
-from fgvr.types import ModelSpec, Reply
+from fgvr.types import ModelSpec, Reply, Scores
 from fgvr.utils.batches import longest_first, take
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the models of one pool have done since it was made. What the cache answers never comes here."""
+
+    encoder_forwards: int = 0  # images through the image tower
+    text_forwards: int = 0  # texts through the text tower
+    joint_forwards: int = 0  # image-text pairs
+    mllm_calls: int = 0  # prompts, answered or scored
+    prompt_tokens: int = 0
+    new_tokens: int = 0  # generated; scoring generates none
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class Counters:
+    """Thread-safe running total."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = Work()
+
+    def add(self, work: Work) -> None:
+        with self._lock:
+            self._total = self._total + work
+
+    def snapshot(self) -> Work:
+        """The total so far."""
+        with self._lock:
+            return self._total
 
 
 class Execution:
@@ -84,6 +118,9 @@ class Execution:
             with self._turn():
                 try:
                     found = getattr(self.model, method)(*([column[i] for i in batch] for column in columns), **settings(batch))
+                    if len(found) != len(batch):
+                        said = f"{method} returned {len(found)} answers for {len(batch)} items; expected is one for each"
+                        raise FgvrError(f"models.{self._entry.spec.role}.loader={self._entry.spec.loader}: {said}")
                     answers.update(zip(batch, found, strict=True))
                 except BaseException as error:
                     if (settle := getattr(self.model, "settle", None)) is not None:
@@ -186,12 +223,27 @@ def lent(signature: Method, work: Callable[[list[Any]], Work], *, fold: Callable
             execution = leased.execution
             lengths = execution.lengths(columns[0], columns[1], settings.get("system", "")) if name in _BY_LENGTH else ()
             answers = execution.run(name, columns, lambda _: settings, sized=sized or name, lengths=lengths)
+            expected, fits = _EXPECTED.get(name, ("", lambda answer, *item: True))
+            if wrong := [answer for answer, *item in zip(answers, *columns, strict=True) if not fits(answer, *item)]:
+                said = f"{name} returned {reprlib.repr(wrong[0])}; expected is {expected}"
+                raise FgvrError(f"models.{self.spec.role}.loader={self.spec.loader}: {said}")
             execution.counters.add(work(answers))
         return fold(answers)
 
     return cast(Method, method)
 
 
+_UNIT = "a row of finite numbers with norm 1", lambda row, text: np.ndim(row) == 1 and abs(np.linalg.norm(row) - 1) < 0.02
+_EXPECTED: dict[str, tuple[str, Callable[..., Any]]] = {
+    "encode": _UNIT,
+    "encode_text": _UNIT,
+    "generate": ("a fgvr.types.Reply", lambda reply, *_: isinstance(reply, Reply)),
+    "score": (
+        "a fgvr.types.Scores with one finite log-likelihood per continuation",
+        lambda s, image, prompt, texts: isinstance(s, Scores) and np.isfinite(s.log_likelihoods).sum() == len(texts),
+    ),
+}
+"""What the protocols say of an answer, and whether it holds of one and its item: a model may be somebody's own."""
 _BY_LENGTH = ("generate", "score")  # methods whose prompts are sorted by length, where a model can say it
 
 

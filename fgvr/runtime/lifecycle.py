@@ -24,6 +24,7 @@ from fgvr.runtime.gc_tools import clear_frames, drop_reference, still_held
 from fgvr.runtime.ledger import STUCK_SECONDS, Entry, Ledger, LoadFailure
 from fgvr.runtime.locks import CONSTRUCT
 from fgvr.runtime.sizing import Sizing
+from fgvr.utils.plugins import blame
 from fgvr.utils.text import format_bytes
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,8 @@ class Lifecycle:
         if failure is not None:
             log.warning("%s", failure.text)
             return
-        log.info(
-            "%s %s: %s in %.2f s", "restored" if restoring else "loaded", entry.key, format_bytes(entry.size), time.monotonic() - began
-        )
+        done, seconds = "restored" if restoring else "loaded", time.monotonic() - began
+        log.info("%s %s: %s in %.2f s", done, entry.key, format_bytes(entry.size), seconds)
         self.trim()
 
     def evict(self, entries: Iterable[Entry], *, park: bool = True) -> int:
@@ -112,6 +112,19 @@ class Lifecycle:
     def trim(self) -> int:
         """Evict by policy until the ledger is within its limits."""
         return self.evict(self._begin_eviction(self._ledger.excess))
+
+    def expire(self) -> float | None:
+        """Models idle for the TTL leave the device, copies in main memory idle for twice as long go. Seconds until the next look."""
+        ledger, ttl = self._ledger, self._ledger.settings.ttl
+        if ttl is None:
+            return None
+        with self._condition:
+            now = time.monotonic()
+            ends = {e: e.last_used + ttl for e in ledger.idle()}
+            ends |= {e: e.last_used + 2 * ttl for e in ledger.parked() if not ledger.pinned(e)}
+            due = self._begin_eviction(lambda: [e for e, end in ends.items() if end <= now])
+        self.evict(due)
+        return max(0.001, min([ttl, *(end - now for end in ends.values() if end > now)]))
 
     def recheck_unreturned(self) -> None:
         """See whether memory that did not come back with its model has come back since."""
@@ -156,6 +169,7 @@ class Lifecycle:
         if (place := getattr(model, "place", None)) is not None:
             with CONSTRUCT.read():
                 place(self._device)
+        _ = model.nbytes  # a model of somebody's own without it fails here, where that is a failed load
         self._sizing.probe(entry, model, timeout)
         if self._ledger.preallocate:
             self._prepare(entry, model)
@@ -191,7 +205,8 @@ class Lifecycle:
             return LoadFailure(OutOfBudget, text, oom=True)
         if isinstance(error, FgvrError):
             return LoadFailure(type(error), str(error))
-        return LoadFailure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {type(error).__name__}: {error}")
+        why = blame(error) or f"{type(error).__name__}: {error}"
+        return LoadFailure(ModelLoadError, f"{entry.key} ({entry.spec.source}) could not be loaded: {why}")
 
     def _finish_load(self, entry: Entry, box: list[Any], failure: LoadFailure | None, began: float, *, restored: bool) -> None:
         broken = failure is not None and not failure.oom  # it would fail again: next time from disk

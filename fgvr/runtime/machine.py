@@ -49,15 +49,14 @@ class DeviceFigures:
     reserved: int
 
 
-def host(cpu: CpuDevice | None = None) -> Host:
-    cpu = cpu or CpuDevice()
-    swap = psutil.swap_memory()
+def host() -> Host:
+    cpu, swap = CpuDevice(), psutil.swap_memory()
     return Host(cpu.total, cpu.free(), psutil.virtual_memory().total, swap.total, swap.used)
 
 
-def memory_of(process: psutil.Process | None = None) -> ProcessMemory:
-    """Of this process, or of another one."""
-    process = process or psutil.Process()
+def memory_of() -> ProcessMemory:
+    """Of this process."""
+    process = psutil.Process()
     try:
         full = process.memory_full_info()
         return ProcessMemory(full.uss, full.rss)

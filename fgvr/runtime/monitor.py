@@ -186,10 +186,8 @@ class Monitor:
                 self._storages.pop(event.key, None)
             for recorder in self._recorders:
                 recorder.event(event)
-            if event.kind == "failed":
-                self._tell(Alert("load_failed", event.key, event.text, event.when))
-            elif event.kind == "oom":
-                self._tell(Alert("out_of_memory", event.key, event.text, event.when))
+            if event.kind in ("failed", "oom"):
+                self._tell(Alert("load_failed" if event.kind == "failed" else "out_of_memory", event.key, event.text, event.when))
             elif event.kind == "alert":  # an estimate that was wrong; all else is memory that stayed
                 kind = "drift" if event.text.startswith("measured") else "not_returned"
                 self._tell(Alert(kind, event.key, f"{event.key} {event.text}", event.when))

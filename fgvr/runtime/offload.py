@@ -5,8 +5,9 @@ A layer that lies beside the device comes for its turn in every forward pass, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.devices import device_class
@@ -76,7 +77,7 @@ def divide(found: Footprint, asked: Asked, room: int) -> Offload | None:
     if asked == NONE or not found.layers:
         return None
     largest = max(found.layers)
-    for count, beside in enumerate(_running_sums(reversed(found.layers))):
+    for count, beside in enumerate(accumulate(reversed(found.layers), initial=0)):
         enough = found.weight_bytes - beside + (largest if count else 0) <= room if asked == AUTO else beside >= asked * found.weight_bytes  # type: ignore[operator]
         if enough:
             break
@@ -107,12 +108,3 @@ def apply(found: Footprint, divided: Offload, spec: ModelSpec, device: type[Devi
 
 def _less(part: PlanPart, size: int, note: str) -> PlanPart:
     return replace(part, bytes=part.bytes - size, note=", ".join(filter(None, (part.note, f"{note} on the device"))))
-
-
-def _running_sums(sizes: Iterable[int]) -> Iterable[int]:
-    """0, the first, the first two, ..."""
-    total = 0
-    yield total
-    for size in sizes:
-        total += size
-        yield total

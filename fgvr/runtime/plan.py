@@ -11,15 +11,16 @@ from fgvr.errors import FgvrError, ModelLoadError
 from fgvr.runtime.allocator import kept_by_libc
 from fgvr.runtime.devices import device_class
 from fgvr.runtime.loaders import quantized
-from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.loaders.base import SANE_PIXELS, find_loader
 from fgvr.runtime.offload import AUTO, NONE, Asked, apply, can_offload, divide, room_for
 from fgvr.runtime.probe import UNPROBED, Probes
-from fgvr.runtime.reductions import Reduction, reductions
-from fgvr.runtime.sizes import Footprint, footprint
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import MemoryPlan, ModelSpec, PlanPart
 from fgvr.utils.text import format_bytes
 
 OPTIONAL = "not loaded unless asked for"
+_PIXELS = tuple(tokens * 28 * 28 for tokens in (1280, 1024, 768, 512, 256))  # image tokens worth proposing
+_TINY = {"encoder": ("clip", 32), "mllm": ("transformers", 8), "joint": ("blip", 32)}  # loader and batch size of configs/models/*/tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,14 @@ def _optional(spec: ModelSpec, device: str, probes: Probes) -> Iterator[PlanPart
         return
     yield replace(_weights_part(found), note=", ".join(filter(None, (_note(found), OPTIONAL))))
     yield replace(_work_part(found), note=f"batch of {spec.batch_size}, {OPTIONAL}")
+
+
+def footprint(spec: ModelSpec, device: str = "cpu") -> Footprint:
+    """Bytes of a model by parts on `device` (`cpu`, `cuda:0`, ...).
+
+    Raises ModelLoadError when they cannot be known, ConfigError for an unknown loader or device.
+    """
+    return find_loader(spec).footprint(spec, device_class(device))
 
 
 def need(spec: ModelSpec, device: str = "cpu", probes: Probes = UNPROBED) -> Need:
@@ -127,6 +136,54 @@ def _note(need: Need) -> str:
 # --- what to change ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One setting. `values` go from the slightest change to the greatest; `weights` and `work`: shares that a middle one saves, roughly."""
+
+    what: str
+    spec: ModelSpec
+    key: str  # of the spec; empty: the shipped model in its place
+    values: tuple[Any, ...]
+    weights: float = 0.0
+    work: float = 0.0
+
+    def word(self, value: Any) -> str:
+        """As it is written on the command line."""
+        return f"models.{self.spec.role}.{self.key}={value}" if self.key else f"models/{self.spec.role}={value}"
+
+    def applied(self, value: Any) -> ModelSpec:
+        if self.key:
+            return replace(self.spec, **{self.key: value})
+        loader, batch_size = _TINY[self.spec.role]
+        return ModelSpec(self.spec.role, loader, value, batch_size=batch_size)
+
+    @property
+    def few(self) -> tuple[Any, ...]:
+        """Values that are worth a try each."""
+        return self.values if len(self.values) <= len(_PIXELS) else (self.values[len(self.values) // 2], self.values[-1])
+
+
+def reductions(spec: ModelSpec) -> Iterator[Reduction]:
+    """From what changes no answer to what changes the model."""
+    if spec.batch_size > 1:
+        yield Reduction("smaller batches", spec, "batch_size", tuple(range(spec.batch_size - 1, 0, -1)), work=0.5)
+    if spec.role == "mllm" and (smaller := tuple(pixels for pixels in _PIXELS if pixels < (spec.max_pixels or SANE_PIXELS))):
+        yield Reduction("fewer pixels per image", spec, "max_pixels", smaller, work=0.5)
+    if spec.source == "tiny":
+        return
+    quantizes = find_loader(spec).quantizes
+    if quantizes and spec.quantization is None:
+        yield Reduction("int8 weights", spec, "quantization", ("int8",), weights=0.38)
+    if quantizes and spec.quantization in (None, "int8"):
+        # Vision tower, words and output head stay as they are.
+        yield Reduction("int4 weights", spec, "quantization", ("nf4",), weights=0.56)
+    if spec.dtype == "float32":
+        yield Reduction("half the bytes per value", spec, "dtype", ("bfloat16",), weights=0.5)
+    if "7B" in spec.source:
+        yield Reduction(f"a smaller {spec.role}", spec, "source", (spec.source.replace("7B", "3B"),), weights=0.5)
+    yield Reduction("the shipped model", spec, "", ("tiny",))
+
+
 def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int) -> Iterator[str]:
     """Levers that exist for these models, with what each gives; those that suffice alone say so."""
 
@@ -150,12 +207,12 @@ def _advice(needs: Sequence[Need], result: MemoryPlan, reserve: int, short: int)
         for reduction in reductions(one.spec):
             # The slightest change that suffices alone, else the greatest; where the make-up is not known, a middle one.
             values = reduction.values if one.footprint else reduction.values[len(reduction.values) // 2 :][:1]
-            gains = ((reduction.word(value), _gain(one, reduction, value)) for value in values)
-            word, gain = next(
-                (found for found in gains if found[1] >= short), (reduction.word(values[-1]), _gain(one, reduction, values[-1]))
-            )
+            value, gain = None, 0
+            for value in values:
+                if (gain := _gain(one, reduction, value)) >= short:
+                    break
             if gain > 0:
-                yield line(f"{reduction.what}: {word}", gain)
+                yield line(f"{reduction.what}: {reduction.word(value)}", gain)
     if reserve and short <= reserve:
         yield line("lower runtime.reserve", short)
     yield f"raise the budget by {format_bytes(short)}: runtime.budget={math.ceil((result.budget + short) / 2**30 * 100) / 100:.2f}GiB"

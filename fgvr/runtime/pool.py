@@ -18,13 +18,12 @@ from typing import Any
 from fgvr.errors import ConfigError, OutOfBudget, RuntimeConflict
 from fgvr.runtime.admission import Admission
 from fgvr.runtime.allocator import changed
+from fgvr.runtime.background import Background
 from fgvr.runtime.budget import parse_budget
-from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device, held_by_others
 from fgvr.runtime.events import Events, Listener
 from fgvr.runtime.execution_slots import ExecutionSlots
-from fgvr.runtime.housekeeping import Housekeeping
-from fgvr.runtime.leased_models import BY_ROLE, Execution, Leased
+from fgvr.runtime.leased_models import BY_ROLE, Counters, Execution, Leased
 from fgvr.runtime.leases import Lease, Leases
 from fgvr.runtime.ledger import Entry, Ledger, Request
 from fgvr.runtime.lifecycle import Lifecycle
@@ -58,8 +57,7 @@ class ModelPool:
         self._lifecycle = lifecycle = Lifecycle(condition, ledger, events, device, sizing)
         self._recovery = Recovery(condition, ledger, events, lifecycle, device)
         self._leases = Leases(condition, ledger, admission, lifecycle, events)
-        self._housekeeping = Housekeeping(condition, ledger, lifecycle)
-        self._housekeeping.set_ttl(settings.ttl)
+        self._housekeeping = Background(lifecycle.expire, "fgvr-housekeeping")
 
     @property
     def members(self) -> tuple[ModelPool, ...]:
@@ -201,7 +199,7 @@ class ModelPool:
         self._slots.change(settings.max_concurrency, settings.lease_timeout)
         self._lifecycle.trim()
         self._lifecycle.trim_host()
-        self._housekeeping.set_ttl(settings.ttl)
+        self._housekeeping.ring()
 
     def set_budget(self, value: str | float | int) -> int:
         """Change the budget live (forms: see parse_budget); idle models go until it holds. Returns bytes.
@@ -307,7 +305,8 @@ class ModelPool:
 
     def _give_back(self, grant: Request) -> None:
         self._leases.give_back(grant)
-        self._housekeeping.lease_ended()
+        if self.settings.ttl is not None and not self._housekeeping.started:  # now there is a model that may expire
+            self._housekeeping.start()
 
 
 # --- the one pool of the process ---------------------------------------------------------------------------------------------

@@ -9,17 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from fgvr.errors import FgvrError, ModelLoadError, OutOfBudget, RuntimeConflict
 from fgvr.runtime import pool as pools
-from fgvr.runtime.counters import Counters
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.events import Listener
-from fgvr.runtime.leased_models import BY_ROLE, Leased
+from fgvr.runtime.leased_models import BY_ROLE, Counters, Leased
 from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.pool import ModelPool
 from fgvr.runtime.pool_settings import PoolSettings
@@ -106,28 +105,19 @@ class PoolGroup(ModelPool):
         keys = [member.register(spec) for member in self._members]
         return keys[0]
 
+    @contextmanager
     def lease(
         self, *models: str | ModelSpec, work: int | None = None, timeout: float | None = None, stop: threading.Event | None = None
-    ) -> AbstractContextManager[Any]:
+    ) -> Iterator[Any]:
         """All of them on one device, the least busy one. `leased` spreads the batches of one call over all devices."""
-
-        @contextmanager
-        def lent() -> Iterator[Any]:
-            member = self._least_busy(models)
-            with self._counted(member), member.lease(*models, work=work, timeout=timeout, stop=stop) as found:
-                yield found
-
-        return lent()
+        with self._least_busy(models) as member, member.lease(*models, work=work, timeout=timeout, stop=stop) as found:
+            yield found
 
     def leased(self, spec: ModelSpec, *, timeout: float | None = None, stop: threading.Event | None = None) -> Any:
         self.register(spec)
         loader = self.loader(spec)
         spread = BY_ROLE[spec.role](spec, loader, execution=SpreadExecution(self, spec, timeout, stop))  # type: ignore[arg-type]
-
-        def lend(_: ModelSpec) -> AbstractContextManager[Leased]:
-            return nullcontext(spread)
-
-        return BY_ROLE[spec.role](spec, loader, lend=lend)
+        return BY_ROLE[spec.role](spec, loader, lend=lambda _: nullcontext(spread))
 
     def compute(
         self, spec: ModelSpec, use: Callable[[Leased], R], *, timeout: float | None = None, stop: threading.Event | None = None
@@ -135,20 +125,20 @@ class PoolGroup(ModelPool):
         """`use` with the model of the least busy device; once more with another's where that fails. Raises what the first try raised."""
         failures: dict[ModelPool, Exception] = {}
         while True:
-            member = self._least_busy([spec], but=failures)
-            try:
-                with self._counted(member), member.lease(spec, timeout=timeout, stop=stop) as leased:
-                    found = use(leased)
-            except Exception as error:
-                if isinstance(error, FgvrError) and not isinstance(error, OutOfBudget | ModelLoadError):
-                    raise
-                failures[member] = error
-                if len(failures) == min(_TRIES, len(failures) + len(self._usable([spec], failures))):
-                    raise next(iter(failures.values())) from None
-            else:
-                for failed, error in failures.items():
-                    self._leave_out(failed, spec, error)
-                return found
+            with self._least_busy([spec], but=failures) as member:
+                try:
+                    with member.lease(spec, timeout=timeout, stop=stop) as leased:
+                        found = use(leased)
+                except Exception as error:
+                    if isinstance(error, FgvrError) and not isinstance(error, OutOfBudget | ModelLoadError):
+                        raise
+                    failures[member] = error
+                    if len(failures) == min(_TRIES, len(failures) + len(self._usable([spec], failures))):
+                        raise next(iter(failures.values())) from None
+                else:
+                    for failed, error in failures.items():
+                        self._leave_out(failed, spec, error)
+                    return found
 
     close, pin, unpin = _on_each(ModelPool.close), _on_each(ModelPool.pin), _on_each(ModelPool.unpin)
     refuse_other_allocator = _on_each(ModelPool.refuse_other_allocator)
@@ -215,12 +205,8 @@ class PoolGroup(ModelPool):
         return PoolStatus(
             models=tuple(_merged([model for status in each for model in status if model.key == key]) for key in keys),
             device=", ".join(status.device for status in each),
-            budget=sum(status.budget for status in each),
-            used=sum(status.used for status in each),
-            peak=sum(status.peak for status in each),
-            host_used=sum(status.host_used for status in each),
-            host_budget=sum(status.host_budget for status in each),
             devices=each,
+            **{name: sum(getattr(status, name) for status in each) for name in ("budget", "used", "peak", "host_used", "host_budget")},
         )
 
     def is_here(self, model: str | ModelSpec) -> bool:
@@ -246,18 +232,15 @@ class PoolGroup(ModelPool):
         keys = {"", *(model if isinstance(model, str) else model.key for model in models)}
         return [member for member in self._members if member not in but and not any((member, key) in self._left_out for key in keys)]
 
-    def _least_busy(self, models: Sequence[str | ModelSpec], but: Mapping[ModelPool, Exception] = {}) -> ModelPool:
-        """Of the least busy, the first that has the models; where all are left out, any of those that were not tried."""
+    @contextmanager
+    def _least_busy(self, models: Sequence[str | ModelSpec], but: Mapping[ModelPool, Exception] = {}) -> Iterator[ModelPool]:
+        """Of the least busy, the first that has the models; where all are left out, any of those that were not tried. Busy until left."""
         with self._lock:
             usable = self._usable(models, but) or [member for member in self._members if member not in but]
-            return min(usable, key=lambda member: (self._running[member], not all(map(member.is_here, models))))
-
-    @contextmanager
-    def _counted(self, member: ModelPool) -> Iterator[None]:
-        with self._lock:
+            member = min(usable, key=lambda member: (self._running[member], not all(map(member.is_here, models))))
             self._running[member] += 1
         try:
-            yield
+            yield member
         finally:
             with self._lock:
                 self._running[member] -= 1
@@ -340,12 +323,9 @@ def _merged(rows: Sequence[ModelStatus]) -> ModelStatus:
     return replace(
         furthest,
         bytes=max(row.bytes for row in rows),
-        leases=sum(row.leases for row in rows),
-        hits=sum(row.hits for row in rows),
-        loads=sum(row.loads for row in rows),
-        host_bytes=sum(row.host_bytes for row in rows),
         pinned=any(row.pinned for row in rows),
         idle_seconds=min(row.idle_seconds for row in rows),
         last_used=max((row.last_used for row in rows if row.last_used is not None), default=None),
         error="; ".join(dict.fromkeys(row.error for row in rows if row.error)),
+        **{name: sum(getattr(row, name) for row in rows) for name in ("leases", "hits", "loads", "host_bytes")},
     )

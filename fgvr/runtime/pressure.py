@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.budget import as_bytes
 from fgvr.runtime.devices.base import HALF_AN_HOUR
-from fgvr.runtime.machine import Host
 from fgvr.runtime.policy import Policy, choose
-from fgvr.runtime.status import PoolStatus
-from fgvr.types import ModelStatus
 from fgvr.utils.text import format_bytes
+
+if TYPE_CHECKING:
+    from fgvr.runtime.machine import Host
+    from fgvr.runtime.status import PoolStatus
+    from fgvr.types import ModelStatus
 
 Level = Literal["ok", "low", "high", "critical"]
 LEVELS: tuple[Level, ...] = get_args(Level)

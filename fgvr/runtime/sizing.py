@@ -43,24 +43,18 @@ class Sizing:
         return () if asked == offload.NONE else (asked, ledger.limit, ledger.reserve)
 
     def _note(self, entry: Entry, spec: ModelSpec, terms: tuple[object, ...]) -> int:
-        fresh = not entry.works or terms != entry.terms
-        if not terms:
-            size, work, divided = (
-                entry.loader.estimate(spec) if fresh else 0,
-                self._measured(entry, spec) or entry.loader.work_bytes(spec),
-                None,
-            )
-        else:
+        found = entry.loader.footprint(spec, type(self._device))
+        divided = None
+        if terms:
             offload.check(spec, self._ledger.settings.offload, self._device.name)
-            found = entry.loader.footprint(spec, type(self._device))
             room = offload.room_for(found, list(self._others(entry)), self._ledger.limit - self._ledger.reserve)
             divided = offload.divide(found, self._ledger.settings.offload, room)
-            size = found.weight_bytes - (divided.beside if divided else 0)
-            work = (self._measured(entry, spec) or found.work_bytes) + (divided.largest if divided else 0)
+        work = (self._measured(entry, spec) or found.work_bytes) + (divided.largest if divided else 0)
         with self._condition:
-            fresh = fresh and (not entry.works or terms != entry.terms)  # no other thread has been here meanwhile
+            fresh = not entry.works or terms != entry.terms
             if fresh and entry.model is None and not entry.charge:  # what was measured since, or is being loaded, stays
-                entry.size, entry.offloaded, entry.terms = size, divided.layers if divided else 0, terms
+                entry.size = found.weight_bytes - (divided.beside if divided else 0)
+                entry.offloaded, entry.terms = divided.layers if divided else 0, terms
                 entry.works.clear()
             entry.works[spec.batch_size] = work
         return work

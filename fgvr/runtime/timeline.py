@@ -157,7 +157,9 @@ class Recorder:
             log.info("memory is not recorded: %s", error)
             self._file.close()
             return
-        self._earlier = self._cut_torn_line()
+        self._file.seek(0)
+        self._earlier = self._file.readall().rfind(b"\n") + 1
+        self._file.truncate(self._earlier)  # what a crash has torn off goes
         self._write("start", monotonic, asdict(start))
 
     def event(self, event: Event) -> None:
@@ -201,13 +203,6 @@ class Recorder:
                 self._file.truncate(whole)
                 self._end()
 
-    def _cut_torn_line(self) -> int:
-        """What a crash has torn off; returns the size of what is whole."""
-        self._file.seek(0)
-        whole = self._file.readall().rfind(b"\n") + 1
-        self._file.truncate(whole)
-        return whole
-
 
 # --- reading -----------------------------------------------------------------------------------------------------------------
 
@@ -224,7 +219,11 @@ def read(path: str | Path) -> Timeline:
             row = json.loads(line)
             kind, t = row.pop("row"), row.pop("t")
             if kind == "start":
-                sessions.append(RecordedSession(_start(row)))
+                if row["version"] != VERSION:
+                    raise ValueError(f"version {row['version']}")
+                row.pop("rules", None)  # records of fgvr 0.1 have it
+                resident = tuple(Resident(**model) for model in row.pop("resident"))
+                sessions.append(RecordedSession(Start(**row, resident=resident)))
             else:
                 _add(sessions[-1], kind, t, row)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -249,11 +248,3 @@ def _add(session: RecordedSession, kind: str, t: float, row: dict[str, Any]) -> 
             session.ended = True
         case _:
             raise ValueError(f"row {kind!r}")
-
-
-def _start(row: dict[str, Any]) -> Start:
-    if row["version"] != VERSION:
-        raise ValueError(f"version {row['version']}")
-    resident = tuple(Resident(**model) for model in row.pop("resident"))
-    row.pop("rules", None)  # records of fgvr 0.1 have it
-    return Start(**row, resident=resident)

@@ -1,7 +1,5 @@
 """Starts a Ray cluster on this machine, or joins one, without a word of Ray's on the terminal."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

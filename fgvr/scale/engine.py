@@ -1,7 +1,5 @@
 """engine=ray as a session sees it: models that answer elsewhere, and recognition by whole groups of batches."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """What a worker does: it holds the models of one device, recognises images that it opens itself, and answers questions to a model."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence

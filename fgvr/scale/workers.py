@@ -1,7 +1,5 @@
 """Hands out calls to workers. A call whose worker dies is made again by another one; the dead one is replaced, on any node with room."""
 
-from __future__ import annotations
-
 import logging
 import os
 import queue

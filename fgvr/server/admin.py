@@ -1,7 +1,5 @@
 """`/api/v1/memory` and `/api/v1/models`: figures and controls of the pool. Knows nothing of what the models are used for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated

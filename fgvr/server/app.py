@@ -1,7 +1,5 @@
 """The application: what a session hands over, behind addresses. Making one starts no thread and loads no model."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Coroutines: what is a plain function would cost each request a thread.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from typing import Annotated

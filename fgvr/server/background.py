@@ -1,7 +1,5 @@
 """Threads beside the loop: a daemon for what may outlive a stop, a pool for what requests wait for."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable

@@ -5,8 +5,6 @@ Nothing hangs: a job that nobody waits for any more is dropped from its queue, e
 ends its row of a running answer.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -14,11 +12,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from fgvr.errors import log_failure
 from fgvr.server.http_errors import stopping, to_http_error
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 
@@ -67,28 +65,20 @@ Compute = Callable[[Sequence[Job]], Sequence[Any]]
 """One result per job of the batch, in order; an Exception among them is that job's alone."""
 
 
+@dataclass(eq=False)
 class BatchQueue:
     """`compute` is called in the queue's own threads, one batch at a time in each."""
 
-    def __init__(
-        self,
-        name: str,
-        compute: Compute,
-        *,
-        most: Callable[[], int],
-        most_tokens: int = 1 << 62,
-        wait: float = 0.0,
-        on_batch: Callable[[str, int, float], None] = lambda name, jobs, seconds: None,
-        at_once: int = 1,
-    ) -> None:
-        """Args:
-        most, most_tokens: jobs of one batch, and the sum of their tokens (a single job may have more).
-        wait: seconds a batch that is not full waits for company.
-        on_batch: told name, jobs and seconds of each batch.
-        at_once: batches that are computed at a time.
-        """
-        self.name, self._compute, self._most, self._most_tokens, self._wait = name, compute, most, most_tokens, wait
-        self._on_batch, self._at_once = on_batch, at_once
+    name: str
+    compute: Compute
+    _: KW_ONLY
+    most: Callable[[], int]  # jobs of one batch
+    most_tokens: int = 1 << 62  # the sum of their tokens (a single job may have more)
+    wait: float = 0.0  # seconds a batch that is not full waits for company
+    on_batch: Callable[[str, int, float], None] = lambda name, jobs, seconds: None  # told name, jobs and seconds of each batch
+    at_once: int = 1  # batches that are computed at a time
+
+    def __post_init__(self) -> None:
         self._condition = threading.Condition()
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by client
         self._closed = False
@@ -102,7 +92,7 @@ class BatchQueue:
         with self._condition:
             if self._closed:
                 raise stopping()
-            if len(self._threads) < self._at_once and len(self._threads) == len(self._running):  # none is idle
+            if len(self._threads) < self.at_once and len(self._threads) == len(self._running):  # none is idle
                 self._threads.append(threading.Thread(target=self._run, name=f"fgvr-{self.name}", daemon=True))
                 self._threads[-1].start()
             self._waiting.setdefault(job.client, deque()).append(job)
@@ -144,7 +134,7 @@ class BatchQueue:
                 took = time.monotonic() - began
                 self.seconds = took if not self.seconds else 0.8 * self.seconds + 0.2 * took
                 self.size = 0.8 * self.size + 0.2 * len(jobs)
-                self._on_batch(self.name, len(jobs), took)
+                self.on_batch(self.name, len(jobs), took)
             except Exception as error:  # a bug here must not end the queue: whoever comes next would wait for nobody
                 self._fail(jobs, error)
             del self._running[me]
@@ -155,7 +145,7 @@ class BatchQueue:
         with self._condition:
             while not self._closed:
                 self._condition.wait_for(lambda: self._closed or self._waiting)
-                self._condition.wait_for(lambda: self._closed or self._full(), self._wait)
+                self._condition.wait_for(lambda: self._closed or self._full(), self.wait)
                 if jobs := self._take():
                     self._running[me] = jobs, time.monotonic()
                     return jobs
@@ -166,7 +156,7 @@ class BatchQueue:
 
     def _full(self) -> bool:
         jobs = self._all_waiting()
-        return len(jobs) >= self._most() or sum(job.tokens for job in jobs) >= self._most_tokens
+        return len(jobs) >= self.most() or sum(job.tokens for job in jobs) >= self.most_tokens
 
     def _take(self) -> list[Job]:
         """In turns, one job per client and round, until the batch is full. The first job's group is the batch's."""
@@ -175,11 +165,11 @@ class BatchQueue:
             if not self._waiting[client]:
                 del self._waiting[client]
         taken: list[Job] = []
-        tokens, most, passed = 0, self._most(), 0
+        tokens, most, passed = 0, self.most(), 0
         while self._waiting and len(taken) < most and passed < len(self._waiting):
             client, line = next(iter(self._waiting.items()))
             job = line[0]
-            if not taken or (job.group == taken[0].group and tokens + job.tokens <= self._most_tokens):
+            if not taken or (job.group == taken[0].group and tokens + job.tokens <= self.most_tokens):
                 taken.append(line.popleft())
                 tokens += job.tokens
                 passed = 0
@@ -193,7 +183,7 @@ class BatchQueue:
 
     def _work(self, jobs: Sequence[Job]) -> None:
         try:
-            results = self._compute(jobs)
+            results = self.compute(jobs)
         except Exception as error:
             if len(jobs) == 1 or to_http_error(error).status != 500:
                 self._fail(jobs, error)

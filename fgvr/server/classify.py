@@ -1,7 +1,5 @@
 """`/api/v1/classify`: the whole pipeline, images of concurrent requests in one batch. `/api/v1/query`: one question to the shared MLLM."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import APIRouter, Request

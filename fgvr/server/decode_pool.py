@@ -1,7 +1,5 @@
 """Pictures unpacked in processes that can be ended, each within a budget of bytes and a limit of time."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import threading

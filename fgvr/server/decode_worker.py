@@ -1,7 +1,5 @@
 """The process that unpacks pictures, one after the other, until its pipe closes. It imports Pillow and NumPy, no model."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

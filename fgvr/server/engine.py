@@ -1,7 +1,5 @@
 """The shared models as requests use them: each kind of work has its queue; each batch borrows its model from the pool and gives it back."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time
@@ -100,7 +98,7 @@ class InferenceEngine:
         return None
 
     @contextmanager
-    def slot(self, request: Request, role: str) -> Iterator[RequestSlot]:
+    def slot(self, request: Request, role: str) -> Iterator["RequestSlot"]:
         """For work with this model. Raises HttpError: 404 without one, 429 when all are taken, 503 while draining."""
         self.spec_of(role)
         if (error := self.why_full()) is not None:

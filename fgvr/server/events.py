@@ -1,7 +1,5 @@
 """`/api/v1/memory/events`: what happens in the pool, as it happens, to whoever listens."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable

@@ -1,7 +1,5 @@
 """`/health`: ready only when a real lease can be had in time, and no queue has been stuck in one batch."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

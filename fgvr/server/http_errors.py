@@ -1,7 +1,5 @@
 """Every answer that is no success: one exception, one table from our errors to HTTP, one body for each family of addresses."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -10,9 +8,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fgvr.errors import ConfigError, FgvrError, ImageError, LeaseTimeout, ModelLoadError, OutOfBudget, RuntimeConflict, WouldDeadlock
+from fgvr.errors import (
+    ConfigError,
+    FgvrError,
+    ImageError,
+    LeaseTimeout,
+    ModelLoadError,
+    OutOfBudget,
+    RuntimeConflict,
+    WouldDeadlock,
+    log_failure,
+)
 from fgvr.types import MemoryPlan
-from fgvr.utils.failures import log_failure
 
 log = logging.getLogger(__name__)
 RETRY = 2  # seconds, where nothing better is known

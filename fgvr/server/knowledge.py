@@ -1,7 +1,5 @@
 """The knowledge base that classifies: opened in the background, replaced by a newer one only when that one is whole."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Figures for Prometheus, named by its conventions. What the pool knows is read when it is asked for; the rest is counted as it happens."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

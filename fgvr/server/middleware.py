@@ -1,7 +1,5 @@
 """Before any handler: who is addressed, how much may come; after it: headers, one log line, figures. Plain ASGI, so that streams stream."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

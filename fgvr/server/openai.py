@@ -1,7 +1,5 @@
 """`/v1`: the OpenAI API over the shared models, and two calls it has no word for (`score`, `match`)."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """Prompts of requests: decoded, counted and measured before a model sees them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -48,11 +46,8 @@ def turns_of(messages: Sequence[Message], slot: RequestSlot) -> tuple[Turn, ...]
 def check_length(ask: Conversation, engine: InferenceEngine, *, param: str) -> None:
     """Whether the model's context and the memory plan have room for it. Raises HttpError with the numbers."""
     spec = engine.specs["mllm"]
-    check = getattr(engine.pool.loader(spec), "check_prompt", None)
-    if check is None:  # an engine elsewhere knows its own limit
-        return
     try:
-        check(spec, ask)
+        engine.pool.loader(spec).check_prompt(spec, ask)
     except ConfigError as error:
         raise bad_request(f"{param}: {error}", param, "prompt_too_long") from None
 

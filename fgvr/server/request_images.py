@@ -1,7 +1,5 @@
 """Images of requests: judged by count, bytes and header before a pixel is unpacked. Nothing is fetched that no list names."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import io

@@ -1,7 +1,5 @@
 """What requests and answers look like: strict, so that a parameter this server does not know is an error that names it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -150,7 +148,7 @@ class Usage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, answers: Sequence[Answer]) -> Usage:
+    def of(cls, answers: Sequence[Answer]) -> "Usage":
         """Of several answers to one prompt."""
         prompt, new = answers[0].prompt_tokens if answers else 0, sum(answer.new_tokens for answer in answers)
         return cls(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
@@ -171,7 +169,7 @@ class Logprobs(BaseModel):
     refusal: None = None
 
     @classmethod
-    def of(cls, tokens: Sequence[Token]) -> Logprobs:
+    def of(cls, tokens: Sequence[Token]) -> "Logprobs":
         def one(text: str, logprob: float) -> dict[str, Any]:
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
@@ -192,7 +190,7 @@ class Choice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
     @classmethod
-    def of(cls, index: int, answer: Answer, *, logprobs: bool) -> Choice:
+    def of(cls, index: int, answer: Answer, *, logprobs: bool) -> "Choice":
         told = Logprobs.of(answer.tokens) if logprobs else None
         return cls(index=index, message=ChatMessage(content=answer.text), logprobs=told, finish_reason=finish_reason(answer))
 
@@ -285,20 +283,6 @@ class ModelList(BaseModel):
     data: list[ModelRow]
 
 
-class OpenAIError(BaseModel):
-    """`param` names the parameter at fault."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-    plan: dict[str, Any] | None = None
-
-
-class OpenAIErrorBody(BaseModel):
-    error: OpenAIError
-
-
 # --- ours ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -352,7 +336,12 @@ class CleanupRequest(Strict, json_schema_extra=_example(target_bytes=8589934592)
     target_bytes: int | None = Field(None, ge=0)
 
 
+# --- errors ----------------------------------------------------------------------------------------------------------------------
+
+
 class ErrorDetail(BaseModel):
+    """`param` names the parameter at fault."""
+
     message: str
     code: str
     param: str | None = None
@@ -362,6 +351,14 @@ class ErrorDetail(BaseModel):
 class ErrorBody(BaseModel):
     status: Literal["error"] = "error"
     data: ErrorDetail
+
+
+class OpenAIError(ErrorDetail):
+    type: str
+
+
+class OpenAIErrorBody(BaseModel):
+    error: OpenAIError
 
 
 _TEXTS = {

@@ -1,7 +1,5 @@
 """What `server.*` and the environment say. Names of variables follow 12-factor; tokens are secrets, so they come from there alone."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Mapping
 from dataclasses import field, fields
@@ -38,7 +36,7 @@ class Environment(BaseSettings):
     max_body: str | None = _variable("FGVR_MAX_BODY")
 
     @classmethod
-    def read(cls) -> Environment:
+    def read(cls) -> "Environment":
         """Raises ConfigError naming the variable."""
         try:
             return cls()
@@ -63,7 +61,7 @@ class Tokens:
     made: bool = False  # the admin token was made here: show it once
 
     @classmethod
-    def of(cls, environment: Environment) -> Tokens:
+    def of(cls, environment: Environment) -> "Tokens":
         given = environment.admin_token.get_secret_value() if environment.admin_token else ""
         reader = environment.token.get_secret_value() if environment.token else ""
         return cls(given or secrets.token_urlsafe(24), reader or None, made=not given)
@@ -115,7 +113,7 @@ class Settings:
     log_days: Count = 14
 
     @classmethod
-    def of(cls, server: Mapping[str, Any]) -> Settings:
+    def of(cls, server: Mapping[str, Any]) -> "Settings":
         """From plain values. Raises ConfigError listing every key that is wrong, with what may stand there."""
         try:
             return cls(**{one.name: server[one.name] for one in fields(cls)})

@@ -73,7 +73,7 @@ class Resources:
     @cached_property
     def dataset(self) -> Dataset:
         """The configured images; photographs that a person has named in a review are among the support (`knowledge.learned`)."""
-        dataset: Dataset = instantiate(self.config.dataset)
+        dataset: Dataset = instantiate(self.config.dataset, "dataset", Dataset)
         table = self.config.knowledge.learned
         return dataset if table is None else learned.join(dataset, user_path(table), cache_dir=self.home / "store")
 

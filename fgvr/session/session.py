@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fgvr.agents.abstain import Abstainer, fit_abstention
 from fgvr.agents.answer_fusion import LogLinearFusion, Reprompt, fit_weight
-from fgvr.agents.calibration import ONE_SHOT, Calibrated, Calibrator, Deferred, Evidence
+from fgvr.agents.calibration import ONE_SHOT, Abstainer, Calibrated, Calibrator, Deferred, Evidence, fit_abstention
 from fgvr.agents.fast import Retrieval
 from fgvr.agents.fusion import Fusion
 from fgvr.agents.joint import JointRetrieval, Matcher
@@ -17,7 +16,7 @@ from fgvr.agents.leave_one_out import Answers, LeaveOneOutAnswers, fusion_cases,
 from fgvr.agents.online import OnlineRetrieval
 from fgvr.agents.risk_control import RiskGuarantee
 from fgvr.agents.slow import Exemplars, Shortlist, SlowThinking
-from fgvr.agents.trigger import Always
+from fgvr.agents.trigger import Always, decide
 from fgvr.config.configuration import ORACLE
 from fgvr.config.factories import instantiate
 from fgvr.data.pictures import deferred_images, open_picture
@@ -39,7 +38,7 @@ class Session(WithKnowledge):
 
     @cached_property
     def fusion(self) -> Fusion:
-        return instantiate(self.config.fusion)
+        return instantiate(self.config.fusion, "fusion", Fusion)
 
     @cached_property
     def matcher(self) -> Matcher | None:
@@ -83,7 +82,7 @@ class Session(WithKnowledge):
     @cached_property
     def policy(self) -> Any:
         """The trigger group's object: a Trigger, or one that has to learn (Calibrator) or to know the truth (Oracle) first."""
-        return instantiate(self.config.trigger)
+        return instantiate(self.config.trigger, "trigger", Trigger, Calibrator, Oracle)
 
     @cached_property
     def trigger(self) -> Trigger:
@@ -180,7 +179,7 @@ class Session(WithKnowledge):
         trigger, joint = self.trigger, f"System 1 asks the joint encoder {self.config.models.joint.source} ({self.fusion.joint})"
         return whole(
             abstain=abstainer,
-            notes=lambda: [
+            remarks=lambda: [
                 *([f"trigger {trigger.expectation}"] if isinstance(trigger, Calibrated | Deferred) else []),
                 *([joint] if self.matcher is not None else []),
                 *([] if reads_text(self.encoder) else [blind]),
@@ -209,7 +208,7 @@ class Session(WithKnowledge):
                 )
             # Before their labels are seen: how certain this recognizer is of the support images, left out.
             cases = fusion_cases(self.left_out()[0], base.prototypes, base.slow_scores)
-            decisions = self.trigger([fast for fast, _, _ in cases])
+            decisions = decide(self.trigger, [fast for fast, _, _ in cases])
             sure = [fusion(f, SlowResult(None, s))[1] if d.escalate else d.score for (f, s, _), d in zip(cases, decisions, strict=True)]
             expected = np.array(sure) if sure else np.linspace(0, 1, 101)
             answers: list[Prediction] = whole().batch(self.calibration)

@@ -1,21 +1,24 @@
-"""An append-only file of JSON lines that grows by whole batches, so that a killed run continues at a batch border."""
+"""Files of long jobs that go on where they stopped: rows that grow by whole batches, and the results of stages."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock
 
 from fgvr.errors import StoreError
-from fgvr.utils.files import HeldError, acquire_lock, atomic_write, read_json, sync_folder
+from fgvr.utils.files import HeldError, acquire_lock, atomic_write, read_json, short_hash, sync_folder, write_json
 from fgvr.utils.lazy import LazySequence
+
+log = logging.getLogger(__name__)
 
 
 class Rows(LazySequence[dict[str, Any]]):
@@ -152,3 +155,28 @@ def to_line(row: Mapping[str, Any]) -> bytes:
         return _ENCODE(row).encode("utf-8", "backslashreplace") + b"\n"
     except (TypeError, ValueError) as error:
         raise StoreError(f"a row of {sorted(row)} cannot be written as JSON: {error}") from error
+
+
+class StageCache:
+    """Results of the stages of a long job, `folder/<name>.json` for each.
+
+    A stage is done if its file was made from `inputs` and from the same earlier results. It is read; another is computed and written.
+    """
+
+    def __init__(self, folder: Path, inputs: Any) -> None:
+        """Args: inputs: JSON values on which the first stage depends; a later stage also depends on all earlier results."""
+        self._folder, self._inputs = folder, inputs
+        self.computed: list[str] = []  # names of the stages that this process has computed
+
+    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The stage's result, plain JSON values. Stages are called in their order."""
+        file, inputs = self._folder / f"{name}.json", short_hash([name, self._inputs])
+        found = read_json(file) if file.exists() else {}
+        if found.get("of") != inputs:
+            write_json(file, {"of": inputs, "result": compute()})
+            self.computed.append(name)
+            found = read_json(file)  # as a later run will see it
+        else:
+            log.info("%s is done: %s", name, file)
+        self._inputs = [inputs, found["result"]]
+        return found["result"]

@@ -1,7 +1,5 @@
 """Which model, how it stands in the pool, and what it needs of memory."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +95,7 @@ class PlanPart:
     bytes: int
     note: str = ""
     kind: Literal["weights", "work", "reserve", ""] = ""
-    parts: tuple[PlanPart, ...] = ()
+    parts: tuple["PlanPart", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,7 +1,5 @@
 """What is looked at, what both systems say of it, and the prediction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 class Sample:
     """One image to recognise: where it is and, when known, what it shows."""
 
-    image: ImageSource
+    image: "ImageSource"
     key: str  # how files and reports call it: path relative to the dataset's root, or a name given by the user
     label: str | None = None  # class id
     sha256: str = ""  # of the content, where a dataset knows it
@@ -34,7 +32,7 @@ class Picture:
 
     `content`: of what is seen of it, another one where a file was reduced or padded on reading; answers are remembered under it."""
 
-    image: Image
+    image: "Image"
     sha256: str
     content: str = ""
 
@@ -130,7 +128,7 @@ class Reply(str):
     prompt_tokens: int
     new_tokens: int
 
-    def __new__(cls, text: str, prompt_tokens: int = 0, new_tokens: int = 0) -> Reply:
+    def __new__(cls, text: str, prompt_tokens: int = 0, new_tokens: int = 0) -> "Reply":
         self = super().__new__(cls, text)
         self.prompt_tokens, self.new_tokens = prompt_tokens, new_tokens
         return self
@@ -174,7 +172,7 @@ class Asked:
     new_tokens: int = 0  # that the MLLM wrote
     encoder_forwards: int = 0  # images and texts
 
-    def __add__(self, other: Asked) -> Asked:
+    def __add__(self, other: "Asked") -> "Asked":
         return Asked(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
@@ -197,11 +195,11 @@ class Cost:
     asked: Asked | None = Asked()  # remembered or not
 
     @property
-    def without_thinking(self) -> Cost:
+    def without_thinking(self) -> "Cost":
         """The same work of a method that would not have sent this image to System 2."""
         return self if self.asked is None else replace(self, asked=Asked(encoder_forwards=self.asked.encoder_forwards))
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: "Cost") -> "Cost":
         asked = None if self.asked is None or other.asked is None else self.asked + other.asked
         return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__ if name != "asked"), asked=asked)
 

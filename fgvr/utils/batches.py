@@ -1,7 +1,5 @@
 """Batches whose borders depend on positions or lengths alone, never on what is left to do; and several at a time, answers in order."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

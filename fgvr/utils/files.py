@@ -1,7 +1,5 @@
 """Files that are whole or absent, and the hashes they are known by."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -11,12 +9,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from filelock import BaseFileLock, FileLock, Timeout
-
 from fgvr.errors import StoreError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> Path:
@@ -107,11 +106,13 @@ class HeldError(StoreError):
     """Another process or thread holds the lock."""
 
 
-def acquire_lock(path: str | Path, *, timeout: float = 0.0) -> BaseFileLock:
+def acquire_lock(path: str | Path, *, timeout: float = 0.0) -> "BaseFileLock":
     """Lock `path` (an empty file, which stays behind) until `release()`; the system frees it when the holder dies. Not reentrant.
 
     Raises HeldError after `timeout` seconds of waiting, StoreError where the file system has no locks.
     """
+    from filelock import FileLock, Timeout
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)  # a marker file would outlive a killed holder

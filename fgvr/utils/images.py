@@ -1,7 +1,5 @@
 """Any picture a user may hand over, decoded to upright RGB and known by its content."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib
@@ -19,6 +17,7 @@ from PIL import Image, ImageFile, ImageOps
 from fgvr.errors import ImageError
 from fgvr.utils.files import sha256_bytes
 from fgvr.utils.paths import user_path
+from fgvr.utils.text import some
 
 
 class StoredImage:
@@ -53,6 +52,7 @@ LONGEST = 4096
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x0a")
 _BAND = 256  # rows
+_ORIENTATION = 0x0112  # the EXIF tag
 MAX_SCANS = 200
 """Passes of a progressive JPEG; encoders write ten or so. Each costs a walk over all pixels, so a small file could take minutes."""
 MAX_PIXELS = 89_000_000
@@ -140,8 +140,7 @@ def passed_over(folders: Iterable[str | Path]) -> list[str]:
         return closed
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(8))
-    named = ", ".join(map(str, others[:LISTED])) + (f" and {len(others) - LISTED:,} more" if len(others) > LISTED else "")
-    return [*closed, f"{len(others):,} files are not images and were passed over ({counts}): {named}"]
+    return [*closed, f"{len(others):,} files are not images and were passed over ({counts}): {some(others, LISTED)}"]
 
 
 def _scans(data: bytes) -> int:
@@ -252,7 +251,7 @@ def _reduce(image: Image.Image, pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)  # which would copy it
     except Exception:  # damaged EXIF must not cost a picture whose pixels are fine
         return image
 

@@ -1,7 +1,5 @@
 """Values that are computed when they are first needed."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload

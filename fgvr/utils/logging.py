@@ -1,7 +1,5 @@
 """One place where log lines are given a look: the `fgvr` logger, on stderr. What libraries say goes to the run's log file."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections import deque

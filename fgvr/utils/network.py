@@ -3,8 +3,6 @@
 Imports nothing beyond the standard library. A variable that cannot work is a ConfigError that names it.
 """
 
-from __future__ import annotations
-
 import os
 import ssl
 from collections.abc import Callable

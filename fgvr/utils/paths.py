@@ -1,7 +1,5 @@
 """Paths as people write them, and where this installation keeps its files."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

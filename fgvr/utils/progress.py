@@ -1,7 +1,5 @@
 """Progress on stderr: a bar where a person is watching, else a line now and then. Count, rate, remaining time, what the process holds."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Where this machine's server is: a file in the home that only its owner can read, there while the server runs."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -55,7 +53,7 @@ def find_server(home: Path) -> RunningServer | None:
 def _read(file: Path) -> RunningServer | None:
     try:
         status = file.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):  # Windows has neither
             return None
         found = RunningServer(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
@@ -64,6 +62,10 @@ def _read(file: Path) -> RunningServer | None:
 
 
 def _lives(pid: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        import psutil
+
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError, OverflowError):

@@ -3,8 +3,6 @@
 Redirects are not followed (the token would go with them), and loopback is asked without a proxy.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +34,7 @@ class Service:
     timeout: float = 30.0  # seconds without a byte
 
     @classmethod
-    def at(cls, url: str, token: str | None = None) -> Service:
+    def at(cls, url: str, token: str | None = None) -> "Service":
         """Raises ConfigError for what is no http address. The token comes from the environment when none is given."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid(url):

@@ -1,7 +1,5 @@
 """Comma-separated tables as people and spreadsheets write them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """The standard streams as a command finds them: closed, full, read by nobody, or with an encoding that lacks some characters."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Words for people: sizes, near spellings, one spelling of a name, and small tables for notebooks."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata
@@ -46,6 +44,11 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` choices that look like `word`, best first; [] when none does."""
     known = {choice.casefold(): choice for choice in choices}
     return [known[match] for match in difflib.get_close_matches(word.casefold(), known, n=n, cutoff=0.5)]
+
+
+def some(words: Sequence[object], most: int = 10) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(map(str, words[:most])) + (f" and {len(words) - most:,} more" if len(words) > most else "")
 
 
 def plain_name(name: str) -> str:

@@ -9,8 +9,7 @@ import pytest
 
 import fgvr
 from fgvr import modes
-from fgvr.agents.abstain import Abstainer, certainty, fit_abstention
-from fgvr.agents.calibration import Calibrator
+from fgvr.agents.calibration import Abstainer, Calibrator, certainty, fit_abstention
 from fgvr.errors import ConfigError
 from fgvr.evaluation.records import from_row, to_row
 from fgvr.modes import runs

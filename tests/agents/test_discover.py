@@ -14,7 +14,7 @@ from fgvr.agents.discover import Discoverer
 from fgvr.agents.mixture_selection import complexity_penalty, fill, select_mixture
 from fgvr.data.unlabelled import open_unlabelled
 from fgvr.errors import DatasetError, UnreadableReply
-from fgvr.store.stage_cache import StageCache
+from fgvr.store.journal import StageCache
 from fgvr.types import Reply, Scores
 
 COLOURS = {"Crimson Finch": (200, 30, 30), "Azure Jay": (30, 60, 200), "Moss Wren": (40, 140, 60)}

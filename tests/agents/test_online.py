@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -79,14 +79,14 @@ def test_doubt_disagreement_and_a_poor_history_lower_the_quality() -> None:
 @pytest.mark.parametrize("kind", ["statistics", "prototypes"])
 def test_the_journal_replays_to_the_identical_state(kind) -> None:
     online, journal = learner(kind), []
-    online.journal = lambda updates: journal.extend(json.dumps(update.to_row()) for update in updates)
+    online.journal = lambda updates: journal.extend(json.dumps(asdict(update)) for update in updates)
     for batch in range(5):
         shas = [str(10 * batch + i) for i in range(4)]
         online([picture(sha) for sha in shas])
         online.learn([answer(sha, IDS[i % 3], IDS[(i + batch) % 3]) for i, sha in enumerate(shas)])
     assert journal
     again = OnlineState(BASE, STATISTICS)
-    again.apply(OnlineUpdate.from_row(json.loads(line)) for line in journal)
+    again.apply(OnlineUpdate(**json.loads(line)) for line in journal)
     assert np.array_equal(again.image, online.state.image)
     assert again.histories() == online.state.histories()
 

@@ -156,10 +156,13 @@ def test_folders_that_read_the_same_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("support", "test"), [("train", "test"), ("Support", "Query"), ("val", "test")])
-def test_an_official_test_part_is_kept(tmp_path, support, test):
+def test_an_official_test_part_is_kept(tmp_path, caplog, support, test):
     classes(tmp_path / support)
     classes(tmp_path / test, each=3, start=500)
-    dataset = open_folder(root=tmp_path, shots=2, calibration=2)
+    with caplog.at_level("INFO"):
+        dataset = open_folder(root=tmp_path, shots=2, calibration=2)
+    told = "8 of 12 labelled images are used (dataset.shots=2 with dataset.calibration=2); dataset.shots=all uses all"
+    assert told in caplog.text
     assert len(dataset.catalog) == 2
     assert all(s.key.startswith(test) for s in dataset.split.test) and len(dataset.split.test) == 6
     assert all(s.key.startswith(support) for s in (*dataset.split.support, *dataset.split.calibration))

@@ -25,7 +25,7 @@ import fgvr
 from fgvr.cli import main
 from fgvr.data import leaks
 from fgvr.data.catalog import Catalog
-from fgvr.data.datasets import Dataset
+from fgvr.data.datasets import Dataset, open_folder
 from fgvr.data.diagnosis import dataset_findings
 from fgvr.data.near_duplicates import PerceptualHash
 from fgvr.data.splits import Split
@@ -338,6 +338,19 @@ def test_a_row_that_went_after_the_listing_is_an_error_of_that_image(make: Calla
         min(root.glob("test*")).unlink()
         with pytest.raises(ImageError, match="test-0"):
             read_image(sample.image)
+
+
+def test_a_folder_as_spark_writes_it_is_a_stream(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    for number in range(2):
+        table(root / f"part-{number:05d}-c0.snappy.parquet", images(1000 * number, 6))
+    for name in ("_SUCCESS", "._SUCCESS.crc", ".part-00000-c0.snappy.parquet.crc"):
+        (root / name).write_bytes(b"")
+    split = open_at("parquet", root, tmp_path, shots=2).split
+    assert split.support and split.test and stream_at(root) == Parquet(root, label=None)
+    with pytest.raises(DatasetError, match=r"dataset=parquet dataset\.root=") as error:
+        open_folder(root=root)
+    assert "\n" not in str(error.value)
 
 
 def paths(root: Path, gone: int) -> Path:

@@ -26,7 +26,14 @@ OTHERS = {
     "docs/how-to/parts.md": "tests/test_extensions.py, by CONTRIBUTING.md",
 }
 
-OF_PLUGINS = {"hydra/launcher": ("joblib", "submitit_local", "submitit_slurm")}
+OF_PLUGINS = {
+    "hydra/launcher": ("joblib", "submitit_local", "submitit_slurm"),
+    "trigger": ("shy",),  # and the other examples of CONTRIBUTING, "Parts from outside"
+    "dataset": ("squares",),
+    "models/encoder": ("colours",),
+    "models/mllm": ("brief",),
+    "runtime": ("modest",),
+}
 _SUFFIXES = ("json", "yaml", "html", "py", "md", "csv", "log")  # of files, whose names look like keys
 
 

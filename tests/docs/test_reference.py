@@ -17,7 +17,7 @@ import fgvr
 from fgvr import cli, modes
 from fgvr.config import fields as rules
 from fgvr.config.configuration import Config
-from fgvr.config.groups import Group
+from fgvr.config.group import Group
 from fgvr.runtime.loaders.fake import FakeLoader, FakeMLLM
 from fgvr.runtime.pool import close_shared
 from fgvr.types import ModelSpec, Reply

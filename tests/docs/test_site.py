@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,14 @@ def test_one_section_can_be_included_and_an_absent_page_is_nothing() -> None:
     text = shown("<!-- include: CONTRIBUTING.md: Parts from outside -->", "how-to/parts.md")
     assert "# shy.py" in text and "## A release" not in text
     assert shown("before <!-- include: not_there.md --> after", "index.md") == "before  after"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_what_a_page_shows_of_another_can_be_reached_from_the_file_itself(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = {(page.parent / link).resolve() for link in re.findall(r"\]\(([\w./-]+\.md)[#)]", text)}
+    for name in re.findall(r"<!-- include: ([\w./-]+)", text):
+        assert {(ROOT / "docs" / name).resolve(), ROOT / name} & links, f"{page.name} shows {name} on the site alone"
 
 
 def test_links_between_the_repository_and_the_site_fit_both() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import fgvr
 from fgvr import cli
-from fgvr.evaluation import prediction_table, records
+from fgvr.evaluation import records
 from fgvr.evaluation.console import prediction_tables
 from fgvr.types import Abstention
 from tests.data.test_folder import classes
@@ -53,10 +53,10 @@ def test_a_row_brings_its_names_and_rows_without_them_are_still_read(run) -> Non
 
 def test_the_table_has_a_line_per_image_with_five_candidates(run, tmp_path: Path) -> None:
     made = [replace(p, names={"0": 'A "b", c'}) for p in run(30)]
-    with open(prediction_table.write(tmp_path, made), encoding="utf-8", newline="") as file:
+    with open(records.write_table(tmp_path, made), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [p.image for p in made]
-    assert list(rows[0]) == list(prediction_table.COLUMNS) and list(rows[0])[-2:] == ["top5", "probability5"]
+    assert list(rows[0]) == list(records.COLUMNS) and list(rows[0])[-2:] == ["top5", "probability5"]
     assert any(row["top1"] == 'A "b", c' for row in rows) and all(float(row["probability1"]) >= float(row["probability2"]) for row in rows)
 
 

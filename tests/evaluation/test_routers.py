@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgvr.evaluation import routers
+from scripts import birds_measure
 
 rng = np.random.default_rng(3)
 
@@ -37,7 +38,7 @@ def test_a_score_that_says_nothing_is_the_random_router():
     flat = routers.curve(fast, slow, np.zeros(150))
     assert flat.area == pytest.approx(routers.chance(fast, slow).area)
     assert routers.gap_share(fast, slow, np.zeros(150)) == pytest.approx(0, abs=1e-12)
-    assert routers.recovered(fast, slow, np.zeros(150), 0.6) == pytest.approx(0.6)
+    assert birds_measure.recovered(fast, slow, np.zeros(150), 0.6) == pytest.approx(0.6)
 
 
 def test_no_order_beats_the_oracle_and_the_oracle_itself_fills_the_gap():
@@ -57,21 +58,20 @@ def test_the_oracle_stops_gaining_where_system_2_begins_to_break():
 def test_a_score_that_follows_being_right_lies_between_random_and_oracle():
     fast, slow, score = simulate(2000)
     assert 0 < routers.gap_share(fast, slow, score) < 1
-    assert routers.recovered(fast, slow, score, 0.6) > 0.6
+    assert birds_measure.recovered(fast, slow, score, 0.6) > 0.6
 
 
 def test_a_review_mends_every_image_that_it_looks_at():
     right, score = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.2, 0.8])
-    [half] = routers.reviewed(right, score, [0.5])
-    assert (half.ours, half.random, half.oracle) == (0.75, 0.75, 1.0)
-    [all_] = routers.reviewed(right, score, [1.0])
-    assert (all_.ours, all_.random, all_.oracle) == (1.0, 1.0, 1.0)
+    curves = routers.review_curves(right, score)
+    assert [one.at(0.5) for one in curves] == [0.75, 0.75, 1.0]  # by this score, at random, by an oracle
+    assert [one.at(1.0) for one in curves] == [1.0, 1.0, 1.0]
 
 
 def test_nothing_to_gain_is_no_number():
     same = np.array([True, False])
     assert math.isnan(routers.gap_share(same, same, np.arange(2.0)))
-    assert math.isnan(routers.recovered(same, same, np.arange(2.0), 0.5))
+    assert math.isnan(birds_measure.recovered(same, same, np.arange(2.0), 0.5))
 
 
 def test_at_equal_budget_ours_lies_between_what_a_loop_finds_for_the_others():

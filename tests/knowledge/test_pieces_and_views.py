@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import fgvr
-from fgvr.knowledge.views import views
+from fgvr.knowledge.build import views
 from fgvr.runtime.pool import close_shared
 from fgvr.types import Picture
 from fgvr.utils.text import pieces

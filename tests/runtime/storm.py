@@ -298,7 +298,7 @@ class Storm:
     def come_to_rest(self) -> None:
         """Housekeeping may still be at work; it must come to rest by itself."""
         Inside(self.pool).housekeeping.stop()
-        self.verdict.stalls += not Inside(self.pool).housekeeping.thread.join(self.patience)
+        self.verdict.stalls += not Inside(self.pool).housekeeping.join(self.patience)
 
 
 def storms(seeds: range, *, patience: float = 20.0, stop_at_first: bool = False, quiet: bool = False) -> Verdict:

@@ -103,7 +103,7 @@ def test_the_doctor_is_told_what_is_in_force_and_who_set_it() -> None:
 def test_a_cpu_gives_freed_blocks_back_at_once(python, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (MMAP, TRIM):
         monkeypatch.delenv(name, raising=False)  # a run in this process sets them for its children
-    assert settings("cpu") == settings("cpu", imported=True) == {MMAP: str(4 << 20), TRIM: str(32 << 20)}
+    assert settings("cpu") == settings("cpu", imported=True) == {MMAP: str(8 << 20), TRIM: str(32 << 20)}
     assert settings("cpu", {"mmap_threshold": 0}) == {}
     assert settings("cpu", {"mmap_threshold": "1MiB", "trim_threshold": "2MiB"}) == {MMAP: str(1 << 20), TRIM: str(2 << 20)}
     assert settings("cpu", {"mmap_threshold": "1MiB"}, {MMAP: "5"}) == {MMAP: "5", TRIM: str(32 << 20)}

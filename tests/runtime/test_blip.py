@@ -15,7 +15,7 @@ from PIL import Image
 from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders.blip import LOADER
-from fgvr.runtime.loaders.blip_matcher import BlipMatcher
+from fgvr.runtime.loaders.encoders import BlipMatcher
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec, Picture
 

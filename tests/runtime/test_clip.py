@@ -11,7 +11,7 @@ from PIL import Image
 
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders.clip import LOADER
-from fgvr.runtime.loaders.clip_encoder import ClipEncoder
+from fgvr.runtime.loaders.encoders import ClipEncoder
 from fgvr.types import ModelSpec, Picture
 
 

@@ -11,7 +11,7 @@ import pytest
 import fgvr
 from fgvr import modes
 from fgvr.planning import on_device
-from fgvr.runtime.devices import cuda, fastest_dtype, processor
+from fgvr.runtime.devices import cpu, cuda, fastest_dtype
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
@@ -23,7 +23,7 @@ from .helpers import module_of
 
 def flags_are(monkeypatch: pytest.MonkeyPatch, file: Path, *flags: str) -> None:
     file.write_text(f"model name\t: a processor\nflags\t\t: fpu {' '.join(flags)} sse\n")
-    monkeypatch.setattr(processor, "_CPUINFO", file)
+    monkeypatch.setattr(cpu, "_CPUINFO", file)
 
 
 @pytest.mark.parametrize("flags,wanted", [(("avx2", "avx512f"), "float32"), (("avx512_bf16",), "bfloat16"), (("amx_bf16",), "bfloat16")])
@@ -35,7 +35,7 @@ def test_a_cpu_is_asked_for_its_flags(monkeypatch, tmp_path, flags, wanted):
 
 
 def test_where_the_system_tells_nothing_it_is_float32(monkeypatch, tmp_path):
-    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "absent")
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "absent")
     assert fastest_dtype("cpu") == fastest_dtype("mps") == fastest_dtype("simulated:24GiB") == "float32"
 
 

@@ -68,7 +68,7 @@ def test_a_missing_model_says_where_it_was_looked_for_and_what_works(role: str, 
         with pytest.raises(ModelLoadError) as caught:
             ask(spec)
         text = str(caught.value)
-        assert all(word in text for word in (source, "looked in", f"models.{role}.source=FOLDER", "models=tiny"))
+        assert all(word in text for word in (source, "looked in", f"models.{role}.source=FOLDER", "models=photos (photographs, no MLLM)"))
         assert ("hf download nowhere/at-all" in text) == (source == "nowhere/at-all")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.housekeeping import NAME, Housekeeping
+from fgvr.runtime.lifecycle import Lifecycle
 from fgvr.runtime.pool import ModelPool
 from fgvr.types import ModelSpec
 from tests.runtime.fakes import FakeLoader
@@ -31,7 +31,7 @@ def use(pool: ModelPool, role: str) -> None:
 
 def keepers(before: frozenset[threading.Thread] = frozenset()) -> frozenset[threading.Thread]:
     """Those that live now and were not there `before`; of an earlier test's pool one may just be ending."""
-    return frozenset(thread for thread in threading.enumerate() if thread.name == NAME) - before
+    return frozenset(thread for thread in threading.enumerate() if thread.name == "fgvr-housekeeping") - before
 
 
 def test_a_model_idle_for_its_ttl_goes_and_a_leased_one_stays(make_pool: PoolMaker) -> None:
@@ -78,7 +78,7 @@ class Keeper(FakeLoader):
 def rounds(intercept) -> list[float]:
     """Grows with each look of the pools' own threads."""
     seen: list[float] = []
-    intercept(Housekeeping, "expire", lambda look, keeper: (seen.append(time.monotonic()), look(keeper))[1])
+    intercept(Lifecycle, "expire", lambda look, keeper: (seen.append(time.monotonic()), look(keeper))[1])
     return seen
 
 

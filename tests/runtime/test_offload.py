@@ -26,9 +26,10 @@ from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders.transformers import LOADER, TransformersLoader
 from fgvr.runtime.monitor import watch
 from fgvr.runtime.offload import divide
+from fgvr.runtime.plan import footprint
 from fgvr.runtime.plan import plan as plan_specs
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import Footprint, footprint
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.runtime.timeline import read
 from fgvr.types import ModelSpec, PlanPart
 

@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fgvr.runtime.devices import processor
-from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.devices.processor import is_amd
+from fgvr.runtime.devices import cpu
+from fgvr.runtime.devices.cpu import CpuDevice, is_amd
 from fgvr.runtime.devices.simulated import SimulatedDevice
-from fgvr.runtime.loaders import optimize_layers, scoring
+from fgvr.runtime.loaders import decoding, optimize_layers
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
 
@@ -145,12 +144,12 @@ def test_a_model_that_is_dropped_gives_its_memory_back_at_once(mllm_folder: Path
 def test_onednn_is_asked_where_it_is_ahead(monkeypatch, tmp_path, maker: str, wanted: bool) -> None:
     monkeypatch.undo()
     (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {maker}\n")
-    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
     assert optimize_layers.onednn_is_ahead() == (wanted and torch.backends.mkl.is_available())
 
 
 def test_windows_tells_the_maker_too(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "absent")
+    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "absent")
     monkeypatch.setattr("platform.processor", lambda: "AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD")
     assert is_amd()
 
@@ -163,5 +162,5 @@ def test_log_probabilities_are_summed_in_parts(monkeypatch) -> None:
     logits, targets = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
     wanted = logits.log_softmax(-1).gather(2, targets[..., None]).squeeze(2)
     for size in (1, 4 * 11 * 4, 1 << 22):
-        monkeypatch.setattr(scoring, "LOGIT_BYTES", size)
-        torch.testing.assert_close(scoring._log_probs(logits, targets), wanted)
+        monkeypatch.setattr(decoding, "LOGIT_BYTES", size)
+        torch.testing.assert_close(decoding._log_probs(logits, targets), wanted)

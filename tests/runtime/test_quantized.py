@@ -24,9 +24,8 @@ from fgvr.runtime.devices.simulated import SimulatedDevice
 from fgvr.runtime.loaders import movable, tensors
 from fgvr.runtime.loaders.transformers import LOADER
 from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
-from fgvr.runtime.plan import plan
+from fgvr.runtime.plan import footprint, plan
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import footprint
 from fgvr.runtime.sizes import qwen as sizes
 from fgvr.session import Session
 from fgvr.store.cache import MemoryCache

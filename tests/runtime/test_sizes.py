@@ -21,8 +21,9 @@ from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import blip as blip_loader
 from fgvr.runtime.loaders import clip as clip_loader
 from fgvr.runtime.loaders import transformers as qwen_loader
+from fgvr.runtime.plan import footprint
 from fgvr.runtime.plan import plan as plan_specs
-from fgvr.runtime.sizes import footprint, qwen
+from fgvr.runtime.sizes import qwen
 from fgvr.types import ModelSpec
 from fgvr.types.memory import Role
 
@@ -145,7 +146,7 @@ def test_the_tensors_of_a_call_take_what_the_formula_says(mllm_folder: Path, dty
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("size", [2, 4])
 def test_continuations_of_any_length_fit_in_what_is_forecast(count: int, size: int) -> None:
-    """Of as many rows at once as the loader takes (`scoring._rows_at_once`): prompts' cache, its grown copies, logits, hidden states."""
+    """Of as many rows at once as the loader takes (`decoding.rows_at_once`): prompts' cache, its grown copies, logits, hidden states."""
     for shape in qwen.KNOWN.values():
         batch = qwen.Batch(count, 256 * 784, size)
         forecast = sum(part.bytes for part in qwen.score(shape, batch))

@@ -15,9 +15,10 @@ from fgvr.errors import ConfigError, ModelLoadError
 from fgvr.protocols import Encoder, reads_text
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import timm as timm_loader
+from fgvr.runtime.loaders.base import find_loader
+from fgvr.runtime.loaders.timm import PACKAGED
+from fgvr.runtime.plan import footprint
 from fgvr.runtime.pool import ModelPool
-from fgvr.runtime.sizes import footprint
-from fgvr.runtime.sizes.timm import PACKAGED
 from fgvr.types import ModelSpec
 
 LITE0 = ModelSpec("encoder", "timm", "efficientnet_lite0", batch_size=2)
@@ -144,10 +145,9 @@ def test_the_pool_lends_it_like_any_encoder() -> None:
 
 
 def test_a_model_that_is_not_there_is_named_with_the_cure() -> None:
-    from fgvr.runtime.loaders.none import LOADER
-
+    spec = ModelSpec("mllm", "none", "none")
     with pytest.raises(ModelLoadError, match="models/mllm="):
-        LOADER.load(ModelSpec("mllm", "none", "none"), CpuDevice())
+        find_loader(spec).load(spec, CpuDevice())
 
 
 @pytest.mark.parametrize("option", ["siglip2_b_16", "mobileclip2_s2", "bioclip2", "dfn_b_16"])

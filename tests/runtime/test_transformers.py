@@ -11,7 +11,7 @@ from PIL import Image
 
 from fgvr.runtime.conversation import Conversation
 from fgvr.runtime.devices.cpu import CpuDevice
-from fgvr.runtime.loaders import scoring
+from fgvr.runtime.loaders import decoding
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.runtime.loaders.files import folder_fingerprint
 from fgvr.runtime.loaders.transformers import LOADER
@@ -69,8 +69,8 @@ def test_scores_do_not_depend_on_how_many_rows_go_at_once(spec: ModelSpec, mllm:
     inputs = mllm.inputs([Conversation.single(*pair) for pair in zip(images, PROMPTS, strict=True)])
     tokens = [[[5, 6, 2], [7, 2]], [[8, 9, 10, 11, 2]], []]
     with torch.inference_mode():
-        prefix = scoring.prefill(module, inputs)
-        together, alone = (scoring.continue_prefix(module, prefix, tokens, pad=0, limit=limit) for limit in (1 << 30, 1))
+        prefix = decoding.prefill(module, inputs)
+        together, alone = (decoding.continue_prefix(module, prefix, tokens, pad=0, limit=limit) for limit in (1 << 30, 1))
     assert [len(row) for row in together] == [2, 1, 0]
     for a, b in zip(together, alone, strict=True):
         assert a == pytest.approx(b, abs=1e-3)

@@ -82,6 +82,9 @@ def test_a_server_that_has_died_or_that_others_can_read_is_not_found(tmp_path: P
     with announced(tmp_path, "http://127.0.0.1:1", "t"):
         found = find_server(tmp_path)
         assert found is not None and (found.url, found.token) == ("http://127.0.0.1:1", "t")
+        with pytest.MonkeyPatch.context() as windows:
+            windows.delattr(os, "getuid")
+            assert find_server(tmp_path) == found
         file = tmp_path / "server.json"
         file.chmod(0o644)
         assert find_server(tmp_path) is None

@@ -4,15 +4,21 @@ import base64
 import hashlib
 import io
 import struct
+import sys
 import zlib
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import fgvr
+from fgvr import planning
 from fgvr.data.pictures import open_picture
 from fgvr.errors import ImageError
-from fgvr.utils.images import LONGEST, MAX_ASPECT, list_images, pixels_sha256, thumbnail_data_url
+from fgvr.utils.images import LONGEST, MAX_ASPECT, REDUCE_ABOVE, list_images, pixels_sha256, thumbnail_data_url
 
 
 def pixel(picture, place=(0, 0)):
@@ -249,3 +255,20 @@ def test_a_panorama_is_left_as_it_is(tmp_path):
 def test_a_column_of_25_million_pixels_becomes_a_small_picture(tmp_path):
     picture = open_picture(save(Image.new("L", (1, 25_000_000)), tmp_path / "column.png"))
     assert picture.image.size == (205, LONGEST)
+
+
+def test_the_plan_says_what_pictures_take_of_main_memory() -> None:
+    found = planning.plan(fgvr.load_config("mode=plan", "models=fake", "evaluation.batch_size=8"))
+    assert planning.HELD_PIXELS == REDUCE_ABOVE
+    assert any("two batches of 8 for each device, 4 bytes a pixel, at most 488.3 MiB" in fact for fact in found.facts), found.facts
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_a_picture_is_copied_once_while_it_is_read(tmp_path: Path, python: Callable[..., CompletedProcess[str]]) -> None:
+    Image.new("RGB", (3200, 2400), "red").save(tmp_path / "red.png")
+    code = (
+        "import resource, sys; from PIL import Image; from fgvr.utils.images import read_image; Image.init()\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        f"before = peak(); read_image({str(tmp_path / 'red.png')!r}); print((peak() - before) / 3200 / 2400)"
+    )
+    assert float(python("-c", code).stdout) < 10, "bytes a pixel: two pictures of four, where a third was twelve"

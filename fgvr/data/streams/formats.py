@@ -1,7 +1,5 @@
 """What a format of a stream answers: its shards, the rows of each, and the bytes of one row's image."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fgvr.data.listing import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES
+from fgvr.data.catalog import SUPPORT_NAMES, TEST_NAMES, VALIDATION_NAMES
 from fgvr.errors import DatasetError
 
 _NEAR = 128  # rows that were read in advance and are kept for threads that ask in another order
@@ -63,6 +61,9 @@ def label_of(value: object) -> str | None:
 
 class Format(Protocol):
     """A frozen record, small enough to travel with each image to another process."""
+
+    @property
+    def root(self) -> Path: ...
 
     def shards(self) -> Iterator[Shard | Fault]:
         """In their order. Raises DatasetError where there is none."""

@@ -1,31 +1,24 @@
 """Hugging Face data sets of this machine, read row by row: a folder that `datasets` knows how to read, or one that it saved."""
 
-from __future__ import annotations
-
-import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fgvr.data.datasets import Dataset
-from fgvr.data.streams.formats import Fault, ForwardReader, Row, Shard, part_of
+from fgvr.data.streams.formats import Fault, Shard, part_of
 from fgvr.data.streams.opening import open_stream
-from fgvr.data.streams.parquet import bytes_or_nothing, to_row
-from fgvr.errors import ConfigError, DatasetError, ImageError
+from fgvr.data.streams.table import Table, first_line
+from fgvr.errors import ConfigError, DatasetError
 from fgvr.utils.paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
-class HuggingFace:
-    """`image`, `label`: names of columns; no label: there are none. Each split is a shard."""
-
-    root: Path
-    image: str = "image"
-    label: str | None = "label"
+class HuggingFace(Table):
+    """Each split is a shard."""
 
     def shards(self) -> Iterator[Shard | Fault]:
         files = sorted(file for file in self.root.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -33,33 +26,18 @@ class HuggingFace:
         for name in _splits(self.root):
             yield Shard(name, self.root / name, part_of(name), stamps)
 
-    def rows(self, shard: Shard) -> Iterator[Row | Fault]:
-        rows = _splits(self.root)[shard.name]
-        wanted = [self.image, *([self.label] if self.label else [])]
-        if absent := [name for name in wanted if name not in rows.features]:
-            raise DatasetError(
-                f"{self.root}, split {shard.name}, has no column {' and no column '.join(absent)}; it has {', '.join(rows.features)}: "
-                "set dataset.image and dataset.label"
-            )
-        names: list[str] = list(getattr(rows.features[self.label], "names", None) or ()) if self.label else []
-        place = 0
-        try:
-            for row in rows:
-                label = row[self.label] if self.label else None
-                yield to_row(place, row[self.image], self.root, label, names, labelled=self.label is not None)
-                place += 1
-        except Exception as error:  # each builder of `datasets` has errors of its own
-            yield Fault("", f"ends early or is damaged after {place:,} images ({_first_line(error)}); fetch it again")
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        return (Exception,)  # each builder of `datasets` has errors of its own
 
-    def read(self, path: Path, place: int, size: int) -> bytes:
-        try:
-            return _reader(self.root, path.name, self.image)(place)
-        except Exception as error:
-            raise ImageError(f"{path}, row {place:,}: cannot be read ({_first_line(error)})") from error
+    def columns(self, path: Path) -> tuple[Sequence[str], Sequence[str]]:
+        features = _splits(self.root)[path.name].features
+        return list(features), list(getattr(features.get(self.label), "names", None) or ())
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    def cells(self, path: Path, columns: Sequence[str], start: int = 0) -> Iterator[tuple[Any, ...]]:
+        rows = _splits(self.root)[path.name]
+        rest = rows.skip(start) if start and hasattr(rows, "skip") else islice(rows, start, None)
+        return (tuple(row[name] for name in columns) for row in rest)
 
 
 @lru_cache(maxsize=2)
@@ -80,7 +58,7 @@ def _splits(root: Path) -> dict[str, Any]:
         else:
             found = datasets.load_dataset(str(root), streaming=True)
     except Exception as error:
-        raise DatasetError(f"{root} is no data set that Hugging Face's datasets can read: {_first_line(error)}") from error
+        raise DatasetError(f"{root} is no data set that Hugging Face's datasets can read: {first_line(error)}") from error
     splits = dict(found) if isinstance(found, dict) else {"train": found}
     return {str(name): _stored(rows) for name, rows in splits.items()}
 
@@ -95,20 +73,6 @@ def _stored(rows: Any) -> Any:
     return rows.with_format(None)  # a saved data set may say that its rows are tensors
 
 
-def _images(root: Path, split: str, column: str, start: int) -> Iterator[bytes]:
-    rows = _splits(root)[split]
-    rest = rows.skip(start) if hasattr(rows, "skip") else islice(rows, start, None)
-    return (bytes_or_nothing(row[column], root) for row in rest)
-
-
-@lru_cache(maxsize=4)
-def _reader(root: Path, split: str, column: str) -> ForwardReader:
-    return ForwardReader(partial(_images, root, split, column))
-
-
-atexit.register(_reader.cache_clear)  # a half-read generator of `datasets` complains when it ends after the modules it needs
-
-
 def open_hf(*, root: str, image: str = "image", label: str | None = "label", **settings: Any) -> Dataset:
     """A folder on this machine; `settings`: those of `open_stream`."""
-    return open_stream(HuggingFace(user_path(root).absolute(), image, label), root=user_path(root).absolute(), **settings)
+    return open_stream(HuggingFace(user_path(root).absolute(), image, label), **settings)

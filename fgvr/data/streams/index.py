@@ -4,9 +4,8 @@ Listing commits every `COMMIT` rows; a killed process loses no more than those. 
 on the disk, so the answers are exact.
 """
 
-from __future__ import annotations
-
 import hashlib
+import json
 import os
 import re
 import sqlite3
@@ -43,14 +42,13 @@ CREATE TABLE IF NOT EXISTS rows (
 );
 CREATE TABLE IF NOT EXISTS spans (shard INTEGER, first INTEGER, last INTEGER, low INTEGER, high INTEGER);
 CREATE TABLE IF NOT EXISTS labels (id INTEGER PRIMARY KEY, text TEXT UNIQUE);
-CREATE TABLE IF NOT EXISTS counts (part TEXT, label INTEGER, number INTEGER, PRIMARY KEY (part, label));
 CREATE TABLE IF NOT EXISTS faults (shard TEXT, key TEXT, reason TEXT);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB);
 CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY);
 """
 _ANEW = ("INSERT INTO orders DEFAULT VALUES", [()])
 """Noted whenever ids get another meaning, so that whoever holds some can tell."""
-_TABLES = ("shards", "rows", "spans", "labels", "counts", "faults", "facts")
+_TABLES = ("shards", "rows", "spans", "labels", "faults", "facts")
 Item = tuple[str, str, str | None, int, int, str, bytes]
 """Shard, key, label, place, size, content hash, path of the shard."""
 
@@ -124,7 +122,6 @@ class StreamIndex:
             labels = self._label_numbers({row.label for row in rows if row.label is not None})
             first = self.last + 1
             tuples = [(number, row.key, labels.get(row.label or ""), row.place, row.size, row.data) for row in rows]
-            counted = np.unique([one[2] for one in tuples if one[2] is not None], return_counts=True)
             self._write(
                 ("DELETE FROM facts", [()] if rows else []),
                 ("INSERT INTO rows (shard, key, label, place, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", tuples),
@@ -133,10 +130,6 @@ class StreamIndex:
                     [(number, first, first + len(rows) - 1, rows[0].place, rows[-1].place)] if rows else [],
                 ),
                 ("INSERT INTO faults VALUES (?, ?, ?)", faults),
-                (
-                    "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
-                    [(shard.part, int(label), int(count)) for label, count in zip(*counted, strict=True)],
-                ),
                 ("UPDATE shards SET taken = ? WHERE id = ?", [(taken, number)]),
             )
         self._write(("UPDATE shards SET done = ? WHERE id = ?", [(whole, number)]))
@@ -189,8 +182,13 @@ class StreamIndex:
     @property
     def parts(self) -> dict[str, dict[str, int]]:
         """Images by part and label."""
+
+        def compute() -> bytes:
+            tables = "rows JOIN shards ON shards.id = shard JOIN labels ON labels.id = label"
+            return json.dumps(self._all(f"SELECT part, text, COUNT(*) FROM {tables} GROUP BY part, label ORDER BY label")).encode()
+
         parts: dict[str, dict[str, int]] = {part: {} for (part,) in self._all("SELECT DISTINCT part FROM shards")}
-        for part, label, number in self._all("SELECT part, text, number FROM counts JOIN labels ON labels.id = label ORDER BY label"):
+        for part, label, number in json.loads(self.remembered("parts", compute)):
             parts[part][label] = number
         return parts
 

@@ -1,7 +1,5 @@
 """A stream as a data set: its classes, support images chosen in one pass, and all else to test."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import logging
@@ -13,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvr.data.catalog import Catalog
+from fgvr.data.catalog import NO_SUPPORT, Catalog
 from fgvr.data.datasets import Dataset
 from fgvr.data.folder import BadImage
-from fgvr.data.listing import NO_SUPPORT
 from fgvr.data.splits import OnBadImage, Shots, Split, SplitRequest, cut, shots_taken
 from fgvr.data.streams.formats import Format
 from fgvr.data.streams.index import StreamIndex
@@ -38,7 +35,6 @@ _SPARE = 4  # images of each class chosen beyond those asked for, in place of wh
 def open_stream(
     stream: Format,
     *,
-    root: Path,
     shots: Shots = 4,
     tail_shots: int | None = None,
     test_per_class: int | None = None,
@@ -56,7 +52,7 @@ def open_stream(
     seed, label and key. `names`: a file with one class name per line, for labels that are numbers; `classnames.txt` beside the shards is
     found. Raises DatasetError.
     """
-    request = SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
+    root, request = stream.root, SplitRequest(shots, test_per_class, calibration, split_seed, tail_shots, strict)
     index = listed(stream, cache_dir, strict=on_bad_image == "error")
     parts, notes = index.parts, list(_fault_notes(index))
     pool, test = _official(parts, notes)

@@ -1,7 +1,5 @@
 """Images of a stream as samples: made when they are asked for, and read where they lie."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +74,7 @@ class StreamSamples(LazySequence[Sample]):
         found = np.array(sorted(self._index.among(used)), np.uint32)
         return self._samples(found[np.isin(found, self._ids, assume_unique=True)])
 
-    def without(self, keys: set[str]) -> StreamSamples:
+    def without(self, keys: set[str]) -> "StreamSamples":
         """All but those with these keys, which are among them."""
         gone = [self._ids[self.position(key)] for key in keys]
         return StreamSamples(self._index, self._stream, self._ids[~np.isin(self._ids, np.array(gone, np.uint32))])

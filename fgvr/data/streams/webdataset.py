@@ -1,7 +1,5 @@
 """WebDataset: tar files in which the members of one row share their name up to the first dot (`0001.jpg`, `0001.cls`)."""
 
-from __future__ import annotations
-
 import json
 import os
 import tarfile
@@ -114,4 +112,4 @@ def _has_end(path: Path) -> bool:
 
 def open_webdataset(*, root: str, label: str | None = "cls", **settings: Any) -> Dataset:
     """Shards in a folder, one shard, or a pattern such as `shards/train-{000..127}.tar`; `settings`: those of `open_stream`."""
-    return open_stream(WebDataset(user_path(root).absolute(), label), root=user_path(root).absolute(), **settings)
+    return open_stream(WebDataset(user_path(root).absolute(), label), **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import ClassVar, Self
 
 from fgvr.errors import ConfigError, causes
@@ -85,6 +85,10 @@ class Device:
         """Around loads and batches: what libraries allocate without naming a device goes here."""
         return nullcontext()
 
+    def allocate(self, nbytes: int) -> object:
+        """Bytes that a device without memory of its own counts while somebody holds what is returned; None from any real one."""
+        return None
+
     def free(self) -> int:
         """What the whole machine could still take, whoever holds the rest."""
         raise NotImplementedError
@@ -132,7 +136,11 @@ class Device:
 
     def is_oom(self, error: BaseException) -> bool:
         """Whether this error, or one it was raised from, means that memory ran out."""
-        return is_oom(error)
+        found = is_oom(error)
+        if found:
+            with suppress(RuntimeError):
+                self.synchronize()  # what is queued fails here, not in somebody else's call
+        return found
 
 
 # PyTorch, CUDA libraries, MPS, MLX and the C allocator each say it in their own words.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from fgvr.runtime.devices import processor
 from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cgroup import Allowance, allowance
 from fgvr.runtime.devices.live_tensors import peak_of_tensors
 from fgvr.runtime.devices.mlx_memory import MLX
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # of x86; each multiplies bfloat16 at a multiple of float32's rate
+_CPUINFO = Path("/proc/cpuinfo")
 _CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -32,7 +34,8 @@ class CpuDevice(Device):
 
     @classmethod
     def fastest_dtype(cls, argument: str) -> str:
-        return "bfloat16" if processor.multiplies_bfloat16() else "float32"
+        """bfloat16 where it has units of its own; without them it is emulated, many times slower than float32."""
+        return "bfloat16" if cpu_flags() & set(BF16_FLAGS) else "float32"
 
     @classmethod
     def emulates_half(cls, *, chosen_by_auto: bool) -> bool:
@@ -82,3 +85,21 @@ class CpuDevice(Device):
 
     def _allowance(self) -> Allowance | None:
         return allowance(self._cgroup, self._membership)
+
+
+# --- what the processor can do, by its own word ----------------------------------------------------------------------------------
+
+
+def cpu_flags() -> set[str]:
+    """The processor's instruction sets; none where the system does not tell (macOS, Windows)."""
+    return {flag for line in _cpuinfo() if line.startswith("flags") for flag in line.partition(":")[2].split()}
+
+
+def is_amd() -> bool:
+    """An AMD processor, or Hygon's of the same design."""
+    makers = [line for line in _cpuinfo() if line.startswith("vendor_id")] or [platform.processor()]
+    return any(name in maker for maker in makers for name in ("AuthenticAMD", "HygonGenuine"))
+
+
+def _cpuinfo() -> list[str]:
+    return _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []

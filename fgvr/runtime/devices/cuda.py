@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.base import Device, is_oom
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
 
 _AMPERE = (8, 0)  # the first NVIDIA generation with bfloat16 units
@@ -100,13 +99,6 @@ class CudaDevice(Device):
     def empty_cache(self) -> None:
         with self._torch.cuda.device(self._index):
             self._torch.cuda.empty_cache()
-
-    def is_oom(self, error: BaseException) -> bool:
-        if not is_oom(error):
-            return False
-        with contextlib.suppress(RuntimeError):
-            self.synchronize()  # a queued asynchronous error would otherwise surface in somebody else's call
-        return True
 
 
 def _capability(index: int) -> tuple[int, int] | None:

@@ -29,28 +29,21 @@ class MlxDevice(Device):
             raise ConfigError(f"device mlx needs MLX: {INSTALL}; runtime.device=cpu always works")
         self._host, self._mlx = host or (MpsDevice() if MpsDevice.is_here() else CpuDevice()), mlx
         self.torch_name = self._host.torch_name
+        # What that device says and does holds for MLX's arrays as well; if it counts tensors, it counts them, too.
+        self.free, self.limit = self._host.free, self._host.limit
+        self.synchronize, self.empty_cache = self._host.synchronize, self._host.empty_cache
+        if self._host.exact:
+            self.allocated, self.reserved, self.peak = self._host.allocated, self._host.reserved, self._host.peak
 
     @property
     def total(self) -> int:  # type: ignore[override]
         return self._host.total
 
-    def free(self) -> int:
-        return self._host.free()
-
     def allocated(self) -> int:
-        return self._host.allocated() if self._host.exact else self._mlx.active()
+        return self._mlx.active()
 
     def reserved(self) -> int:
-        return self._host.reserved() if self._host.exact else self._mlx.active() + self._mlx.cached()
+        return self._mlx.active() + self._mlx.cached()
 
     def peak(self) -> int:
-        return self._host.peak() if self._host.exact else self._mlx.peak()
-
-    def limit(self, size: int) -> None:
-        self._host.limit(size)
-
-    def synchronize(self) -> None:
-        self._host.synchronize()
-
-    def empty_cache(self) -> None:
-        self._host.empty_cache()
+        return self._mlx.peak()

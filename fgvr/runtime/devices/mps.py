@@ -7,7 +7,6 @@ Written against PyTorch's documented functions and tested on a stand-in for `tor
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import sys
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 
 from fgvr.errors import ConfigError
-from fgvr.runtime.devices.base import Device, is_oom
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.mlx_memory import MLX, MlxAllocator
 
 
@@ -80,10 +79,3 @@ class MpsDevice(Device):
     def empty_cache(self) -> None:
         self._mps.empty_cache()
         self._mlx.empty()
-
-    def is_oom(self, error: BaseException) -> bool:
-        if not is_oom(error):
-            return False
-        with contextlib.suppress(RuntimeError):
-            self._mps.synchronize()  # what is queued fails here, not in somebody else's call
-        return True

@@ -58,7 +58,9 @@ class SimulatedDevice(Device):
                 block = Block(nbytes)
                 weakref.finalize(block, self._freed.append, nbytes).atexit = False
                 return block
-        raise _out_of_memory(f"simulated out of memory: {nbytes} bytes wanted, {wanted - nbytes} of {self._limit} in use")
+        import torch
+
+        raise torch.OutOfMemoryError(f"simulated out of memory: {nbytes} bytes wanted, {wanted - nbytes} of {self._limit} in use")
 
     def free(self) -> int:
         return self.total - self.reserved()
@@ -101,9 +103,3 @@ class SimulatedDevice(Device):
     def _drain(self) -> None:
         while self._freed:
             self._allocated -= self._freed.popleft()
-
-
-def _out_of_memory(text: str) -> RuntimeError:
-    import torch
-
-    return torch.OutOfMemoryError(text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from fgvr.errors import ConfigError
-from fgvr.types import ModelSpec, Picture, PlanPart
+from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from fgvr.runtime.devices.base import Device
     from fgvr.runtime.sizes.footprint import Footprint
 
-_NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake", "none")
+_NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake")
 SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
+SHIPPED["none"] = f"{__name__}.NoneLoader"
 SHIPPED["qwen"] = SHIPPED["transformers"]  # its name in configurations of older runs
 SANE_PIXELS = 1280 * 28 * 28  # 1,280 vision tokens per image; Qwen2.5-VL's own default is 16,384
 
@@ -89,8 +91,6 @@ class Loader:
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
         """Both by parts, on this kind of device. Raises ModelLoadError when they cannot be known."""
-        from fgvr.runtime.sizes.footprint import Footprint
-
         weights, work = self.estimate(spec), self.work_bytes(spec)
         return Footprint((PlanPart("weights", weights),), (PlanPart(f"batch of {spec.batch_size}", work),))
 
@@ -122,10 +122,6 @@ class Loader:
         """The hub repository that a spec means; None for a folder, a shipped model, or one of an engine."""
         return None
 
-    def is_here(self, spec: ModelSpec) -> bool:
-        """Whether its files are on this machine, where it reads any."""
-        return True
-
     def describe_files(self, spec: ModelSpec) -> str:
         """For a plan: the family of a model folder, and whether its weights are here. Reads no weights; "" where there is no folder."""
         return ""
@@ -139,11 +135,32 @@ class Loader:
         return spec.dtype == "float16"
 
     def check_prompt(self, spec: ModelSpec, ask: Conversation) -> None:
-        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only."""
+        """For servers: raises ConfigError for a prompt that is longer than context or memory plan allow. Loads tokenizers only.
+
+        An engine elsewhere knows its own limit.
+        """
 
     def abilities(self, spec: ModelSpec) -> Any:
         """What an engine behind HTTP can do; None: the model is computed here."""
         return None
+
+
+class NoneLoader(Loader):
+    """No model: a configuration without an MLLM or a joint encoder (`models/mllm=none`). It weighs nothing; loading says the cure."""
+
+    def check(self, spec: ModelSpec) -> None:
+        raise ModelLoadError(
+            f"this configuration has no {spec.role} (models/{spec.role}=none): choose one, such as models/{spec.role}=tiny"
+        )
+
+    def estimate(self, spec: ModelSpec) -> int:
+        return 0
+
+    def fingerprint(self, spec: ModelSpec) -> str:
+        return "none"
+
+    def load(self, spec: ModelSpec, device: Device) -> Any:
+        self.check(spec)
 
 
 def pil(image: ImageLike) -> Image:
@@ -151,6 +168,12 @@ def pil(image: ImageLike) -> Image:
     from fgvr.utils.images import pad_long_image
 
     return pad_long_image(image.image if isinstance(image, Picture) else image)
+
+
+def scaled_down(image: Image, most: int) -> Image:
+    """The image with at most so many pixels."""
+    scale = math.sqrt(most / (image.width * image.height))
+    return image if scale >= 1 else image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
 def find_loader(spec: ModelSpec) -> Loader:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes import towers
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec
-
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.blip_matcher import BlipMatcher
-    from fgvr.runtime.sizes.footprint import Footprint
 
 CONFIG = "config.json"
 _ARCHITECTURE = "BlipForImageTextRetrieval"
@@ -33,7 +30,7 @@ class BlipLoader(FolderLoader):
         if _ARCHITECTURE not in kinds:
             raise ModelLoadError(
                 f"{folder} holds {', '.join(map(str, kinds))}, not {_ARCHITECTURE}.\n"
-                f"Point models.{spec.role}.source at an image-text matching BLIP, such as Salesforce/blip-itm-base-coco, or use models=tiny"
+                f"Point models.{spec.role}.source at an image-text BLIP, such as Salesforce/blip-itm-base-coco, or write models/joint=none"
             )
         return config
 
@@ -58,9 +55,9 @@ class BlipLoader(FolderLoader):
 
         return complete.assemble(skeleton, folder, files.weight_files(folder), dtype, position_ids=complete.positions)
 
-    def load(self, spec: ModelSpec, device: Device) -> BlipMatcher:
+    def load(self, spec: ModelSpec, device: Device) -> Any:
         opened = self.open(spec, device)
-        from fgvr.runtime.loaders.blip_matcher import BlipMatcher
+        from fgvr.runtime.loaders.encoders import BlipMatcher
 
         return BlipMatcher(self.fingerprint(spec), opened.module, opened.processor, opened.lock)
 

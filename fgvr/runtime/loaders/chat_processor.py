@@ -5,7 +5,6 @@ The length is found out before pixels are cut into patches: a prompt without end
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ConfigError
 from fgvr.runtime.conversation import Conversation, Turn
-from fgvr.runtime.loaders.base import pil
+from fgvr.runtime.loaders.base import pil, scaled_down
 from fgvr.runtime.sizes.qwen import PROMPT_TOKENS
 
 if TYPE_CHECKING:
@@ -161,11 +160,7 @@ class ChatProcessor:
         return Limit(planned, f"a batch in the memory plan (models.mllm.batch_size={batch_size})")
 
     def _prepared(self, image: Image) -> Image:
-        image = pil(image)
-        if self._max_pixels is None or image.width * image.height <= self._max_pixels:
-            return image
-        scale = math.sqrt(self._max_pixels / (image.width * image.height))
-        return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        return pil(image) if self._max_pixels is None else scaled_down(pil(image), self._max_pixels)
 
     def _shown(self, ask: Conversation) -> int:
         """Tokens of its pictures: exact where that is quick, else the most that they can have."""

@@ -9,18 +9,15 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import complete, files
 from fgvr.runtime.loaders.folders import FolderLoader
 from fgvr.runtime.sizes import towers
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec
-
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.clip_encoder import ClipEncoder
-    from fgvr.runtime.sizes.footprint import Footprint
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HUB = "hf-hub:"  # open_clip's and timm's own prefix of a repository
@@ -102,11 +99,11 @@ class ClipLoader(FolderLoader):
                 raise
             raise ModelLoadError(f"{folder}: weights and {CONFIG} do not belong together ({error}); get both again") from error
 
-    def load(self, spec: ModelSpec, device: Device) -> ClipEncoder:
+    def load(self, spec: ModelSpec, device: Device) -> Any:
         opened = self.open(spec, device)
         from open_clip import transform
 
-        from fgvr.runtime.loaders.clip_encoder import ClipEncoder
+        from fgvr.runtime.loaders.encoders import ClipEncoder
 
         preprocess = transform.image_transform_v2(transform.PreprocessCfg(**opened.config.get("preprocess_cfg", {})), is_train=False)
         return ClipEncoder(self.fingerprint(spec), self.logit_scale(spec), opened.module, preprocess, opened.processor, opened.lock)

@@ -23,15 +23,6 @@ def family(config: Mapping[str, Any]) -> str:
     return f"{named} ({config.get('model_type', 'no model_type')})"
 
 
-def require_family(folder: Path, config: Any, model_type: str, used: str, cure: str) -> None:
-    """Raises ModelLoadError when the folder holds another kind of model than `used`, the class that would load it."""
-    if not isinstance(config, Mapping):
-        raise ModelLoadError(f"{folder / 'config.json'} is no configuration of a model (a JSON object); get the folder again")
-    classes = config.get("architectures")
-    if config.get("model_type") != model_type or (classes and used not in classes):
-        raise ModelLoadError(f"{folder} holds {family(config)}, and is loaded as {used} ({model_type}) here, which would not fit.\n{cure}")
-
-
 def refuse_incomplete(folder: Path, used: str, **faults: Iterable[Any]) -> None:
     """Raises ModelLoadError that names the tensors that are missing, unexpected or mismatched: the first few, and how many."""
     found = {kind: sorted(str(fault[0] if isinstance(fault, tuple) else fault) for fault in listed) for kind, listed in faults.items()}

@@ -11,20 +11,19 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fgvr.runtime.budget import parse_bytes
-from fgvr.runtime.conversation import Answer, Conversation, Conversing, GrowingAnswer, Sampling, Token, Watch
+from fgvr.runtime.conversation import Answer, Conversation, Conversing, GrowingAnswer, Token, Watch
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders.base import Loader, pil
 from fgvr.types import ModelSpec, Picture, Scores
 
 if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 DIMENSIONS = 64
 _DEFAULT_BYTES = {"mllm": 64 << 20, "encoder": 8 << 20, "joint": 4 << 20}
@@ -56,12 +55,6 @@ class FakeLoader(Loader):
         return self.kinds[spec.role](self.fingerprint(spec), self.estimate(spec), self._work, device)
 
 
-def allocate(device: Device, nbytes: int) -> Any:
-    """Simulated bytes; they weigh nothing on a device that does not simulate."""
-    simulated = getattr(device, "allocate", None)
-    return simulated(nbytes) if simulated else nbytes
-
-
 class _Fake:
     """Size and simulated memory."""
 
@@ -69,8 +62,8 @@ class _Fake:
 
     def __init__(self, fingerprint: str, nbytes: int, work: int, device: Device) -> None:
         self.fingerprint, self.nbytes = fingerprint, nbytes
-        self.weights: Any = allocate(device, nbytes)
-        self._allocate = partial(allocate, device)
+        self.weights: Any = device.allocate(nbytes)
+        self._allocate = device.allocate
         self._work_bytes = work
 
     @contextmanager
@@ -120,7 +113,10 @@ class FakeMLLM(_Fake, Conversing):
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         """A token is a word; a temperature shuffles them by the seed. `seconds` is what each step of a batch takes."""
         texts = [self._words(ask) for ask in asks]
-        rows = [_Row(ask.sampling, words) for ask, words in zip(asks, texts, strict=True)]
+        rows = [
+            GrowingAnswer(ask.sampling, lambda ids, words=words: " ".join(words[i] for i in ids))
+            for ask, words in zip(asks, texts, strict=True)
+        ]
         with self._working():
             for step in range(max((ask.sampling.max_new_tokens for ask in asks), default=0)):
                 going = [i for i, row in enumerate(rows) if row.finish is None]
@@ -147,11 +143,6 @@ class FakeMLLM(_Fake, Conversing):
                 return f"It is {_describe(seen)}. Answer: {letter}"
             return name.strip() if "answer with its name" in prompt.lower() else letter
         return f"A bird with {_describe(seen)}."
-
-
-class _Row(GrowingAnswer):
-    def __init__(self, sampling: Sampling, words: Sequence[str]) -> None:
-        super().__init__(sampling, lambda ids: " ".join(words[i] for i in ids))
 
 
 def _measured(word: str, most: int | None) -> Token | None:

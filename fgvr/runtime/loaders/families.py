@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,7 @@ from fgvr.types import ModelSpec
 _MAPPING = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
-_INSTEAD = "Have an engine hold this model (models/mllm=remote; models/mllm=mlx where mlx-vlm reads it), or take models=tiny"
+_INSTEAD = f"Have an engine hold this model (models/mllm=remote; models/mllm=mlx where mlx-vlm reads it), or take {files.OFFLINE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds {complete.family(config)}, which is no image-text-to-text model of the installed transformers.\n"
             f"Point models.mllm.source at another folder; or: {_INSTEAD}"
         )
-    complete.require_family(folder, config, str(kind), used, _INSTEAD)
+    classes = config.get("architectures")
+    if classes and used not in classes:
+        raise ModelLoadError(
+            f"{folder} holds {complete.family(config)}, and is loaded as {used} ({kind}) here, which would not fit.\n{_INSTEAD}"
+        )
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     if has_tokenizer and not _has_chat_template(folder):  # a configuration alone can be sized
         raise ModelLoadError(
@@ -187,10 +192,9 @@ def _classes() -> Mapping[str, str]:
     if found is None or found.origin is None:
         raise ModelLoadError("transformers is not installed: pip install 'transformers>=5.19,<6'; works without: models/mllm=fake")
     source = Path(found.origin).parent / "models" / "auto" / "modeling_auto.py"
-    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.Assign) and any(isinstance(t, ast.Name) and t.id == _MAPPING for t in statement.targets):
-            names = [ast.literal_eval(pair) for pair in ast.walk(statement.value) if isinstance(pair, ast.Tuple)]
-            return {kind: used if isinstance(used, str) else used[0] for kind, used in names}
+    if statement := re.search(rf"^{_MAPPING} = .*?^\)$", source.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        names = [ast.literal_eval(pair) for pair in ast.walk(ast.parse(statement[0])) if isinstance(pair, ast.Tuple)]
+        return {kind: used if isinstance(used, str) else used[0] for kind, used in names}
     raise ModelLoadError(f"{source} has no {_MAPPING}; fgvr needs transformers>=5.19,<6")
 
 

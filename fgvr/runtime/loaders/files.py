@@ -8,7 +8,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 from fgvr.errors import ModelLoadError
 from fgvr.types import ModelSpec
 from fgvr.utils.paths import PACKAGE, user_path
+
+OFFLINE = "models=photos (photographs, no MLLM) or models=tiny (rendered birds)"  # works without any download
 
 HASH_WHOLE = 64 << 20  # smaller weights are hashed whole, larger ones by header, size and samples
 _SAMPLES, _SAMPLE = 16, 64 << 10
@@ -59,7 +61,7 @@ def locate(spec: ModelSpec, repository: str | None = None) -> Path | None:
 
 def cached_snapshot(repository: str, revision: str | None = None) -> Path | None:
     """The snapshot folder of a hub repository in the local cache, by the cache's documented layout."""
-    if not _REPOSITORY.fullmatch(repository):
+    if not is_repository(repository):
         return None
     root = hub_cache() / f"models--{repository.replace('/', '--')}"
     commit = revision or "main"
@@ -80,50 +82,30 @@ def hub_cache() -> Path:
     return user_path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
-def offline() -> bool:
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-
-
-def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path | None:
-    """The folder, once all `needed` files are there (`a|b`: either). None: not here, but a hub repository that may be fetched.
+def require(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path:
+    """The folder, once all `needed` files are there (`a|b`: either). `mode=fetch` alone downloads.
 
     Raises ModelLoadError saying what is missing, where it was looked for, how to get it, and what works without.
     """
     folder = locate(spec, repository)
-    hub = repository or spec.source
+    cure = how_to_get(spec, repository)
     if folder is None:
         if (file := user_path(spec.source)).is_file():
             raise ModelLoadError(
                 f"{spec.role} {spec.source!r} is a file; models.{spec.role}.source takes the folder of a model: {file.parent}"
             )
-        if _REPOSITORY.fullmatch(hub) and not offline():
-            return None
-        raise _absent(spec, repository)
+        hub, looked = repository or spec.source, [str(user_path(spec.source).absolute())]
+        if is_repository(hub):
+            looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
+        raise ModelLoadError(f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{cure}")
     missing = [names for names in needed if not any(_present(folder, name) for name in names.split("|"))]
     if missing:
         names = ", ".join(m.replace("|", " or ") for m in missing)
-        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{how_to_get(spec, repository)}")
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {names} missing in {folder}.\n{cure}")
     if absent := absent_shards(folder):
         missing = f"{len(absent)} of its weight files are missing in {folder}: {first(absent)}"
-        raise ModelLoadError(f"{spec.role} {spec.source!r}: {missing}.\n{how_to_get(spec, repository)}")
+        raise ModelLoadError(f"{spec.role} {spec.source!r}: {missing}.\n{cure}")
     return folder
-
-
-def fetch(spec: ModelSpec, needed: Sequence[str], repository: str | None = None) -> Path:
-    """`require`, also of a hub repository: one that is not in the cache is a ModelLoadError, for `mode=fetch` alone downloads."""
-    folder = require(spec, needed, repository)
-    if folder is None:
-        raise _absent(spec, repository)
-    return folder
-
-
-def _absent(spec: ModelSpec, repository: str | None) -> ModelLoadError:
-    hub, looked = repository or spec.source, [str(user_path(spec.source).absolute())]
-    if _REPOSITORY.fullmatch(hub):
-        looked.append(str(hub_cache() / f"models--{hub.replace('/', '--')}"))
-    return ModelLoadError(
-        f"{spec.role} {spec.source!r} is not on this machine; looked in {' and '.join(looked)}.\n{how_to_get(spec, repository)}"
-    )
 
 
 def weight_files(folder: Path, pattern: str = "*.safetensors") -> list[Path]:
@@ -164,16 +146,9 @@ def read_weights(files: Iterable[Path]) -> Weights:
     return Weights(values, other, max(count, key=lambda k: count[k], default="float32"), size)
 
 
-def tensor_values(shards: Iterable[Path]) -> Iterator[tuple[str, int]]:
-    """Name and number of values of every tensor, from headers only. Raises ModelLoadError for a damaged file."""
-    for file in shards:
-        for name, tensor in _header(file).items():
-            yield name, math.prod(tensor["shape"])
-
-
-def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor, from the header only. Raises ModelLoadError for a damaged file."""
-    return {name: tensor["shape"] for name, tensor in _header(file).items()}
+def tensor_shapes(shards: Iterable[Path]) -> dict[str, list[int]]:
+    """Name and shape of every tensor, from headers only. Raises ModelLoadError for a damaged file."""
+    return {name: tensor["shape"] for file in shards for name, tensor in _header(file).items()}
 
 
 def read_scalar(file: Path, name: str) -> float:
@@ -197,7 +172,7 @@ def folder_fingerprint(spec: ModelSpec, folder: Path, *, extra: object = None) -
     for file in sorted(small):
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     for file in weight_files(folder):
-        digest.update(f"{file.name}\0".encode() + _weights_digest(file))
+        digest.update(f"{file.name}\0".encode() + weights_digest(file))
     return digest.hexdigest()[:12]
 
 
@@ -221,11 +196,11 @@ def how_to_get(spec: ModelSpec, repository: str | None = None) -> str:
     hub, lines = repository or spec.source, []
     if spec.source == "tiny":
         lines.append("These files are shipped with fgvr: reinstall it, or train them with scripts/train_tiny.py")
-    elif _REPOSITORY.fullmatch(hub):
+    elif is_repository(hub):
         lines.append(f"Get it: hf download {hub} (or the same words with mode=fetch)")
     lines.append(f"Have it elsewhere: models.{spec.role}.source=FOLDER")
     if spec.source != "tiny":
-        lines.append("Works without any download: models=tiny")
+        lines.append(f"Works without any download: {OFFLINE}")
     return "\n".join(lines)
 
 
@@ -245,8 +220,11 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _weights_digest(file: Path) -> bytes:
-    """Read once as long as the file stays what it is: every stage of every job asks for its models' fingerprints."""
+def weights_digest(file: Path) -> bytes:
+    """The sha256 of a file below `HASH_WHOLE`, that of samples of a larger one.
+
+    Read once as long as the file stays what it is: every stage of every job asks for its models' fingerprints.
+    """
     found = file.stat()
     return _digest(file, found.st_size, found.st_size < HASH_WHOLE, (found.st_mtime_ns, found.st_ino))
 

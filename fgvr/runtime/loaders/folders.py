@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import complete, files, libraries
 from fgvr.runtime.loaders.base import Loader
 from fgvr.types import ModelSpec
 from fgvr.utils.paths import user_path
-
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-
 
 _making = threading.Lock()
 _kept: dict[str, tuple[Any, threading.Lock]] = {}  # by the fingerprint of a model, which covers the files of its processor
@@ -73,8 +69,8 @@ class FolderLoader(Loader):
         return files.locate(spec, self.repository(spec))
 
     def fetch(self, spec: ModelSpec) -> Path:
-        """The whole folder; downloads it where that is allowed. Raises ModelLoadError."""
-        return files.fetch(spec, self.needed, self.repository(spec))
+        """The whole folder. Raises ModelLoadError."""
+        return files.require(spec, self.needed, self.repository(spec))
 
     def open_processor(self, spec: ModelSpec, folder: Path) -> Any:
         """The tokenizer or processor; made once per process."""
@@ -103,8 +99,7 @@ class FolderLoader(Loader):
         return Opened(module, config, *self.prepare(spec))
 
     def check(self, spec: ModelSpec) -> None:
-        if (folder := files.require(spec, self.needed, self.repository(spec))) is not None:
-            self.read_config(spec, folder)
+        self.read_config(spec, self.fetch(spec))
 
     def estimate(self, spec: ModelSpec) -> int:
         return self.footprint(spec, CpuDevice).weight_bytes
@@ -119,9 +114,6 @@ class FolderLoader(Loader):
     def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
         """What else of the loading changes answers."""
         return None
-
-    def is_here(self, spec: ModelSpec) -> bool:
-        return self.locate(spec) is not None
 
     def describe_files(self, spec: ModelSpec) -> str:
         folder = self.locate(spec)
@@ -140,19 +132,10 @@ class FolderLoader(Loader):
         return f"{complete.family(config)}, supported"
 
     def is_half(self, spec: ModelSpec) -> bool:
-        if spec.dtype != "auto":
-            return spec.dtype == "float16"
         folder = self.locate(spec)
-        found = files.weight_files(folder, self.weights) if folder else []
-        stats = [file.stat() for file in found]
-        large = sum(stat.st_size for stat in stats) >= files.HASH_WHOLE
-        return large and _stored_in_half(tuple(found), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
-
-
-@lru_cache(maxsize=64)
-def _stored_in_half(shards: tuple[Path, ...], _as_of: tuple[tuple[int, int], ...]) -> bool:
-    """Read once as long as the files stay what they are."""
-    try:
-        return files.resolve_dtype("auto", files.read_weights(shards)) == "float16"
-    except ModelLoadError:  # damaged: said, with the cure, by whoever loads it or looks after the files
-        return False
+        if spec.dtype != "auto" or folder is None:
+            return spec.dtype == "float16"
+        try:
+            return files.resolve_dtype(spec.dtype, files.read_weights(files.weight_files(folder, self.weights))) == "float16"
+        except ModelLoadError:  # damaged: said, with the cure, by whoever loads it or looks after the files
+            return False

@@ -11,21 +11,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.devices.mlx_memory import INSTALL, MLX
 from fgvr.runtime.loaders import complete, files
-from fgvr.runtime.loaders.base import Loader
 from fgvr.runtime.loaders.chat_processor import Limit
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes.footprint import Footprint, total
+from fgvr.runtime.sizes.footprint import total
 from fgvr.runtime.sizes.qwen import KNOWN, PROMPT_TOKENS, Batch, Dimensions, context, find_dimensions, max_pixels, read_dimensions, work
 from fgvr.types import ModelSpec
-
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.mlx_model import MlxMLLM
 
 _COMMUNITY = re.compile(r"mlx-community/(Qwen2\.5-VL-(?:3|7|32|72)B-Instruct)-(?:bf16|(\d)bit)")
 _SCALES = 4 / 64  # bytes per value for a 16-bit scale and bias per group of 64; conversions leave the vision tower at 16 bits
@@ -76,9 +72,6 @@ class MlxLoader(FolderLoader):
         tokens = pixels // (shape.patch * shape.merge) ** 2 + PROMPT_TOKENS
         return total(work(shape, Batch(1, pixels, size))) + tokens * shape.vocabulary * size
 
-    def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
-        return Loader.footprint(self, spec, device)
-
     def fingerprint_extra(self, spec: ModelSpec, folder: Path) -> Any:
         return max_pixels(spec, folder)
 
@@ -96,7 +89,7 @@ class MlxLoader(FolderLoader):
     def prepare(self, spec: ModelSpec) -> None:
         """Nothing is made ahead: mlx-vlm's processors are replaced while it loads."""
 
-    def load(self, spec: ModelSpec, device: Device) -> MlxMLLM:
+    def load(self, spec: ModelSpec, device: Device) -> Any:
         self.check(spec)
         if device.has_own_memory:
             raise ModelLoadError(
@@ -109,8 +102,7 @@ class MlxLoader(FolderLoader):
         with _own_processors():
             from mlx_vlm.utils import load_model
 
-            from fgvr.runtime.loaders.mlx_model import MlxMLLM
-            from fgvr.runtime.loaders.mlx_processor import open_processor
+            from fgvr.runtime.loaders.mlx_model import MlxMLLM, open_processor
 
             try:
                 module = load_model(folder, lazy=True)

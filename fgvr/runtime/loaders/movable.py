@@ -109,8 +109,7 @@ class MovableWeights:
         """The flat buffer, and what a simulated device counts for it."""
         import torch
 
-        allocate = getattr(device, "allocate", None)
-        claim = allocate(self.nbytes) if allocate is not None else None
+        claim = device.allocate(self.nbytes)
         return torch.empty(self.nbytes, dtype=torch.uint8, device=device.torch_name), claim
 
     def _attach(self, buffer: torch.Tensor, claim: Any) -> None:

@@ -12,12 +12,11 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.sizes.footprint import layer_index
 
 if TYPE_CHECKING:
     import torch
-
-    from fgvr.runtime.devices.base import Device
 
 
 def load(read: Callable[..., torch.nn.Module], skeleton: torch.nn.Module, count: int, device: Device) -> torch.nn.Module:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fgvr.runtime.devices.base import Device
-from fgvr.runtime.devices.processor import is_amd
+from fgvr.runtime.devices.cpu import is_amd
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

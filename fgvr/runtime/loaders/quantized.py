@@ -10,16 +10,16 @@ weights that were moved. It is built on its device, dropped when its place is ne
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 
 if TYPE_CHECKING:
     import torch
-
-    from fgvr.runtime.devices.base import Device
 
 _LANGUAGE = ("language_model", "text_model")  # what families call the part that is made small
 _WHERE = "cpu or cuda"  # where it has been tried, or is documented
@@ -59,9 +59,7 @@ def kind_of(name: str) -> Kind:
 def require(name: str, device: Device) -> None:
     """Raises ModelLoadError naming the cure when the library is missing or too old, or the device cannot do it. Imports nothing."""
     if missing := _missing(name):
-        raise ModelLoadError(
-            f"models.mllm.quantization={name}: {missing}.\nGet it: {CURE}. Works without: models.mllm.quantization=null, or models=tiny"
-        )
+        raise ModelLoadError(f"models.mllm.quantization={name}: {missing}.\nGet it: {CURE}. Works without: models.mllm.quantization=null")
     if not device.quantizes:
         raise ModelLoadError(
             f"models.mllm.quantization={name} works on {_WHERE}, not on {device.name}.\n"
@@ -90,7 +88,7 @@ def _missing(name: str) -> str:
         found = version(kind.library)
     except PackageNotFoundError:
         return f"{kind.library} {kind.floor} or newer is not installed"
-    return f"{kind.library} {found} is installed, {kind.floor} or newer is needed" if _numbers(found) < _numbers(kind.floor) else ""
+    return f"{kind.library} {found} is installed, {kind.floor} or newer is needed" if Version(found) < Version(kind.floor) else ""
 
 
 def refuse_quantized_folder(config: dict[str, Any], folder: object) -> None:
@@ -146,7 +144,3 @@ def keep_layout(module: torch.nn.Module) -> None:
     for part in module.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgvr.errors import ConfigError
+from fgvr.runtime.conversation import draws
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders.base import Loader
-from fgvr.runtime.option_tokens import draws
-from fgvr.runtime.remote import replies, scoring
+from fgvr.runtime.remote import wire
 from fgvr.runtime.remote.engine import Abilities, Engine
-from fgvr.runtime.remote.wire import data_url, messages, parcels
+from fgvr.runtime.remote.wire import Message, data_url, messages, parcels
 from fgvr.types import Choice, ModelSpec, Reply, Scores
 
 if TYPE_CHECKING:
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
 
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 CLIP_SCALE = 100.0  # every published CLIP's inverse temperature; a foreign engine does not tell its own
 _UNIT = 1e-3  # a vector's length may differ from 1 by so much before it is scaled: scaling again would change its last digits
+_TOGETHER = 128  # continuations in one request: our server takes 256 by default
+_CURE = "write slow=reason, or have a server of fgvr (fgvr serve) or vLLM hold the model"
 
 
 class RemoteLoader(Loader):
@@ -113,7 +116,7 @@ class RemoteMLLM(_Remote):
         self._sees(images)
         body = {"max_tokens": max_new_tokens, "temperature": 0}
         turns = [messages(i, p, system) for i, p in zip(images, prompts, strict=True)]
-        return self._engine.link.each([self._engine.chat(asked, body, replies.reply) for asked in turns])
+        return self._engine.link.each([self._engine.chat(asked, body, wire.reply) for asked in turns])
 
     def choose(
         self,
@@ -134,7 +137,7 @@ class RemoteMLLM(_Remote):
         if count := self._engine.abilities.top_logprobs:
             common |= {"logprobs": True, "top_logprobs": count}
         calls = [
-            self._engine.chat(turns, common | draw, partial(replies.choice, options=named, marker=marker))
+            self._engine.chat(turns, common | draw, partial(wire.choice, options=named, marker=marker))
             for turns, named in ((messages(i, p, system), named) for i, p, named in zip(images, prompts, options, strict=True))
             for draw in draws(votes)
         ]
@@ -145,7 +148,7 @@ class RemoteMLLM(_Remote):
         if not prompts:
             return []
         self._sees(images)
-        return scoring.score(self._engine, [messages(i, p, system) for i, p in zip(images, prompts, strict=True)], continuations)
+        return _score(self._engine, [messages(i, p, system) for i, p in zip(images, prompts, strict=True)], continuations)
 
     def _sees(self, images: Images) -> None:
         """Once: does a foreign engine look at images? Some take them and look away; then the prompt is no longer with one than without."""
@@ -160,7 +163,7 @@ class RemoteMLLM(_Remote):
 
     def _length(self, images: list[Image]) -> Callable[[Any], int]:
         shortest = {"max_tokens": 1, "temperature": 0}
-        return self._engine.chat(messages(images, "What is this?"), shortest, lambda found: replies.usage(found, "prompt_tokens"))
+        return self._engine.chat(messages(images, "What is this?"), shortest, lambda found: wire.usage(found, "prompt_tokens"))
 
 
 class RemoteEncoder(_Remote):
@@ -196,7 +199,7 @@ class RemoteEncoder(_Remote):
                 )
             return np.stack(rows)
 
-        return replies.post("/embeddings", body, read)
+        return wire.post("/embeddings", body, read)
 
 
 class RemoteJoint(_Remote):
@@ -208,10 +211,68 @@ class RemoteJoint(_Remote):
 
         def ask(some: slice) -> Any:
             body = {"model": self._engine.identity.name, "images": [data_url(i) for i in images[some]], "texts": list(texts[some])}
-            return replies.post("/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
+            return wire.post("/match", body, lambda found: np.asarray(found["probabilities"], np.float32))
 
         parts = self._engine.link.each([ask(some) for some in parcels(images)])
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+# --- log-likelihoods of given answers: our server computes them itself; vLLM tells them of a prompt that holds the answer ---------
+
+
+def _score(engine: Engine, asked: Sequence[Sequence[Message]], continuations: Sequence[Sequence[str]]) -> list[Scores]:
+    """Per prompt. Raises RemoteError with the cure when the other side gives no log-likelihoods of given text."""
+    if engine.identity.ours:
+        starts = [range(0, max(1, len(texts)), _TOGETHER) for texts in continuations]
+        calls = [
+            [_ours(engine, turns, texts[i : i + _TOGETHER]) for i in at]
+            for turns, texts, at in zip(asked, continuations, starts, strict=True)
+        ]
+        found = iter(engine.link.each([call for several in calls for call in several]))
+        return [_joined([next(found) for _ in several]) for several in calls]
+    return [_by_prompt(engine, turns, texts) for turns, texts in zip(asked, continuations, strict=True)]
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """Of one prompt whose continuations went in several requests."""
+    likelihoods = tuple(value for part in parts for value in part.log_likelihoods)
+    return Scores(likelihoods, tuple(count for part in parts for count in part.tokens), parts[0].prompt_tokens)
+
+
+def _ours(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Any:
+    body = {"model": engine.identity.name, "messages": list(turns), "continuations": list(texts)}
+
+    def read(found: Any) -> Scores:
+        return Scores(tuple(map(float, found["log_likelihoods"])), tuple(map(int, found["tokens"])), int(found["prompt_tokens"]))
+
+    return wire.post("/score", body, read)
+
+
+# --- vLLM: `prompt_logprobs` of a chat whose last turn is the answer ---------------------------------------------------------
+
+
+def _by_prompt(engine: Engine, turns: Sequence[Message], texts: Sequence[str]) -> Scores:
+    before = engine.link.ask(engine.chat(turns, {"max_tokens": 1, "temperature": 0}, lambda found: wire.usage(found, "prompt_tokens")))
+    with_answers = [[*turns, {"role": "assistant", "content": text}] for text in texts]
+    found = engine.link.each([engine.chat(said, wire.PROMPT_LOGPROBS, wire.prompt_row) for said in with_answers])
+    rows = [row for row in found if row is not None]
+    if not before or len(rows) < len(found):
+        raise engine.lacks("gives no log-likelihoods of given text (prompt_logprobs)", _CURE)
+    answers = [_answer(engine, row[before:]) for row in rows]
+    return Scores(tuple(math.fsum(answer) for answer in answers), tuple(map(len, answers)), before)
+
+
+def _answer(engine: Engine, row: Sequence[Mapping[str, Any] | None]) -> list[float]:
+    """Of the answer and the end of its turn; the template's line break after it is no part of what the model would say."""
+    entries = [next(iter(entry.values())) for entry in row if entry]
+    while len(entries) > 1 and not str(entries[-1].get("decoded_token") or "").strip():
+        entries.pop()
+    if not entries:
+        raise engine.lacks("leaves the answer's turn out of its prompt_logprobs", _CURE)
+    return [float(entry["logprob"]) for entry in entries]
+
+
+# --- vectors ---------------------------------------------------------------------------------------------------------------------
 
 
 def _row(embedding: str | Sequence[float]) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""What the loaders share about torch: sizes, threads, progress bars."""
+"""What the loaders share about torch: a module as the pool holds it, its size, threads, progress bars."""
 
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from fgvr.runtime.devices.base import Device
+from fgvr.runtime.loaders import movable, offloading
+
 if TYPE_CHECKING:
     import torch
+
+    from fgvr.runtime.loaders.base import Movable
+
+
+class TorchModel:
+    """Its size and its way to the device. The forward pass of a subclass keeps no state; whoever tokenises holds `lock`."""
+
+    def __init__(self, fingerprint: str, module: Any, lock: threading.Lock, *, stays: bool = False) -> None:
+        """`stays`: it was loaded on its device and cannot be moved."""
+        self.fingerprint = fingerprint
+        self.nbytes = module_bytes(module)
+        self.movable: Movable | None = None
+        self._module, self._lock = module, lock
+        self._stays = stays or offloading.is_offloaded(module)
+
+    def place(self, device: Device) -> None:
+        """Bring the weights to the device. Its out-of-memory error leaves the module whole."""
+        if self._stays:
+            self._claim = device.allocate(self.nbytes)
+        else:
+            self.movable = movable.place(self._module, device)
+
+    def settle(self) -> None:
+        """After a call that failed: layers that were on the device for it alone leave it."""
+        offloading.settle(self._module)
 
 
 def module_bytes(module: torch.nn.Module) -> int:

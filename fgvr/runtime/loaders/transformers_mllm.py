@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from fgvr.errors import ModelLoadError
 from fgvr.runtime.conversation import Answer, Conversation, Conversing, Watch
+from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.chat_processor import ChatProcessor
-from fgvr.runtime.loaders.decoding import decode
-from fgvr.runtime.loaders.scoring import continue_prefix, prefill
-from fgvr.runtime.loaders.torch_model import TorchModel
+from fgvr.runtime.loaders.decoding import continue_prefix, decode, prefill
+from fgvr.runtime.loaders.tensors import TorchModel
 from fgvr.runtime.sizes.qwen import SCORING_BYTES
 from fgvr.types import Scores
 
 if TYPE_CHECKING:
     from fgvr.runtime.conversation import Images
-    from fgvr.runtime.devices.base import Device
 
 _ASKED = ("input_ids", "attention_mask", "position_ids", "use_cache", "logits_to_keep")  # what our passes hand to a module
 
@@ -26,9 +25,8 @@ class TransformersMLLM(TorchModel, Conversing):
     """Batches are padded on the left. Answers are greedy whatever the folder recommends."""
 
     def __init__(self, fingerprint: str, module: Any, prompts: ChatProcessor, batch_size: int, *, quantized: bool = False) -> None:
-        super().__init__(fingerprint, module, prompts.lock)
-        self._prompts, self._tokenizer = prompts, prompts.tokenizer
-        self._batch_size, self._quantized = batch_size, quantized
+        super().__init__(fingerprint, module, prompts.lock, stays=quantized)
+        self._prompts, self._tokenizer, self._batch_size = prompts, prompts.tokenizer, batch_size
         stops = module.generation_config.eos_token_id
         self._stops = [prompts.end, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])]
         self.tokens_per_item = prompts.tokens_per_item
@@ -36,12 +34,6 @@ class TransformersMLLM(TorchModel, Conversing):
     def lengths(self, images: Images, prompts: Sequence[str], system: str) -> list[int]:
         """Estimated tokens of each prompt with its images; nothing is tokenised."""
         return self._prompts.lengths(images, prompts, system)
-
-    def place(self, device: Device) -> None:
-        if not self._quantized:
-            super().place(device)
-        elif (allocate := getattr(device, "allocate", None)) is not None:  # loaded on its device, where it stays; a simulated one counts
-            self._claim = allocate(self.nbytes)
 
     def converse(self, asks: Sequence[Conversation], watch: Watch) -> list[Answer]:
         import torch
@@ -82,5 +74,5 @@ def require_decoder(folder: object, kind: type) -> None:
         said = f"its forward pass takes no {', '.join(lacks)}" if lacks else "it reads pictures from outside the prompt, by cross-attention"
         raise ModelLoadError(
             f"{folder} is loaded as {kind.__name__}, which is not supported: {said}.\n"
-            "Have an engine hold this model (models/mllm=remote), or take models=tiny"
+            f"Have an engine hold this model (models/mllm=remote), or take {files.OFFLINE}"
         )

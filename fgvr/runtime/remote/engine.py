@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fgvr.errors import ConfigError, RemoteError
-from fgvr.runtime.option_tokens import ALTERNATIVES
-from fgvr.runtime.remote import replies
+from fgvr.runtime.conversation import ALTERNATIVES
+from fgvr.runtime.remote import wire
 from fgvr.runtime.remote.link import Link
 from fgvr.runtime.remote.wire import Message, parse_source
 from fgvr.types import ROLES, ModelSpec
@@ -27,7 +27,7 @@ _TRIAL = [{"role": "user", "content": "Answer with the letter A."}]
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What an engine gives besides replies. `scores`: log-likelihoods of given text; `top_logprobs`: alternatives per token, 0 = none."""
+    """What an engine gives besides wire. `scores`: log-likelihoods of given text; `top_logprobs`: alternatives per token, 0 = none."""
 
     scores: bool
     top_logprobs: int
@@ -92,9 +92,9 @@ class Engine:
         def given(settings: Mapping[str, Any], turns: Sequence[Message], read: Callable[[Any], Any]) -> Any:
             return _unless_refused(lambda: ask(self.chat(turns, settings, read)))
 
-        scores = given(replies.PROMPT_LOGPROBS, [*_TRIAL, {"role": "assistant", "content": "A"}], replies.prompt_row) is not None
+        scores = given(wire.PROMPT_LOGPROBS, [*_TRIAL, {"role": "assistant", "content": "A"}], wire.prompt_row) is not None
         plain = {"max_tokens": 1, "temperature": 0, "logprobs": True}
-        told = (count for count in _ALTERNATIVES if given(plain | {"top_logprobs": count}, _TRIAL, replies.tokens))
+        told = (count for count in _ALTERNATIVES if given(plain | {"top_logprobs": count}, _TRIAL, wire.tokens))
         return Abilities(scores, next(told, 0))
 
     def _same(self, found: Mapping[str, T], differ: str) -> T:
@@ -113,7 +113,7 @@ class Engine:
 
             while True:
                 try:
-                    return replies.post("/chat/completions", self._spoken(body), read)(client)
+                    return wire.post("/chat/completions", self._spoken(body), read)(client)
                 except openai.BadRequestError as error:
                     if not self._learns(str(error), body):
                         raise
@@ -140,7 +140,7 @@ class Engine:
         return RemoteError(f"{self.identity.name} at {self.address} {what}: {cure}")
 
     def _look(self, client: OpenAI) -> Identity:
-        rows = replies.get("/models", _listed)(client)
+        rows = wire.get("/models", _listed)(client)
         ours = [row for row in rows if row.get("fingerprint")]
         chosen = next((row for row in ours if self._model in (row["id"], row.get("role"))), None)
         if chosen is not None:

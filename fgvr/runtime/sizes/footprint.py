@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,9 +56,9 @@ def layer_index(tensor: str) -> int | None:
 def layer_bytes(shards: Iterable[Path], size: int) -> tuple[int, ...]:
     """Of each language layer, from file headers; values have `size` bytes."""
     values: Counter[int] = Counter()
-    for name, count in files.tensor_values(shards):
+    for name, shape in files.tensor_shapes(shards).items():
         if (index := layer_index(name)) is not None:
-            values[index] += count
+            values[index] += math.prod(shape)
     return tuple(values[index] * size for index in sorted(values))
 
 
@@ -71,9 +72,9 @@ def value_bytes(spec: ModelSpec, shards: Sequence[Path], otherwise: str = "float
 def count_values(shards: Sequence[Path], names: Iterable[str], part_of: Callable[[str], str]) -> dict[str, int]:
     """Values of each part, from file headers. `part_of` names a tensor's part, "" = counted nowhere."""
     counts = dict.fromkeys(names, 0)
-    for name, values in files.tensor_values(shards):
+    for name, shape in files.tensor_shapes(shards).items():
         if part := part_of(name):
-            counts[part] += values
+            counts[part] += math.prod(shape)
     return counts
 
 

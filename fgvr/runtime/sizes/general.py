@@ -29,8 +29,8 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
     if folder is None or not shards:
         raise ModelLoadError(f"the size of {spec.source!r} is unknown until its weights are here.\n{files.how_to_get(spec)}")
     size = value_bytes(spec, shards)
-    shapes = {name: shape for file in shards for name, shape in files.tensor_shapes(file).items()}
-    shape, pixels = _read_dimensions(shapes, config), _pixels(spec, families.image_settings(folder), config)
+    shapes = files.tensor_shapes(shards)
+    shape, pixels = _read_dimensions(shapes, config), _pixels(spec, folder, config)
     batch = qwen.Batch(spec.batch_size, pixels, size, unpacked=bool(spec.quantization))
     work = tuple(replace(part, bytes=math.ceil(_MARGIN * part.bytes)) for part in qwen.work(shape, batch))
     weights = _quantized(spec.quantization, shapes, size) if spec.quantization else files.read_weights(shards).bytes_as(spec.dtype)
@@ -42,13 +42,14 @@ def footprint(spec: ModelSpec, folder: Path | None, config: Mapping[str, Any], d
     return Footprint((PlanPart("weights", weights, origin(shards)),), work, facts, host, layers=layer_bytes(shards, size))
 
 
-def _pixels(spec: ModelSpec, settings: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+def _pixels(spec: ModelSpec, folder: Path, config: Mapping[str, Any]) -> int:
     """Of one picture, at most. Families with tiles show the whole picture in one more tile than its own pixels fill."""
-    crop, profile = settings.get("crop_size"), families.PROFILES.get(str(config.get("model_type")))
-    if profile is None and isinstance(crop, Mapping) and crop.get("height") and not settings.get("image_grid_pinpoints"):
+    settings, kind = families.image_settings(folder), str(config.get("model_type"))
+    crop = settings.get("crop_size")
+    if kind not in families.PROFILES and isinstance(crop, Mapping) and crop.get("height") and not settings.get("image_grid_pinpoints"):
         return int(crop["height"]) * int(crop["width"])  # every picture becomes this rectangle
-    pixels = spec.max_pixels or (profile.pixels(settings) if profile else qwen.SANE_PIXELS)
-    return pixels + (0 if config.get("mm_tokens_per_image") else _first((config.get("vision_config") or {}).get("image_size"), 0) ** 2)
+    tile = 0 if config.get("mm_tokens_per_image") else _first((config.get("vision_config") or {}).get("image_size"), 0)
+    return families.most_pixels(spec, folder, kind) + tile**2
 
 
 def _read_dimensions(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> qwen.Dimensions:

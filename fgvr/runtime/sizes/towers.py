@@ -88,7 +88,10 @@ def footprint(
     size = value_bytes(spec, found)
     parts = zip(_PARTS, towers.values, strict=True)
     weights = tuple(PlanPart(part, values * size, origin(found) if part == _PARTS[0] else "") for part, values in parts if values)
-    alone = _per_picture(towers, size, eager)
+    if towers.image is None:
+        alone = math.ceil(_UNKNOWN * max(1.0, (towers.side / 224) ** 2))
+    else:
+        alone = towers.image.values * size + (towers.image.scores if eager else 0)
     fact = f"per image of {towers.side} x {towers.side}: {format_bytes(alone + 12 * towers.side**2)}"
     return Footprint(weights, work(towers, spec.batch_size, alone, size, eager=eager), (fact,))
 
@@ -96,7 +99,7 @@ def footprint(
 def read(found: Sequence[Path], vision: str, side: int) -> Towers:
     """Off the headers of weight files."""
     counts = count_values(found, _PARTS, lambda tensor: _part(tensor, vision))
-    shapes = {name: shape for file in found for name, shape in files.tensor_shapes(file).items()}
+    shapes = files.tensor_shapes(found)
     of_image = {name: shape for name, shape in shapes.items() if _part(name, vision) == _PARTS[0]}
     of_text = [shape for name, shape in shapes.items() if _part(name, vision) == _PARTS[1]]
     words = max((shape for name, shape in shapes.items() if _part(name, vision) == _PARTS[2]), default=[0, 0])
@@ -121,12 +124,6 @@ def work(towers: Towers, batch: int, alone: int, size: int, *, eager: bool = Fal
         return (*images, PlanPart(f"{batch} texts beside them", batch * beside))
     texts = (PlanPart(f"{TEXTS} texts, widest layer", TEXTS * text.values * size),) if text else ()
     return widest(images, (PlanPart("pixels, prepared", pixels * 8),), texts)
-
-
-def _per_picture(towers: Towers, size: int, eager: bool) -> int:
-    if towers.image is None:
-        return math.ceil(_UNKNOWN * max(1.0, (towers.side / 224) ** 2))
-    return towers.image.values * size + (towers.image.scores if eager else 0)
 
 
 def _largest(shapes: Iterable[Sequence[int]]) -> int:

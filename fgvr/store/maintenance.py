@@ -1,7 +1,7 @@
-"""Files that a run left behind when it died: found, measured, and removed where nobody can still need them.
+"""Maintenance of a home by hand: what the store holds, make room, check every value; and files that a run left behind when it died.
 
-Lock files do not count. The kernel frees a lock with its holder, and another process may just have opened the empty file. A base in the
-making younger than a day does not count either, because the same command goes on with it.
+Correct results never need it. Lock files are no leftovers: the kernel frees a lock with its holder, and another process may just have
+opened the empty file. A base in the making younger than a day is none either, because the same command goes on with it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,71 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fgvr.errors import ConfigError
+from fgvr.store.cache import SqliteCache
 from fgvr.utils.files import HeldError, file_lock
 from fgvr.utils.text import format_bytes
 
+ACTIONS = ("stats", "prune", "verify")
 DAY, HOUR = 86400.0, 3600.0
 _PLACES = ("knowledge", "runs", "sweeps", "store")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of utils.files.atomic_write
 
 Kind = Literal["unfinished base", "replaced base", "temporary file"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceReport:
+    """What the store holds after an action."""
+
+    action: str
+    path: Path
+    entries: int
+    bytes: int  # of values
+    file_bytes: int  # on the disk, the write-ahead log included
+    limit: int | None  # bytes of values; None: it may grow as it likes
+    dropped: int = 0  # entries, to make room
+    damaged: tuple[str, ...] = ()  # keys whose value had changed since it was written; they are dropped and will be computed anew
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path), "damaged": list(self.damaged)}
+
+    def __str__(self) -> str:
+        limit = "no limit" if self.limit is None else f"limit {format_bytes(self.limit)}"
+        lines = [
+            f"store {self.path}: {self.entries:,} entries, {format_bytes(self.bytes)} ({limit}), {format_bytes(self.file_bytes)} on disk"
+        ]
+        if self.action == "prune":
+            lines.append(f"dropped {self.dropped:,} entries, the least recently used first")
+        if self.action == "verify":
+            found = f"{len(self.damaged):,} damaged: dropped, they will be computed anew" if self.damaged else "all whole"
+            lines.append(f"verified {self.entries + len(self.damaged):,} entries: {found}")
+        return "\n".join(lines)
+
+
+def maintain(path: Path, action: str, limit: int | None) -> MaintenanceReport:
+    """Do `action` on the store at `path`; one that does not exist is an empty one, and is not made.
+
+    Raises ConfigError for an unknown action, or prune without a limit; StoreError when the file is damaged as a whole.
+    """
+    if action not in ACTIONS:
+        raise ConfigError(f"action={action}: must be one of {', '.join(ACTIONS)}")
+    if action == "prune" and limit is None:
+        raise ConfigError("action=prune: to what size? Write store.limit=2GiB (0 empties the store)")
+    if not path.exists():
+        return MaintenanceReport(action, path, 0, 0, 0, limit)
+    dropped, damaged = 0, ()
+    with SqliteCache(path) as cache:
+        if action == "prune" and limit is not None:
+            dropped = cache.prune(limit)
+        elif action == "verify":
+            damaged = cache.verify()
+        held = cache.stats()
+    on_disk = sum(file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists())
+    return MaintenanceReport(action, path, held.entries, held.bytes, on_disk, limit, dropped, damaged)
+
+
+# --- what dead runs left behind --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +100,9 @@ def told(files: Sequence[StaleFile]) -> dict[str, Any]:
     return {"leftovers": rows, "removed_bytes": removed, "formatted_removed": format_bytes(removed)}
 
 
-def remove_stale_files(home: Path, *, now: float | None = None) -> list[StaleFile]:
+def remove_stale_files(home: Path) -> list[StaleFile]:
     """Remove what dead runs left below `home`. The result lists everything found, also what is kept and why."""
-    now = time.time() if now is None else now
+    now = time.time()
     return [*_bases(home / "knowledge", now), *_temporary(home, now)]
 
 
