@@ -5,7 +5,7 @@
 
 Per world: the right letter of the free reply where the truth is listed; top-1 of System 1, `score` and `reason`; whether the rationale
 names an attribute that the picture shows and in which the chosen species differs from the runner-up; errors of seeing and of comparing;
-tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with their sentences shuffled.
+tokens per image; rules proposed and accepted, the gain of the accepted ones on new images, and the same with other worlds' sentences.
 
 Rules are learned in the same world with fewer, larger genera and more support images (`RULES`): a rule about two species is tried on images
 that list both, and eight of them are the least evidence. A third of the species is described wrong, in one attribute each (`--as-described`
@@ -190,20 +190,25 @@ def _with(description: Description, place: int, value: int) -> Description:
 
 
 def gains(learned: Sequence[Learned]) -> list[dict[str, float]]:
-    """By world, what the accepted rules change on new images, and what they change with the sentences of other rules."""
-    sentences = sorted(rule.rule for one in learned for rule in one.accepted)
-    other = {text: sentences[(sentences.index(text) + len(sentences) // 2) % len(sentences)] for text in sentences}
-    found: list[dict[str, float]] = []
+    """By world, what the accepted rules change on new images, and what sentences of other worlds change in their places, as long as these
+    warn of nothing that this world's own rules warn of."""
+    found, chance = list[dict[str, float]](), random.Random(0)
     for one in learned:
         if not one.accepted:
             found.append({"gain": 0.0, "gain shuffled": 0.0})
             continue
-        without, shuffled = one.right(()), [replace(rule, rule=other[rule.rule]) for rule in one.accepted]
-        gain, wrong = (one.right(rules).mean() - without.mean() for rules in (one.accepted, shuffled))
-        found.append({"gain": float(gain), "doubtful": len(without), "without": float(without.mean())})
-        if all(mine.rule != dealt.rule for mine, dealt in zip(one.accepted, shuffled, strict=True)):  # else it is no control
-            found[-1]["gain shuffled"] = float(wrong)
-    return found
+        without, warned = one.right(()), {warning(rule) for rule in one.accepted}
+        found.append({"gain": one.right(one.accepted).mean() - without.mean(), "doubtful": len(without), "without": without.mean()})
+        others = [rule.rule for other in learned if other is not one for rule in other.accepted if warning(rule) not in warned]
+        if others:  # else there is no control
+            dealt = [replace(rule, rule=chance.choice(others)) for rule in one.accepted]
+            found[-1]["gain shuffled"] = one.right(dealt).mean() - without.mean()
+    return [{name: float(value) for name, value in one.items()} for one in found]
+
+
+def warning(rule: Experience) -> str:
+    """What a rule of the form `look at ... rather than ...` warns of; another rule whole."""
+    return rule.rule.partition(" than ")[2] or rule.rule
 
 
 def about(seen: Seen, classes: set[str]) -> Seen:
