@@ -94,7 +94,7 @@ FORMATS = (
     FileFormat(
         "review.json",
         "What a review page asks about; `mode=review` reads it. The page's own `answers.csv`: [a person as System 2](../review.md).",
-        (Part("fgvr.evaluation.review_page:to_json"),),
+        (Part("fgvr.evaluation.review_page:Review"),),
     ),
     FileFormat(
         "names.json",

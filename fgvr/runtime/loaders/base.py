@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fgvr.errors import ConfigError, ModelLoadError
+from fgvr.runtime.sizes.footprint import Footprint
 from fgvr.types import ModelSpec, PlanPart
 from fgvr.utils.plugins import find_plugin
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from fgvr.protocols import ImageLike
     from fgvr.runtime.conversation import Conversation
     from fgvr.runtime.devices.base import Device
-    from fgvr.runtime.sizes.footprint import Footprint
 
 _NAMES = ("clip", "timm", "transformers", "blip", "mlx", "remote", "fake")
 SHIPPED = {name: f"fgvr.runtime.loaders.{name}.LOADER" for name in _NAMES}
@@ -165,6 +165,7 @@ class NoneLoader(Loader):
 
 def pil(image: ImageLike) -> Image:
     """The image itself, of a Picture or as it is; a very long one is padded, as every image processor accepts it."""
+    from fgvr.types import Picture
     from fgvr.utils.images import pad_long_image
 
     return pad_long_image(image.image if isinstance(image, Picture) else image)
