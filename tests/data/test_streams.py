@@ -464,6 +464,19 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
 
 
+def test_a_fact_computed_while_another_process_lists_is_not_remembered(tmp_path: Path) -> None:
+    index, other = StreamIndex(tmp_path / "one.sqlite"), StreamIndex(tmp_path / "one.sqlite")
+    index.update(Counted((100,)), strict=False)
+
+    def computed() -> bytes:
+        other.update(Counted((100, 100)), strict=False)
+        return b"of 100 rows"
+
+    assert index.remembered("fact", computed) == b"of 100 rows"
+    assert index.remembered("fact", lambda: b"of 200 rows") == b"of 200 rows"
+    assert index.remembered("fact", lambda: b"another") == b"of 200 rows"
+
+
 def test_an_index_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "folder.sqlite").mkdir()
     with pytest.raises(StoreError, match="cannot be opened .*; make it writable, or end the other process"):
