@@ -193,6 +193,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_path: Path, how) -> None:
     before, out = tree(kites), tmp_path / "sorted"
     code, told, err = said("sort", str(kites), "--into", str(out), *how, "trigger=never")
+    assert "a person" not in err, "nobody is asked"
     assert code == 0, err
     assert tree(kites) == before and "the originals are as they were" in told
     files = [file for file in out.rglob("*.png")]
