@@ -204,6 +204,17 @@ def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_pa
     assert code == 2 and "there is something already" in err
 
 
+def test_what_a_killed_sort_left_is_removed_by_a_later_one_into_the_same_folder(said, kites: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f".sorted.{name}.partial" for name in ("12345678", "abcdefgh", "ownfiles")]
+    for part, inside in zip(parts, ("sorted", "sorted", "mine"), strict=True):
+        (part / inside).mkdir(parents=True)
+    for part in (parts[0], parts[2]):
+        os.utime(part, (0, 0))
+    code, _, err = said("sort", str(kites), "--into", str(tmp_path / "sorted"), "trigger=never")
+    assert code == 0, err
+    assert [part.exists() for part in parts] == [False, True, True], "the second may be at work, the third is somebody's own"
+
+
 @pytest.mark.parametrize("made", [True, False])
 def test_photographs_are_sorted_to_where_a_link_leads(said, kites: Path, tmp_path: Path, made: bool) -> None:
     link, place = tmp_path / "link", tmp_path / "elsewhere"

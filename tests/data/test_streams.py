@@ -301,6 +301,8 @@ def test_damaged_tables_and_unknown_columns_are_named(tmp_path: Path) -> None:
     table(tmp_path / "s" / "0.parquet", rows)
     with pytest.raises(DatasetError, match=r"has no column picture and no column species; it has image, label"):
         open_at("parquet", tmp_path / "s", tmp_path, image="picture", label="species")
+    with pytest.raises(DatasetError, match=r"/s, split train, has no column picture; it has image, label"):
+        open_at("hf", tmp_path / "s", tmp_path, image="picture")
     labels = [None, *[kind for kind, _ in rows][1:]]
     pq.write_table(pa.table({"image": [*[d for _, d in rows][:-1], b""], "label": labels}), tmp_path / "s" / "1.parquet")
     (tmp_path / "s" / "2.parquet").write_bytes(b"PAR1 no table")
