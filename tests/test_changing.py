@@ -193,6 +193,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_path: Path, how) -> None:
     before, out = tree(kites), tmp_path / "sorted"
     code, told, err = said("sort", str(kites), "--into", str(out), *how, "trigger=never")
+    assert "a person" not in err, "nobody is asked"
     assert code == 0, err
     assert tree(kites) == before and "the originals are as they were" in told
     files = [file for file in out.rglob("*.png")]
@@ -201,6 +202,17 @@ def test_photographs_are_sorted_and_the_originals_stay(said, kites: Path, tmp_pa
     assert all(file.is_symlink() == bool(how) for file in files) and (out / "predictions.csv").is_file()
     code, _, err = said("sort", str(kites), "--into", str(out), "trigger=never")
     assert code == 2 and "there is something already" in err
+
+
+def test_what_a_killed_sort_left_is_removed_by_a_later_one_into_the_same_folder(said, kites: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f".sorted.{name}.partial" for name in ("12345678", "abcdefgh", "ownfiles")]
+    for part, inside in zip(parts, ("sorted", "sorted", "mine"), strict=True):
+        (part / inside).mkdir(parents=True)
+    for part in (parts[0], parts[2]):
+        os.utime(part, (0, 0))
+    code, _, err = said("sort", str(kites), "--into", str(tmp_path / "sorted"), "trigger=never")
+    assert code == 0, err
+    assert [part.exists() for part in parts] == [False, True, True], "the second may be at work, the third is somebody's own"
 
 
 @pytest.mark.parametrize("made", [True, False])

@@ -103,6 +103,11 @@ def test_a_module_that_is_no_python_is_refused_with_its_line(ask: Ask) -> None:
     assert code == 2 and "OWN.py, line 1" in said
 
 
+def test_what_is_no_class_or_function_is_refused_as_what_it_is(ask: Ask) -> None:
+    code, said = ask("Shy = 5", *SMALL, "trigger=shy")
+    assert code == 2 and "OWN.Shy: 5 is not a callable object" in said
+
+
 DECISION = "expected is a list with one fgvr.types.Decision per result"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fgvr.data.streams.formats import Fault, Shard
 from fgvr.data.streams.parquet import Parquet
+from fgvr.data.streams.table import first_line
 from fgvr.errors import DatasetError
 from fgvr.utils.files import file_lock, read_json, write_json
 from fgvr.utils.images import IMAGE_SUFFIXES
@@ -181,13 +182,20 @@ def _unpack(archive: Archive) -> None:
             raise DatasetError(f"{archive.root} lacks data/{part}-*.parquet")
         for path in found:
             table = Parquet(path)
-            names = names or list(table.columns(path)[1])
+            try:
+                own = list(table.columns(path)[1])
+            except table.failures as error:
+                raise DatasetError(f"{path} is damaged ({first_line(error)}); fetch it again") from error
+            names = names or own
             if not names:
                 raise DatasetError(f"{path} does not say what its labels mean (no class names in its description); take another copy")
+            places = {name if own else str(place): place for place, name in enumerate(names)}  # a later file may leave the names out
             for number, row in enumerate(track(table.rows(Shard(path.name, path)), path.name)):
                 if isinstance(row, Fault):
                     raise DatasetError(f"{path}, row {number}: no picture in it that can be used: it {row.reason}")
-                files.append((f"{part}/{len(files):06d}.jpg", names.index(str(row.label))))
+                if (place := places.get(str(row.label))) is None:
+                    raise DatasetError(f"{path}, row {number}: {row.label} is none of the {len(names)} classes of the first file")
+                files.append((f"{part}/{len(files):06d}.jpg", place))
                 (partial / files[-1][0]).write_bytes(row.data)
     write_json(partial / INDEX, {"schema": 1, "names": names, "files": files})
     partial.rename(archive.root / FOLDER)

@@ -15,13 +15,13 @@ from sys import intern
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fgvr.errors import DatasetError, ImageError, StoreError
 from fgvr.types import UNKNOWN, Prediction
 from fgvr.utils.files import atomic_write
 from fgvr.utils.lazy import LazySequence
-from fgvr.utils.text import printable
+from fgvr.utils.text import misfits, printable
 
 DECIMALS = 6
 """Verdicts are rounded to this many decimals. The evidence for them is written in full, so that a replay computes the same."""
@@ -154,8 +154,7 @@ def read(file: Path, classes: Mapping[str, str] | None = None) -> list[Predictio
             try:
                 predictions.append(from_row(json.loads(line), classes))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-                wrong = "; ".join(f"{e['loc']}: {e['msg']}" for e in exc.errors()) if isinstance(exc, ValidationError) else repr(exc)
-                raise StoreError(f"{file}, line {number} is not a prediction: {wrong}") from exc
+                raise StoreError(f"{file}, line {number} is not a prediction: {misfits(exc)}") from exc
     return predictions
 
 

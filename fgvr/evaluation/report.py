@@ -17,7 +17,7 @@ from fgvr.evaluation.console import facts
 from fgvr.evaluation.figures import WORK, RunReport, make_report
 from fgvr.types import Report
 from fgvr.utils.files import atomic_write, read_json
-from fgvr.utils.text import printable
+from fgvr.utils.text import misfits, printable
 
 __all__ = ["FILE", "PAGE", "RunReport", "load", "make_report", "terminal", "to_json", "write"]
 
@@ -75,7 +75,7 @@ def load(folder: Path) -> Report:
     try:
         return TypeAdapter(Report).validate_python({**body, "asked": body.get("asked") or {}, "path": folder})
     except (ValueError, TypeError, AttributeError) as exc:
-        raise StoreError(f"{file} is not a report of this version: {exc!r}") from exc
+        raise StoreError(f"{file} is not a report of this version: {misfits(exc)}") from exc
 
 
 def terminal(report: Report) -> RenderableType:

@@ -18,7 +18,7 @@ from fgvr.evaluation import html
 from fgvr.types import Prediction
 from fgvr.utils.files import atomic_write, read_json, short_hash
 from fgvr.utils.images import ImageSource
-from fgvr.utils.text import printable
+from fgvr.utils.text import misfits, printable
 
 PAGE, FILE = "review.html", "review.json"
 MOST = 1000
@@ -56,7 +56,7 @@ def read(folder: Path) -> Review:
     try:
         return TypeAdapter(Review).validate_python(body)
     except ValueError as error:
-        raise StoreError(f"{file} is not a review of this version ({error!r}); make the run again with run.fresh=true") from error
+        raise StoreError(f"{file} is not a review of this version ({misfits(error)}); make the run again with run.fresh=true") from error
 
 
 def write(review: Review, page: str, folder: Path) -> None:

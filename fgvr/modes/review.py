@@ -53,7 +53,8 @@ def write_page(
     page = review_page.render(review, doubtful, title=title, candidates=candidates, pictures=pictures, known=known, probable=probable)
     review_page.write(review, page, folder)
     if not doubtful:
-        return [f"a person need look at none of {len(predictions):,} images"]
+        asks = session.config.slow.decoder == "person"
+        return [f"a person need look at none of {len(predictions):,} images"] if asks else []
     return [
         f"{len(doubtful):,} of {len(predictions):,} images wait for a person: open {folder / review_page.PAGE} in a browser, then write "
         "mode=review answers=answers.csv"

@@ -1,9 +1,11 @@
 """A folder of photographs, sorted by class into another folder. Originals are read and never moved, changed or deleted."""
 
+import glob
 import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +17,7 @@ from fgvr.errors import ConfigError, StoreError
 from fgvr.evaluation import records, review_page
 from fgvr.modes.classifying import classify, stream_at
 from fgvr.session import Session
+from fgvr.store.maintenance import DAY
 from fgvr.types import Prediction
 from fgvr.utils.paths import user_path
 from fgvr.utils.progress import track
@@ -49,6 +52,7 @@ def sort_images(session: Session, into: Path, *, link: bool = False) -> Sorted:
     predictions = classify(session, review=True)
     try:
         into.parent.mkdir(parents=True, exist_ok=True)
+        _forget_killed(into)
         with TemporaryDirectory(prefix=f".{into.name}.", suffix=".partial", dir=into.parent) as own:
             partial = Path(own, into.name)
             counts = _place(source, predictions, partial, link=link)
@@ -71,6 +75,14 @@ def _check(source: Path, into: Path) -> None:
     here = Path(os.path.realpath(source))
     if into == here or here in into.parents:
         raise ConfigError(f"--into {into} lies within {source}; name a folder outside, so that the originals stay by themselves")
+
+
+def _forget_killed(into: Path) -> None:
+    """Remove the copies of a sort into the same folder that was killed a day ago or more; one still at work is younger."""
+    for left in into.parent.glob(f".{glob.escape(into.name)}.????????.partial"):
+        with suppress(OSError):  # another sort may end meanwhile
+            if left.stat().st_mtime < time.time() - DAY and {one.name for one in left.iterdir()} <= {into.name}:
+                shutil.rmtree(left)
 
 
 def _place(source: Path, predictions: Sequence[Prediction], folder: Path, *, link: bool) -> dict[str, int]:

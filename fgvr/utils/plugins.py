@@ -17,7 +17,7 @@ def resolve(target: str, key: str) -> Any:
         return resolve_name(target)
     OUTSIDE.setdefault(target, (key, ""))
     found = resolve_name(target)
-    OUTSIDE[target] = (key, found.__module__)
+    OUTSIDE[target] = (key, getattr(found, "__module__", None) or "")  # values have none, nor have some builtins
     return found
 
 
@@ -30,7 +30,7 @@ def blame(error: BaseException) -> str | None:
         for frame, line in reversed([*traceback.walk_tb(cause.__traceback__)]):
             module = frame.f_globals.get("__name__", "")
             for target, (key, home) in OUTSIDE.items():
-                if module == home or target.startswith((f"{module}.", f"{module}:")):
+                if module == home != "" or target.startswith((f"{module}.", f"{module}:")):
                     what = "".join(traceback.format_exception_only(cause)).strip()
                     said, log = f"the {key} {target} raised {what} ({frame.f_code.co_filename}:{line})", logging.getLogger(module)
                     if not log.hasHandlers():

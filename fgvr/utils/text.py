@@ -51,6 +51,12 @@ def some(words: Sequence[object], most: int = 10) -> str:
     return ", ".join(map(str, words[:most])) + (f" and {len(words) - most:,} more" if len(words) > most else "")
 
 
+def misfits(error: Exception) -> str:
+    """In one line, what an error says of values that were read: of pydantic's the first fields and why, without its links."""
+    found = getattr(error, "errors", None)
+    return some([f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found()], 3) if found else repr(error)
+
+
 def plain_name(name: str) -> str:
     """A folder's or file's spelling as people write it: `107.Common_Raven` -> `Common Raven`. Case and hyphens stay."""
     return " ".join(_NUMBER_PREFIX.sub("", name.strip()).replace("_", " ").split()) or name

@@ -14,7 +14,7 @@ from fgvr.session import Session
 from fgvr.utils.paths import config_dir
 from fgvr.utils.text import normalise_name
 
-from .archives import TREES, Tree, photo, text
+from .archives import CARS, TREES, Tree, photo, text
 
 
 def opened(tree: Tree, **wishes):
@@ -87,6 +87,37 @@ def test_pictures_in_tables_are_unpacked_once_and_whole(tmp_path):
     assert len(before) == 18 and not (tmp_path / "unpacked.partial").exists()
     assert opened(tree).split.split_hash == first.split.split_hash
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_tables_may_leave_the_class_names_to_the_first_or_list_them_in_another_order(tmp_path):
+    import pyarrow.parquet as pq
+
+    tree = TREES["cars196_parquet"](tmp_path / "whole")
+    whole = [*opened(tree).listing.test]
+    for description in (None, [CARS[-1], *CARS[:-1]]):
+        tree = TREES["cars196_parquet"](tmp_path / f"other-{description is None}")
+        [file] = (tree.root / "data").glob("test-*.parquet")
+        table = pq.read_table(file)
+        told = None if description is None else {"huggingface": json.dumps({"info": {"features": {"label": {"names": description}}}})}
+        if description is not None:
+            table = table.set_column(1, "label", [[(label + 1) % len(CARS) for label in table["label"].to_pylist()]])
+        pq.write_table(table.replace_schema_metadata(told), file)
+        assert [(s.key, s.label) for s in opened(tree).listing.test] == [(s.key, s.label) for s in whole]
+
+
+def test_a_table_of_other_classes_and_a_damaged_one_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for kept, complaint in ((True, "row 0: z is none of the 1 classes"), (False, r"test-0\.parquet is damaged \(.*\); fetch it again")):
+        (tmp_path / str(kept) / "data").mkdir(parents=True)
+        pq.write_table(named(pa.table({"image": [b"x"], "label": [0]})), tmp_path / str(kept) / "data" / "train-0.parquet")
+        other = tmp_path / str(kept) / "data" / "test-0.parquet"
+        pq.write_table(pa.table({"image": [b"x"], "label": ["z"]}), other)
+        if not kept:
+            other.write_bytes(other.read_bytes()[:-5])
+        with pytest.raises(DatasetError, match=complaint):
+            open_benchmark(name="cars196", root=tmp_path / str(kept))
 
 
 def test_tables_without_class_names_or_pictures_are_refused(tmp_path):

@@ -301,6 +301,8 @@ def test_damaged_tables_and_unknown_columns_are_named(tmp_path: Path) -> None:
     table(tmp_path / "s" / "0.parquet", rows)
     with pytest.raises(DatasetError, match=r"has no column picture and no column species; it has image, label"):
         open_at("parquet", tmp_path / "s", tmp_path, image="picture", label="species")
+    with pytest.raises(DatasetError, match=r"/s, split train, has no column picture; it has image, label"):
+        open_at("hf", tmp_path / "s", tmp_path, image="picture")
     labels = [None, *[kind for kind, _ in rows][1:]]
     pq.write_table(pa.table({"image": [*[d for _, d in rows][:-1], b""], "label": labels}), tmp_path / "s" / "1.parquet")
     (tmp_path / "s" / "2.parquet").write_bytes(b"PAR1 no table")
@@ -462,6 +464,19 @@ def test_an_interrupted_listing_goes_on_and_gives_the_same_index(tmp_path: Path)
     changed = Counted((99, *sizes[1:]))
     again.update(changed, strict=False)
     assert changed.read_rows == 99 + sizes[1] and again.last == 90 + 18_450  # a changed one begins anew
+
+
+def test_a_fact_computed_while_another_process_lists_is_not_remembered(tmp_path: Path) -> None:
+    index, other = StreamIndex(tmp_path / "one.sqlite"), StreamIndex(tmp_path / "one.sqlite")
+    index.update(Counted((100,)), strict=False)
+
+    def computed() -> bytes:
+        other.update(Counted((100, 100)), strict=False)
+        return b"of 100 rows"
+
+    assert index.remembered("fact", computed) == b"of 100 rows"
+    assert index.remembered("fact", lambda: b"of 200 rows") == b"of 200 rows"
+    assert index.remembered("fact", lambda: b"another") == b"of 200 rows"
 
 
 def test_an_index_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:

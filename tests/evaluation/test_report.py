@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from fgvr.errors import StoreError
-from fgvr.evaluation import html, report, uncertainty
+from fgvr.evaluation import html, report, review_page, uncertainty
 from fgvr.evaluation.memory_history import MemoryHistory, ModelTotals
 from fgvr.types import Report
 
@@ -142,8 +142,14 @@ def test_a_report_that_is_not_there_says_how_to_get_it(tmp_path: Path):
     with pytest.raises(StoreError, match="has not finished"):
         report.load(tmp_path)
     (tmp_path / "report.json").write_text('{"n": 3}')
-    with pytest.raises(StoreError, match="not a report"):
+    with pytest.raises(StoreError, match="not a report") as told:
         report.load(tmp_path)
+    assert "top1: Field required" in str(told.value) and "more" in str(told.value)
+    assert "\n" not in str(told.value) and "http" not in str(told.value)
+    (tmp_path / "review.json").write_text('{"run": 3, "images": {"a.jpg": null}}')
+    with pytest.raises(StoreError, match=r"images\.a\.jpg: .*run\.fresh=true") as told:
+        review_page.read(tmp_path)
+    assert "\n" not in str(told.value) and "http" not in str(told.value)
 
 
 def test_the_page_is_well_formed_and_fetches_nothing(made, tmp_path: Path):

@@ -217,8 +217,10 @@ class StreamIndex:
         """A fact about the whole, computed once; forgotten when more is listed."""
         if found := self._all("SELECT value FROM facts WHERE name = ?", (name,)):
             return found[0][0]
+        state = self.last, self._orders
         value: bytes = compute()
-        self._write(("INSERT OR REPLACE INTO facts VALUES (?, ?)", [(name, value)]))
+        same = "(SELECT COALESCE(MAX(id), 0) FROM rows) = ? AND (SELECT COUNT(*) FROM orders) = ?"  # another process may list meanwhile
+        self._write((f"INSERT OR REPLACE INTO facts SELECT ?, ? WHERE {same}", [(name, value, *state)]))
         return value
 
     @property

@@ -39,8 +39,9 @@ class Parquet(Table):
             first += size
             groups.pop(0)
         for batch in file.iter_batches(_AT_ONCE, columns=columns, row_groups=groups) if groups else ():
+            held = [batch.column(name) for name in columns]
             for row in range(max(0, start - first), batch.num_rows):
-                yield tuple(batch.column(name)[row].as_py() for name in columns)
+                yield tuple(column[row].as_py() for column in held)
             first += batch.num_rows
 
 

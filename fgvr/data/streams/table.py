@@ -42,8 +42,9 @@ class Table(ABC):
         try:
             known, classes = self.columns(shard.path)
             if absent := [name for name in wanted if name not in known]:
+                where = shard.path if shard.path.exists() else f"{self.root}, split {shard.name},"
                 raise DatasetError(
-                    f"{shard.path} has no column {' and no column '.join(absent)}; it has {', '.join(known)}: "
+                    f"{where} has no column {' and no column '.join(absent)}; it has {', '.join(known)}: "
                     "set dataset.image and dataset.label"
                 )
             for image, *label in self.cells(shard.path, wanted):
