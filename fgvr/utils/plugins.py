@@ -17,7 +17,7 @@ def resolve(target: str, key: str) -> Any:
         return resolve_name(target)
     OUTSIDE.setdefault(target, (key, ""))
     found = resolve_name(target)
-    OUTSIDE[target] = (key, found.__module__)
+    OUTSIDE[target] = (key, getattr(found, "__module__", ""))
     return found
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
+from fgvr.types.memory import Role
 
 
 @pytest.fixture
@@ -124,6 +126,7 @@ def test_planning_imports_no_tensor_library_and_is_quick(encoder_folder: Path, m
 import sys, time
 from fgvr.runtime.plan import plan
 from fgvr.types import ModelSpec
+from fgvr.types.memory import Role
 specs = [ModelSpec("encoder", "clip", {str(encoder_folder)!r}), ModelSpec("mllm", "transformers", {str(mllm_folder)!r})]
 specs += [ModelSpec("encoder", "clip", "ViT-B-32/openai"), ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct")]
 began = time.process_time()
@@ -135,3 +138,28 @@ assert not {{"torch", "transformers", "open_clip"}} & set(sys.modules)
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={"PATH": "/usr/bin"})
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("role", "loader", "name"),
+    [
+        ("encoder", "clip", "open_clip_config.json"),
+        ("encoder", "timm", "config.json"),
+        ("mllm", "transformers", "config.json"),
+        ("joint", "blip", "config.json"),
+    ],
+)
+def test_a_configuration_that_is_no_json_object_is_named(role: Role, loader: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[]")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelLoadError, match=f"{name} is no configuration of a model"):
+        find_loader(spec := ModelSpec(role, loader, str(tmp_path))).footprint(spec, CpuDevice)
+
+
+@pytest.mark.parametrize("source", ["hf-hub:somebody/an-encoder", "FOLDER"])
+def test_a_size_that_is_unknown_names_the_cure(source: str, tmp_path: Path) -> None:
+    spec = ModelSpec("encoder", "clip", source.replace("FOLDER", str(tmp_path)))
+    with pytest.raises(ModelLoadError) as told:
+        find_loader(spec).footprint(spec, CpuDevice)
+    assert ("hf download somebody/an-encoder (" in str(told.value)) == source.startswith("hf-hub:")
+    assert "hf download /" not in str(told.value) and "models.encoder.source=FOLDER" in str(told.value)

@@ -110,8 +110,6 @@ PROFILES: dict[str, Profile] = {
 def read_config(folder: Path) -> dict[str, Any]:
     """A config.json. Raises ModelLoadError, naming the family, for what is no chat model of images and text in transformers' form."""
     config = files.read_config(folder / "config.json")
-    if not isinstance(config, Mapping):
-        raise ModelLoadError(f"{folder / 'config.json'} is no configuration of a model (a JSON object); get the folder again")
     kind = config.get("model_type")
     used = class_of(kind)
     if used is None:
@@ -130,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds {complete.family(config)} without a chat template (chat_template.jinja), so it cannot be asked.\n"
             "Take the instruction-tuned model of the family, or get the folder again"
         )
-    return dict(config)
+    return config
 
 
 def class_of(model_type: Any) -> str | None:

@@ -122,8 +122,7 @@ def absent_shards(folder: Path) -> list[str]:
     """Weight files that an index names and that are not there; a link into nowhere is not there."""
     named: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):
-        listed = read_config(index)
-        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        shards = read_config(index).get("weight_map")
         if not isinstance(shards, dict):
             raise ModelLoadError(f"{index} has no weight_map; get it again")
         named |= set(map(str, shards.values()))
@@ -176,11 +175,15 @@ def folder_fingerprint(spec: ModelSpec, folder: Path, *, extra: object = None) -
     return digest.hexdigest()[:12]
 
 
-def read_config(path: Path) -> Any:
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises ModelLoadError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{path} is no configuration of a model (a JSON object); get the folder again")
+    return config
 
 
 # Describe the model to people, or how to sample from it, which is never done here.
