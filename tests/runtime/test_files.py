@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -163,3 +164,30 @@ def test_a_size_that_is_unknown_names_the_cure(source: str, tmp_path: Path) -> N
         find_loader(spec).footprint(spec, CpuDevice)
     assert ("hf download somebody/an-encoder (" in str(told.value)) == source.startswith("hf-hub:")
     assert "hf download /" not in str(told.value) and "models.encoder.source=FOLDER" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("role", "loader", "name", "key", "value"),
+    [
+        ("encoder", "clip", "open_clip_config.json", ("model_cfg", "vision_cfg"), "big"),
+        ("encoder", "clip", "open_clip_config.json", ("model_cfg", "vision_cfg", "image_size"), []),
+        ("joint", "blip", "config.json", ("architectures",), 1),
+        ("joint", "blip", "config.json", ("vision_config", "image_size"), "384"),
+        ("mllm", "transformers", "config.json", ("num_attention_heads",), 0),
+        ("mllm", "transformers", "config.json", ("vision_config", "hidden_size"), None),
+        ("mllm", "transformers", "preprocessor_config.json", ("max_pixels",), "many"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(role: Role, loader: str, name: str, key: tuple[str, ...], value: object, tmp_path: Path) -> None:
+    shipped = files.locate(ModelSpec(role, loader, "tiny"))
+    assert shipped is not None
+    folder = shutil.copytree(shipped, tmp_path / "model")
+    changed = config = json.loads((folder / name).read_text())
+    for part in key[:-1]:
+        changed = changed[part]
+    changed[key[-1]] = value
+    (folder / name).write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="image_size|no model_cfg|holds blip|no positive whole numbers|image processor"):
+        spec = ModelSpec(role, loader, str(folder))
+        find_loader(spec).check(spec)
+        find_loader(spec).footprint(spec, CpuDevice)

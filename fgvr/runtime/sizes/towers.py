@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
 from fgvr.runtime.sizes.footprint import Footprint, count_values, origin, published, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
@@ -91,6 +92,8 @@ def footprint(
     Raises:
         ModelLoadError: the files are not here, and the model is not a published one.
     """
+    if type(side) is not int or side < 1:
+        raise ModelLoadError(f"{spec.source}: the image_size of its configuration is {side!r}, no number of pixels; get the folder again")
     towers = read(found, vision, side) if found else published(spec, name, KNOWN, repository)
     size = value_bytes(spec, found)
     parts = zip(_PARTS, towers.values, strict=True)
