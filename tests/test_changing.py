@@ -251,7 +251,7 @@ def test_the_doubtful_have_a_page_the_unreadable_are_counted_and_nothing_of_othe
     assert err.index("among the 3 classes of kites (Black Kite, Osprey, red kite)") < err.index("wait for a person")
     assert cli.main(["sort", str(kites), "--into", str(tmp_path / "again"), *words]) == 0
     told = capfd.readouterr().out
-    assert "1  could not be read and are in no folder" in told and "name the unsure ones on" in told
+    assert "1  unreadable, in no folder" in told and "name the unsure ones on" in told
 
 
 def test_models_of_birds_are_named_before_anything_is_built(capfd, kites: Path, tmp_path: Path) -> None:

@@ -179,17 +179,31 @@ def fit(table: np.ndarray, right: np.ndarray) -> Logistic:
 
 
 def fit_logistic(table: np.ndarray, outcome: np.ndarray) -> Logistic:
-    """Logistic regression with a ridge of 1 on the standardised features. The intercept is not shrunk.
-
-    One imagined success and one failure keep the intercept finite when every outcome is the same.
+    """Logistic regression with a ridge of 1 on the standardised features, by damped Newton steps (Boyd and Vandenberghe, Convex
+    Optimization, algorithm 9.5). The intercept is not shrunk; one imagined success and one failure keep it finite when every outcome is the
+    same. Equal to scikit-learn's within 1e-8, whose import would take more than all else that an evaluation from the store does (ADR 42).
     """
-    from sklearn.linear_model import LogisticRegression  # here, as its import takes a second
-
     mean, scale = table.mean(axis=0), table.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     rows = np.vstack([(table - mean) / scale, np.zeros((2, table.shape[1]))])
-    fitted = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-12).fit(rows, [*np.asarray(outcome, bool), False, True])
-    return Logistic(mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
+    design, true = np.column_stack([np.ones(len(rows)), rows]), np.append(np.asarray(outcome, float), [0.0, 1.0])
+    ridge, weights = np.append(0.0, np.ones(table.shape[1])), np.zeros(design.shape[1])
+
+    def loss(at: np.ndarray) -> float:
+        z = design @ at
+        return float((np.logaddexp(0, z) - true * z).sum() + ridge @ at**2 / 2)
+
+    for _ in range(100):
+        p = np.exp(-np.logaddexp(0, -design @ weights))
+        gradient = design.T @ (p - true) + ridge * weights
+        step = np.linalg.solve((design.T * (p * (1 - p))) @ design + np.diag(ridge), gradient)
+        decrement, length = gradient @ step, 1.0
+        while decrement > 1e-9 and loss(weights - length * step) > loss(weights) - 1e-4 * length * decrement:
+            length /= 2
+        weights = weights - length * step
+        if decrement < 1e-18:
+            break
+    return Logistic(mean, scale, weights[1:], float(weights[0]))
 
 
 def choose_threshold(scores: np.ndarray, right: np.ndarray, target: Target) -> float:

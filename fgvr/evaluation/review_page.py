@@ -8,9 +8,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -47,10 +46,6 @@ class Review:
         images = {p.image: p.sha256 for p in doubtful}
         return cls("review-" + short_hash([list(images.items()), list(classes.items())]), images, classes, base)
 
-    def to_json(self) -> dict[str, Any]:
-        base = None if self.base is None else str(self.base)
-        return {"schema": 1, "run": self.run, "base": base, "classes": dict(self.classes), "images": dict(self.images)}
-
 
 def read(folder: Path) -> Review:
     """The review of a run's folder."""
@@ -68,7 +63,7 @@ def write(review: Review, page: str, folder: Path) -> None:
     """Both files, the page first. `page`: what `render` made."""
     atomic_write(folder / PAGE, printable(page))
     # As the file system has the names: bytes that are no UTF-8 are escaped, and read back as they were.
-    atomic_write(folder / FILE, json.dumps(review.to_json(), indent=1) + "\n")
+    atomic_write(folder / FILE, json.dumps({"schema": 1, **asdict(review)}, indent=1, default=str) + "\n")
 
 
 def render(

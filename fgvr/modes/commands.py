@@ -60,7 +60,7 @@ def sort(words: Sequence[str]) -> int:
     record = {"folder": str(done.folder), "counts": done.counts, "linked": done.linked, "unreadable": done.unreadable, "review": page}
     last = f"{'linked' if done.linked else 'copied'} into {done.folder}; the originals are as they were"
     lines = [f"{count:>7,}  {name}" for name, count in done.counts.items()]
-    lines += [f"{done.unreadable:>7,}  could not be read and are in no folder"] * bool(done.unreadable)
+    lines += [f"{done.unreadable:>7,}  unreadable, in no folder"] * bool(done.unreadable)
     lines += [f"name the unsure ones on {page}"] * (page is not None)
     return _say(session, record, lines, last)
 
