@@ -191,3 +191,11 @@ def test_a_value_that_cannot_be_is_named(role: Role, loader: str, name: str, key
         spec = ModelSpec(role, loader, str(folder))
         find_loader(spec).check(spec)
         find_loader(spec).footprint(spec, CpuDevice)
+
+
+@pytest.mark.parametrize("header", [[], {"a": {"shape": None, "data_offsets": [0, 0]}}, {"a": {"shape": ["x"], "data_offsets": [0, 0]}}])
+def test_a_header_that_describes_no_tensors_is_a_damaged_file(header: object, encoder: ModelSpec) -> None:
+    text = json.dumps(header).encode()
+    (Path(encoder.source) / "open_clip_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ModelLoadError, match=r"is damaged \(.+\); get it again"):
+        find_loader(encoder).footprint(encoder, CpuDevice)

@@ -214,12 +214,14 @@ def _header(file: Path) -> dict[str, Any]:
             if not 0 < size <= min(100 << 20, file.stat().st_size):
                 raise ValueError("no safetensors header")
             header = json.loads(stream.read(size))
-        end = 8 + size + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        end = 8 + size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if end != file.stat().st_size:
             raise ValueError(f"{file.stat().st_size} bytes where the header says {end}: an interrupted download?")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if wrong := [name for name, tensor in header.items() if not isinstance(math.prod(tensor["shape"]), int)]:
+            raise ValueError(f"no shape of {first(wrong)}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{file} is damaged ({error}); get it again") from error
-    header.pop("__metadata__", None)
     return header
 
 
