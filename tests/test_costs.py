@@ -15,6 +15,7 @@ from fgvr.evaluation import report as reports
 from fgvr.modes.showing import to_text
 
 SMALL = ("dataset.genera=[3,3]", "dataset.test_per_class=3", "dataset.calibration=0", "dataset.shots=2")
+WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 
 
 @pytest.mark.parametrize("models", ["fake", pytest.param("tiny", marks=pytest.mark.slow)])
@@ -24,16 +25,14 @@ def test_calls_tokens_and_forwards_equal_the_models_own_counters(models: str, sl
     fgvr.build_knowledge_base(fgvr.load_config(*words))
     before = fgvr.shared_pool().counters.snapshot()
     report = fgvr.evaluate(fgvr.load_config(*words))
-    work = fgvr.shared_pool().counters.snapshot() - before
-    counted = {name: getattr(work, name) for name in ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")}
+    after = fgvr.shared_pool().counters.snapshot()
+    counted = {name: getattr(after, name) - getattr(before, name) for name in WORK}
     assert {name: report.cost[name] for name in counted} == counted
     assert counted["encoder_forwards"] == 18 and counted["mllm_calls"] >= 18 and counted["prompt_tokens"] > 0
     assert (counted["new_tokens"] > 0) == (slow == "reason")
 
 
 # --- asked and computed ------------------------------------------------------------------------------------------------------
-
-WORK = ("encoder_forwards", "mllm_calls", "prompt_tokens", "new_tokens")
 
 
 def evaluated(home: Path, *words: str) -> fgvr.Report:
