@@ -73,7 +73,7 @@ command, too (`fgvr evaluate` is mode=evaluate): those stand in `fgvr.modes.MODE
 
 def program(words: Sequence[str]) -> int:
     """`main` for a process that ends with it, in which nobody else has a say about the garbage collector and pydantic."""
-    if not COMMANDS.keys() & set(words[:1]):
+    if not {*COMMANDS, "-m", "--multirun"} & set(words):  # a sweep leaves a composed configuration per job, which refers to itself
         gc.disable()  # until a mode begins: hardly anything becomes garbage, and the search took a tenth of a plan's time
     atexit.register(gc.freeze)  # what is alive at the end is not searched either: after a server's work that took up to ten seconds
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # for them it reads the metadata of every installed package

@@ -65,7 +65,9 @@ def test_a_command_imports_only_what_its_answer_needs(
     assert not unneeded & set(answer.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("words", [["mode=cache"], ["memory", "system", "--json"]], ids=["a mode", "a command"])
+@pytest.mark.parametrize(
+    "words", [["mode=cache"], ["memory", "system", "--json"], ["-m", "--version"]], ids=["a mode", "a command", "a sweep"]
+)
 def test_garbage_is_collected_while_a_command_works(words: list[str], python: Callable[..., CompletedProcess[str]]) -> None:
     """Not before: its start leaves next to none."""
     answer = python("-c", f"import gc; from fgvr.cli import program; code = program({words}); print(code, gc.isenabled())")

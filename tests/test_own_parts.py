@@ -143,3 +143,9 @@ def test_a_trigger_may_decide_with_numpy(ask: Ask) -> None:
 def test_a_bug_where_parts_of_ones_own_take_part_says_so(ask: Ask) -> None:
     code, said = ask(LOADER.format(body="return 5", loaded="pass"), *SMALL, "models.encoder.loader=OWN.Mine")
     assert code == 1 and "or in a part of your own (" in said and "OWN.Mine" in said
+
+
+@pytest.mark.parametrize("made", ["builtins.dict", "math.pi", "os.path"])
+def test_what_cannot_be_called_with_the_keys_is_a_wrong_configuration(made: str, ask: Ask) -> None:
+    code, said = ask("", *SMALL, f"trigger._target_={made}")
+    assert code == 2 and said.startswith(f"error: {made}: "), said

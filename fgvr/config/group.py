@@ -64,7 +64,7 @@ def instantiate(leaf: Leaf, key: str, *kinds: Any) -> Any:
     make, arguments = locate(leaf.factory, key), leaf.arguments
     try:
         inspect.signature(make).bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a type of Python's own that tells no arguments
         raise ConfigError(f"{leaf.factory}: {error}") from None
     made = make(**arguments)
     if not isinstance(made, kinds):

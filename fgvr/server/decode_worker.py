@@ -13,7 +13,8 @@ def main(pipe: Connection, max_pixels: int) -> None:
     """Answers an encoded picture with a JSON record and the pixels."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this process
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    with suppress(OSError, AttributeError):  # glibc alone has it: what is freed goes back at once, so that the budget is the truth
+    # glibc alone has it (Windows: TypeError): what is freed goes back at once, so that the budget is the truth.
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(-3, 1 << 20)
     from fgvr.errors import ImageError
     from fgvr.utils.images import read_image

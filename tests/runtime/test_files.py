@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from fgvr.errors import ModelLoadError
+from fgvr.runtime.devices.cpu import CpuDevice
 from fgvr.runtime.loaders import files
 from fgvr.runtime.loaders.base import find_loader
 from fgvr.types import ModelSpec
+from fgvr.types.memory import Role
 
 
 @pytest.fixture
@@ -124,6 +127,7 @@ def test_planning_imports_no_tensor_library_and_is_quick(encoder_folder: Path, m
 import sys, time
 from fgvr.runtime.plan import plan
 from fgvr.types import ModelSpec
+from fgvr.types.memory import Role
 specs = [ModelSpec("encoder", "clip", {str(encoder_folder)!r}), ModelSpec("mllm", "transformers", {str(mllm_folder)!r})]
 specs += [ModelSpec("encoder", "clip", "ViT-B-32/openai"), ModelSpec("mllm", "transformers", "Qwen/Qwen2.5-VL-7B-Instruct")]
 began = time.process_time()
@@ -135,3 +139,63 @@ assert not {{"torch", "transformers", "open_clip"}} & set(sys.modules)
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={"PATH": "/usr/bin"})
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("role", "loader", "name"),
+    [
+        ("encoder", "clip", "open_clip_config.json"),
+        ("encoder", "timm", "config.json"),
+        ("mllm", "transformers", "config.json"),
+        ("joint", "blip", "config.json"),
+    ],
+)
+def test_a_configuration_that_is_no_json_object_is_named(role: Role, loader: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[]")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelLoadError, match=f"{name} is no configuration of a model"):
+        find_loader(spec := ModelSpec(role, loader, str(tmp_path))).footprint(spec, CpuDevice)
+
+
+@pytest.mark.parametrize("source", ["hf-hub:somebody/an-encoder", "FOLDER"])
+def test_a_size_that_is_unknown_names_the_cure(source: str, tmp_path: Path) -> None:
+    spec = ModelSpec("encoder", "clip", source.replace("FOLDER", str(tmp_path)))
+    with pytest.raises(ModelLoadError) as told:
+        find_loader(spec).footprint(spec, CpuDevice)
+    assert ("hf download somebody/an-encoder (" in str(told.value)) == source.startswith("hf-hub:")
+    assert "hf download /" not in str(told.value) and "models.encoder.source=FOLDER" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("role", "loader", "name", "key", "value"),
+    [
+        ("encoder", "clip", "open_clip_config.json", ("model_cfg", "vision_cfg"), "big"),
+        ("encoder", "clip", "open_clip_config.json", ("model_cfg", "vision_cfg", "image_size"), []),
+        ("joint", "blip", "config.json", ("architectures",), 1),
+        ("joint", "blip", "config.json", ("vision_config", "image_size"), "384"),
+        ("mllm", "transformers", "config.json", ("num_attention_heads",), 0),
+        ("mllm", "transformers", "config.json", ("vision_config", "hidden_size"), None),
+        ("mllm", "transformers", "preprocessor_config.json", ("max_pixels",), "many"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(role: Role, loader: str, name: str, key: tuple[str, ...], value: object, tmp_path: Path) -> None:
+    shipped = files.locate(ModelSpec(role, loader, "tiny"))
+    assert shipped is not None
+    folder = shutil.copytree(shipped, tmp_path / "model")
+    changed = config = json.loads((folder / name).read_text())
+    for part in key[:-1]:
+        changed = changed[part]
+    changed[key[-1]] = value
+    (folder / name).write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="image_size|no model_cfg|holds blip|no positive whole numbers|image processor"):
+        spec = ModelSpec(role, loader, str(folder))
+        find_loader(spec).check(spec)
+        find_loader(spec).footprint(spec, CpuDevice)
+
+
+@pytest.mark.parametrize("header", [[], {"a": {"shape": None, "data_offsets": [0, 0]}}, {"a": {"shape": ["x"], "data_offsets": [0, 0]}}])
+def test_a_header_that_describes_no_tensors_is_a_damaged_file(header: object, encoder: ModelSpec) -> None:
+    text = json.dumps(header).encode()
+    (Path(encoder.source) / "open_clip_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ModelLoadError, match=r"is damaged \(.+\); get it again"):
+        find_loader(encoder).footprint(encoder, CpuDevice)

@@ -26,7 +26,8 @@ class BlipLoader(FolderLoader):
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
         config = files.read_config(folder / CONFIG)
-        kinds = config.get("architectures") or [config.get("model_type")]
+        named = config.get("architectures")
+        kinds = named if named and isinstance(named, list) else [config.get("model_type")]
         if _ARCHITECTURE not in kinds:
             raise ModelLoadError(
                 f"{folder} holds {', '.join(map(str, kinds))}, not {_ARCHITECTURE}.\n"
@@ -38,7 +39,8 @@ class BlipLoader(FolderLoader):
         """At worst every pair of a batch has a picture of its own."""
         folder = self.locate(spec)
         config = files.read_config(folder / CONFIG) if folder and (folder / CONFIG).is_file() else {}
-        side = (config.get("vision_config") or {}).get("image_size", 384)
+        tower = config.get("vision_config")
+        side = tower.get("image_size", 384) if isinstance(tower, dict) else 384
         found = files.weight_files(folder) if folder else []
         return towers.footprint(spec, found, name=spec.source, vision="vision_model.", side=side, eager=True)
 

@@ -55,18 +55,20 @@ class ClipLoader(FolderLoader):
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
         config = files.read_config(folder / CONFIG)
-        model = config.get("model_cfg") if isinstance(config, dict) else None
-        if not isinstance(model, dict) or not {"vision_cfg", "text_cfg"} <= model.keys():
+        model = config.get("model_cfg")
+        if not isinstance(model, dict) or not all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg")):
             raise ModelLoadError(f"{folder / CONFIG} has no model_cfg with vision_cfg and text_cfg: it is no encoder in open_clip's form")
         return config
 
     def footprint(self, spec: ModelSpec, device: type[Device]) -> Footprint:
-        folder = self.locate(spec)
+        folder, repository = self.locate(spec), self.repository(spec)
         if folder is None or not (folder / CONFIG).is_file():
-            return towers.footprint(spec, (), name=spec.source.partition("/")[0])
+            return towers.footprint(spec, (), name=spec.source.partition("/")[0], repository=repository)
         side = self.read_config(spec, folder)["model_cfg"]["vision_cfg"].get("image_size", 224)
         found = files.weight_files(folder, WEIGHTS)
-        return towers.footprint(spec, found, vision="visual.", side=max(side) if isinstance(side, list) else side)
+        return towers.footprint(
+            spec, found, repository=repository, vision="visual.", side=max(side, default=0) if isinstance(side, list) else side
+        )
 
     def logit_scale(self, spec: ModelSpec) -> float:
         """As the file has it, whatever the dtype computed in."""

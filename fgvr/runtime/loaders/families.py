@@ -110,8 +110,6 @@ PROFILES: dict[str, Profile] = {
 def read_config(folder: Path) -> dict[str, Any]:
     """A config.json. Raises ModelLoadError, naming the family, for what is no chat model of images and text in transformers' form."""
     config = files.read_config(folder / "config.json")
-    if not isinstance(config, Mapping):
-        raise ModelLoadError(f"{folder / 'config.json'} is no configuration of a model (a JSON object); get the folder again")
     kind = config.get("model_type")
     used = class_of(kind)
     if used is None:
@@ -120,7 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"Point models.mllm.source at another folder; or: {_INSTEAD}"
         )
     classes = config.get("architectures")
-    if classes and used not in classes:
+    if classes and isinstance(classes, list) and used not in classes:
         raise ModelLoadError(
             f"{folder} holds {complete.family(config)}, and is loaded as {used} ({kind}) here, which would not fit.\n{_INSTEAD}"
         )
@@ -130,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds {complete.family(config)} without a chat template (chat_template.jinja), so it cannot be asked.\n"
             "Take the instruction-tuned model of the family, or get the folder again"
         )
-    return dict(config)
+    return config
 
 
 def class_of(model_type: Any) -> str | None:
@@ -172,12 +170,19 @@ def max_pixels(spec: ModelSpec, folder: Path | None, kind: Any) -> int | None:
     profile = PROFILES.get(str(kind))
     if spec.max_pixels is not None or (profile is not None and profile.most is None):
         return spec.max_pixels
-    return SANE_PIXELS if profile is None or profile.most is None else min(profile.pixels(image_settings(folder)), profile.most)
+    return SANE_PIXELS if profile is None or profile.most is None else min(_pixels(profile, folder), profile.most)
 
 
 def most_pixels(spec: ModelSpec, folder: Path | None, kind: Any) -> int:
     """Of the largest picture that a model sees in full, by its cap or by its processor's."""
-    return max_pixels(spec, folder, kind) or PROFILES[str(kind)].pixels(image_settings(folder))
+    return max_pixels(spec, folder, kind) or _pixels(PROFILES[str(kind)], folder)
+
+
+def _pixels(profile: Profile, folder: Path | None) -> int:
+    try:
+        return profile.pixels(image_settings(folder))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelLoadError(f"{folder}: the sizes of its image processor cannot be read ({error}); get the folder again") from error
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

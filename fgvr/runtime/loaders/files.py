@@ -122,8 +122,7 @@ def absent_shards(folder: Path) -> list[str]:
     """Weight files that an index names and that are not there; a link into nowhere is not there."""
     named: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):
-        listed = read_config(index)
-        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        shards = read_config(index).get("weight_map")
         if not isinstance(shards, dict):
             raise ModelLoadError(f"{index} has no weight_map; get it again")
         named |= set(map(str, shards.values()))
@@ -176,11 +175,15 @@ def folder_fingerprint(spec: ModelSpec, folder: Path, *, extra: object = None) -
     return digest.hexdigest()[:12]
 
 
-def read_config(path: Path) -> Any:
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises ModelLoadError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{path} is no configuration of a model (a JSON object); get the folder again")
+    return config
 
 
 # Describe the model to people, or how to sample from it, which is never done here.
@@ -211,12 +214,14 @@ def _header(file: Path) -> dict[str, Any]:
             if not 0 < size <= min(100 << 20, file.stat().st_size):
                 raise ValueError("no safetensors header")
             header = json.loads(stream.read(size))
-        end = 8 + size + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        end = 8 + size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if end != file.stat().st_size:
             raise ValueError(f"{file.stat().st_size} bytes where the header says {end}: an interrupted download?")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if wrong := [name for name, tensor in header.items() if not isinstance(math.prod(tensor["shape"]), int)]:
+            raise ValueError(f"no shape of {first(wrong)}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{file} is damaged ({error}); get it again") from error
-    header.pop("__metadata__", None)
     return header
 
 

@@ -97,9 +97,7 @@ class TimmLoader(FolderLoader):
 
     def read_config(self, spec: ModelSpec, folder: Path) -> dict[str, Any]:
         config = files.read_config(folder / CONFIG)
-        if not (
-            isinstance(config, dict) and isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict)
-        ):
+        if not (isinstance(config.get("architecture"), str) and isinstance(config.get("pretrained_cfg"), dict)):
             raise ModelLoadError(f"{folder / CONFIG} has no architecture and pretrained_cfg: it is no model in timm's form")
         return config
 

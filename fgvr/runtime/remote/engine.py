@@ -27,7 +27,7 @@ _TRIAL = [{"role": "user", "content": "Answer with the letter A."}]
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What an engine gives besides wire. `scores`: log-likelihoods of given text; `top_logprobs`: alternatives per token, 0 = none."""
+    """What an engine gives besides replies. `scores`: log-likelihoods of given text; `top_logprobs`: alternatives per token, 0 = none."""
 
     scores: bool
     top_logprobs: int

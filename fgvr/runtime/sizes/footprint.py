@@ -83,9 +83,9 @@ def origin(shards: Sequence[Path]) -> str:
     return f"{len(shards)} file" + "s" * (len(shards) > 1) if shards else "by its published configuration"
 
 
-def published(spec: ModelSpec, name: str, known: Mapping[str, Known]) -> Known:
+def published(spec: ModelSpec, name: str, known: Mapping[str, Known], repository: str | None = None) -> Known:
     """The shape of a published model that is not on this machine. Raises ModelLoadError for an unknown one."""
     if name in known:
         return known[name]
-    files.require(spec, ())
-    raise ModelLoadError(f"the size of {spec.source!r} is unknown until it is on this machine: hf download {spec.source}")
+    folder = files.require(spec, (), repository)
+    raise ModelLoadError(f"the size of {spec.source!r} is unknown: {folder} lacks files.\n{files.how_to_get(spec, repository)}")

@@ -15,7 +15,7 @@ Weights: counted per tensor, so that they equal the index of the real files (7B:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,13 @@ def footprint(spec: ModelSpec, folder: Path | None, device: type[Device]) -> Foo
 
 
 def require_sizes(folder: Path, config: dict[str, Any]) -> None:
-    """Raises ModelLoadError when a config.json lacks a size."""
+    """Raises ModelLoadError when a config.json lacks a size, or has one that cannot be."""
     try:
-        read_dimensions(config)
-    except (KeyError, TypeError) as error:
+        sizes = asdict(read_dimensions(config))
+    except (KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{folder / 'config.json'} does not say {error}, which every {CLASS} has; get it again") from None
+    if wrong := [f"{name} {size!r}" for name, size in sizes.items() if name != "tied" and not (type(size) is int and size > 0)]:
+        raise ModelLoadError(f"{folder / 'config.json'} has sizes that are no positive whole numbers: {', '.join(wrong)}; get it again")
 
 
 def find_dimensions(spec: ModelSpec, folder: Path | None) -> Dimensions:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fgvr.errors import ModelLoadError
 from fgvr.runtime.loaders import files
 from fgvr.runtime.sizes.footprint import Footprint, count_values, origin, published, value_bytes, widest
 from fgvr.types import ModelSpec, PlanPart
@@ -71,12 +72,19 @@ KNOWN: Mapping[str, Towers] = {
 
 
 def footprint(
-    spec: ModelSpec, found: Sequence[Path], *, name: str = "", vision: str = "", side: int = 224, eager: bool = False
+    spec: ModelSpec,
+    found: Sequence[Path],
+    *,
+    name: str = "",
+    repository: str | None = None,
+    vision: str = "",
+    side: int = 224,
+    eager: bool = False,
 ) -> Footprint:
     """Weights and work, by parts.
 
     Args:
-        found: weight files; without any, the published model of this `name` is meant.
+        found: weight files; without any, the published model of this `name` is meant, of this hub repository.
         vision: how names of the image tower's tensors begin; empty: all are.
         side: pixels of a picture.
         eager: a matcher's: attention is kept whole, and each text is read beside its picture.
@@ -84,7 +92,9 @@ def footprint(
     Raises:
         ModelLoadError: the files are not here, and the model is not a published one.
     """
-    towers = read(found, vision, side) if found else published(spec, name, KNOWN)
+    if type(side) is not int or side < 1:
+        raise ModelLoadError(f"{spec.source}: the image_size of its configuration is {side!r}, no number of pixels; get the folder again")
+    towers = read(found, vision, side) if found else published(spec, name, KNOWN, repository)
     size = value_bytes(spec, found)
     parts = zip(_PARTS, towers.values, strict=True)
     weights = tuple(PlanPart(part, values * size, origin(found) if part == _PARTS[0] else "") for part, values in parts if values)
